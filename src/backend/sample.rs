@@ -1,0 +1,1 @@
+//! The draws, the same on every backend.
