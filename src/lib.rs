@@ -4,3 +4,4 @@ pub mod backend;
 pub mod engine;
 pub mod identity;
 pub mod limits;
+pub mod observe;

@@ -1,0 +1,534 @@
+//! The command line: one table of verbs and flags, from which the parser and `--help` both come.
+//!
+//! Owns: the table, the parser, exit codes, and the step from words to one call. Never: what a verb does (the
+//! appliance serves, the client runs programs, `auth` makes tokens), and never a token as an argument (`ps` shows those).
+
+use crate::{appliance, auth, client, config, eval, model};
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fmt::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// The command line was not understood (`EX_USAGE` of sysexits.h).
+pub const EXIT_USAGE: u8 = 64;
+/// The device failed while serving (`EX_SOFTWARE`): systemd starts the process afresh.
+pub const EXIT_DEVICE: u8 = 70;
+/// The configuration cannot be served (`EX_CONFIG`): starting again would not help.
+pub const EXIT_CONFIG: u8 = 78;
+
+struct Flag {
+    long: &'static str,
+    /// What stands for the value in the help; none: a switch.
+    value: Option<&'static str>,
+    help: &'static str,
+    /// May be given more than once.
+    many: bool,
+}
+
+struct Verb {
+    /// One or two words.
+    name: &'static str,
+    /// Positional arguments as shown; their number is checked.
+    positional: &'static [&'static str],
+    /// Whether `-- ARGS` may follow, and for whom they are.
+    rest: Option<&'static str>,
+    flags: &'static [Flag],
+    summary: &'static str,
+    /// Paragraphs and examples below the flags.
+    about: &'static str,
+}
+
+const fn value(long: &'static str, value: &'static str, help: &'static str) -> Flag {
+    Flag { long, value: Some(value), help, many: false }
+}
+
+const fn values(long: &'static str, value: &'static str, help: &'static str) -> Flag {
+    Flag { long, value: Some(value), help, many: true }
+}
+
+const fn switch(long: &'static str, help: &'static str) -> Flag {
+    Flag { long, value: None, help, many: false }
+}
+
+const VERBS: &[Verb] = &[
+    Verb {
+        name: "serve",
+        positional: &[],
+        rest: None,
+        flags: &[
+            value("config", "FILE", "read tartlet.toml from FILE (default: /etc/tartlet/tartlet.toml if it is there)"),
+            value("model", "FILE", "the GGUF file to serve"),
+            value("listen", "ADDR:PORT", "where clients connect (default 127.0.0.1:8080; port 0 takes a free one)"),
+            value("state", "DIR", "where uploaded programs live"),
+            values("public-key", "FILE", "accept tokens signed by this key (k4.public.…); may be repeated"),
+            switch("no-auth", "accept everyone; only on a loopback address"),
+            value("seed", "N", "make sampling repeatable: instances draw from N and their launch number"),
+            switch("print-config", "print the default configuration, every key explained, and end"),
+        ],
+        summary: "serve a model to local apps over a WebSocket",
+        about: "\
+Flags win over the configuration file. The line `listening on ws://ADDR:PORT` on standard output says that
+clients may connect; SIGINT or SIGTERM ends the server cleanly.
+
+  tartlet token keygen --out box.key
+  tartlet serve --model models/SmolLM2-135M-Instruct.Q4_1.gguf --public-key box.key.pub
+  tartlet serve --model model.gguf --no-auth          # a trial on your own machine",
+    },
+    Verb {
+        name: "run",
+        positional: &["PROGRAM.wasm"],
+        rest: Some("arguments of the program"),
+        flags: &[
+            value("server", "URL", "the server (default ws://127.0.0.1:8080)"),
+            value("token-file", "FILE", "the token to authenticate with (else the environment's TARTLET_TOKEN)"),
+        ],
+        summary: "upload a program when needed, launch it, print what it sends",
+        about: "\
+Messages of the program go to standard output as they come. Ctrl-C terminates the program. The exit status
+is 0 when it completed, 1 when it failed; the reason goes to standard error.
+
+  tartlet run chat.wasm -- --user \"What is the capital of France?\"",
+    },
+    Verb {
+        name: "token keygen",
+        positional: &[],
+        rest: None,
+        flags: &[value("out", "FILE", "write the secret key to FILE (mode 0600) and the public one to FILE.pub")],
+        summary: "make a key pair for tokens",
+        about: "The server needs FILE.pub alone. Keep FILE off the box if you can.\n\n  tartlet token keygen --out box.key",
+    },
+    Verb {
+        name: "token mint",
+        positional: &[],
+        rest: None,
+        flags: &[
+            value("key", "FILE", "the secret key"),
+            value("sub", "NAME", "whose token: scopes its programs' keys, exports and topics"),
+            value("role", "ROLE", "user or admin (default user)"),
+            value("ttl", "TIME", "how long it is valid: 90s, 15m, 12h or 30d (default 30d)"),
+            value("out", "FILE", "write the token to FILE (mode 0600) instead of standard output"),
+        ],
+        summary: "sign a token",
+        about: "  tartlet token mint --key box.key --sub kitchen-app --ttl 12h --out app.token",
+    },
+    Verb {
+        name: "token inspect",
+        positional: &[],
+        rest: None,
+        flags: &[
+            value("token-file", "FILE", "the token (else the environment's TARTLET_TOKEN)"),
+            value("public-key", "FILE", "also check the signature"),
+        ],
+        summary: "show what a token claims",
+        about: "Ends with status 1 if the signature was to be checked and is not valid.\n\n  tartlet token inspect --token-file app.token --public-key box.key.pub",
+    },
+    Verb {
+        name: "model",
+        positional: &["FILE"],
+        rest: None,
+        flags: &[],
+        summary: "describe a GGUF file",
+        about: "  tartlet model models/SmolLM2-135M-Instruct.Q4_1.gguf",
+    },
+    Verb {
+        name: "eval",
+        positional: &["GOLDEN.json"],
+        rest: None,
+        flags: &[
+            value("model", "FILE", "the GGUF file to evaluate"),
+            switch("plain", "take the plain path of the CPU backend, the oracle of all kernels"),
+        ],
+        summary: "compare the model's logits with a golden file",
+        about: "\
+Feeds each prompt and its golden greedy tokens, and prints one JSON object: ids_equal, max_logit_diff, top1,
+top1_clear, mean_kl, and the same for each prompt.
+
+  tartlet eval --model models/SmolLM2-135M-Instruct.Q4_1.gguf tests/golden/smollm2-135m-q4_1.json",
+    },
+];
+
+/// Words of one verb, sorted out by the table.
+struct Words {
+    verb: &'static Verb,
+    flags: BTreeMap<&'static str, Vec<OsString>>,
+    positional: Vec<OsString>,
+    rest: Vec<String>,
+}
+
+impl Words {
+    fn has(&self, flag: &str) -> bool {
+        self.flags.contains_key(flag)
+    }
+
+    fn path(&self, flag: &str) -> Option<PathBuf> {
+        self.flags.get(flag).map(|values| PathBuf::from(&values[0]))
+    }
+
+    fn paths(&self, flag: &str) -> Vec<PathBuf> {
+        self.flags.get(flag).into_iter().flatten().map(PathBuf::from).collect()
+    }
+
+    fn text(&self, flag: &str) -> Result<Option<String>, Failure> {
+        self.flags.get(flag).map(|values| utf8(&values[0])).transpose()
+    }
+
+    fn required(&self, flag: &str) -> Result<PathBuf, Failure> {
+        self.path(flag).ok_or_else(|| {
+            Failure::usage(format!("`{}` needs --{flag}; see `tartlet {} --help`.", self.verb.name, self.verb.name))
+        })
+    }
+}
+
+/// How a verb ended when not well: a sentence for standard error and the exit status.
+#[derive(Debug)]
+pub struct Failure {
+    pub sentence: String,
+    pub status: u8,
+}
+
+impl Failure {
+    pub fn new(sentence: impl ToString) -> Failure {
+        Failure { sentence: sentence.to_string(), status: 1 }
+    }
+
+    pub fn usage(sentence: impl ToString) -> Failure {
+        Failure { sentence: sentence.to_string(), status: EXIT_USAGE }
+    }
+
+    pub fn config(sentence: impl ToString) -> Failure {
+        Failure { sentence: sentence.to_string(), status: EXIT_CONFIG }
+    }
+}
+
+/// Runs the command line `arguments` (without the program's name). Failures are one sentence on standard error.
+pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
+    match dispatch(arguments.collect()) {
+        Ok(code) => code,
+        Err(failure) => {
+            eprintln!("tartlet: {}", failure.sentence);
+            ExitCode::from(failure.status)
+        }
+    }
+}
+
+fn dispatch(arguments: Vec<OsString>) -> Result<ExitCode, Failure> {
+    let Some(words) = parse(arguments)? else {
+        return Ok(ExitCode::SUCCESS);
+    };
+    match words.verb.name {
+        "serve" => serve(&words),
+        "run" => run(words),
+        "token keygen" => keygen(&words),
+        "token mint" => mint(&words),
+        "token inspect" => inspect(&words),
+        "model" => describe(&words),
+        "eval" => evaluate(&words),
+        other => unreachable!("the table has a verb without an arm: {other}"),
+    }
+}
+
+/// Sorts words by the table. None: help or the version was asked for and printed.
+fn parse(arguments: Vec<OsString>) -> Result<Option<Words>, Failure> {
+    let mut parser = lexopt::Parser::from_args(arguments);
+    let mut verb: Option<&'static Verb> = None;
+    let mut named: Option<String> = None; // the first word of a two-word verb
+    let mut flags: BTreeMap<&'static str, Vec<OsString>> = BTreeMap::new();
+    let (mut positional, mut rest) = (Vec::new(), Vec::new());
+    loop {
+        // What follows `--` is the program's, flags and all; lexopt would hand it on as plain values.
+        if let Some(found) = verb
+            && found.rest.is_some()
+            && let Some(mut raw) = parser.try_raw_args()
+            && raw.peek().is_some_and(|word| word == "--")
+        {
+            raw.next();
+            rest = raw.map(|word| utf8(&word)).collect::<Result<_, _>>()?;
+            break;
+        }
+        let Some(argument) = parser.next().map_err(|e| Failure::usage(format!("{e}; see `tartlet --help`.")))? else {
+            break;
+        };
+        match argument {
+            lexopt::Arg::Short('h') | lexopt::Arg::Long("help") => {
+                print(&verb.map_or_else(|| overview(named.as_deref()), help));
+                return Ok(None);
+            }
+            lexopt::Arg::Short('V') | lexopt::Arg::Long("version") => {
+                print(&format!("tartlet {}\n", env!("CARGO_PKG_VERSION")));
+                return Ok(None);
+            }
+            lexopt::Arg::Long(name) => {
+                let name = name.to_owned();
+                let Some(found) = verb else {
+                    return Err(Failure::usage(format!(
+                        "--{name} stands before a command; write the command first: `tartlet serve --{name} …`."
+                    )));
+                };
+                let Some(flag) = found.flags.iter().find(|flag| flag.long == name) else {
+                    return Err(unknown_flag(found, &name));
+                };
+                let word = match flag.value {
+                    None => OsString::new(),
+                    Some(shown) => parser.value().map_err(|_| {
+                        Failure::usage(format!("--{name} needs a value: `--{name} {shown}`."))
+                    })?,
+                };
+                let given = flags.entry(flag.long).or_default();
+                if !given.is_empty() && !flag.many {
+                    return Err(Failure::usage(format!("--{name} is given twice; keep one of them.")));
+                }
+                given.push(word);
+            }
+            lexopt::Arg::Short(short) => {
+                return Err(Failure::usage(format!("There is no flag -{short}; see `tartlet --help`.")));
+            }
+            lexopt::Arg::Value(word) if verb.is_none() => {
+                let word = utf8(&word)?;
+                let name = named.take().map_or(word.clone(), |first| format!("{first} {word}"));
+                verb = VERBS.iter().find(|verb| verb.name == name);
+                if verb.is_none() {
+                    if !VERBS.iter().any(|verb| verb.name.split(' ').next() == Some(&name)) {
+                        return Err(Failure::usage(format!(
+                            "There is no command `{name}`; `tartlet --help` lists them."
+                        )));
+                    }
+                    named = Some(name);
+                }
+            }
+            lexopt::Arg::Value(word) => positional.push(word),
+        }
+    }
+    let Some(verb) = verb else {
+        let sentence = match named {
+            Some(first) => {
+                let second: Vec<&str> = VERBS.iter().filter_map(|verb| verb.name.strip_prefix(&format!("{first} "))).collect();
+                format!("`tartlet {first}` needs one of: {}.", second.join(", "))
+            }
+            None => "No command given; `tartlet --help` lists them.".to_owned(),
+        };
+        return Err(Failure::usage(sentence));
+    };
+    if positional.len() != verb.positional.len() {
+        let sentence = match verb.positional {
+            [] => format!("`tartlet {}` takes no plain argument, but {:?} is one.", verb.name, positional[0]),
+            wanted if positional.len() < wanted.len() => {
+                format!("`tartlet {}` needs {}; see `tartlet {} --help`.", verb.name, wanted.join(" "), verb.name)
+            }
+            wanted => format!(
+                "`tartlet {}` takes only {}; {:?} is too much{}.",
+                verb.name,
+                wanted.join(" "),
+                positional[wanted.len()],
+                if verb.rest.is_some() { " (the program's own arguments follow after `--`)" } else { "" }
+            ),
+        };
+        return Err(Failure::usage(sentence));
+    }
+    Ok(Some(Words { verb, flags, positional, rest }))
+}
+
+fn unknown_flag(verb: &Verb, name: &str) -> Failure {
+    let near = verb.flags.iter().map(|flag| flag.long).min_by_key(|long| distance(long, name));
+    let hint = match near {
+        Some(long) if distance(long, name) <= 3 => format!("did you mean --{long}?"),
+        _ => format!("see `tartlet {} --help`.", verb.name),
+    };
+    Failure::usage(format!("`tartlet {}` has no flag --{name}; {hint}", verb.name))
+}
+
+/// Levenshtein distance in characters; for hints on flags, so both are short.
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, ca) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, cb) in b.iter().enumerate() {
+            let replaced = diagonal + usize::from(ca != *cb);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(row[j] + 1).min(row[j + 1] + 1);
+        }
+    }
+    row[b.len()]
+}
+
+fn utf8(word: &OsString) -> Result<String, Failure> {
+    word.to_str().map(str::to_owned).ok_or_else(|| Failure::usage(format!("{word:?} is not valid UTF-8.")))
+}
+
+/// Help goes to a pipe as often as to a terminal; a closed one is no error.
+fn print(text: &str) {
+    use std::io::Write as _;
+    let _ = std::io::stdout().write_all(text.as_bytes());
+}
+
+fn overview(within: Option<&str>) -> String {
+    let mut text = String::from(
+        "Tartlet: Pie, the programmable LLM serving system, as firmware for one edge GPU box.\n\nusage: tartlet COMMAND [FLAGS]\n\n",
+    );
+    for verb in VERBS.iter().filter(|verb| within.is_none_or(|first| verb.name.starts_with(first))) {
+        let _ = writeln!(text, "  {:<15} {}", verb.name, verb.summary);
+    }
+    text.push_str(
+        "\n`tartlet COMMAND --help` teaches one command. `tartlet --version` prints the version.\n\n\
+         exit status: 0 done, 1 failed, 64 the command line, 70 the device, 78 the configuration.\n",
+    );
+    text
+}
+
+fn help(verb: &'static Verb) -> String {
+    let mut text = format!("tartlet {}: {}\n\nusage: tartlet {}", verb.name, verb.summary, verb.name);
+    if !verb.flags.is_empty() {
+        text.push_str(" [FLAGS]");
+    }
+    for name in verb.positional {
+        let _ = write!(text, " {name}");
+    }
+    if verb.rest.is_some() {
+        text.push_str(" [-- ARGS]");
+    }
+    text.push_str("\n\n");
+    for flag in verb.flags {
+        let head = match flag.value {
+            Some(shown) => format!("--{} {shown}", flag.long),
+            None => format!("--{}", flag.long),
+        };
+        let _ = writeln!(text, "  {head:<22} {}", flag.help);
+    }
+    if let Some(rest) = verb.rest {
+        let _ = writeln!(text, "  {:<22} {rest}", "-- ARGS");
+    }
+    if !verb.flags.is_empty() {
+        text.push('\n');
+    }
+    text.push_str(verb.about);
+    text.push('\n');
+    text
+}
+
+fn serve(words: &Words) -> Result<ExitCode, Failure> {
+    if words.has("print-config") {
+        print(config::TEMPLATE);
+        return Ok(ExitCode::SUCCESS);
+    }
+    let flags = config::Flags {
+        config: words.path("config"),
+        model: words.path("model"),
+        listen: words.text("listen")?,
+        state: words.path("state"),
+        public_keys: words.paths("public-key"),
+        no_auth: words.has("no-auth"),
+        seed: words.text("seed")?,
+    };
+    appliance::serve(config::Config::read(flags).map_err(Failure::config)?)
+}
+
+fn run(words: Words) -> Result<ExitCode, Failure> {
+    let server = words.text("server")?.unwrap_or_else(|| client::DEFAULT_SERVER.to_owned());
+    let token = auth::find_token(words.path("token-file").as_deref()).map_err(Failure::new)?;
+    let code = client::run_program(&server, token, words.positional[0].as_ref(), words.rest).map_err(Failure::new)?;
+    Ok(ExitCode::from(code))
+}
+
+fn keygen(words: &Words) -> Result<ExitCode, Failure> {
+    let out = words.required("out")?;
+    let public = auth::write_key_pair(&out).map_err(Failure::new)?;
+    print(&format!("{public}\n"));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn mint(words: &Words) -> Result<ExitCode, Failure> {
+    let key = auth::read_secret_key(&words.required("key")?).map_err(Failure::new)?;
+    words.required("sub")?;
+    let sub = words.text("sub")?.unwrap_or_default();
+    let role = words.text("role")?.unwrap_or_else(|| "user".to_owned());
+    let role = role.parse().map_err(Failure::usage)?;
+    let ttl = words.text("ttl")?.unwrap_or_else(|| "30d".to_owned());
+    let ttl = auth::parse_ttl(&ttl).map_err(Failure::usage)?;
+    let token = auth::mint(&key, &auth::Claims::new(&sub, role, ttl)).map_err(Failure::new)?;
+    match words.path("out") {
+        Some(path) => auth::write_private(&path, token.expose()).map_err(Failure::new)?,
+        None => print(&format!("{}\n", token.expose())),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn inspect(words: &Words) -> Result<ExitCode, Failure> {
+    let token = auth::find_token(words.path("token-file").as_deref()).map_err(Failure::new)?.ok_or_else(|| {
+        Failure::usage("No token: give --token-file FILE or set TARTLET_TOKEN.")
+    })?;
+    let key = words.path("public-key").map(|path| auth::read_public_key(&path)).transpose().map_err(Failure::new)?;
+    print(&auth::inspect(&token, key.as_ref()).map_err(Failure::new)?);
+    Ok(ExitCode::SUCCESS)
+}
+
+fn describe(words: &Words) -> Result<ExitCode, Failure> {
+    print(&model::describe(words.positional[0].as_ref()).map_err(Failure::new)?);
+    Ok(ExitCode::SUCCESS)
+}
+
+fn evaluate(words: &Words) -> Result<ExitCode, Failure> {
+    let report = eval::run(&words.required("model")?, words.positional[0].as_ref(), words.has("plain"))
+        .map_err(Failure::new)?;
+    print(&format!("{report}\n"));
+    Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sorted(words: &[&str]) -> Result<Words, String> {
+        parse(words.iter().map(OsString::from).collect()).map(Option::unwrap).map_err(|failure| {
+            assert_eq!(failure.status, EXIT_USAGE);
+            failure.sentence
+        })
+    }
+
+    #[test]
+    fn words_are_sorted_by_the_table() {
+        let words = sorted(&["run", "a.wasm", "--server=ws://x", "--", "--user", "hi", "--", "-x"]).unwrap();
+        assert_eq!(words.verb.name, "run");
+        assert_eq!(words.text("server").unwrap().as_deref(), Some("ws://x"));
+        assert_eq!(words.positional, ["a.wasm"]);
+        assert_eq!(words.rest, ["--user", "hi", "--", "-x"]);
+        let words = sorted(&["serve", "--public-key", "a", "--no-auth", "--public-key", "b"]).unwrap();
+        assert_eq!(words.paths("public-key"), [PathBuf::from("a"), PathBuf::from("b")]);
+        assert!(words.has("no-auth"));
+        assert_eq!(sorted(&["token", "mint", "--sub", "a"]).unwrap().verb.name, "token mint");
+    }
+
+    #[test]
+    fn a_wrong_word_is_answered_with_the_mend() {
+        for (words, sentence) in [
+            (&["srve"] as &[&str], "There is no command `srve`; `tartlet --help` lists them."),
+            (&[], "No command given; `tartlet --help` lists them."),
+            (&["token"], "`tartlet token` needs one of: keygen, mint, inspect."),
+            (&["--model", "x"], "--model stands before a command; write the command first: `tartlet serve --model …`."),
+            (&["serve", "--modle", "x"], "`tartlet serve` has no flag --modle; did you mean --model?"),
+            (&["serve", "--model"], "--model needs a value: `--model FILE`."),
+            (&["serve", "--model", "a", "--model", "b"], "--model is given twice; keep one of them."),
+            (&["run"], "`tartlet run` needs PROGRAM.wasm; see `tartlet run --help`."),
+            (
+                &["run", "a.wasm", "hello"],
+                "`tartlet run` takes only PROGRAM.wasm; \"hello\" is too much (the program's own arguments follow after `--`).",
+            ),
+            (&["serve", "x"], "`tartlet serve` takes no plain argument, but \"x\" is one."),
+        ] {
+            assert_eq!(sorted(words).err().as_deref(), Some(sentence), "{words:?}");
+        }
+    }
+
+    #[test]
+    fn every_verb_teaches() {
+        for verb in VERBS {
+            let text = help(verb);
+            assert!(text.contains(&format!("tartlet {}", verb.name)), "{}", verb.name);
+            for flag in verb.flags {
+                assert!(text.contains(&format!("--{}", flag.long)));
+            }
+            assert!(text.lines().all(|line| line.chars().count() <= 125), "{}", verb.name);
+        }
+    }
+}

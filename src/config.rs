@@ -1,0 +1,293 @@
+//! tartlet.toml and the flags over it: raw text in, a checked [`Config`] out.
+//!
+//! Owns: every key, documented once, in [`TEMPLATE`]; the defaults; which file is read. Never: opening sockets,
+//! models or stores; a `Config` is a promise that the values make sense together, not that the files are good.
+
+use crate::auth::{self, PublicKey};
+use crate::limits;
+use serde::Deserialize;
+use std::collections::HashSet;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+/// The default configuration with every key explained; `tartlet serve --print-config` prints it, and a test
+/// checks that it says what the code does.
+pub const TEMPLATE: &str = include_str!("config.toml");
+
+/// Read when no `--config` names another and it exists.
+const SYSTEM_FILE: &str = "/etc/tartlet/tartlet.toml";
+
+/// What the command line says; each value here wins over the file.
+#[derive(Default)]
+pub struct Flags {
+    pub config: Option<PathBuf>,
+    pub model: Option<PathBuf>,
+    pub listen: Option<String>,
+    pub state: Option<PathBuf>,
+    pub public_keys: Vec<PathBuf>,
+    pub no_auth: bool,
+    pub seed: Option<String>,
+}
+
+/// What the server serves, checked.
+#[derive(Debug)]
+pub struct Config {
+    pub listen: SocketAddr,
+    /// `Host` values that are ours besides the loopback names and `listen`; lower case, without port.
+    pub hosts: Vec<String>,
+    /// `Origin` values of web pages that may connect, exactly as browsers send them.
+    pub origins: Vec<String>,
+    pub state: PathBuf,
+    /// None: everyone is let in, on loopback only.
+    pub auth: Option<Keys>,
+    pub model: ModelConfig,
+    pub engine: EngineConfig,
+    pub log: tracing::Level,
+}
+
+/// Who may sign tokens, and which tokens are withdrawn.
+#[derive(Debug)]
+pub struct Keys {
+    pub public: Vec<PublicKey>,
+    pub revoked: HashSet<String>,
+}
+
+#[derive(Debug)]
+pub struct ModelConfig {
+    pub path: PathBuf,
+    /// The name guests see; none: the file's own.
+    pub name: Option<String>,
+    /// A prompt template in place of the built-in one.
+    pub template: Option<String>,
+}
+
+#[derive(Debug)]
+pub struct EngineConfig {
+    pub kv_pages: u32,
+    /// Tokens per page.
+    pub page_size: u32,
+    pub embeds: u32,
+    /// Rows in one batch.
+    pub batch_tokens: u32,
+    pub threads: usize,
+    /// None: each server start draws its own.
+    pub seed: Option<u64>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct Raw {
+    listen: Option<String>,
+    hosts: Vec<String>,
+    origins: Vec<String>,
+    state: Option<PathBuf>,
+    log: Option<String>,
+    auth: RawAuth,
+    model: RawModel,
+    engine: RawEngine,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct RawAuth {
+    enabled: Option<bool>,
+    public_keys: Vec<String>,
+    revoked: Vec<String>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct RawModel {
+    path: Option<PathBuf>,
+    name: Option<String>,
+    template: Option<PathBuf>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct RawEngine {
+    kv_tokens: Option<u32>,
+    page_size: Option<u32>,
+    embeds: Option<u32>,
+    batch_tokens: Option<u32>,
+    threads: Option<usize>,
+    seed: Option<u64>,
+}
+
+impl Config {
+    /// The configuration file under the flags. The error is one sentence that names the key and the mend.
+    pub fn read(flags: Flags) -> Result<Config, String> {
+        let path = flags.config.clone().or_else(|| Path::new(SYSTEM_FILE).exists().then(|| SYSTEM_FILE.into()));
+        let raw = match &path {
+            None => Raw::default(),
+            Some(path) => {
+                let text = std::fs::read_to_string(path)
+                    .map_err(|e| format!("The configuration {} cannot be read: {e}.", path.display()))?;
+                toml::from_str(&text).map_err(|e| {
+                    let line = e.span().map_or(0, |span| text[..span.start].matches('\n').count() + 1);
+                    format!("{}, line {line}: {}.", path.display(), e.message().trim_end_matches('.'))
+                })?
+            }
+        };
+        // Files named in the configuration lie beside it, wherever the server was started.
+        let beside = path.as_deref().and_then(Path::parent).unwrap_or(Path::new(""));
+        Config::check(raw, flags, beside)
+    }
+
+    fn check(raw: Raw, flags: Flags, beside: &Path) -> Result<Config, String> {
+        let listen = flags.listen.or(raw.listen).unwrap_or_else(|| "127.0.0.1:8080".to_owned());
+        let listen: SocketAddr = listen
+            .parse()
+            .map_err(|_| format!("listen = \"{listen}\" is not ADDRESS:PORT with a numeric address, like 127.0.0.1:8080."))?;
+        let model = flags.model.or(raw.model.path.map(|path| beside.join(path))).ok_or(
+            "No model: give --model FILE.gguf, or set path under [model] in the configuration.",
+        )?;
+        let template = raw
+            .model
+            .template
+            .map(|path| {
+                let path = beside.join(path);
+                std::fs::read_to_string(&path)
+                    .map_err(|e| format!("The prompt template {} cannot be read: {e}.", path.display()))
+            })
+            .transpose()?;
+        let log = raw.log.as_deref().unwrap_or("info");
+        let log = log
+            .parse()
+            .map_err(|_| format!("log = \"{log}\" is none of error, warn, info, debug, trace."))?;
+        let enabled = raw.auth.enabled.unwrap_or(true) && !flags.no_auth;
+        let auth = match enabled {
+            true => {
+                Some(keys(&raw.auth.public_keys, &flags.public_keys, raw.auth.revoked)?)
+            }
+            false if listen.ip().is_loopback() => None,
+            false => {
+                return Err(format!(
+                    "Without authentication only a loopback address is served, not {listen}; listen on 127.0.0.1 or give --public-key FILE."
+                ));
+            }
+        };
+        let seed = match flags.seed {
+            None => raw.engine.seed,
+            Some(text) => Some(text.parse().map_err(|_| format!("--seed {text} is not a whole number below 2^64."))?),
+        };
+        Ok(Config {
+            listen,
+            hosts: raw.hosts.iter().map(|host| host.to_ascii_lowercase()).collect(),
+            origins: raw.origins,
+            state: flags.state.or(raw.state.map(|path| beside.join(path))).map_or_else(default_state, Ok)?,
+            auth,
+            model: ModelConfig { path: model, name: raw.model.name, template },
+            engine: EngineConfig::check(&raw.engine, seed)?,
+            log,
+        })
+    }
+}
+
+impl EngineConfig {
+    fn check(raw: &RawEngine, seed: Option<u64>) -> Result<EngineConfig, String> {
+        let within = |key: &str, value: u32, low: u32, high: u32| match (low..=high).contains(&value) {
+            true => Ok(value),
+            false => Err(format!("[engine] {key} = {value} is outside {low} to {high}.")),
+        };
+        let page_size = within("page_size", raw.page_size.unwrap_or(16), 1, limits::PAGE_TOKENS_MAX)?;
+        let kv_tokens = within("kv_tokens", raw.kv_tokens.unwrap_or(32_768), page_size, limits::KV_TOKENS_MAX)?;
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let threads = raw.threads.unwrap_or(cores);
+        if threads == 0 || threads > limits::THREADS_MAX {
+            return Err(format!("[engine] threads = {threads} is outside 1 to {}.", limits::THREADS_MAX));
+        }
+        Ok(EngineConfig {
+            kv_pages: kv_tokens / page_size,
+            page_size,
+            embeds: within("embeds", raw.embeds.unwrap_or(1024), 1, limits::EMBEDS_MAX)?,
+            batch_tokens: within("batch_tokens", raw.batch_tokens.unwrap_or(256), 1, limits::BATCH_TOKENS_MAX)?,
+            threads,
+            seed,
+        })
+    }
+}
+
+fn keys(inline: &[String], files: &[PathBuf], revoked: Vec<String>) -> Result<Keys, String> {
+    let mut public = Vec::new();
+    for text in inline {
+        public.push(PublicKey::from_paserk(text).map_err(|e| format!("[auth] public_keys: {e}"))?);
+    }
+    for path in files {
+        public.push(auth::read_public_key(path).map_err(|e| e.to_string())?);
+    }
+    if public.is_empty() {
+        return Err("Nobody could connect: no public key is known. Make a pair with `tartlet token keygen --out box.key` \
+                    and give --public-key box.key.pub, or serve your own machine with --no-auth."
+            .to_owned());
+    }
+    Ok(Keys { public, revoked: revoked.into_iter().collect() })
+}
+
+/// systemd's StateDirectory, else the user's state folder by the XDG rules.
+fn default_state() -> Result<PathBuf, String> {
+    let folder = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    folder("STATE_DIRECTORY")
+        .or_else(|| folder("XDG_STATE_HOME").map(|home| home.join("tartlet")))
+        .or_else(|| folder("HOME").map(|home| home.join(".local/state/tartlet")))
+        .ok_or_else(|| "No folder for programs: give --state DIR or set state in the configuration.".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn checked(text: &str, flags: Flags) -> Result<Config, String> {
+        let raw: Raw = toml::from_str(text).map_err(|e| e.message().to_owned())?;
+        Config::check(raw, flags, Path::new("/etc/tartlet"))
+    }
+
+    fn no_auth() -> Flags {
+        Flags { no_auth: true, model: Some("m.gguf".into()), state: Some("/s".into()), ..Flags::default() }
+    }
+
+    /// The template is the documentation: what it sets is what an empty file means, and no key is missing in it.
+    #[test]
+    fn the_template_says_what_the_code_does() {
+        let strip = |line: &'static str| line.strip_prefix("# ").filter(|rest| rest.contains(" = ") && !rest.contains("  ")).unwrap_or(line);
+        let active: String = TEMPLATE.lines().map(strip).flat_map(|line| [line, "\n"]).collect();
+        let raw: toml::Table = toml::from_str(&active).expect("the template with every key set parses");
+        let sections: Vec<&str> = raw.keys().map(String::as_str).collect();
+        assert_eq!(sections, ["auth", "engine", "hosts", "listen", "log", "model", "origins", "state"]);
+        for (section, keys) in [
+            ("auth", &["enabled", "public_keys", "revoked"] as &[&str]),
+            ("engine", &["batch_tokens", "embeds", "kv_tokens", "page_size", "seed", "threads"]),
+            ("model", &["name", "path", "template"]),
+        ] {
+            let found: Vec<&str> = raw[section].as_table().expect("a table").keys().map(String::as_str).collect();
+            assert_eq!(found, keys, "[{section}]");
+        }
+        let (template, empty) = (checked(TEMPLATE, no_auth()).unwrap(), checked("", no_auth()).unwrap());
+        assert_eq!(format!("{template:?}"), format!("{empty:?}"));
+    }
+
+    #[test]
+    fn a_wrong_value_is_named_with_the_mend() {
+        let with_model = || Flags { model: Some("m.gguf".into()), ..Flags::default() };
+        for (text, flags, part) in [
+            ("", Flags::default(), "No model: give --model"),
+            ("", with_model(), "no public key is known"),
+            ("listen = \"0.0.0.0:1\"", no_auth(), "only a loopback address"),
+            ("listen = \"localhost\"", no_auth(), "is not ADDRESS:PORT"),
+            ("[engine]\npage_size = 0", no_auth(), "[engine] page_size = 0 is outside 1 to"),
+            ("[engine]\nthreads = 0", no_auth(), "[engine] threads = 0"),
+            ("[engine]\npagesize = 3", no_auth(), "unknown field `pagesize`"),
+            ("log = \"loud\"", no_auth(), "none of error, warn"),
+            ("[auth]\npublic_keys = [\"k4.secret.x\"]", with_model(), "[auth] public_keys: "),
+        ] {
+            let sentence = checked(text, flags).expect_err(text);
+            assert!(sentence.contains(part), "{text:?}: {sentence}");
+        }
+    }
+
+    #[test]
+    fn files_named_in_the_configuration_lie_beside_it() {
+        let config = checked("[model]\npath = \"a.gguf\"\n[auth]\nenabled = false", Flags { state: Some("/s".into()), ..Flags::default() });
+        assert_eq!(config.unwrap().model.path, Path::new("/etc/tartlet/a.gguf"));
+    }
+}
