@@ -4,4 +4,5 @@ pub mod backend;
 pub mod engine;
 pub mod identity;
 pub mod limits;
+pub mod model;
 pub mod observe;

@@ -29,3 +29,29 @@ pub const EMBEDS_MAX: u32 = 1 << 16;
 pub const BATCH_TOKENS_MAX: u32 = 8192;
 /// Threads at most: one word of flags per thread in the crew.
 pub const THREADS_MAX: usize = 64;
+
+// ---- the model file ----
+
+/// Metadata entries of a GGUF file; real ones have 20 to 60.
+pub const GGUF_KEYS: usize = 4096;
+/// Tensors of a GGUF file; the largest dense models have about 2,000.
+pub const GGUF_TENSORS: usize = 65_536;
+/// Bytes of a key's or a tensor's name; real ones stay under 80. With the two counts above, the names of a file
+/// take at most 68 MiB of memory.
+pub const GGUF_NAME_BYTES: usize = 1024;
+/// Items of one metadata array: 16 times the largest vocabulary in use (256 Ki tokens).
+pub const GGUF_ARRAY_ITEMS: usize = 4 * 1024 * 1024;
+/// Arrays within arrays; real files do not nest at all.
+pub const GGUF_ARRAY_DEPTH: usize = 4;
+/// Bytes of `general.alignment`; real files have 32, a large page would make sense.
+pub const GGUF_ALIGNMENT: usize = 2 * 1024 * 1024;
+/// Transformer blocks of a model; the deepest in use have 126.
+pub const MODEL_LAYERS: u32 = 512;
+/// Values of one activation row (residual stream, feed-forward, all heads); the widest in use is 53,248.
+pub const MODEL_WIDTH: u32 = 256 * 1024;
+/// Values of one attention head; real ones have 64 to 256.
+pub const MODEL_HEAD: u32 = 1024;
+/// Tokens of a vocabulary: 4 times the largest in use. A logits row takes 4 MiB.
+pub const MODEL_VOCAB: u32 = 1024 * 1024;
+/// Positions of a model's trained context; the longest claimed is 10 Mi.
+pub const MODEL_CONTEXT: u32 = 16 * 1024 * 1024;

@@ -1,0 +1,506 @@
+//! The memory-mapped GGUF reader (versions 2 and 3, little endian).
+//!
+//! Owns: the map of the file, where each metadata value and each tensor lies in it, and that all of it lies inside
+//! the file. Never: what a key means (`shape.rs`, `tokenizer.rs`, `chat.rs`), nor a copy of the weights.
+//!
+//! The file is input from outside. Every count is compared with the bytes that are left and with `limits.rs` before
+//! anything is reserved for it; values stay in the map until they are asked for. A corrupt, truncated or foreign
+//! file gives an error that names the field and its byte offset.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::fs::File;
+use std::path::Path;
+
+use super::cursor::{Cursor, Flaw, kind};
+pub use super::quant::{Quant, f16_to_f32};
+use crate::limits;
+
+/// An open model file: metadata and tensors, by name.
+pub struct Gguf {
+    bytes: Bytes,
+    version: u32,
+    entries: Vec<Entry>,
+    keys: HashMap<Box<str>, u32>, // name -> index in `entries`
+    records: Vec<Record>,
+    names: HashMap<Box<str>, u32>, // name -> index in `records`
+}
+
+/// Where the file's bytes are.
+enum Bytes {
+    Mapped(memmap2::Mmap),
+    #[cfg(test)]
+    Owned(Vec<u8>),
+}
+
+impl std::ops::Deref for Bytes {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        match self {
+            Bytes::Mapped(map) => map,
+            #[cfg(test)]
+            Bytes::Owned(bytes) => bytes,
+        }
+    }
+}
+
+/// One metadata value: its payload is `bytes[at..]`, checked when the file was opened.
+struct Entry {
+    key: Box<str>,
+    kind: u32,
+    at: usize,
+}
+
+/// One tensor as the file describes it. `len` is 0 for a format we do not know the size of.
+struct Record {
+    name: Box<str>,
+    number: u32,
+    dims: [usize; 4],
+    at: usize,
+    len: usize,
+}
+
+/// A metadata value, borrowed from the map.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Value<'a> {
+    /// Any of the eight integer types.
+    Integer(i128),
+    /// f32 or f64.
+    Float(f64),
+    Bool(bool),
+    Text(&'a str),
+    /// Items are read by [`Gguf::strings`] and [`Gguf::integers`].
+    Array {
+        len: usize,
+    },
+}
+
+/// A tensor's bytes in the map and how to read them.
+#[derive(Clone, Copy, Debug)]
+pub struct Tensor<'a> {
+    pub name: &'a str,
+    pub kind: Quant,
+    /// GGUF order: `dims[0]` is the row length, `dims[1]` the number of rows; unused ones are 1.
+    pub dims: [usize; 4],
+    /// Row after row, `kind.row_bytes(dims[0])` each; aligned to the file's alignment (32 by default).
+    pub bytes: &'a [u8],
+}
+
+impl<'a> Tensor<'a> {
+    /// Rows of `dims[0]` values.
+    pub fn rows(&self) -> usize {
+        self.dims[1] * self.dims[2] * self.dims[3]
+    }
+
+    /// Bytes of one row.
+    pub fn row_bytes(&self) -> usize {
+        self.kind.row_bytes(self.dims[0])
+    }
+
+    /// The bytes of row `row`, below [`Tensor::rows`].
+    pub fn row(&self, row: usize) -> &'a [u8] {
+        &self.bytes[row * self.row_bytes()..][..self.row_bytes()]
+    }
+}
+
+/// A tensor record, whether Tartlet computes with its format or not.
+#[derive(Clone, Copy, Debug)]
+pub struct Listed<'a> {
+    pub name: &'a str,
+    /// The format's name, as every tool prints it.
+    pub format: &'a str,
+    pub dims: [usize; 4],
+    /// Bytes in the file; `None` for a format whose size we do not know.
+    pub bytes: Option<usize>,
+}
+
+/// Why a model file cannot be read, or lacks something. `Display` is the sentence for the operator.
+#[derive(Debug)]
+pub enum GgufError {
+    /// The file cannot be opened or mapped.
+    Open { path: String, error: std::io::Error },
+    /// Not a GGUF file, or not a flavour of it that we read.
+    Foreign { offset: usize, what: String },
+    /// The bytes contradict themselves, the file's length, or a limit.
+    Corrupt { field: String, offset: usize, what: String },
+    /// No such metadata key.
+    Missing { key: String },
+    /// The key is there with a value of another kind or range.
+    Kind { key: String, want: &'static str, found: String },
+    /// No such tensor.
+    NoTensor { name: String },
+    /// The tensor is there in a format that Tartlet does not compute with.
+    Format { name: String, format: String },
+}
+
+impl fmt::Display for GgufError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            GgufError::Open { path, error } => write!(f, "cannot open the model file {path}: {error}"),
+            GgufError::Foreign { offset, what } => {
+                write!(f, "not a GGUF file that Tartlet reads, at byte {offset}: {what}")
+            }
+            GgufError::Corrupt { field, offset, what } => write!(
+                f,
+                "the GGUF file is damaged at byte {offset}, {field}: {what}; fetch it again and compare its checksum"
+            ),
+            GgufError::Missing { key } => write!(f, "the GGUF file has no metadata key `{key}`"),
+            GgufError::Kind { key, want, found } => {
+                write!(f, "the GGUF metadata key `{key}` should be {want}, but is {found}")
+            }
+            GgufError::NoTensor { name } => write!(f, "the GGUF file has no tensor `{name}`"),
+            GgufError::Format { name, format } => write!(
+                f,
+                "tensor `{name}` is of type {format}; Tartlet computes with F32, F16, BF16, Q8_0, Q4_0 and Q4_1: \
+                 convert the model to one of these"
+            ),
+        }
+    }
+}
+
+impl std::error::Error for GgufError {}
+
+/// `Missing` becomes `None`; every other error stays one.
+pub fn optional<T>(result: Result<T, GgufError>) -> Result<Option<T>, GgufError> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(GgufError::Missing { .. }) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+impl Gguf {
+    /// Maps the file and checks its whole structure; the weights themselves are not touched.
+    pub fn open(path: &Path) -> Result<Gguf, GgufError> {
+        let fail = |error| GgufError::Open { path: path.display().to_string(), error };
+        // Asked of the path first: opening a FIFO would wait for a writer.
+        if !std::fs::metadata(path).map_err(fail)?.is_file() {
+            return Err(fail(std::io::Error::other("it is not a regular file")));
+        }
+        let file = File::open(path).map_err(fail)?;
+        // SAFETY: the map is private to this process and read only, and is only ever seen as plain bytes, for
+        // which every bit pattern is valid; text is checked each time it is read. That nobody shortens the file
+        // in place while it is served is the operator's contract (models are replaced by rename): the kernel would
+        // end the process (SIGBUS), no memory of ours could be corrupted.
+        let map = unsafe { memmap2::Mmap::map(&file) }.map_err(fail)?;
+        Gguf::read(Bytes::Mapped(map))
+    }
+
+    /// The same from memory, for tests.
+    #[cfg(test)]
+    pub(crate) fn from_bytes(bytes: Vec<u8>) -> Result<Gguf, GgufError> {
+        Gguf::read(Bytes::Owned(bytes))
+    }
+
+    fn read(bytes: Bytes) -> Result<Gguf, GgufError> {
+        let mut cursor = Cursor { bytes: &bytes, at: 0 };
+        let foreign = |offset, what: &str| GgufError::Foreign { offset, what: what.to_owned() };
+        if cursor.bytes.get(..4) != Some(b"GGUF".as_slice()) {
+            return Err(foreign(0, "the magic `GGUF` is not there"));
+        }
+        cursor.at = 4;
+        let version = cursor.u32().map_err(|flaw| flaw.at("the version"))?;
+        match version {
+            2 | 3 => {}
+            1 => return Err(foreign(4, "version 1 is out of use; convert the model again")),
+            v if v.swap_bytes() <= 3 => {
+                return Err(foreign(4, "it is big endian; convert it to little endian"));
+            }
+            v => return Err(foreign(4, &format!("version {v}; versions 2 and 3 are supported"))),
+        }
+        // The smallest tensor record is 24 bytes (empty name, no dims), the smallest metadata entry 13.
+        let tensors = cursor.count(24, limits::GGUF_TENSORS).map_err(|flaw| flaw.at("the tensor count"))?;
+        let pairs = cursor.count(13, limits::GGUF_KEYS).map_err(|flaw| flaw.at("the metadata count"))?;
+
+        let (mut entries, mut keys) = (Vec::new(), HashMap::new());
+        for index in 0..pairs {
+            let start = cursor.at;
+            let key = cursor.name().map_err(|flaw| flaw.at(&format!("the key of metadata {index}")))?;
+            let in_key = |flaw: Flaw| flaw.at(&format!("the value of `{key}`"));
+            if keys.insert(Box::from(key), index as u32).is_some() {
+                return Err(
+                    Flaw { offset: start, what: "the key appears twice".into() }.at(&format!("`{key}`"))
+                );
+            }
+            let kind = cursor.u32().map_err(in_key)?;
+            entries.push(Entry { key: key.into(), kind, at: cursor.at });
+            cursor.skip(kind, 0).map_err(in_key)?;
+        }
+
+        let alignment = alignment(&bytes, &entries, &keys)?;
+        let (mut records, mut names) = (Vec::new(), HashMap::new());
+        for index in 0..tensors {
+            let start = cursor.at;
+            let name = cursor.name().map_err(|flaw| flaw.at(&format!("the name of tensor {index}")))?;
+            let in_tensor = |flaw: Flaw| flaw.at(&format!("tensor `{name}`"));
+            if names.insert(Box::from(name), index as u32).is_some() {
+                return Err(in_tensor(Flaw { offset: start, what: "the name appears twice".into() }));
+            }
+            records.push(record(&mut cursor, name, alignment).map_err(in_tensor)?);
+        }
+
+        // Tensor offsets count from here.
+        let data = cursor.at.next_multiple_of(alignment);
+        for record in &mut records {
+            let end = data.checked_add(record.at).and_then(|at| at.checked_add(record.len));
+            if end.is_none_or(|end| end > bytes.len()) {
+                let what = format!(
+                    "its {} bytes at data offset {} reach past the end of the file ({} bytes)",
+                    record.len,
+                    record.at,
+                    bytes.len()
+                );
+                return Err(Flaw { offset: data, what }.at(&format!("the data of tensor `{}`", record.name)));
+            }
+            record.at += data;
+        }
+        Ok(Gguf { bytes, version, entries, keys, records, names })
+    }
+
+    /// The format version, 2 or 3.
+    pub fn version(&self) -> u32 {
+        self.version
+    }
+
+    /// Bytes of the whole file.
+    pub fn file_bytes(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// The metadata value under `key`.
+    pub fn get(&self, key: &str) -> Option<Value<'_>> {
+        let entry = &self.entries[*self.keys.get(key)? as usize];
+        decode(&self.bytes, entry)
+    }
+
+    /// Metadata keys in file order.
+    pub fn keys(&self) -> impl Iterator<Item = &str> {
+        self.entries.iter().map(|entry| &*entry.key)
+    }
+
+    /// The text under `key`.
+    pub fn str(&self, key: &str) -> Result<&str, GgufError> {
+        match self.need(key)? {
+            Value::Text(text) => Ok(text),
+            other => Err(kind_error(key, "text", other)),
+        }
+    }
+
+    /// The number under `key`, of whichever integer type, if it fits u32.
+    pub fn u32(&self, key: &str) -> Result<u32, GgufError> {
+        let value = self.need(key)?;
+        match value {
+            Value::Integer(n) => u32::try_from(n).ok(),
+            _ => None,
+        }
+        .ok_or_else(|| kind_error(key, "a whole number below 2^32", value))
+    }
+
+    /// The number under `key`, f32 or f64.
+    pub fn f32(&self, key: &str) -> Result<f32, GgufError> {
+        match self.need(key)? {
+            Value::Float(x) => Ok(x as f32),
+            other => Err(kind_error(key, "a floating-point number", other)),
+        }
+    }
+
+    /// The truth value under `key`.
+    pub fn bool(&self, key: &str) -> Result<bool, GgufError> {
+        match self.need(key)? {
+            Value::Bool(b) => Ok(b),
+            other => Err(kind_error(key, "true or false", other)),
+        }
+    }
+
+    /// The array of texts under `key`.
+    pub fn strings(&self, key: &str) -> Result<Vec<&str>, GgufError> {
+        const WANT: &str = "an array of text";
+        let (mut cursor, kind, len) = self.array(key, WANT)?;
+        if kind != kind::STRING {
+            return Err(kind_error(key, WANT, Value::Array { len }));
+        }
+        // `len` items were walked when the file was opened, at 8 bytes or more each.
+        let items: Result<Vec<&str>, Flaw> = (0..len).map(|_| cursor.text()).collect();
+        items.map_err(|flaw| flaw.at(&format!("the value of `{key}`")))
+    }
+
+    /// The array of integers under `key`, of whichever integer type of at most 32 bits.
+    pub fn integers(&self, key: &str) -> Result<Vec<i64>, GgufError> {
+        const WANT: &str = "an array of integers of at most 32 bits";
+        let (mut cursor, kind, len) = self.array(key, WANT)?;
+        if !matches!(kind, kind::U8 | kind::I8 | kind::U16 | kind::I16 | kind::U32 | kind::I32) {
+            return Err(kind_error(key, WANT, Value::Array { len }));
+        }
+        let items: Result<Vec<i64>, Flaw> =
+            (0..len).map(|_| cursor.integer(kind).map(|n| n as i64)).collect();
+        items.map_err(|flaw| flaw.at(&format!("the value of `{key}`")))
+    }
+
+    /// The tensor called `name`, if it is there in a format that Tartlet computes with.
+    pub fn tensor(&self, name: &str) -> Result<Tensor<'_>, GgufError> {
+        let missing = || GgufError::NoTensor { name: name.to_owned() };
+        let record = &self.records[*self.names.get(name).ok_or_else(missing)? as usize];
+        let kind = Quant::from_ggml(record.number).ok_or_else(|| GgufError::Format {
+            name: name.to_owned(),
+            format: format_name(record.number).to_owned(),
+        })?;
+        Ok(Tensor {
+            name: &record.name,
+            kind,
+            dims: record.dims,
+            bytes: &self.bytes[record.at..][..record.len],
+        })
+    }
+
+    /// Whether there is a tensor called `name`, in whichever format.
+    pub fn has_tensor(&self, name: &str) -> bool {
+        self.names.contains_key(name)
+    }
+
+    /// All tensor records in file order.
+    pub fn tensors(&self) -> impl Iterator<Item = Listed<'_>> {
+        self.records.iter().map(|record| Listed {
+            name: &record.name,
+            format: format_name(record.number),
+            dims: record.dims,
+            bytes: Quant::from_ggml(record.number).map(|_| record.len),
+        })
+    }
+
+    fn need(&self, key: &str) -> Result<Value<'_>, GgufError> {
+        self.get(key).ok_or_else(|| GgufError::Missing { key: key.to_owned() })
+    }
+
+    /// A cursor on the first item of an array, the items' kind and their number.
+    fn array(&self, key: &str, want: &'static str) -> Result<(Cursor<'_>, u32, usize), GgufError> {
+        match self.need(key)? {
+            Value::Array { .. } => {}
+            other => return Err(kind_error(key, want, other)),
+        }
+        let entry = &self.entries[self.keys[key] as usize];
+        let mut cursor = Cursor { bytes: &self.bytes, at: entry.at };
+        let (kind, len) = cursor.array_head().map_err(|flaw| flaw.at(&format!("the value of `{key}`")))?;
+        Ok((cursor, kind, len))
+    }
+}
+
+/// `None` only if the file changed under us since it was opened.
+fn decode<'a>(bytes: &'a [u8], entry: &Entry) -> Option<Value<'a>> {
+    let mut cursor = Cursor { bytes, at: entry.at };
+    Some(match entry.kind {
+        kind::F32 => Value::Float(f64::from(f32::from_bits(cursor.u32().ok()?))),
+        kind::F64 => Value::Float(f64::from_bits(cursor.u64().ok()?)),
+        kind::BOOL => Value::Bool(cursor.take(1).ok()? == [1]),
+        kind::STRING => Value::Text(cursor.text().ok()?),
+        kind::ARRAY => Value::Array { len: cursor.array_head().ok()?.1 },
+        kind => Value::Integer(cursor.integer(kind).ok()?),
+    })
+}
+
+/// `general.alignment` of the tensor data, 32 when absent.
+fn alignment(bytes: &[u8], entries: &[Entry], keys: &HashMap<Box<str>, u32>) -> Result<usize, GgufError> {
+    let Some(&index) = keys.get("general.alignment") else { return Ok(32) };
+    let entry = &entries[index as usize];
+    let alignment = match decode(bytes, entry) {
+        Some(Value::Integer(n)) => usize::try_from(n).ok(),
+        _ => None,
+    };
+    alignment.filter(|n| n.is_power_of_two() && (8..=limits::GGUF_ALIGNMENT).contains(n)).ok_or_else(|| {
+        let what = format!("should be a power of two from 8 to {}", limits::GGUF_ALIGNMENT);
+        Flaw { offset: entry.at, what }.at("`general.alignment`")
+    })
+}
+
+/// The tensor record under the cursor, past its name. `at` is still relative to the data.
+fn record(cursor: &mut Cursor<'_>, name: &str, alignment: usize) -> Result<Record, Flaw> {
+    let start = cursor.at;
+    let flaw = |offset, what: String| Flaw { offset, what };
+    let count = cursor.u32()? as usize;
+    if !(1..=4).contains(&count) {
+        return Err(flaw(start, format!("it has {count} dimensions; 1 to 4 are possible")));
+    }
+    let mut dims = [1usize; 4];
+    let mut values = 1usize;
+    for dim in &mut dims[..count] {
+        let offset = cursor.at;
+        let n = cursor.u64()?;
+        *dim = usize::try_from(n)
+            .ok()
+            .filter(|&n| n > 0)
+            .ok_or_else(|| flaw(offset, format!("a dimension of {n}")))?;
+        // Twice as a signed number: no later product of a size in bits or bytes can overflow.
+        values = values
+            .checked_mul(*dim)
+            .filter(|&v| v <= isize::MAX as usize / 64)
+            .ok_or_else(|| flaw(offset, "its dimensions multiply to more than any memory".into()))?;
+    }
+    let offset = cursor.at;
+    let number = cursor.u32()?;
+    let len = match Quant::from_ggml(number) {
+        Some(kind) if dims[0] % kind.block_len() != 0 => {
+            let what =
+                format!("rows of {} values are not whole {kind} blocks of {}", dims[0], kind.block_len());
+            return Err(flaw(offset, what));
+        }
+        Some(kind) => kind.row_bytes(values),
+        // Refused when somebody asks for it; a file may still be described.
+        None => 0,
+    };
+    let offset = cursor.at;
+    let at = cursor.u64()?;
+    let at = usize::try_from(at)
+        .ok()
+        .filter(|at| at % alignment == 0)
+        .ok_or_else(|| flaw(offset, format!("its data offset {at} is not a multiple of {alignment}")))?;
+    Ok(Record { name: name.into(), number, dims, at, len })
+}
+
+/// The name of a tensor format, as every tool prints it.
+fn format_name(number: u32) -> &'static str {
+    match number {
+        0 => "F32",
+        1 => "F16",
+        2 => "Q4_0",
+        3 => "Q4_1",
+        6 => "Q5_0",
+        7 => "Q5_1",
+        8 => "Q8_0",
+        9 => "Q8_1",
+        10 => "Q2_K",
+        11 => "Q3_K",
+        12 => "Q4_K",
+        13 => "Q5_K",
+        14 => "Q6_K",
+        15 => "Q8_K",
+        16 => "IQ2_XXS",
+        17 => "IQ2_XS",
+        18 => "IQ3_XXS",
+        19 => "IQ1_S",
+        20 => "IQ4_NL",
+        21 => "IQ3_S",
+        22 => "IQ2_S",
+        23 => "IQ4_XS",
+        24 => "I8",
+        25 => "I16",
+        26 => "I32",
+        27 => "I64",
+        28 => "F64",
+        29 => "IQ1_M",
+        30 => "BF16",
+        34 => "TQ1_0",
+        35 => "TQ2_0",
+        39 => "MXFP4",
+        _ => "a number unknown to Tartlet",
+    }
+}
+
+fn kind_error(key: &str, want: &'static str, found: Value<'_>) -> GgufError {
+    let found = match found {
+        Value::Integer(n) => format!("the whole number {n}"),
+        Value::Float(x) => format!("the number {x}"),
+        Value::Bool(b) => b.to_string(),
+        Value::Text(_) => "text".to_owned(),
+        Value::Array { len } => format!("another array of {len} items"),
+    };
+    GgufError::Kind { key: key.to_owned(), want, found }
+}
