@@ -55,3 +55,28 @@ pub const MODEL_HEAD: u32 = 1024;
 pub const MODEL_VOCAB: u32 = 1024 * 1024;
 /// Positions of a model's trained context; the longest claimed is 10 Mi.
 pub const MODEL_CONTEXT: u32 = 16 * 1024 * 1024;
+
+// ---- the engine ----
+
+/// Commands on their way to the engine. Four per instance of a box that runs 256: a guest waits for most answers, so
+/// it has one or two on the way. Full: the sender waits.
+pub const ENGINE_INBOX: usize = 1024;
+/// Operations of one instance that are queued and not yet done. A tree search of 64 branches, four deep. Full: the
+/// guest waits at the call.
+pub const OPERATIONS_PER_INSTANCE: usize = 256;
+/// u32s (tokens, positions, page ids, mask runs) in one instance's queued operations: 4 MiB. Full: the guest waits.
+pub const QUEUED_WORDS_PER_INSTANCE: usize = 1 << 20;
+/// Queues of one instance that are open at a time. The SDK opens one per context and fork. More ends the guest.
+pub const QUEUES_PER_INSTANCE: usize = 1024;
+/// Pages (and, apart, embeds) that one instance can name at a time, imports included: 1 Mi tokens at 16 a page. An
+/// import can name a page again and again, so the pool alone is no bound.
+pub const NAMES_PER_INSTANCE: usize = 1 << 16;
+/// Exported names of one subject and kind.
+pub const EXPORTS_PER_SUBJECT: usize = 1024;
+/// Pages in the exports of one subject and kind together: as many as one instance can name, four times.
+pub const EXPORTED_PER_SUBJECT: usize = 4 * NAMES_PER_INSTANCE;
+/// Bytes of an exported name.
+pub const EXPORT_NAME_BYTES: usize = 1024;
+/// Commands of an instance that waits for pages, kept until it has them: its operations, and as many names given
+/// back or priorities set in between. More ends the guest.
+pub const BACKLOG_PER_INSTANCE: usize = 2 * OPERATIONS_PER_INSTANCE;

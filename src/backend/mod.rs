@@ -165,4 +165,8 @@ pub trait Backend: Send {
 
     /// Copies all layers of one page (copy on write).
     fn copy_page(&mut self, from: PageId, to: PageId) -> Result<(), Fault>;
+
+    /// Zeroes K/V of slots `from..page_size` in all layers: a guest is about to attend slots that it never wrote,
+    /// and must not see what an earlier owner of the page left there.
+    fn clear_page(&mut self, page: PageId, from: u32) -> Result<(), Fault>;
 }

@@ -4,8 +4,10 @@
 //! validated by the host as far as the guest's own words go (counts, ids it holds, masks, temperatures).
 
 use crate::backend::{Mask, Produced, Sampler, TokenId};
+use crate::engine::credit::Credit;
 use crate::identity::{InstanceId, Subject};
 use smol::lock::OnceCell;
+use std::fmt;
 use std::sync::Arc;
 
 /// A guest's name for a page or an embedding slot: per instance and kind, stable under copy on write.
@@ -51,6 +53,36 @@ pub enum Refusal {
     NotHeld(Kind, VirtualId),
     /// A bound of `limits.rs`, named.
     Full(&'static str, usize),
+    /// The engine has already given the instance up; its end is on the way.
+    Ended,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Refusal::NoSuchExport(name) => write!(f, "nothing is exported under the name {name:?}"),
+            Refusal::NameTaken(name) => {
+                write!(f, "the name {name:?} is taken: release it or export under another")
+            }
+            Refusal::OutOfPages { asked, capacity, free } => {
+                write!(f, "{asked} asked, {free} free of {capacity}, and no newer instance to take them from")
+            }
+            Refusal::NotHeld(kind, id) => write!(f, "this instance holds no {kind} {}", id.0),
+            Refusal::Full(what, bound) => write!(f, "at most {bound} {what}: give some back first"),
+            Refusal::Ended => f.write_str("the instance has been ended"),
+        }
+    }
+}
+
+impl std::error::Error for Refusal {}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Kind::Page => "page",
+            Kind::Embed => "embed",
+        })
+    }
 }
 
 /// One forward pass as the guest built it, page names still virtual.
@@ -86,11 +118,35 @@ pub type PassResult = Result<Vec<Produced>, Lost>;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lost(pub String);
 
+impl fmt::Display for Lost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Lost {}
+
 /// What waits in a queue.
 pub enum Operation {
     Pass(Pass, Reply<PassResult>),
-    /// Answers when everything earlier in the queue has taken effect.
+    /// Answers true when everything earlier in the queue has taken effect, false when it was given up.
     Synchronize(Reply<bool>),
+}
+
+impl Operation {
+    /// What it costs to keep queued, in u32s: the argument of [`crate::engine::credit::Credits::take`].
+    pub fn words(&self) -> usize {
+        match self {
+            Operation::Pass(pass, _) => {
+                let runs = match &pass.mask {
+                    Mask::Causal => 0,
+                    Mask::Runs(rows) => rows.iter().map(Vec::len).sum(),
+                };
+                pass.pages.len() + 3 * pass.inputs.len() + 8 * pass.outputs.len() + runs
+            }
+            Operation::Synchronize(_) => 0,
+        }
+    }
 }
 
 /// How an instance left, which decides what becomes of its queued work and its exports.
@@ -149,9 +205,17 @@ pub enum Command {
         kind: Kind,
         reply: Reply<Vec<(String, u32)>>,
     },
+    /// Resolved at once, in the order sent: names, owners and copies on write are decided here; contents follow the
+    /// queue. A malformed or impossible operation ends the instance (see [`Notice`]).
     Submit {
         queue: QueueId,
         operation: Operation,
+        /// Room in the instance's allowance; [`crate::engine::Handle::submit`] takes it and sends.
+        credit: Credit,
+    },
+    /// The guest dropped its queue: what is queued still runs, then the queue is forgotten. Never sent to again.
+    Close {
+        queue: QueueId,
     },
     SetPriority {
         queue: QueueId,
@@ -178,9 +242,16 @@ pub struct Usage {
     pub exported: u32,
 }
 
-/// What the engine tells upward on the channel it was given.
+/// What the engine tells upward on the channel it was given: at most one per instance, which the engine has then
+/// given up already (its later commands are answered [`Refusal::Ended`] or [`Lost`]).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Notice {
     /// End this instance with event 5: an older one needs its pages.
     Evict(InstanceId),
+    /// End this instance with event 3, `OOM unrecoverable: {why}`: a pass of it needs a page (its own copy of a shared
+    /// one) and nothing can help.
+    OutOfPages { instance: InstanceId, why: String },
+    /// End this instance with event 3, `Runtime error: Call error: {what}`: it named what it does not hold, or a pass
+    /// was malformed. `what` names the argument.
+    Misuse { instance: InstanceId, what: String },
 }
