@@ -2,6 +2,7 @@
 
 pub mod backend;
 pub mod engine;
+pub mod exchange;
 pub mod identity;
 pub mod limits;
 pub mod model;

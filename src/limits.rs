@@ -80,3 +80,44 @@ pub const EXPORT_NAME_BYTES: usize = 1024;
 /// Commands of an instance that waits for pages, kept until it has them: its operations, and as many names given
 /// back or priorities set in between. More ends the guest.
 pub const BACKLOG_PER_INSTANCE: usize = 2 * OPERATIONS_PER_INSTANCE;
+
+// ---- the exchange ----
+
+/// Client messages an instance has not read yet; a stock client that pipelines sends tens.
+pub const MAILBOX_MESSAGES: usize = 1024;
+/// Bytes of those messages: four of the longest a client can send.
+pub const MAILBOX_MESSAGE_BYTES: usize = 4 * CLIENT_FRAME_BYTES;
+/// Blobs an instance has not read yet.
+pub const MAILBOX_BLOBS: usize = 64;
+/// Bytes of those blobs; as much as one guest's memory.
+pub const MAILBOX_BLOB_BYTES: usize = 64 << 20;
+
+/// Bytes of a topic's name.
+pub const TOPIC_NAME_BYTES: usize = 256;
+/// Posts a topic remembers, hence how far a subscriber may fall behind before it loses the oldest.
+pub const TOPIC_POSTS: usize = 64;
+/// Bytes a topic remembers: two of the longest posts.
+pub const TOPIC_BYTES: usize = 2 * MESSAGE_BYTES;
+/// Topics with subscribers, per subject.
+pub const TOPICS_PER_SUBJECT: usize = 1024;
+/// Subscriptions per subject: a thousand instances with a few each.
+pub const SUBSCRIBERS_PER_SUBJECT: usize = 8192;
+/// Bytes that all topics of a subject remember together.
+pub const TOPIC_BYTES_PER_SUBJECT: usize = 16 << 20;
+
+/// Bytes of a key.
+pub const KVS_KEY_BYTES: usize = 1024;
+/// Bytes of a value: what a client could have sent in one message.
+pub const KVS_VALUE_BYTES: usize = 1 << 20;
+/// Bytes counted for a pair beside its text (two allocations and a map entry).
+pub const KVS_PAIR_OVERHEAD_BYTES: usize = 96;
+/// Keys of one subject; `store-list-keys` returns them all at once.
+pub const KVS_KEYS_PER_SUBJECT: usize = 16_384;
+/// Bytes of one subject's pairs.
+pub const KVS_BYTES_PER_SUBJECT: usize = 32 << 20;
+/// Bytes of all pairs.
+pub const KVS_BYTES: usize = 256 << 20;
+
+const _: () = assert!(TOPIC_BYTES >= MESSAGE_BYTES && TOPIC_BYTES_PER_SUBJECT >= TOPIC_BYTES);
+const _: () = assert!(KVS_BYTES >= KVS_BYTES_PER_SUBJECT && KVS_BYTES_PER_SUBJECT > KVS_VALUE_BYTES);
+const _: () = assert!(MAILBOX_MESSAGE_BYTES >= CLIENT_FRAME_BYTES);

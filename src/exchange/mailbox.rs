@@ -1,0 +1,225 @@
+//! What a client has sent to one instance and the instance has not read yet: texts and blobs, apart.
+//!
+//! Owns: the two lanes, their order and bounds. Never: drops a message. A lane that is full says so and the caller
+//! ends the instance; a receive that is given up leaves its message for the next one.
+
+use crate::limits;
+use event_listener::Event;
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// One per instance.
+#[derive(Default)]
+pub struct Mailbox {
+    pub texts: Arc<Lane<String>>,
+    pub blobs: Arc<Lane<Arc<[u8]>>>,
+}
+
+/// A lane was full. `Display` names the bound: the text of event 5.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Full {
+    pub what: &'static str,
+    pub bound: usize,
+}
+
+impl fmt::Display for Full {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "mailbox full: {} {} not read by the instance", self.bound, self.what)
+    }
+}
+
+impl std::error::Error for Full {}
+
+/// What a lane carries, and how much of it.
+pub trait Letter: Send {
+    const COUNT: Full;
+    const BYTES: Full;
+    fn bytes(&self) -> usize;
+}
+
+impl Letter for String {
+    const COUNT: Full = Full { what: "messages", bound: limits::MAILBOX_MESSAGES };
+    const BYTES: Full = Full { what: "bytes of messages", bound: limits::MAILBOX_MESSAGE_BYTES };
+    fn bytes(&self) -> usize {
+        self.len()
+    }
+}
+
+impl Letter for Arc<[u8]> {
+    const COUNT: Full = Full { what: "blobs", bound: limits::MAILBOX_BLOBS };
+    const BYTES: Full = Full { what: "bytes of blobs", bound: limits::MAILBOX_BLOB_BYTES };
+    fn bytes(&self) -> usize {
+        self.len()
+    }
+}
+
+/// First in, first out: the receive asked for first gets the message that came first, in whatever order the
+/// receives are looked at.
+pub struct Lane<T> {
+    state: Mutex<State<T>>,
+    arrived: Event,
+}
+
+struct State<T> {
+    letters: VecDeque<T>,
+    bytes: usize,
+    /// Receives that have taken nothing yet, oldest first (ascending). Receive number r in this list is entitled
+    /// to letter number r, so one that is given up passes its letter on by leaving the list.
+    receives: VecDeque<u64>,
+    next: u64,
+}
+
+impl<T> Default for Lane<T> {
+    fn default() -> Lane<T> {
+        let state = State { letters: VecDeque::new(), bytes: 0, receives: VecDeque::new(), next: 0 };
+        Lane { state: Mutex::new(state), arrived: Event::new() }
+    }
+}
+
+impl<T: Letter> Lane<T> {
+    /// Never blocks.
+    ///
+    /// # Errors
+    /// [`Full`]: the lane holds as much as it may; the instance is to be ended with event 5 and this bound.
+    pub fn push(&self, letter: T) -> Result<(), Full> {
+        {
+            let mut state = self.lock();
+            if state.letters.len() >= T::COUNT.bound {
+                return Err(T::COUNT);
+            }
+            if state.bytes + letter.bytes() > T::BYTES.bound {
+                return Err(T::BYTES);
+            }
+            state.bytes += letter.bytes();
+            state.letters.push_back(letter);
+        }
+        self.arrived.notify(usize::MAX);
+        Ok(())
+    }
+
+    /// Asks for the next letter nobody has asked for. The caller bounds how many of these it holds.
+    pub fn receive(self: &Arc<Self>) -> Receive<T> {
+        let mut state = self.lock();
+        let ticket = state.next;
+        state.next += 1;
+        state.receives.push_back(ticket);
+        Receive { lane: self.clone(), ticket }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State<T>> {
+        // Every change below is complete before anything can panic, so a poisoned lane is still whole.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The right to one letter. Dropping it unread loses nothing.
+pub struct Receive<T: Letter> {
+    lane: Arc<Lane<T>>,
+    ticket: u64,
+}
+
+impl<T: Letter> Receive<T> {
+    /// True once [`take`](Receive::take) has something to give, and from then on.
+    pub fn ready(&self) -> bool {
+        let state = self.lane.lock();
+        match state.receives.binary_search(&self.ticket) {
+            Ok(rank) => rank < state.letters.len(),
+            Err(_) => true,
+        }
+    }
+
+    pub async fn wait(&self) {
+        while !self.ready() {
+            let arrived = self.lane.arrived.listen();
+            if self.ready() {
+                return;
+            }
+            arrived.await;
+        }
+    }
+
+    /// The letter, once: None before it has come and after it was taken.
+    pub fn take(&self) -> Option<T> {
+        let mut state = self.lane.lock();
+        let rank = state.receives.binary_search(&self.ticket).ok()?;
+        let letter = state.letters.remove(rank)?;
+        state.receives.remove(rank);
+        state.bytes -= letter.bytes();
+        Some(letter)
+    }
+}
+
+impl<T: Letter> Drop for Receive<T> {
+    fn drop(&mut self) {
+        {
+            let mut state = self.lane.lock();
+            let Ok(rank) = state.receives.binary_search(&self.ticket) else { return };
+            state.receives.remove(rank);
+        }
+        // The letters move up by one receive: a later one may have become ready.
+        self.lane.arrived.notify(usize::MAX);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use smol::future::{FutureExt, block_on};
+
+    #[test]
+    fn receives_get_letters_in_the_order_they_asked() {
+        let mailbox = Mailbox::default();
+        let (first, second) = (mailbox.texts.receive(), mailbox.texts.receive());
+        mailbox.texts.push("a".into()).unwrap();
+        assert!(first.ready() && !second.ready());
+        assert_eq!(second.take(), None);
+        mailbox.texts.push("b".into()).unwrap();
+        assert_eq!(second.take().as_deref(), Some("b"));
+        assert_eq!(first.take().as_deref(), Some("a"));
+        assert_eq!(first.take(), None);
+        assert!(first.ready(), "a taken receive never makes a poll hang");
+    }
+
+    #[test]
+    fn an_abandoned_receive_passes_its_letter_on() {
+        let mailbox = Mailbox::default();
+        let (first, second) = (mailbox.texts.receive(), mailbox.texts.receive());
+        mailbox.texts.push("a".into()).unwrap();
+        let waiter = second.wait();
+        let dropper = async { drop(first) };
+        block_on(async { smol::future::zip(waiter, dropper).await });
+        assert_eq!(second.take().as_deref(), Some("a"));
+        assert_eq!(mailbox.texts.lock().bytes, 0);
+    }
+
+    #[test]
+    fn a_waiting_receive_wakes_when_the_letter_comes() {
+        let mailbox = Arc::new(Mailbox::default());
+        let receive = mailbox.blobs.receive();
+        let sender = mailbox.clone();
+        let thread = std::thread::spawn(move || sender.blobs.push(vec![1, 2].into()));
+        block_on(receive.wait());
+        assert_eq!(receive.take().as_deref(), Some(&[1, 2][..]));
+        thread.join().unwrap().unwrap();
+        let idle = mailbox.blobs.receive();
+        let gave_up = async { smol::future::yield_now().await };
+        block_on(idle.wait().or(gave_up));
+        assert!(!idle.ready());
+    }
+
+    #[test]
+    fn a_full_lane_names_its_bound_and_keeps_what_it_has() {
+        let mailbox = Mailbox::default();
+        for i in 0..limits::MAILBOX_MESSAGES {
+            mailbox.texts.push(i.to_string()).unwrap();
+        }
+        assert_eq!(mailbox.texts.push("one more".into()), Err(<String as Letter>::COUNT));
+        for i in 0..limits::MAILBOX_MESSAGES {
+            assert_eq!(mailbox.texts.receive().take(), Some(i.to_string()));
+        }
+        let half: Arc<[u8]> = vec![0; limits::MAILBOX_BLOB_BYTES / 2 + 1].into();
+        mailbox.blobs.push(half.clone()).unwrap();
+        assert_eq!(mailbox.blobs.push(half), Err(<Arc<[u8]> as Letter>::BYTES));
+    }
+}

@@ -1,0 +1,353 @@
+//! Publish and subscribe between the instances of one subject.
+//!
+//! Owns: per topic one short log of posts, and each subscriber's place in it. Never: waits for a subscriber. One that
+//! falls a whole log behind loses the oldest posts (counted); nobody else notices.
+//!
+//! One log per topic rather than one queue per subscriber: a thousand subscribers cost a thousand numbers.
+
+use crate::identity::Subject;
+use crate::limits;
+use event_listener::Event;
+use std::collections::{HashMap, VecDeque};
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// All topics of all subjects.
+#[derive(Default)]
+pub struct Topics(Arc<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    // Lock order: scopes, then a topic's log.
+    scopes: Mutex<HashMap<Subject, Scope>>,
+    dropped: AtomicU64,
+}
+
+/// One subject's topics; gone with the last subscriber.
+#[derive(Default)]
+struct Scope {
+    topics: HashMap<String, Arc<Topic>>,
+    subscribers: usize,
+    /// Of all its logs.
+    bytes: usize,
+}
+
+#[derive(Default)]
+struct Topic {
+    log: Mutex<Log>,
+    posted: Event,
+}
+
+#[derive(Default)]
+struct Log {
+    /// Sequence number of `posts[0]`.
+    first: u64,
+    posts: VecDeque<Arc<str>>,
+    bytes: usize,
+    subscribers: usize,
+}
+
+impl Log {
+    fn end(&self) -> u64 {
+        self.first + self.posts.len() as u64
+    }
+
+    /// Forgets the oldest post and says how many bytes that freed.
+    fn forget_oldest(&mut self) -> usize {
+        let Some(post) = self.posts.pop_front() else { return 0 };
+        self.first += 1;
+        self.bytes -= post.len();
+        post.len()
+    }
+}
+
+/// Why a broadcast or a subscription was refused. `Display` is a sentence for the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    NameTooLong(usize),
+    PostTooLong(usize),
+    TooManyTopics,
+    TooManySubscribers,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Refusal::NameTooLong(n) => {
+                write!(f, "a topic name of {n} bytes; at most {} are allowed", limits::TOPIC_NAME_BYTES)
+            }
+            Refusal::PostTooLong(n) => {
+                write!(f, "a broadcast of {n} bytes; at most {} are allowed", limits::MESSAGE_BYTES)
+            }
+            Refusal::TooManyTopics => {
+                write!(f, "{} topics are in use; unsubscribe from some first", limits::TOPICS_PER_SUBJECT)
+            }
+            Refusal::TooManySubscribers => {
+                write!(f, "{} subscriptions are open; drop some first", limits::SUBSCRIBERS_PER_SUBJECT)
+            }
+        }
+    }
+}
+
+impl std::error::Error for Refusal {}
+
+impl Topics {
+    /// Posts from now on, until the subscription is dropped.
+    pub fn subscribe(&self, subject: &Subject, name: &str) -> Result<Subscription, Refusal> {
+        check_name(name)?;
+        let mut scopes = self.0.lock();
+        let scope = scopes.entry(subject.clone()).or_default();
+        if scope.subscribers >= limits::SUBSCRIBERS_PER_SUBJECT {
+            return Err(Refusal::TooManySubscribers);
+        }
+        let topic = match scope.topics.get(name) {
+            Some(topic) => topic.clone(),
+            None if scope.topics.len() >= limits::TOPICS_PER_SUBJECT => return Err(Refusal::TooManyTopics),
+            None => scope.topics.entry(name.to_owned()).or_default().clone(),
+        };
+        scope.subscribers += 1;
+        let mut log = lock(&topic.log);
+        log.subscribers += 1;
+        let place = Place { next: log.end(), dropped: 0, ended: false };
+        drop(log);
+        let (shared, subject, name) = (self.0.clone(), subject.clone(), name.to_owned());
+        Ok(Subscription { shared, subject, name, topic, place: Mutex::new(place) })
+    }
+
+    /// Reaches every live subscriber of the topic and says how many they are; with none the post is gone.
+    pub fn broadcast(&self, subject: &Subject, name: &str, post: &str) -> Result<usize, Refusal> {
+        check_name(name)?;
+        if post.len() > limits::MESSAGE_BYTES {
+            return Err(Refusal::PostTooLong(post.len()));
+        }
+        let mut scopes = self.0.lock();
+        let Some(scope) = scopes.get_mut(subject) else { return Ok(0) };
+        let Some(topic) = scope.topics.get(name).cloned() else { return Ok(0) };
+        let reached = {
+            let mut log = lock(&topic.log);
+            let full = |log: &Log| {
+                log.posts.len() >= limits::TOPIC_POSTS || log.bytes + post.len() > limits::TOPIC_BYTES
+            };
+            while !log.posts.is_empty() && full(&log) {
+                scope.bytes -= log.forget_oldest();
+            }
+            log.posts.push_back(post.into());
+            log.bytes += post.len();
+            scope.bytes += post.len();
+            log.subscribers
+        };
+        scope.fit();
+        drop(scopes);
+        topic.posted.notify(usize::MAX);
+        Ok(reached)
+    }
+
+    /// Posts that slow subscribers have lost so far.
+    pub fn dropped(&self) -> u64 {
+        self.0.dropped.load(Ordering::Relaxed)
+    }
+}
+
+impl Scope {
+    /// Over its bytes, a subject loses the oldest posts of its largest topic first.
+    fn fit(&mut self) {
+        while self.bytes > limits::TOPIC_BYTES_PER_SUBJECT {
+            let Some(largest) = self.topics.values().max_by_key(|topic| lock(&topic.log).bytes) else {
+                return;
+            };
+            self.bytes -= lock(&largest.log).forget_oldest();
+        }
+    }
+}
+
+fn check_name(name: &str) -> Result<(), Refusal> {
+    if name.len() > limits::TOPIC_NAME_BYTES { Err(Refusal::NameTooLong(name.len())) } else { Ok(()) }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Subject, Scope>> {
+        lock(&self.scopes)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // No code under these locks can panic half way through a change.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// One subscriber's place in one topic. Dropping it unsubscribes.
+pub struct Subscription {
+    shared: Arc<Shared>,
+    subject: Subject,
+    name: String,
+    topic: Arc<Topic>,
+    place: Mutex<Place>,
+}
+
+struct Place {
+    next: u64,
+    dropped: u64,
+    ended: bool,
+}
+
+impl Subscription {
+    /// True when [`take`](Subscription::take) has something to give, or never will again.
+    pub fn ready(&self) -> bool {
+        let place = lock(&self.place);
+        place.ended || place.next < lock(&self.topic.log).end()
+    }
+
+    pub async fn wait(&self) {
+        while !self.ready() {
+            let posted = self.topic.posted.listen();
+            if self.ready() {
+                return;
+            }
+            posted.await;
+        }
+    }
+
+    /// The oldest post not yet taken that the log still has.
+    pub fn take(&self) -> Option<Arc<str>> {
+        let mut place = lock(&self.place);
+        if place.ended {
+            return None;
+        }
+        let log = lock(&self.topic.log);
+        if place.next < log.first {
+            let lost = log.first - place.next;
+            place.dropped += lost;
+            self.shared.dropped.fetch_add(lost, Ordering::Relaxed);
+            place.next = log.first;
+        }
+        let post = log.posts.get((place.next - log.first) as usize)?.clone();
+        place.next += 1;
+        Some(post)
+    }
+
+    /// Posts this subscriber lost by being slow, as far as it has read.
+    pub fn dropped(&self) -> u64 {
+        lock(&self.place).dropped
+    }
+
+    /// Yields nothing from here on and wakes who waits on it.
+    pub fn unsubscribe(&self) {
+        if std::mem::replace(&mut lock(&self.place).ended, true) {
+            return;
+        }
+        let mut scopes = self.shared.lock();
+        if let Some(scope) = scopes.get_mut(&self.subject) {
+            scope.subscribers -= 1;
+            let mut log = lock(&self.topic.log);
+            log.subscribers -= 1;
+            if log.subscribers == 0 {
+                scope.bytes -= log.bytes;
+                scope.topics.remove(&self.name);
+            }
+            if scope.subscribers == 0 {
+                scopes.remove(&self.subject);
+            }
+        }
+        drop(scopes);
+        self.topic.posted.notify(usize::MAX);
+    }
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        self.unsubscribe();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use smol::future::block_on;
+
+    #[test]
+    fn a_thousand_subscribers_each_get_every_post_in_order() {
+        let (topics, me) = (Topics::default(), Subject::new("a"));
+        let subscriptions: Vec<_> = (0..1000).map(|_| topics.subscribe(&me, "t").unwrap()).collect();
+        assert_eq!(topics.broadcast(&me, "t", "one"), Ok(1000));
+        assert_eq!(topics.broadcast(&me, "t", "two"), Ok(1000));
+        for subscription in &subscriptions {
+            block_on(subscription.wait());
+            assert_eq!(subscription.take().as_deref(), Some("one"));
+            assert_eq!(subscription.take().as_deref(), Some("two"));
+            assert_eq!(subscription.take(), None);
+        }
+        assert_eq!(topics.dropped(), 0);
+    }
+
+    #[test]
+    fn subjects_do_not_hear_each_other_and_late_ones_hear_only_what_follows() {
+        let topics = Topics::default();
+        let (a, b) = (Subject::new("a"), Subject::new("b"));
+        let early = topics.subscribe(&a, "t").unwrap();
+        assert_eq!(topics.broadcast(&b, "t", "not for a"), Ok(0));
+        topics.broadcast(&a, "t", "before").unwrap();
+        let late = topics.subscribe(&a, "t").unwrap();
+        topics.broadcast(&a, "t", "after").unwrap();
+        assert_eq!(early.take().as_deref(), Some("before"));
+        assert_eq!(late.take().as_deref(), Some("after"));
+        assert_eq!(late.take(), None);
+    }
+
+    #[test]
+    fn a_slow_subscriber_loses_the_oldest_and_they_are_counted() {
+        let (topics, me) = (Topics::default(), Subject::everyone());
+        let (slow, quick) = (topics.subscribe(&me, "t").unwrap(), topics.subscribe(&me, "t").unwrap());
+        for i in 0..limits::TOPIC_POSTS + 3 {
+            topics.broadcast(&me, "t", &i.to_string()).unwrap();
+            assert_eq!(quick.take().as_deref(), Some(i.to_string().as_str()));
+        }
+        assert_eq!(slow.take().as_deref(), Some("3"));
+        assert_eq!((slow.dropped(), quick.dropped(), topics.dropped()), (3, 0, 3));
+    }
+
+    #[test]
+    fn bytes_are_bounded_per_topic_and_per_subject() {
+        let (topics, me) = (Topics::default(), Subject::everyone());
+        let big = "x".repeat(limits::MESSAGE_BYTES);
+        let names: Vec<String> = (0..64).map(|i| format!("t{i}")).collect();
+        let open: Vec<_> = names.iter().map(|name| topics.subscribe(&me, name).unwrap()).collect();
+        for name in names.iter().cycle().take(256) {
+            topics.broadcast(&me, name, &big).unwrap();
+            let scopes = topics.0.lock();
+            assert!(scopes[&me].bytes <= limits::TOPIC_BYTES_PER_SUBJECT);
+            let sum: usize = scopes[&me].topics.values().map(|t| lock(&t.log).bytes).sum();
+            assert_eq!(sum, scopes[&me].bytes);
+        }
+        assert_eq!(topics.broadcast(&me, "t0", &format!("{big}x")), Err(Refusal::PostTooLong(big.len() + 1)));
+        drop(open);
+        assert!(topics.0.lock().is_empty(), "a scope goes with its last subscriber");
+    }
+
+    #[test]
+    fn unsubscribing_wakes_and_ends_and_frees() {
+        let (topics, me) = (Topics::default(), Subject::everyone());
+        let subscription = topics.subscribe(&me, "t").unwrap();
+        topics.broadcast(&me, "t", "unread").unwrap();
+        let other = topics.subscribe(&me, "u").unwrap();
+        block_on(smol::future::zip(other.wait(), async { other.unsubscribe() }));
+        assert_eq!(other.take(), None);
+        subscription.unsubscribe();
+        subscription.unsubscribe();
+        assert_eq!(subscription.take(), None);
+        assert_eq!(topics.broadcast(&me, "t", "to nobody"), Ok(0));
+        assert!(topics.0.lock().is_empty());
+    }
+
+    #[test]
+    fn a_topic_too_many_is_refused_with_the_bound() {
+        let (topics, me) = (Topics::default(), Subject::everyone());
+        let open: Vec<_> =
+            (0..limits::TOPICS_PER_SUBJECT).map(|i| topics.subscribe(&me, &i.to_string()).unwrap()).collect();
+        let refused = topics.subscribe(&me, "one more").err().unwrap();
+        assert!(refused.to_string().contains(&limits::TOPICS_PER_SUBJECT.to_string()));
+        assert!(topics.subscribe(&Subject::new("other"), "one more").is_ok());
+        drop(open);
+        assert!(topics.subscribe(&me, "one more").is_ok());
+    }
+}
