@@ -3,7 +3,10 @@
 pub mod backend;
 pub mod engine;
 pub mod exchange;
+pub mod host;
 pub mod identity;
 pub mod limits;
 pub mod model;
 pub mod observe;
+pub mod program;
+pub mod runtime;

@@ -121,3 +121,20 @@ pub const KVS_BYTES: usize = 256 << 20;
 const _: () = assert!(TOPIC_BYTES >= MESSAGE_BYTES && TOPIC_BYTES_PER_SUBJECT >= TOPIC_BYTES);
 const _: () = assert!(KVS_BYTES >= KVS_BYTES_PER_SUBJECT && KVS_BYTES_PER_SUBJECT > KVS_VALUE_BYTES);
 const _: () = assert!(MAILBOX_MESSAGE_BYTES >= CLIENT_FRAME_BYTES);
+
+// ---- one guest ----
+
+/// Handles one guest holds at most: a large program keeps hundreds (a pollable per pending pass), a leak shows early.
+pub const HANDLES: usize = 65_536;
+/// Bytes that the arguments of one call may make the host hold: the largest blob upload or tokenized book, times two.
+pub const LIFTED_BYTES: usize = 32 * 1024 * 1024;
+/// Fuel of one call of a guest's allocator: a thousand times what dlmalloc needs, and still far below a second.
+pub const ALLOCATOR_FUEL: u64 = 10_000_000;
+/// Core instances in one guest: program, adapter, shim, fixups, and as many again.
+pub const CORE_INSTANCES: usize = 16;
+/// Tables in one guest: one per core instance and one to spare each.
+pub const CORE_TABLES: usize = 2 * CORE_INSTANCES;
+/// Linear memories in one guest: the program's own.
+pub const CORE_MEMORIES: usize = 1;
+/// Instances alive at once: at 1.3 MB each (a Rust guest's memory, committed) a third of a GB.
+pub const INSTANCES: usize = 256;

@@ -1,0 +1,276 @@
+//! Host functions: typed Rust functions made callable by guests.
+//!
+//! Owns: [`Interface`], the table of one WIT interface, and the one trampoline that every call goes through:
+//! lift the arguments, call, lower the answer, charge fuel. Never: what any function does.
+//!
+//! A function that must wait returns [`Later::wait`]: the call is suspended (a host error that the driver in
+//! `runtime/slice.rs` knows), its future awaited there, and the answer lowered before the guest resumes.
+
+use super::abi::{Canon, Flat, Lift, Lower, Source, Target};
+use super::shape::{FLAT_PARAMETERS, FLAT_RESULTS, Shape, Signature};
+use super::{Cx, Trap};
+use crate::runtime::table::Resource;
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+use wasmi::errors::HostError;
+use wasmi::{AsContextMut, Error, Func, FuncType, Store, StoreContextMut, Val, ValType};
+
+/// Fuel of crossing the border once, beside the bytes: about what the crossing takes in interpreted instructions.
+const CROSSING_FUEL: u64 = 64;
+/// Bytes lifted or lowered for one unit of fuel.
+const BYTES_PER_FUEL: u64 = 16;
+
+/// An answer that is there, or one to wait for.
+pub enum Later<R> {
+    Ready(R),
+    Wait(Pin<Box<dyn Future<Output = Result<R, Trap>> + Send>>),
+}
+
+impl<R> Later<R> {
+    pub fn ready(answer: R) -> Later<R> {
+        Later::Ready(answer)
+    }
+
+    /// The guest is suspended until `answer` is there. Ending the guest drops the future.
+    pub fn wait(answer: impl Future<Output = Result<R, Trap>> + Send + 'static) -> Later<R> {
+        Later::Wait(Box::pin(answer))
+    }
+}
+
+/// A Rust function `fn(&mut Cx, A, B, ..) -> Result<R, Trap>` with its arguments as a tuple.
+pub trait Function<Arguments, R>: Send + Sync + 'static {
+    fn call(&self, cx: &mut Cx, arguments: Arguments) -> Result<R, Trap>;
+}
+
+macro_rules! function {
+    ($($name:ident)*) => {
+        impl<Host, R, $($name),*> Function<($($name,)*), R> for Host
+        where
+            Host: Fn(&mut Cx, $($name),*) -> Result<R, Trap> + Send + Sync + 'static,
+        {
+            #[allow(non_snake_case)]
+            fn call(&self, cx: &mut Cx, ($($name,)*): ($($name,)*)) -> Result<R, Trap> {
+                self(cx, $($name),*)
+            }
+        }
+    };
+}
+
+function!();
+function!(A);
+function!(A B);
+function!(A B C);
+function!(A B C D);
+function!(A B C D E);
+function!(A B C D E F);
+function!(A B C D E F G);
+function!(A B C D E F G H);
+
+/// Finishes a suspended call: lowers the answer and gives the core result, if there is one.
+pub type Finish = Box<dyn FnOnce(StoreContextMut<'_, Cx>) -> Result<Option<Val>, Trap> + Send>;
+/// What a suspended guest waits for.
+pub type Pending = Pin<Box<dyn Future<Output = Result<Finish, Trap>> + Send>>;
+
+type Run = dyn Fn(StoreContextMut<'_, Cx>, Canon, &[Val]) -> Result<Answer, Trap> + Send + Sync;
+
+enum Answer {
+    Now(Option<Val>),
+    Later(Pending),
+}
+
+/// One function of an interface.
+pub struct HostFunction {
+    /// As in WIT: `poll`, `[method]queue.synchronize`, `[constructor]blob`.
+    pub name: &'static str,
+    pub signature: Signature,
+    /// `{interface}.{name}`, for sentences.
+    place: Arc<str>,
+    lowered: FuncType,
+    run: Arc<Run>,
+}
+
+/// One resource type of an interface.
+pub struct HostResource {
+    pub name: &'static str,
+    drop: fn(&mut Cx, u32) -> Result<(), Trap>,
+}
+
+/// The table of one WIT interface.
+pub struct Interface {
+    /// Package, interface and version without its patch number: `wasi:io/poll@0.2`, `inferlet:core/kvs`.
+    pub name: &'static str,
+    pub functions: Vec<HostFunction>,
+    pub resources: Vec<HostResource>,
+}
+
+impl Interface {
+    pub fn new(name: &'static str) -> Interface {
+        Interface { name, functions: Vec::new(), resources: Vec::new() }
+    }
+
+    /// A function that answers at once.
+    pub fn call<A: Lift, R: Lower>(self, name: &'static str, function: impl Function<A, R>) -> Interface {
+        self.add::<A, R>(name, move |mut ctx, canon, values| {
+            let (arguments, pointer) = arguments::<A, R>(ctx.as_context_mut(), canon, values)?;
+            let answer = function.call(ctx.data_mut(), arguments)?;
+            lower(ctx, canon, answer, pointer).map(Answer::Now)
+        })
+    }
+
+    /// A function that may suspend its guest.
+    pub fn wait<A: Lift, R: Lower>(
+        self,
+        name: &'static str,
+        function: impl Function<A, Later<R>>,
+    ) -> Interface {
+        self.add::<A, R>(name, move |mut ctx, canon, values| {
+            let (arguments, pointer) = arguments::<A, R>(ctx.as_context_mut(), canon, values)?;
+            match function.call(ctx.data_mut(), arguments)? {
+                Later::Ready(answer) => lower(ctx, canon, answer, pointer).map(Answer::Now),
+                Later::Wait(answer) => Ok(Answer::Later(Box::pin(async move {
+                    let answer = answer.await?;
+                    let finish: Finish = Box::new(move |ctx| lower(ctx, canon, answer, pointer));
+                    Ok(finish)
+                }))),
+            }
+        })
+    }
+
+    /// A resource type; guests drop its handles.
+    pub fn resource<R: Resource>(mut self) -> Interface {
+        let drop = |cx: &mut Cx, handle| cx.table.take::<R>(handle).map(|_| ());
+        self.resources.push(HostResource { name: R::NAME, drop });
+        self
+    }
+
+    pub fn function(&self, name: &str) -> Option<&HostFunction> {
+        self.functions.iter().find(|function| function.name == name)
+    }
+
+    pub fn resource_named(&self, name: &str) -> Option<&HostResource> {
+        self.resources.iter().find(|resource| resource.name == name)
+    }
+
+    fn add<A: Lift, R: Lower>(
+        mut self,
+        name: &'static str,
+        run: impl Fn(StoreContextMut<'_, Cx>, Canon, &[Val]) -> Result<Answer, Trap> + Send + Sync + 'static,
+    ) -> Interface {
+        const { assert!(A::FLAT <= FLAT_PARAMETERS, "arguments through memory are not supported") };
+        let parameters = match A::shape() {
+            Shape::Tuple(parameters) => parameters,
+            one => vec![one],
+        };
+        let result = (R::FLAT > 0).then(R::shape);
+        let signature = Signature { parameters, result };
+        let place = format!("{}.{name}", self.name).into();
+        let lowered = signature.lowered();
+        self.functions.push(HostFunction { name, signature, place, lowered, run: Arc::new(run) });
+        self
+    }
+}
+
+impl HostFunction {
+    /// The core function for one `canon lower` in a running instance.
+    pub fn link(&self, store: &mut Store<Cx>, canon: Canon) -> Func {
+        let (run, place) = (self.run.clone(), self.place.clone());
+        Func::new(store, self.lowered.clone(), move |mut caller, values, results| {
+            let mut ctx = caller.as_context_mut();
+            let outcome = leave(ctx.data(), &place).and_then(|()| run(ctx.as_context_mut(), canon, values));
+            match outcome {
+                Ok(Answer::Now(value)) => {
+                    if let (Some(slot), Some(value)) = (results.first_mut(), value) {
+                        *slot = value;
+                    }
+                    charge(&mut ctx, CROSSING_FUEL);
+                    Ok(())
+                }
+                Ok(Answer::Later(pending)) => {
+                    ctx.data_mut().pending = Some(pending);
+                    charge(&mut ctx, CROSSING_FUEL);
+                    Err(Error::host(Suspended))
+                }
+                Err(trap) => Err(Error::host(trap.within(&place))),
+            }
+        })
+    }
+}
+
+impl HostResource {
+    /// The core function for one `canon resource.drop` in a running instance.
+    pub fn link(&self, store: &mut Store<Cx>) -> Func {
+        let (drop, name) = (self.drop, self.name);
+        Func::new(store, FuncType::new([ValType::I32], []), move |mut caller, values, _| {
+            let place = || format!("[resource-drop]{name}");
+            let mut ctx = caller.as_context_mut();
+            charge(&mut ctx, CROSSING_FUEL);
+            let outcome = Flat::new(values).u32().and_then(|handle| {
+                leave(ctx.data(), name)?;
+                drop(ctx.data_mut(), handle)
+            });
+            outcome.map_err(|trap| Error::host(trap.within(&place())))
+        })
+    }
+}
+
+/// The guest's allocator and its `post-return` run inside a host call and may not start another.
+fn leave(cx: &Cx, place: &str) -> Result<(), Trap> {
+    match cx.may_leave {
+        true => Ok(()),
+        false => Err(Trap::error(format!(
+            "{place} was called from inside the program's allocator or clean-up code"
+        ))),
+    }
+}
+
+fn arguments<A: Lift, R: Lower>(
+    mut ctx: StoreContextMut<'_, Cx>,
+    canon: Canon,
+    values: &[Val],
+) -> Result<(A, Option<u32>), Trap> {
+    let mut flat = Flat::new(values);
+    let mut source = Source::new(&mut ctx, canon.memory);
+    let arguments = A::lift(&mut source, &mut flat)?;
+    let read = source.read();
+    let pointer = if R::FLAT > FLAT_RESULTS { Some(flat.u32()?) } else { None };
+    charge(&mut ctx, read as u64 / BYTES_PER_FUEL);
+    Ok((arguments, pointer))
+}
+
+fn lower<R: Lower>(
+    mut ctx: StoreContextMut<'_, Cx>,
+    canon: Canon,
+    answer: R,
+    pointer: Option<u32>,
+) -> Result<Option<Val>, Trap> {
+    let mut target = Target::new(ctx.as_context_mut(), canon);
+    let value = match pointer {
+        Some(pointer) => target.store_at(answer, pointer).map(|()| None)?,
+        None if R::FLAT == 0 => None,
+        None => Some(answer.lower(&mut target)?),
+    };
+    let written = target.written();
+    charge(&mut ctx, written as u64 / BYTES_PER_FUEL);
+    Ok(value)
+}
+
+/// Takes fuel for work done on the guest's behalf. What the slice cannot pay is owed, and the driver collects it.
+pub fn charge(ctx: &mut StoreContextMut<'_, Cx>, fuel: u64) {
+    let have = ctx.get_fuel().unwrap_or(0);
+    // Fails only where fuel is off, and it is on in every engine of ours.
+    let _ = ctx.set_fuel(have.saturating_sub(fuel));
+    ctx.data_mut().owed_fuel += fuel.saturating_sub(have);
+}
+
+/// Not an error: the call waits for [`Cx::pending`].
+#[derive(Debug)]
+pub struct Suspended;
+
+impl fmt::Display for Suspended {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the call would have to wait where it cannot")
+    }
+}
+
+impl HostError for Suspended {}

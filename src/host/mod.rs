@@ -1,0 +1,86 @@
+//! What guests may call, and the state of one guest that these calls work on.
+//!
+//! Owns: [`Cx`] and the list of all interfaces. Never: scheduling, or when a guest runs.
+//!
+//! One file per WIT interface: a function is its arguments, its rights, its operation. The table a file gives is a
+//! list of typed one-liners; `abi.rs` and `function.rs` do the rest:
+//!
+//! ```ignore
+//! pub fn interface() -> Interface {
+//!     Interface::new("inferlet:core/kvs")
+//!         .call("store-get", store_get)        // fn(&mut Cx, String) -> Result<Option<String>, Trap>
+//!         .wait("something-slow", slow)        // fn(&mut Cx, ..) -> Result<Later<R>, Trap>
+//!         .resource::<Blob>()                  // impl Resource for Blob
+//! }
+//! ```
+
+use crate::engine::{Handle, credit::Credits};
+use crate::exchange::{Exchange, Mailbox};
+use crate::identity::{InstanceId, Subject};
+use crate::runtime::quota::Allowance;
+use crate::runtime::table::Table;
+use crate::runtime::{Directory, InstanceEvent};
+use smol::channel::Sender;
+use std::sync::Arc;
+use std::sync::LazyLock;
+
+pub mod abi;
+pub mod function;
+pub mod shape;
+pub mod trap;
+pub mod wasi;
+
+pub use function::{Interface, Later};
+pub use trap::Trap;
+
+/// The state of one guest: what its host functions see.
+pub struct Cx {
+    pub instance: InstanceId,
+    pub subject: Subject,
+    /// Of the launch request.
+    pub arguments: Vec<String>,
+    /// Keys every random draw made for this instance.
+    pub seed: u64,
+    /// What `set-return` was last given.
+    pub returned: String,
+    pub table: Table,
+    /// Queues made so far: the next one's ordinal.
+    pub queues: u32,
+    pub engine: Handle,
+    /// Room for this instance's operations in the engine.
+    pub credits: Credits,
+    pub exchange: Arc<Exchange>,
+    pub mailbox: Arc<Mailbox>,
+    /// Where messages and blobs for the client go; await a full channel.
+    pub events: Sender<InstanceEvent>,
+    /// Who else runs.
+    pub directory: Directory,
+    /// What the guest may use and has used.
+    pub allowance: Allowance,
+    /// What a suspended call waits for; the driver takes it.
+    pub pending: Option<function::Pending>,
+    /// Whether guest code that runs now may call the host.
+    pub may_leave: bool,
+    /// Fuel for host work that the slice could not pay.
+    pub owed_fuel: u64,
+}
+
+/// Every interface that a guest may import.
+pub fn interfaces() -> &'static [Interface] {
+    static INTERFACES: LazyLock<Vec<Interface>> = LazyLock::new(wasi::interfaces);
+    &INTERFACES
+}
+
+/// The interface that an import names, whatever patch version it was built against: wasi 0.2 only ever grew.
+pub fn interface(import: &str) -> Option<&'static Interface> {
+    let name = without_patch(import);
+    interfaces().iter().find(|interface| interface.name == name)
+}
+
+/// `wasi:io/poll@0.2.12` is `wasi:io/poll@0.2`. A pre-release stays as it is, and so matches nothing.
+fn without_patch(import: &str) -> &str {
+    let patch = import.rsplit_once('.').filter(|(name, patch)| {
+        name.contains('@') && !patch.is_empty() && patch.bytes().all(|digit| digit.is_ascii_digit())
+    });
+    patch.map_or(import, |(name, _)| name)
+}

@@ -1,0 +1,69 @@
+//! Who runs, whose, and which program.
+//!
+//! Owns: the list of live instances, bounded, and for each the two ways to reach it: its mailbox and its end.
+//! Never: a guest's state, or the guest's future; those are with the worker that runs it.
+//!
+//! An instance is in the list from `prepare` until its last event has been sent.
+
+use super::LaunchRefusal;
+use super::ending::Ending;
+use crate::exchange::Mailbox;
+use crate::identity::{InstanceId, ProgramHash, Subject};
+use crate::limits;
+use smol::lock::OnceCell;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// One live instance, as others may know it.
+#[derive(Clone)]
+pub struct Entry {
+    pub instance: InstanceId,
+    pub program: ProgramHash,
+    pub subject: Subject,
+    /// Of the launch request.
+    pub arguments: Vec<String>,
+    pub(crate) mailbox: Arc<Mailbox>,
+    /// Written once: the ending that somebody else decided on.
+    pub(crate) end: Arc<OnceCell<Ending>>,
+}
+
+/// Cheap to clone; all clones are one directory.
+#[derive(Clone, Default)]
+pub struct Directory {
+    entries: Arc<Mutex<HashMap<InstanceId, Entry>>>,
+}
+
+impl Directory {
+    pub fn count(&self) -> usize {
+        self.lock().len()
+    }
+
+    pub fn find(&self, instance: InstanceId) -> Option<Entry> {
+        self.lock().get(&instance).cloned()
+    }
+
+    /// The instances of one subject, by id.
+    pub fn of(&self, subject: &Subject) -> Vec<Entry> {
+        let mut found: Vec<Entry> = self.lock().values().filter(|e| e.subject == *subject).cloned().collect();
+        found.sort_by_key(|entry| entry.instance);
+        found
+    }
+
+    pub(crate) fn enter(&self, entry: Entry) -> Result<(), LaunchRefusal> {
+        let mut entries = self.lock();
+        if entries.len() >= limits::INSTANCES {
+            return Err(LaunchRefusal::Full(limits::INSTANCES));
+        }
+        entries.insert(entry.instance, entry);
+        Ok(())
+    }
+
+    pub(crate) fn leave(&self, instance: InstanceId) {
+        self.lock().remove(&instance);
+    }
+
+    /// The map is whole between any two statements here, so a panic elsewhere does not spoil it.
+    fn lock(&self) -> MutexGuard<'_, HashMap<InstanceId, Entry>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

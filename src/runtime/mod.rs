@@ -1,0 +1,162 @@
+//! Guests that run: launched, fed, ended, told about.
+//!
+//! Owns: the facade that sessions use ([`Runtime`]), and below it everything between a program and its last event.
+//! Never: the wire, sockets, tokens; what a host function does.
+
+use crate::engine;
+use crate::exchange::{Exchange, Mailbox};
+use crate::identity::{InstanceId, Subject};
+use crate::program::Program;
+use directory::Entry;
+use smol::channel::Sender;
+use smol::lock::OnceCell;
+use std::fmt;
+use std::sync::Arc;
+
+pub mod directory;
+pub mod ending;
+pub mod quota;
+pub mod table;
+
+pub use directory::Directory;
+pub use ending::Ending;
+pub use quota::{Quota, Quotas};
+
+/// What one instance is launched with.
+pub struct Launch {
+    pub program: Arc<Program>,
+    pub arguments: Vec<String>,
+    pub subject: Subject,
+    /// Where its events go. A full channel makes the guest wait; a closed one ends it.
+    pub events: Sender<InstanceEvent>,
+}
+
+/// An event of one instance, in the order the guest made them.
+#[derive(Clone, Debug)]
+pub struct InstanceEvent {
+    pub instance: InstanceId,
+    pub what: What,
+}
+
+#[derive(Clone, Debug)]
+pub enum What {
+    Message(String),
+    Blob(Arc<[u8]>),
+    /// The last event, exactly once, however the instance ends.
+    Ended(Ending),
+}
+
+/// Why an instance was not launched. `Display` is the answer for the client.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LaunchRefusal {
+    /// As many instances live as the box holds.
+    Full(usize),
+}
+
+impl fmt::Display for LaunchRefusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            LaunchRefusal::Full(limit) => write!(
+                f,
+                "{limit} instances are running, the most this server holds; try again when one has ended"
+            ),
+        }
+    }
+}
+
+impl std::error::Error for LaunchRefusal {}
+
+/// What a runtime is made of.
+pub struct RuntimeParts {
+    pub engine: engine::Handle,
+    pub exchange: Arc<Exchange>,
+    pub quotas: Quotas,
+    /// The seed of every instance, for repeatable runs; each gets a random one otherwise.
+    pub seed: Option<u64>,
+}
+
+/// Launches, feeds and ends instances. Cheap to clone.
+#[derive(Clone)]
+pub struct Runtime {
+    parts: Arc<RuntimeParts>,
+    directory: Directory,
+}
+
+impl Runtime {
+    pub fn new(parts: RuntimeParts) -> Runtime {
+        Runtime { parts: Arc::new(parts), directory: Directory::default() }
+    }
+
+    /// Registers an instance. It can be named, fed and ended from now on, and runs from [`Prepared::start`] on.
+    pub fn prepare(&self, launch: Launch) -> Result<Prepared, LaunchRefusal> {
+        let entry = Entry {
+            instance: InstanceId::random(),
+            program: launch.program.hash,
+            subject: launch.subject.clone(),
+            arguments: launch.arguments.clone(),
+            mailbox: Arc::new(Mailbox::default()),
+            end: Arc::new(OnceCell::new()),
+        };
+        self.directory.enter(entry.clone())?;
+        Ok(Prepared { runtime: self.clone(), entry, launch: Some(launch) })
+    }
+
+    /// Gives the instance a message of its client. Never dropped: a full mailbox ends the instance.
+    pub fn signal(&self, instance: InstanceId, message: String) {
+        self.deliver(instance, |mailbox| mailbox.texts.push(message));
+    }
+
+    /// Gives the instance a blob of its client. Never dropped: a full mailbox ends the instance.
+    pub fn give_blob(&self, instance: InstanceId, blob: Arc<[u8]>) {
+        self.deliver(instance, |mailbox| mailbox.blobs.push(blob));
+    }
+
+    /// Ends the instance, wherever it is, soon; its last event says how. The first ending decided on counts.
+    pub fn end(&self, instance: InstanceId, ending: Ending) {
+        if let Some(entry) = self.directory.find(instance) {
+            let _ = entry.end.set_blocking(ending); // decided already
+        }
+    }
+
+    pub fn directory(&self) -> &Directory {
+        &self.directory
+    }
+
+    fn deliver(
+        &self,
+        instance: InstanceId,
+        push: impl FnOnce(&Mailbox) -> Result<(), crate::exchange::mailbox::Full>,
+    ) {
+        let Some(entry) = self.directory.find(instance) else { return };
+        if let Err(full) = push(&entry.mailbox) {
+            let _ = entry.end.set_blocking(Ending::OutOfResources(full.to_string()));
+        }
+    }
+}
+
+/// An instance that is registered and does not run yet. Dropping it unregisters it, silently.
+pub struct Prepared {
+    runtime: Runtime,
+    entry: Entry,
+    launch: Option<Launch>,
+}
+
+impl Prepared {
+    pub fn id(&self) -> InstanceId {
+        self.entry.instance
+    }
+
+    pub fn start(mut self) {
+        if let Some(launch) = self.launch.take() {
+            let _ = (launch, &self.runtime.parts);
+        }
+    }
+}
+
+impl Drop for Prepared {
+    fn drop(&mut self) {
+        if self.launch.is_some() {
+            self.runtime.directory.leave(self.entry.instance);
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! What one guest may use, and what it has used.
+//!
+//! Owns: the quotas of an instance and the limiter that the interpreter asks before memory or a table grows.
+//! Never: ending anybody; exceeding a quota is a [`Trap`](crate::host::Trap) or an [`Ending`](super::Ending).
+
+use std::fmt;
+use std::time::Duration;
+use wasmi::ResourceLimiter;
+use wasmi_core::LimiterError;
+
+/// The quotas of one instance. The defaults are generous: they end what runs away, not what works hard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Quotas {
+    /// Linear memory, all memories together.
+    pub memory_bytes: usize,
+    /// Entries of all tables together.
+    pub table_elements: usize,
+    /// Interpreted instructions, roughly, over the whole life.
+    pub fuel: u64,
+    /// Launch to end, waiting included.
+    pub wall_clock: Duration,
+    /// Standard output and error over the whole life.
+    pub log_bytes: usize,
+}
+
+impl Default for Quotas {
+    fn default() -> Quotas {
+        Quotas {
+            memory_bytes: 256 << 20,
+            table_elements: 1 << 20,
+            // About two core-hours.
+            fuel: 4_000_000_000_000,
+            wall_clock: Duration::from_secs(24 * 3600),
+            log_bytes: 16 << 20,
+        }
+    }
+}
+
+/// A quota that was exceeded, with the value it has. `Display` is the text of event 5.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Quota {
+    MemoryBytes(usize),
+    TableElements(usize),
+    Fuel(u64),
+    WallClock(Duration),
+    Handles(usize),
+    LogBytes(usize),
+}
+
+impl fmt::Display for Quota {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (name, value) = match *self {
+            Quota::MemoryBytes(bytes) => ("memory bytes", bytes as u64),
+            Quota::TableElements(elements) => ("table elements", elements as u64),
+            Quota::Fuel(fuel) => ("fuel", fuel),
+            Quota::WallClock(time) => ("wall clock seconds", time.as_secs()),
+            Quota::Handles(handles) => ("handles", handles as u64),
+            Quota::LogBytes(bytes) => ("log bytes", bytes as u64),
+        };
+        write!(f, "Quota exceeded: {name}, limit {value}")
+    }
+}
+
+/// The growth of one guest's memories and tables against its quotas.
+#[derive(Debug)]
+pub struct Allowance {
+    pub quotas: Quotas,
+    memory_bytes: usize,
+    table_elements: usize,
+    exceeded: Option<Quota>,
+}
+
+impl Allowance {
+    pub fn new(quotas: Quotas) -> Allowance {
+        Allowance { quotas, memory_bytes: 0, table_elements: 0, exceeded: None }
+    }
+
+    /// The quota that refused a growth, if one did: the guest's last act.
+    pub fn exceeded(&self) -> Option<Quota> {
+        self.exceeded
+    }
+
+    fn refuse(&mut self, quota: Quota) -> Result<bool, LimiterError> {
+        self.exceeded = Some(quota);
+        Err(LimiterError::ResourceLimiterDeniedAllocation)
+    }
+}
+
+impl ResourceLimiter for Allowance {
+    fn memory_growing(
+        &mut self,
+        current: usize,
+        desired: usize,
+        maximum: Option<usize>,
+    ) -> Result<bool, LimiterError> {
+        if maximum.is_some_and(|maximum| desired > maximum) {
+            return Ok(false); // the program's own limit: `memory.grow` answers -1
+        }
+        let total = self.memory_bytes.saturating_add(desired.saturating_sub(current));
+        if total > self.quotas.memory_bytes {
+            return self.refuse(Quota::MemoryBytes(self.quotas.memory_bytes));
+        }
+        self.memory_bytes = total;
+        Ok(true)
+    }
+
+    fn table_growing(
+        &mut self,
+        current: usize,
+        desired: usize,
+        maximum: Option<usize>,
+    ) -> Result<bool, LimiterError> {
+        if maximum.is_some_and(|maximum| desired > maximum) {
+            return Ok(false);
+        }
+        let total = self.table_elements.saturating_add(desired.saturating_sub(current));
+        if total > self.quotas.table_elements {
+            return self.refuse(Quota::TableElements(self.quotas.table_elements));
+        }
+        self.table_elements = total;
+        Ok(true)
+    }
+
+    fn instances(&self) -> usize {
+        crate::limits::CORE_INSTANCES
+    }
+
+    fn tables(&self) -> usize {
+        crate::limits::CORE_TABLES
+    }
+
+    fn memories(&self) -> usize {
+        crate::limits::CORE_MEMORIES
+    }
+}
