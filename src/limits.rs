@@ -138,3 +138,11 @@ pub const CORE_TABLES: usize = 2 * CORE_INSTANCES;
 pub const CORE_MEMORIES: usize = 1;
 /// Instances alive at once: at 1.3 MB each (a Rust guest's memory, committed) a third of a GB.
 pub const INSTANCES: usize = 256;
+/// Pollables in one `poll`: every handle could be one, but nobody waits for more than the passes it has in flight.
+pub const POLLED: usize = 4096;
+/// Bytes of one write to a guest's output; what `check-write` permits.
+pub const STREAM_WRITE_BYTES: usize = 64 * 1024;
+/// Bytes of one line of a guest in the log; a longer one is printed in pieces.
+pub const LOG_LINE_BYTES: usize = 4096;
+/// Random bytes of one call.
+pub const RANDOM_BYTES: usize = 1024 * 1024;

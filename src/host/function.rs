@@ -137,6 +137,11 @@ impl Interface {
         })
     }
 
+    /// A function that links, so that programs which never call it run, and ends the guest with a sentence when called.
+    pub fn refuse<A: Lift, R: Lower>(self, name: &'static str, why: &'static str) -> Interface {
+        self.add::<A, R>(name, move |_, _, _| Err(Trap::error(why)))
+    }
+
     /// A resource type; guests drop its handles.
     pub fn resource<R: Resource>(mut self) -> Interface {
         let drop = |cx: &mut Cx, handle| cx.table.take::<R>(handle).map(|_| ());

@@ -55,6 +55,10 @@ pub struct Cx {
     pub events: Sender<InstanceEvent>,
     /// Who else runs.
     pub directory: Directory,
+    /// The generator behind `wasi:random/insecure`.
+    pub insecure: wasi::random::Insecure,
+    /// What it prints.
+    pub log: wasi::cli::Log,
     /// What the guest may use and has used.
     pub allowance: Allowance,
     /// What a suspended call waits for; the driver takes it.

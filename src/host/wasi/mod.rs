@@ -1,7 +1,25 @@
 //! WASI 0.2 as far as Rust's std, wstd and the preview-1 adapter need it: one file per package.
+//!
+//! Owns: the list. Never: files, sockets, HTTP. A guest has clocks, random numbers, a log, and the host's own
+//! interfaces; whatever else a component imports is refused when it is uploaded.
 
 use super::Interface;
 
+pub mod cli;
+pub mod clocks;
+pub mod filesystem;
+pub mod io;
+pub mod random;
+
 pub fn interfaces() -> Vec<Interface> {
-    vec![]
+    [
+        cli::interfaces(),
+        clocks::interfaces(),
+        filesystem::interfaces(),
+        io::interfaces(),
+        random::interfaces(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
