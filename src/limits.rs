@@ -122,6 +122,20 @@ const _: () = assert!(TOPIC_BYTES >= MESSAGE_BYTES && TOPIC_BYTES_PER_SUBJECT >=
 const _: () = assert!(KVS_BYTES >= KVS_BYTES_PER_SUBJECT && KVS_BYTES_PER_SUBJECT > KVS_VALUE_BYTES);
 const _: () = assert!(MAILBOX_MESSAGE_BYTES >= CLIENT_FRAME_BYTES);
 
+// ---- one forward pass ----
+
+/// Inputs of one pass: the longest context in common use. The engine cuts it into chunks.
+pub const PASS_ROWS: usize = 128 * 1024;
+/// Outputs of one pass: every row of a long prompt scored.
+pub const PASS_OUTPUTS: usize = 16 * 1024;
+/// Entries of one distribution, whatever top-k asks (`max_dist_size` of the contract).
+pub const DISTRIBUTION_TOKENS: u32 = 1024;
+/// Entries of all distributions of one pass: 8 MiB of ids and probabilities.
+pub const PASS_DISTRIBUTION_ENTRIES: usize = 1 << 20;
+
+// A sequence length, page_size * pages, is a u32.
+const _: () = assert!(NAMES_PER_INSTANCE as u64 * PAGE_TOKENS_MAX as u64 <= u32::MAX as u64);
+
 // ---- one guest ----
 
 /// Handles one guest holds at most: a large program keeps hundreds (a pollable per pending pass), a leak shows early.

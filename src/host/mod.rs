@@ -25,6 +25,7 @@ use std::sync::Arc;
 use std::sync::LazyLock;
 
 pub mod abi;
+pub mod forward;
 pub mod function;
 pub mod shape;
 pub mod trap;

@@ -1,0 +1,3 @@
+//! `inferlet:core/forward`: passes through the model.
+
+pub mod draft;
