@@ -9,6 +9,7 @@ use std::fmt;
 
 pub mod cpu;
 pub mod crew;
+pub mod exp;
 pub mod sample;
 
 /// A physical KV page: `page_size` slots of K and V in every layer.
@@ -137,7 +138,7 @@ pub struct Outcome {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Produced {
     Token(TokenId),
-    /// Sorted descending by probability, ties by ascending id.
+    /// Sorted by descending logit, and so by probability; equal logits by ascending id.
     Distribution {
         ids: Vec<TokenId>,
         probs: Vec<f32>,

@@ -1,1 +1,374 @@
 //! The draws, the same on every backend.
+//!
+//! Owns: how a row of logits becomes a token or a distribution, and the generator that the draws come from. Never:
+//! where the logits come from, nor any state: the same key and logits give the same token, on any backend, in any
+//! batch.
+//!
+//! How the bits stay the same. A token's weight is `exp((logit - largest) / T)`: one f32 subtraction, one f32
+//! division, and [`exp_fixed`], fixed steps that end in an integer, 2^42 for the largest logit. Everything after is
+//! integer arithmetic: sums of weights (associative: any order, any number of threads), limits, the draw. *Order* is
+//! by logit, descending, ties to the lower id. Which tokens are *kept* follows from that order and from sums. The
+//! draw walks the kept tokens by ascending id. A token below 2^-42 of the largest has no weight.
+//!
+//! Odd inputs have an answer: a NaN logit counts as minus infinity; a temperature that is not above 0 (NaN too) is
+//! greedy; a row without any logit above minus infinity gives token 0.
+
+use super::exp::{FIXED_BITS, exp_fixed};
+use super::{DrawKey, Produced, Sampler, TokenId};
+
+/// Room to sample rows of one vocabulary; nothing is remembered from row to row.
+pub struct Sampling {
+    weights: Vec<u64>, // [token]
+    kept: Vec<u64>,    // [candidate], see `place`
+}
+
+impl Sampling {
+    /// Room for rows of up to `vocab` logits.
+    pub fn new(vocab: usize) -> Sampling {
+        Sampling { weights: Vec::with_capacity(vocab), kept: Vec::with_capacity(vocab) }
+    }
+
+    /// Draws one token from `logits` ([vocab], at least one) as `sampler` says; `random` comes from [`random`].
+    ///
+    /// A `k` of 0 keeps all tokens, and so does a `p` of 1 or more (min-p: those that equal the largest). However
+    /// small `k` and `p`, the best token is kept. Top-k comes before top-p, whose mass is then that of the k.
+    pub fn token(&mut self, logits: &[f32], sampler: Sampler, random: u64) -> TokenId {
+        let (temperature, k, p) = match sampler {
+            Sampler::Multinomial { temperature } => (temperature, 0, 1.0),
+            Sampler::TopK { temperature, k } => (temperature, k as usize, 1.0),
+            Sampler::TopP { temperature, p } => (temperature, 0, p),
+            Sampler::MinP { temperature, .. } => (temperature, 0, 1.0),
+            Sampler::TopKTopP { temperature, k, p } => (temperature, k as usize, p),
+        };
+        let scale = Scale::of(logits, temperature);
+        if scale.greedy() {
+            return scale.best;
+        }
+        let Sampling { weights, kept } = self;
+        if (1..logits.len()).contains(&k) {
+            keep_first(kept, logits, k);
+            let weigh = |id: usize| scale.weight(logits[id]);
+            if p < 1.0 {
+                let total = kept.iter().map(|&place| weigh(id(place))).sum();
+                keep_mass(kept, portion(p, total), weigh);
+            }
+            return draw_kept(kept, weigh, random);
+        }
+
+        weights.clear();
+        weights.extend(logits.iter().map(|&logit| scale.weight(logit)));
+        if let Sampler::MinP { p, .. } = sampler {
+            let floor = portion(p, 1 << FIXED_BITS);
+            weights.iter_mut().filter(|weight| **weight < floor).for_each(|weight| *weight = 0);
+        } else if p < 1.0 {
+            let total = weights.iter().sum();
+            let mass = portion(p, total);
+            // Tokens of at most this weight have less than `total - mass` together, so the set sought ends before
+            // it meets one. Halved, because the order is by logit and rounding may swap the weights of neighbours.
+            let floor = (total - mass) / logits.len() as u64 / 2;
+            kept.clear();
+            let candidates = (0..logits.len()).filter(|&id| weights[id] > floor);
+            kept.extend(candidates.map(|id| place(logits[id], id)));
+            keep_mass(kept, mass, |id| weights[id]);
+            return draw_kept(kept, |id| weights[id], random);
+        }
+        draw(weights.iter().copied().enumerate(), weights.iter().sum(), random)
+    }
+
+    /// The `top_k` most probable tokens (all, if there are fewer) with their probabilities in the whole of
+    /// softmax(logits / temperature), by descending logit, ties by ascending id. At temperature 0 the first has
+    /// probability 1 and the others 0.
+    pub fn distribution(&mut self, logits: &[f32], temperature: f32, top_k: u32) -> Produced {
+        let scale = Scale::of(logits, temperature);
+        keep_first(&mut self.kept, logits, top_k as usize);
+        self.kept.sort_unstable();
+        let ids: Vec<TokenId> = self.kept.iter().map(|&place| TokenId(id(place) as u32)).collect();
+        let mut probs = vec![0.0; ids.len()];
+        if !scale.greedy() {
+            let total: u64 = logits.iter().map(|&logit| scale.weight(logit)).sum();
+            for (prob, id) in probs.iter_mut().zip(&ids) {
+                *prob = (scale.weight(logits[id.0 as usize]) as f64 / total as f64) as f32;
+            }
+        } else if let Some(first) = probs.first_mut() {
+            *first = 1.0;
+        }
+        Produced::Distribution { ids, probs }
+    }
+}
+
+/// What a row's weights are measured by.
+struct Scale {
+    best: TokenId,
+    largest: f32,
+    temperature: f32,
+}
+
+impl Scale {
+    fn of(logits: &[f32], temperature: f32) -> Scale {
+        let mut best = (0, f32::NEG_INFINITY);
+        for (id, &logit) in logits.iter().enumerate() {
+            if logit > best.1 {
+                best = (id, logit); // never for NaN; an equal one later does not displace
+            }
+        }
+        Scale { best: TokenId(best.0 as u32), largest: best.1.min(f32::MAX), temperature }
+    }
+
+    /// Whether the best token is the answer, whatever the sampler.
+    fn greedy(&self) -> bool {
+        self.temperature.is_nan() || self.temperature <= 0.0 || self.largest == f32::NEG_INFINITY
+    }
+
+    /// 2^42 for the largest logit, 0 for NaN and minus infinity.
+    fn weight(&self, logit: f32) -> u64 {
+        let logit = if logit > f32::MAX { f32::MAX } else { logit };
+        exp_fixed((logit - self.largest) / self.temperature)
+    }
+}
+
+/// The share `p` of `whole` (at most 2^62), rounded up: the exact product with the f32, at least 1, at most `whole`.
+fn portion(p: f32, whole: u64) -> u64 {
+    let p = (f64::from(p).clamp(0.0, 1.0) * 2f64.powi(64)) as u128; // exact from 2^-40 up
+    let share = (p * u128::from(whole)).div_ceil(1 << 64) as u64;
+    share.max(1)
+}
+
+/// A token's place in the order as one integer: ascending is by descending logit, then by ascending id.
+fn place(logit: f32, id: usize) -> u64 {
+    let logit = if logit.is_nan() { f32::NEG_INFINITY } else { logit + 0.0 }; // -0 and +0 tie
+    let bits = logit.to_bits();
+    let ascending = if bits >> 31 == 0 { bits | 1 << 31 } else { !bits };
+    u64::from(!ascending) << 32 | id as u64
+}
+
+fn id(place: u64) -> usize {
+    place as u32 as usize
+}
+
+/// Keeps the first `k` tokens of the order, in any order.
+fn keep_first(kept: &mut Vec<u64>, logits: &[f32], k: usize) {
+    kept.clear();
+    kept.extend(logits.iter().enumerate().map(|(id, &logit)| place(logit, id)));
+    if 0 < k && k < kept.len() {
+        kept.select_nth_unstable(k - 1);
+    }
+    kept.truncate(k);
+}
+
+/// Of `kept`, keeps the smallest start of the order that weighs at least `mass`.
+fn keep_mass(kept: &mut Vec<u64>, mass: u64, weigh: impl Fn(usize) -> u64) {
+    kept.sort_unstable();
+    let (mut sum, mut len) = (0, 0);
+    while sum < mass && len < kept.len() {
+        sum += weigh(id(kept[len]));
+        len += 1;
+    }
+    kept.truncate(len);
+}
+
+fn draw_kept(kept: &mut [u64], weigh: impl Fn(usize) -> u64, random: u64) -> TokenId {
+    kept.sort_unstable_by_key(|&place| id(place));
+    let weights = kept.iter().map(|&place| (id(place), weigh(id(place))));
+    draw(weights.clone(), weights.map(|(_, weight)| weight).sum(), random)
+}
+
+/// The token in whose stretch of `0..total` the draw falls; `weights` come by ascending id and sum up to `total`.
+fn draw(weights: impl Iterator<Item = (usize, u64)>, total: u64, random: u64) -> TokenId {
+    let mut left = ((u128::from(random) * u128::from(total)) >> 64) as u64;
+    let mut last = 0;
+    for (id, weight) in weights {
+        if left < weight {
+            return TokenId(id as u32);
+        }
+        left -= weight;
+        last = id;
+    }
+    TokenId(last as u32) // not reached: left < total
+}
+
+/// 64 random bits for output `ordinal` of a pass: the first two words of Philox4x32-10 with the seed as key and
+/// (ordinal, queue, pass) as counter.
+pub fn random(key: DrawKey, ordinal: u32) -> u64 {
+    let counter = [ordinal, key.queue, key.pass as u32, (key.pass >> 32) as u32];
+    let words = philox(counter, [key.seed as u32, (key.seed >> 32) as u32]);
+    u64::from(words[1]) << 32 | u64::from(words[0])
+}
+
+/// Philox4x32-10: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3" (2011).
+fn philox(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
+    for _ in 0..10 {
+        let [a, b, c, d] = counter;
+        let (ab, cd) = (u64::from(a) * 0xd251_1f53, u64::from(c) * 0xcd9e_8d57);
+        counter = [(cd >> 32) as u32 ^ b ^ key[0], cd as u32, (ab >> 32) as u32 ^ d ^ key[1], ab as u32];
+        key = [key[0].wrapping_add(0x9e37_79b9), key[1].wrapping_add(0xbb67_ae85)];
+    }
+    counter
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The known answers that are published with the algorithm.
+    #[test]
+    fn philox_gives_its_known_answers() {
+        assert_eq!(philox([0; 4], [0; 2]), [0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8]);
+        assert_eq!(philox([!0; 4], [!0; 2]), [0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd]);
+        let pi = ([0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344], [0xa4093822, 0x299f31d0]);
+        assert_eq!(philox(pi.0, pi.1), [0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1]);
+    }
+
+    fn key(pass: u64) -> DrawKey {
+        DrawKey { seed: 0x5eed, queue: 3, pass }
+    }
+
+    #[test]
+    fn every_part_of_the_key_counts() {
+        let keys =
+            [(1, 2, 3, 4), (2, 2, 3, 4), (1, 3, 3, 4), (1, 2, 4, 4), (1, 2, 3 + (1 << 32), 4), (1, 2, 3, 5)];
+        let mut draws =
+            keys.map(|(seed, queue, pass, ordinal)| random(DrawKey { seed, queue, pass }, ordinal));
+        draws.sort_unstable();
+        assert!(draws.windows(2).all(|pair| pair[0] != pair[1]), "{draws:x?}");
+    }
+
+    /// Seeded logits of odd shapes: ties, duplicates of the best, infinities, NaN.
+    fn rows() -> Vec<Vec<f32>> {
+        let normal = |seed: u64, len: usize, spread: f32| -> Vec<f32> {
+            let word = |i| random(DrawKey { seed, queue: 0, pass: 0 }, i) as f32 / u64::MAX as f32;
+            (0..len as u32).map(|i| (0..4).map(|j| word(4 * i + j) - 0.5).sum::<f32>() * spread).collect()
+        };
+        let mut ties = normal(1, 200, 6.0);
+        ties.iter_mut().for_each(|logit| *logit = logit.round());
+        let mut odd = normal(2, 50, 5.0);
+        (odd[3], odd[7], odd[11], odd[13]) = (f32::NAN, f32::NEG_INFINITY, -0.0, 0.0);
+        vec![normal(3, 1000, 8.0), ties, odd, vec![2.0; 7], vec![1.5], normal(4, 40, 40.0)]
+    }
+
+    fn samplers(temperature: f32) -> Vec<Sampler> {
+        let mut all = vec![Sampler::Multinomial { temperature }];
+        for k in [0, 1, 2, 7, 40, u32::MAX] {
+            all.push(Sampler::TopK { temperature, k });
+            for p in [0.0, 0.5, 0.9, 1.0] {
+                all.push(Sampler::TopKTopP { temperature, k, p });
+            }
+        }
+        for p in [0.0, 1e-6, 0.3, 0.5, 0.9, 0.999, 1.0, 7.0] {
+            all.push(Sampler::TopP { temperature, p });
+            all.push(Sampler::MinP { temperature, p });
+        }
+        all
+    }
+
+    /// The exact probabilities in f64, by the definitions, with a full sort.
+    fn exact(logits: &[f32], sampler: Sampler) -> Vec<f64> {
+        let (t, k, p, min_p) = match sampler {
+            Sampler::Multinomial { temperature } => (temperature, 0, 1.0, 0.0),
+            Sampler::TopK { temperature, k } => (temperature, k, 1.0, 0.0),
+            Sampler::TopP { temperature, p } => (temperature, 0, p, 0.0),
+            Sampler::MinP { temperature, p } => (temperature, 0, 1.0, p.min(1.0)),
+            Sampler::TopKTopP { temperature, k, p } => (temperature, k, p, 0.0),
+        };
+        let finite = |id: usize| if logits[id].is_nan() { f64::NEG_INFINITY } else { f64::from(logits[id]) };
+        let mut order: Vec<usize> = (0..logits.len()).collect();
+        order.sort_by(|&a, &b| finite(b).partial_cmp(&finite(a)).expect("no NaN").then(a.cmp(&b)));
+        let weight = |id: usize| ((finite(id) - finite(order[0])) / f64::from(t)).exp();
+        let k = if k == 0 { logits.len() } else { logits.len().min(k as usize) };
+        let total: f64 = order[..k].iter().map(|&id| weight(id)).sum();
+        let mut probs = vec![0.0; logits.len()];
+        let mut sum = 0.0;
+        for &id in &order[..k] {
+            if sum > 0.0 && (p < 1.0 && sum >= f64::from(p) * total || weight(id) < f64::from(min_p)) {
+                break;
+            }
+            sum += weight(id);
+            probs[id] = weight(id);
+        }
+        probs.iter().map(|weight| weight / sum).collect()
+    }
+
+    #[test]
+    fn draws_follow_the_exact_probabilities() {
+        const DRAWS: u64 = 4000;
+        for (row, logits) in rows().iter().enumerate() {
+            let mut sampling = Sampling::new(logits.len());
+            for sampler in samplers(0.8) {
+                let exact = exact(logits, sampler);
+                let mut counts = vec![0u32; logits.len()];
+                for pass in 0..DRAWS {
+                    counts[sampling.token(logits, sampler, random(key(pass), 0)).0 as usize] += 1;
+                }
+                for (id, (&count, &prob)) in counts.iter().zip(&exact).enumerate() {
+                    let mean = prob * DRAWS as f64;
+                    // Five standard deviations and a few; and nothing at all where nothing is due.
+                    let slack = 5.0 * mean.sqrt() + if prob > 0.0 { 4.0 } else { 0.0 };
+                    let off = (f64::from(count) - mean).abs();
+                    assert!(
+                        off <= slack,
+                        "row {row}, {sampler:?}, token {id}: {count} draws, {mean} due, seed 0x5eed"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_greedy_token_is_the_first_of_the_largest() {
+        for temperature in [0.0, -0.0, -1.0, f32::NAN] {
+            for sampler in samplers(temperature) {
+                let mut sampling = Sampling::new(4);
+                let drawn = sampling.token(&[f32::NAN, 1.0, 3.0, 3.0], sampler, u64::MAX);
+                assert_eq!(drawn, TokenId(2), "{sampler:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn extreme_rows_and_temperatures_have_an_answer() {
+        let nothing = [f32::NAN, f32::NEG_INFINITY];
+        let best = [f32::MAX, -f32::MAX, f32::INFINITY, f32::MAX];
+        for random in [0, 1 << 63, u64::MAX] {
+            for temperature in [f32::MIN_POSITIVE, 1e-45, 1e-3, 1.0, f32::MAX, f32::INFINITY] {
+                for sampler in samplers(temperature) {
+                    let mut sampling = Sampling::new(4);
+                    assert_eq!(sampling.token(&nothing, sampler, random), TokenId(0));
+                    assert_ne!(sampling.token(&[2.0, f32::NAN, 2.0], sampler, random), TokenId(1));
+                    let token = sampling.token(&best, sampler, random);
+                    assert!(token != TokenId(1) || temperature > 1e30, "{sampler:?} drew {token:?}");
+                    let apart = sampling.token(&[0.0, 1.0, 0.0], sampler, random);
+                    assert!(apart == TokenId(1) || temperature > 1e-2, "{sampler:?} drew {apart:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_distribution_is_the_head_of_the_softmax() {
+        for logits in rows() {
+            let mut sampling = Sampling::new(logits.len());
+            let want = exact(&logits, Sampler::Multinomial { temperature: 0.7 });
+            for top_k in [0, 1, 5, 32, 5000] {
+                let Produced::Distribution { ids, probs } = sampling.distribution(&logits, 0.7, top_k) else {
+                    panic!("not a distribution");
+                };
+                assert_eq!(ids.len(), logits.len().min(top_k as usize));
+                assert_eq!(ids.len(), probs.len());
+                let logit = |i: usize| logits[ids[i].0 as usize].max(f32::NEG_INFINITY); // NaN: the least
+                for i in 1..ids.len() {
+                    assert!(probs[i - 1] >= probs[i] && logit(i - 1) >= logit(i), "top {top_k}, place {i}");
+                    assert!(logit(i - 1) != logit(i) || ids[i - 1] < ids[i], "top {top_k}, place {i}");
+                }
+                for (id, prob) in ids.iter().zip(probs) {
+                    let want = want[id.0 as usize];
+                    assert!(
+                        (f64::from(prob) - want).abs() < 1e-6 * want + 1e-12,
+                        "{id:?}: {prob}, not {want}"
+                    );
+                }
+            }
+        }
+        let cold = Sampling::new(3).distribution(&[1.0, 3.0, 2.0], 0.0, 32);
+        let ids = vec![TokenId(1), TokenId(2), TokenId(0)];
+        assert_eq!(cold, Produced::Distribution { ids, probs: vec![1.0, 0.0, 0.0] });
+    }
+}
