@@ -1,0 +1,128 @@
+//! What `tartlet model FILE` prints: a GGUF file on one screen.
+//!
+//! Owns: the words. Never: a refusal; a file that Tartlet cannot serve is described too, with the reason.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use super::Weights;
+use super::chat::Chat;
+use super::gguf::Gguf;
+use super::shape::Shape;
+use super::tokenizer::Tokenizer;
+
+/// A description for the terminal, a line per fact, ending with whether Tartlet can serve the file.
+pub fn describe(gguf: &Gguf) -> String {
+    let mut out = String::new();
+    let mut fact = |name: &str, value: String| {
+        // Metadata is foreign text: no control character of it reaches the terminal.
+        let value: String = value.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+        let _ = writeln!(out, "{name:<14}{value}");
+    };
+    let text = |key: &str| gguf.str(key).ok().map(str::to_owned);
+
+    fact("name", text("general.name").unwrap_or_else(|| "(none)".into()));
+    for (name, key) in [("by", "general.organization"), ("licence", "general.license")] {
+        if let Some(value) = text(key) {
+            fact(name, value);
+        }
+    }
+    fact("architecture", text("general.architecture").unwrap_or_else(|| "(none)".into()));
+    fact("parameters", format!("{} in {} tensors", count(parameters(gguf)), gguf.tensors().count()));
+
+    let shape = Shape::read(gguf);
+    if let Ok(shape) = &shape {
+        fact(
+            "shape",
+            format!(
+                "{} layers, hidden {}, ffn {}, {} heads of {}, {} kv heads, {} head",
+                shape.layers,
+                shape.hidden,
+                shape.ffn,
+                shape.heads,
+                shape.head_dim,
+                shape.kv_heads,
+                if shape.tied_head { "tied" } else { "separate" }
+            ),
+        );
+        fact("rope", format!("base {}, {} of {} values", shape.rope_base, shape.rope_dims, shape.head_dim));
+        fact("context", format!("{} tokens", shape.context));
+        // K and V, f32, of all layers.
+        let kv = 2 * 4 * shape.kv_width() * shape.layers;
+        fact("kv cache", format!("{} per token in f32", bytes(kv)));
+    }
+
+    let tokenizer = Tokenizer::read(gguf);
+    if let Ok(tokenizer) = &tokenizer {
+        fact("tokenizer", tokenizer.description());
+        if let Ok(chat) = Chat::choose(gguf, tokenizer, None) {
+            fact("template", chat.source);
+            fact("stops", if chat.stops.is_empty() { "(none)".into() } else { chat.stops.join(" ") });
+        }
+    }
+
+    let mut formats: BTreeMap<&str, (usize, usize)> = BTreeMap::new();
+    for tensor in gguf.tensors() {
+        let (tensors, total) = formats.entry(tensor.format).or_default();
+        *tensors += 1;
+        *total += tensor.bytes.unwrap_or(0);
+    }
+    let mut label = "tensors";
+    for (format, (tensors, total)) in formats {
+        let size = if total > 0 { bytes(total) } else { "size unknown".into() };
+        fact(label, format!("{format:<6}{tensors:>5} tensors{size:>12}"));
+        label = "";
+    }
+    fact("file", format!("{}, GGUF version {}", bytes(gguf.file_bytes()), gguf.version()));
+
+    let refusal = match (&shape, &tokenizer) {
+        (Err(error), _) => Some(error.to_string()),
+        (_, Err(error)) => Some(error.to_string()),
+        (Ok(shape), Ok(tokenizer)) if tokenizer.vocab() as usize != shape.vocab => {
+            Some(format!("{} tokens for {} embeddings", tokenizer.vocab(), shape.vocab))
+        }
+        (Ok(shape), Ok(_)) => Weights::read(gguf, shape).err().map(|error| error.to_string()),
+    };
+    match refusal {
+        None => fact("tartlet", "can serve it".into()),
+        Some(why) => fact("tartlet", format!("cannot serve it: {why}")),
+    }
+    out
+}
+
+/// One line: name, architecture, parameters, the format that most bytes have.
+pub(super) fn line(gguf: &Gguf) -> String {
+    let name = gguf.str("general.name").unwrap_or("unnamed");
+    let architecture = gguf.str("general.architecture").unwrap_or("unknown");
+    let mut formats: BTreeMap<&str, usize> = BTreeMap::new();
+    for tensor in gguf.tensors() {
+        *formats.entry(tensor.format).or_default() += tensor.bytes.unwrap_or(0);
+    }
+    let most = formats.into_iter().max_by_key(|(_, bytes)| *bytes).map_or("", |(format, _)| format);
+    format!("{name}, {architecture}, {} parameters, {most}", count(parameters(gguf)))
+}
+
+fn parameters(gguf: &Gguf) -> u128 {
+    // Each product was checked to fit; the sum of 65,536 of them fits here.
+    gguf.tensors().map(|t| t.dims.iter().product::<usize>() as u128).sum()
+}
+
+/// 134515008 as "134.5 M".
+fn count(n: u128) -> String {
+    match n {
+        0..1_000 => n.to_string(),
+        1_000..1_000_000 => format!("{:.1} k", n as f64 / 1e3),
+        1_000_000..1_000_000_000 => format!("{:.1} M", n as f64 / 1e6),
+        _ => format!("{:.2} G", n as f64 / 1e9),
+    }
+}
+
+/// 98362432 as "93.8 MiB".
+fn bytes(n: usize) -> String {
+    match n {
+        0..1_024 => format!("{n} B"),
+        1_024..1_048_576 => format!("{:.1} KiB", n as f64 / 1024.0),
+        1_048_576..1_073_741_824 => format!("{:.1} MiB", n as f64 / 1_048_576.0),
+        _ => format!("{:.2} GiB", n as f64 / 1_073_741_824.0),
+    }
+}

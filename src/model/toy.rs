@@ -1,0 +1,299 @@
+//! Toy models for tests: a GGUF writer and a seeded two-layer llama with a byte vocabulary.
+//!
+//! Owns: files that are valid by construction. Never: part of the binary.
+
+use std::sync::Arc;
+
+use super::gguf::{Gguf, Quant};
+use super::{Model, cursor::kind};
+
+/// Writes GGUF version 3, in the order of the calls.
+#[derive(Clone)]
+pub(crate) struct Writer {
+    pub version: u32,
+    metadata: Vec<Vec<u8>>,
+    tensors: Vec<(String, Vec<usize>, u32, Vec<u8>)>, // name, dims (row length first), format, bytes
+}
+
+/// The items of a metadata array.
+pub(crate) enum Items<'a> {
+    Strings(&'a [String]),
+    I32(&'a [i32]),
+}
+
+impl Writer {
+    pub fn new() -> Writer {
+        Writer { version: 3, metadata: Vec::new(), tensors: Vec::new() }
+    }
+
+    fn entry(mut self, key: &str, kind: u32, payload: &[u8]) -> Writer {
+        let mut bytes = text(key);
+        bytes.extend(kind.to_le_bytes());
+        bytes.extend(payload);
+        self.metadata.push(bytes);
+        self
+    }
+
+    pub fn str(self, key: &str, value: &str) -> Writer {
+        self.entry(key, kind::STRING, &text(value))
+    }
+
+    pub fn u32(self, key: &str, value: u32) -> Writer {
+        self.entry(key, kind::U32, &value.to_le_bytes())
+    }
+
+    pub fn f32(self, key: &str, value: f32) -> Writer {
+        self.entry(key, kind::F32, &value.to_le_bytes())
+    }
+
+    pub fn bool(self, key: &str, value: bool) -> Writer {
+        self.entry(key, kind::BOOL, &[value.into()])
+    }
+
+    pub fn array(self, key: &str, items: Items<'_>) -> Writer {
+        let (kind_of_items, len, items): (u32, usize, Vec<u8>) = match items {
+            Items::Strings(items) => {
+                (kind::STRING, items.len(), items.iter().flat_map(|s| text(s)).collect())
+            }
+            Items::I32(items) => {
+                (kind::I32, items.len(), items.iter().flat_map(|n| n.to_le_bytes()).collect())
+            }
+        };
+        let mut payload = kind_of_items.to_le_bytes().to_vec();
+        payload.extend((len as u64).to_le_bytes());
+        payload.extend(items);
+        self.entry(key, kind::ARRAY, &payload)
+    }
+
+    /// `dims[0]` is the row length; `bytes` are in the format's own layout.
+    pub fn tensor(mut self, name: &str, dims: &[usize], format: Quant, bytes: Vec<u8>) -> Writer {
+        assert_eq!(bytes.len(), format.row_bytes(dims.iter().product()), "{name}");
+        self.tensors.push((name.to_owned(), dims.to_vec(), format.ggml(), bytes));
+        self
+    }
+
+    /// The file.
+    pub fn bytes(&self) -> Vec<u8> {
+        let mut out = b"GGUF".to_vec();
+        out.extend(self.version.to_le_bytes());
+        out.extend((self.tensors.len() as u64).to_le_bytes());
+        out.extend((self.metadata.len() as u64).to_le_bytes());
+        out.extend(self.metadata.concat());
+        let mut data: Vec<u8> = Vec::new();
+        for (name, dims, format, bytes) in &self.tensors {
+            out.extend(text(name));
+            out.extend((dims.len() as u32).to_le_bytes());
+            dims.iter().for_each(|&dim| out.extend((dim as u64).to_le_bytes()));
+            out.extend(format.to_le_bytes());
+            out.extend((data.len() as u64).to_le_bytes());
+            data.extend(bytes);
+            data.resize(data.len().next_multiple_of(32), 0);
+        }
+        out.resize(out.len().next_multiple_of(32), 0);
+        out.extend(data);
+        out
+    }
+}
+
+fn text(s: &str) -> Vec<u8> {
+    let mut bytes = (s.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(s.as_bytes());
+    bytes
+}
+
+/// xorshift64*: seeded numbers for tests.
+pub(crate) struct Random(u64);
+
+impl Random {
+    pub fn new(seed: u64) -> Random {
+        Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    pub fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    /// Uniform in `0..below`.
+    pub fn below(&mut self, below: usize) -> usize {
+        (self.next() >> 33) as usize % below
+    }
+
+    /// Roughly normal, mean 0, deviation 1.
+    pub fn normal(&mut self) -> f32 {
+        (0..12).map(|_| (self.next() >> 40) as f32 / (1u64 << 24) as f32).sum::<f32>() - 6.0
+    }
+}
+
+/// The dimensions and the weight format of a toy.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Toy {
+    pub seed: u64,
+    pub layers: usize,
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    pub ffn: usize,
+    /// Format of the matrices; norms are F32.
+    pub format: Quant,
+    pub tied_head: bool,
+}
+
+impl Default for Toy {
+    /// Two layers, hidden 64, 4 heads of 16 over 2 kv heads, F32.
+    fn default() -> Toy {
+        Toy {
+            seed: 1,
+            layers: 2,
+            heads: 4,
+            kv_heads: 2,
+            head_dim: 16,
+            ffn: 96,
+            format: Quant::F32,
+            tied_head: true,
+        }
+    }
+}
+
+/// Special tokens of every toy: ids 256, 257, 258.
+pub(crate) const TOY_SPECIALS: [&str; 3] = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"];
+/// Tokens of every toy: the 256 bytes in their order, then [`TOY_SPECIALS`], then 61 unused ones.
+pub(crate) const TOY_VOCAB: usize = 320;
+
+impl Toy {
+    /// A model that is ready to be loaded by a backend.
+    pub fn model(self) -> Arc<Model> {
+        let gguf = Gguf::from_bytes(self.writer().bytes()).expect("a toy is valid");
+        Arc::new(Model::read(gguf, "toy", None).expect("a toy is a llama"))
+    }
+
+    /// The file, still to be changed by a test.
+    pub fn writer(self) -> Writer {
+        let Toy { layers, heads, kv_heads, head_dim, ffn, .. } = self;
+        let hidden = heads * head_dim;
+        let mut tokens: Vec<String> =
+            super::tokenizer::letters().iter().map(|letter| letter.to_string()).collect();
+        tokens.extend(TOY_SPECIALS.map(str::to_owned));
+        tokens.extend((tokens.len()..TOY_VOCAB).map(|id| format!("[unused {id}]")));
+        let types: Vec<i32> = (0..TOY_VOCAB)
+            .map(|id| {
+                if id < 256 {
+                    1
+                } else if id < 259 {
+                    3
+                } else {
+                    5
+                }
+            })
+            .collect();
+
+        let mut w = Writer::new()
+            .str("general.architecture", "llama")
+            .str("general.name", "Toy")
+            .u32("llama.block_count", layers as u32)
+            .u32("llama.context_length", 512)
+            .u32("llama.embedding_length", hidden as u32)
+            .u32("llama.feed_forward_length", ffn as u32)
+            .u32("llama.attention.head_count", heads as u32)
+            .u32("llama.attention.head_count_kv", kv_heads as u32)
+            .u32("llama.rope.dimension_count", head_dim as u32)
+            .u32("llama.vocab_size", TOY_VOCAB as u32)
+            .f32("llama.rope.freq_base", 10_000.0)
+            .f32("llama.attention.layer_norm_rms_epsilon", 1e-5)
+            .str("tokenizer.ggml.model", "gpt2")
+            .str("tokenizer.ggml.pre", "smollm")
+            .array("tokenizer.ggml.tokens", Items::Strings(&tokens))
+            .array("tokenizer.ggml.token_type", Items::I32(&types))
+            .array("tokenizer.ggml.merges", Items::Strings(&[]))
+            .u32("tokenizer.ggml.bos_token_id", 257)
+            .u32("tokenizer.ggml.eos_token_id", 258)
+            .bool("tokenizer.ggml.add_bos_token", false);
+
+        let mut random = Random::new(self.seed);
+        let mut matrix = |w: Writer, name: &str, rows: usize, row: usize| {
+            let bytes = random_bytes(self.format, rows * row, 1.0 / (row as f32).sqrt(), &mut random);
+            w.tensor(name, &[row, rows], self.format, bytes)
+        };
+        let norm = |w: Writer, name: &str| {
+            let ones = (0..hidden).flat_map(|i| (1.0 + i as f32 / 1024.0).to_le_bytes()).collect();
+            w.tensor(name, &[hidden], Quant::F32, ones)
+        };
+        w = matrix(w, "token_embd.weight", TOY_VOCAB, hidden);
+        for layer in 0..layers {
+            let name = |part: &str| format!("blk.{layer}.{part}.weight");
+            w = norm(w, &name("attn_norm"));
+            w = matrix(w, &name("attn_q"), hidden, hidden);
+            w = matrix(w, &name("attn_k"), kv_heads * head_dim, hidden);
+            w = matrix(w, &name("attn_v"), kv_heads * head_dim, hidden);
+            w = matrix(w, &name("attn_output"), hidden, hidden);
+            w = norm(w, &name("ffn_norm"));
+            w = matrix(w, &name("ffn_gate"), ffn, hidden);
+            w = matrix(w, &name("ffn_up"), ffn, hidden);
+            w = matrix(w, &name("ffn_down"), hidden, ffn);
+        }
+        w = norm(w, "output_norm.weight");
+        if !self.tied_head {
+            w = matrix(w, "output.weight", TOY_VOCAB, hidden);
+        }
+        w
+    }
+}
+
+/// `values` random values of about the given deviation, in a format's layout.
+pub(crate) fn random_bytes(format: Quant, values: usize, deviation: f32, random: &mut Random) -> Vec<u8> {
+    // Halves of powers of two keep the exponent arithmetic of a writer out of a test.
+    let half = |x: f32| ((x.log2().round() as i32 + 15).clamp(1, 30) as u16) << 10;
+    let mut out = Vec::with_capacity(format.row_bytes(values));
+    for _ in 0..values / format.block_len() {
+        match format {
+            Quant::F32 => out.extend((random.normal() * deviation).to_le_bytes()),
+            Quant::BF16 => {
+                let bits = (random.normal() * deviation).to_bits();
+                out.extend(((bits >> 16) as u16).to_le_bytes());
+            }
+            Quant::F16 => {
+                let sign = (random.next() & 0x8000) as u16;
+                let fraction = (random.next() & 0x3ff) as u16;
+                out.extend((sign | half(deviation) | fraction).to_le_bytes());
+            }
+            Quant::Q8_0 => {
+                out.extend(half(deviation / 64.0).to_le_bytes());
+                out.extend((0..32).map(|_| random.next() as u8));
+            }
+            Quant::Q4_0 => {
+                out.extend(half(deviation / 4.0).to_le_bytes());
+                out.extend((0..16).map(|_| random.next() as u8));
+            }
+            Quant::Q4_1 => {
+                // The minimum is -8 times the scale: 8 is 2^3.
+                let scale = half(deviation / 4.0);
+                out.extend(scale.to_le_bytes());
+                out.extend((0x8000 | (scale + (3 << 10))).to_le_bytes());
+                out.extend((0..16).map(|_| random.next() as u8));
+            }
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_format_makes_a_model() {
+        for format in Quant::ALL {
+            for tied_head in [true, false] {
+                let model = Toy { format, tied_head, head_dim: 32, ..Toy::default() }.model();
+                assert_eq!(model.shape.hidden, 128);
+                assert_eq!(model.chat.source, "ChatML");
+                let mut row = vec![0.0; 128];
+                format.dequantize(model.gguf.tensor("token_embd.weight").unwrap().row(7), &mut row);
+                let mean_square = row.iter().map(|x| x * x).sum::<f32>() / 128.0;
+                assert!((1e-4..1.0).contains(&mean_square), "{format}: {mean_square}");
+            }
+        }
+    }
+}
