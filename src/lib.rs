@@ -1,5 +1,6 @@
 //! Tartlet: Pie, the programmable LLM serving system, as firmware for one edge GPU box.
 
+pub mod auth;
 pub mod backend;
 pub mod engine;
 pub mod exchange;

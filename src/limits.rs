@@ -17,6 +17,17 @@ pub const MESSAGE_BYTES: usize = SERVER_FRAME_BYTES - 1_000;
 const _: () = assert!(CHUNK_BYTES + 4096 <= CLIENT_FRAME_BYTES);
 const _: () = assert!(CHUNK_BYTES + 4096 <= SERVER_FRAME_BYTES);
 
+// ---- tokens ----
+
+/// Bytes of a token's text: a dozen claims need 500; checked before anything is decoded.
+pub const TOKEN_BYTES: usize = 8 * 1024;
+/// Bytes of a token's footer in base64url: a key id needs 60.
+pub const TOKEN_FOOTER_BYTES: usize = 1024;
+/// Bytes of a token's `sub`; it is part of every key, exported name and topic.
+pub const TOKEN_SUBJECT_BYTES: usize = 128;
+
+const _: () = assert!(TOKEN_FOOTER_BYTES < TOKEN_BYTES && TOKEN_BYTES < CLIENT_FRAME_BYTES);
+
 // ---- the configuration ----
 
 /// Tokens per KV page at most: beyond this a page is no longer a unit of sharing.
