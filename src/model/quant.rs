@@ -166,4 +166,25 @@ mod tests {
             assert_eq!(f64::from(got).to_bits(), want.to_bits(), "{half:#06x}");
         }
     }
+
+    /// The bytes that PyPI `gguf` makes of the same blocks (tests/golden/quant_cases.py).
+    #[test]
+    fn dequantises_like_the_reference() {
+        let golden = include_str!("../../tests/golden/quant_cases.json");
+        let golden: std::collections::HashMap<String, [String; 2]> = serde_json::from_str(golden).unwrap();
+        assert_eq!(golden.len(), Quant::ALL.len());
+        let unhex = |text: &str| -> Vec<u8> {
+            text.as_bytes()
+                .chunks(2)
+                .map(|two| u8::from_str_radix(std::str::from_utf8(two).unwrap(), 16).unwrap())
+                .collect()
+        };
+        for quant in Quant::ALL {
+            let [bytes, want] = golden[&quant.to_string()].each_ref().map(|text| unhex(text));
+            let mut values = vec![0.0; want.len() / 4];
+            quant.dequantize(&bytes, &mut values);
+            let got: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+            assert!(got == want, "{quant}: {values:?}");
+        }
+    }
 }

@@ -175,3 +175,30 @@ fn llama3_word(text: &str, first: char, digits: usize) -> usize {
         None => white_space(text),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The words that PyPI `tokenizers` cuts by the published expressions (tests/golden/tokenizer_cases.py).
+    #[test]
+    fn cuts_like_the_expressions() {
+        let golden = include_str!("../../tests/golden/tokenizer_cases.json");
+        let golden: serde_json::Value = serde_json::from_str(golden).unwrap();
+        for (name, splitter) in Splitter::NAMES {
+            if splitter == Splitter::Smollm {
+                continue; // Its words show in the tokens: tokenizer.rs.
+            }
+            let cases = golden["splits"][name].as_array().unwrap();
+            assert!(cases.len() > 100, "{name}");
+            for case in cases {
+                let text = case[0].as_str().unwrap();
+                let mut words = Vec::new();
+                splitter.split(text, |word| words.push(word));
+                let lengths: Vec<usize> = words.iter().map(|word| word.chars().count()).collect();
+                assert_eq!(serde_json::json!(lengths), case[1], "{name} {text:?} {words:?}");
+                assert_eq!(words.concat(), text, "{name}");
+            }
+        }
+    }
+}

@@ -324,3 +324,160 @@ impl Alphabet {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::toy::{Items, TOY_SPECIALS, Toy, Writer, real_model};
+    use super::*;
+
+    fn ids(tokens: &[TokenId]) -> Vec<u32> {
+        tokens.iter().map(|token| token.0).collect()
+    }
+
+    fn real() -> Tokenizer {
+        Tokenizer::read(&Gguf::open(&real_model()).unwrap()).unwrap()
+    }
+
+    #[derive(serde::Deserialize)]
+    struct Prompt {
+        text: String,
+        ids: Vec<u32>,
+        greedy: Vec<u32>,
+        greedy_text: String,
+    }
+
+    #[test]
+    fn golden_prompts() {
+        let golden = include_str!("../../tests/golden/smollm2-135m-q4_1.json");
+        let golden: Vec<Prompt> = serde_json::from_str(golden).unwrap();
+        let tokenizer = real();
+        for prompt in golden {
+            assert_eq!(ids(&tokenizer.encode(&prompt.text)), prompt.ids, "{:?}", prompt.text);
+            let greedy: Vec<TokenId> = prompt.greedy.into_iter().map(TokenId).collect();
+            assert_eq!(tokenizer.decode(&greedy).unwrap(), prompt.greedy_text);
+        }
+    }
+
+    /// What PyPI `tokenizers` makes of tricky texts (tests/golden/tokenizer_cases.py).
+    #[test]
+    fn tricky_texts_as_in_the_reference() {
+        let golden = include_str!("../../tests/golden/tokenizer_cases.json");
+        let golden: serde_json::Value = serde_json::from_str(golden).unwrap();
+        let cases: Vec<(String, Vec<u32>)> = serde_json::from_value(golden["tokens"].clone()).unwrap();
+        assert!(cases.len() > 150);
+        let tokenizer = real();
+        for (text, want) in cases {
+            assert_eq!(ids(&tokenizer.encode(&text)), want, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn decoding_is_for_every_token_and_no_other() {
+        let tokenizer = real();
+        assert_eq!(tokenizer.decode(&[TokenId(1), TokenId(2)]).unwrap(), "<|im_start|><|im_end|>");
+        let bad = tokenizer.decode(&[TokenId(5), TokenId(49152)]).unwrap_err();
+        assert_eq!(bad.to_string(), "token id 49152 is outside the vocabulary of 49152 tokens");
+        assert!(tokenizer.bytes_of(TokenId(u32::MAX)).is_err());
+        // One token of a character's three bytes.
+        let half: Vec<TokenId> = tokenizer.encode("ᚠ")[..1].to_vec();
+        assert_eq!(tokenizer.decode(&half).unwrap(), "\u{fffd}");
+        assert_eq!(tokenizer.decode_bytes(&half).unwrap().first(), Some(&0xe1));
+
+        let listed: Vec<(TokenId, &[u8])> = tokenizer.vocabulary().collect();
+        assert_eq!(listed.len(), 49152 - 17);
+        assert!(listed.windows(2).all(|two| two[0].0 < two[1].0));
+        let (the, bytes) = listed.iter().find(|(_, bytes)| bytes == b" the").unwrap();
+        assert_eq!(tokenizer.decode_bytes(&[*the]).unwrap(), *bytes);
+        assert_eq!(tokenizer.specials().count(), 17);
+        assert_eq!((tokenizer.bos(), tokenizer.eos()), (Some(TokenId(1)), Some(TokenId(2))));
+    }
+
+    /// Any sequence of tokens decodes; text comes back whole.
+    #[test]
+    fn text_survives_the_round_trip() {
+        let toy = Toy::default().model();
+        for text in ["", "a", "naïve\u{0}日本\u{10ffff}", "<|im_start|>user\n<|im_end|><|im_"] {
+            let tokens = toy.tokenizer.encode(text);
+            assert_eq!(toy.tokenizer.decode(&tokens).unwrap(), text);
+        }
+        let every: Vec<TokenId> = (0..toy.tokenizer.vocab()).map(TokenId).collect();
+        assert!(toy.tokenizer.decode(&every).unwrap().contains(TOY_SPECIALS[1]));
+        assert_eq!(toy.tokenizer.encode("[unused 300]").len(), "[unused 300]".len());
+    }
+
+    /// A megabyte without a single word border. Quadratic work would take hours here, not a moment.
+    #[test]
+    fn one_endless_word() {
+        let tokenizer = real();
+        for part in ["a", "ab", "qu", "日", "-", " ", "<"] {
+            let text = part.repeat(limits::TOKENIZE_BYTES / part.len());
+            let tokens = tokenizer.encode(&text);
+            assert!(!tokens.is_empty() && tokens.len() < text.len());
+            assert_eq!(tokenizer.decode(&tokens).unwrap(), text);
+        }
+    }
+
+    /// A small vocabulary of single letters with the given further tokens and merges.
+    fn with(more: &[(&str, i32)], merges: &[&str]) -> Writer {
+        let letters = "abcdefghijklmnopqrstuvwxyz<>|".chars().map(|c| (c.to_string(), 1));
+        let more = more.iter().map(|(token, kind)| (token.to_string(), *kind));
+        let (tokens, types): (Vec<String>, Vec<i32>) = letters.chain(more).unzip();
+        let merges: Vec<String> = merges.iter().map(|merge| merge.to_string()).collect();
+        Writer::new()
+            .str("tokenizer.ggml.model", "gpt2")
+            .str("tokenizer.ggml.pre", "gpt-2")
+            .array("tokenizer.ggml.tokens", Items::Strings(&tokens))
+            .array("tokenizer.ggml.token_type", Items::I32(&types))
+            .array("tokenizer.ggml.merges", Items::Strings(&merges))
+    }
+
+    fn read(writer: Writer) -> Result<Tokenizer, TokenizerError> {
+        Tokenizer::read(&Gguf::from_bytes(writer.bytes()).unwrap())
+    }
+
+    #[test]
+    fn the_longest_special_token_wins() {
+        let tokenizer = read(with(&[("<a", 3), ("<a>", 4), ("<a>b", 3), ("<c>", 5), ("", 3)], &[])).unwrap();
+        let spelt = |text: &str| -> Vec<String> {
+            tokenizer.encode(text).iter().map(|&t| tokenizer.decode(&[t]).unwrap()).collect()
+        };
+        assert_eq!(spelt("x<a>bc<a>c<a<a"), ["x", "<a>b", "c", "<a>", "c", "<a", "<a"]);
+        assert_eq!(spelt("<c>"), ["<", "c", ">"], "an unused token is no special one");
+        assert_eq!(
+            tokenizer.special("<a>").map(|id| tokenizer.decode(&[id]).unwrap()).as_deref(),
+            Some("<a>")
+        );
+        assert_eq!(tokenizer.special("<c>"), None);
+        assert_eq!(spelt("aXb"), ["a", "b"], "a byte that the vocabulary lacks vanishes");
+    }
+
+    #[test]
+    fn merges_go_by_rank_then_from_the_left() {
+        let tokens = [("ab", 1), ("bc", 1), ("abc", 1), ("aa", 1), ("aaaa", 1)];
+        let spelt = |merges: &[&str], text: &str| -> Vec<String> {
+            let tokenizer = read(with(&tokens, merges)).unwrap();
+            tokenizer.encode(text).iter().map(|&t| tokenizer.decode(&[t]).unwrap()).collect()
+        };
+        assert_eq!(spelt(&["a b", "b c", "ab c"], "abcbc"), ["abc", "bc"]);
+        assert_eq!(spelt(&["b c", "a b", "a bc"], "abcab"), ["abc", "ab"]);
+        assert_eq!(spelt(&["a a"], "aaaaa"), ["aa", "aa", "a"]);
+        assert_eq!(spelt(&["a a", "aa aa"], "aaaaaaa"), ["aaaa", "aa", "a"]);
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        let said = |writer: Writer| read(writer).err().expect("refused").to_string();
+        assert!(said(with(&[], &["a b"])).contains("merge 0, `a b`, needs the missing token `ab`"));
+        assert!(said(with(&[("ab", 1)], &["a", "a b"])).contains("merge 0, `a`, is not two tokens"));
+        assert!(said(with(&[("x", 9)], &[])).contains("token 29 has the unknown type 9"));
+        assert!(
+            said(with(&[], &[]).u32("tokenizer.ggml.eos_token_id", 29))
+                .contains("`tokenizer.ggml.eos_token_id` is 29")
+        );
+        let spm = Writer::new().str("tokenizer.ggml.model", "llama");
+        assert!(said(spm.clone()).contains("type `llama`; Tartlet has byte-level BPE"));
+        assert!(said(Writer::new()).contains("no metadata key `tokenizer.ggml.model`"));
+        let other = Writer::new().str("tokenizer.ggml.model", "gpt2").str("tokenizer.ggml.pre", "tekken");
+        assert!(said(other).contains("`tekken`; Tartlet has smollm, gpt-2, llama-bpe, qwen2"));
+    }
+}

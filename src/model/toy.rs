@@ -1,4 +1,4 @@
-//! Toy models for tests: a GGUF writer and a seeded two-layer llama with a byte vocabulary.
+//! Models for tests: a GGUF writer, a seeded two-layer llama with a byte vocabulary, and where the real one is.
 //!
 //! Owns: files that are valid by construction. Never: part of the binary.
 
@@ -6,6 +6,14 @@ use std::sync::Arc;
 
 use super::gguf::{Gguf, Quant};
 use super::{Model, cursor::kind};
+
+/// The real model, `TARTLET_MODEL` or the one that `make model` fetches. Tests that need it fail without it.
+pub(crate) fn real_model() -> std::path::PathBuf {
+    let fetched = concat!(env!("CARGO_MANIFEST_DIR"), "/models/SmolLM2-135M-Instruct.Q4_1.gguf");
+    let path = std::path::PathBuf::from(std::env::var_os("TARTLET_MODEL").unwrap_or(fetched.into()));
+    assert!(path.is_file(), "{} is not there: run `make model`", path.display());
+    path
+}
 
 /// Writes GGUF version 3, in the order of the calls.
 #[derive(Clone)]
