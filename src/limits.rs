@@ -144,6 +144,13 @@ pub const DISTRIBUTION_TOKENS: u32 = 1024;
 /// Entries of all distributions of one pass: 8 MiB of ids and probabilities.
 pub const PASS_DISTRIBUTION_ENTRIES: usize = 1 << 20;
 
+/// Bytes of text, or tokens, that are tokenized or detokenized in one call: a long book.
+pub const TOKENIZED_BYTES: usize = 4 << 20;
+/// Bytes that the host keeps for one guest behind handles (blobs, half-built passes, results): two full mailboxes.
+pub const HELD_BYTES: usize = 2 * MAILBOX_BLOB_BYTES;
+/// Characters of an unknown debug query that its answer repeats.
+pub const DEBUG_QUERY_ECHO: usize = 256;
+
 // A sequence length, page_size * pages, is a u32.
 const _: () = assert!(NAMES_PER_INSTANCE as u64 * PAGE_TOKENS_MAX as u64 <= u32::MAX as u64);
 

@@ -150,8 +150,9 @@ impl<T: Letter> Receive<T> {
     }
 }
 
-impl<T: Letter> Drop for Receive<T> {
-    fn drop(&mut self) {
+impl<T: Letter> Receive<T> {
+    /// Gives the right up, as dropping it does; for a holder that cannot drop it because it is shared.
+    pub fn abandon(&self) {
         {
             let mut state = self.lane.lock();
             let Ok(rank) = state.receives.binary_search(&self.ticket) else { return };
@@ -159,6 +160,12 @@ impl<T: Letter> Drop for Receive<T> {
         }
         // The letters move up by one receive: a later one may have become ready.
         self.lane.arrived.notify(usize::MAX);
+    }
+}
+
+impl<T: Letter> Drop for Receive<T> {
+    fn drop(&mut self) {
+        self.abandon();
     }
 }
 

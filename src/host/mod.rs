@@ -17,6 +17,7 @@
 use crate::engine::{Handle, credit::Credits};
 use crate::exchange::{Exchange, Mailbox};
 use crate::identity::{InstanceId, Subject};
+use crate::model::Model;
 use crate::runtime::quota::Allowance;
 use crate::runtime::table::Table;
 use crate::runtime::{Directory, InstanceEvent};
@@ -25,10 +26,17 @@ use std::sync::Arc;
 use std::sync::LazyLock;
 
 pub mod abi;
+pub mod common;
 pub mod forward;
 pub mod function;
+pub mod held;
+pub mod kvs;
+pub mod message;
+pub mod runtime;
 pub mod shape;
+pub mod tokenize;
 pub mod trap;
+pub mod unsupported;
 pub mod wasi;
 
 pub use function::{Interface, Later};
@@ -45,8 +53,11 @@ pub struct Cx {
     /// What `set-return` was last given.
     pub returned: String,
     pub table: Table,
-    /// Queues made so far: the next one's ordinal.
-    pub queues: u32,
+    /// The guest's queues.
+    pub queues: common::Queues,
+    /// What the host keeps for the guest behind handles.
+    pub held: held::Meter,
+    pub model: Arc<Model>,
     pub engine: Handle,
     /// Room for this instance's operations in the engine.
     pub credits: Credits,
@@ -72,7 +83,19 @@ pub struct Cx {
 
 /// Every interface that a guest may import.
 pub fn interfaces() -> &'static [Interface] {
-    static INTERFACES: LazyLock<Vec<Interface>> = LazyLock::new(wasi::interfaces);
+    static INTERFACES: LazyLock<Vec<Interface>> = LazyLock::new(|| {
+        let mut all = wasi::interfaces();
+        all.extend([
+            common::interface(),
+            runtime::interface(),
+            forward::interface(),
+            tokenize::interface(),
+            message::interface(),
+            kvs::interface(),
+        ]);
+        all.extend(unsupported::interfaces());
+        all
+    });
     &INTERFACES
 }
 

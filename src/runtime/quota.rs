@@ -44,6 +44,8 @@ pub enum Quota {
     Fuel(u64),
     WallClock(Duration),
     Handles(usize),
+    /// Host memory behind handles.
+    HeldBytes(usize),
     LogBytes(usize),
 }
 
@@ -54,6 +56,7 @@ impl fmt::Display for Quota {
             Quota::TableElements(elements) => ("table elements", elements as u64),
             Quota::Fuel(fuel) => ("fuel", fuel),
             Quota::WallClock(time) => ("wall clock seconds", time.as_secs()),
+            Quota::HeldBytes(bytes) => ("bytes held by the host", bytes as u64),
             Quota::Handles(handles) => ("handles", handles as u64),
             Quota::LogBytes(bytes) => ("log bytes", bytes as u64),
         };

@@ -4,7 +4,7 @@
 //! guest memory; it is pure. What leaves here ([`Pass`]) can be run by any backend without another look, except that
 //! the ids it names must be the instance's: the engine, which owns the names, checks that.
 
-use crate::backend::{Mask, Sampler, TokenId};
+use crate::backend::{Mask, Produced, Sampler, TokenId};
 use crate::engine::operation::{Pass, PassInput, PassOutput, VirtualId};
 use crate::limits;
 use std::collections::HashSet;
@@ -22,6 +22,7 @@ pub struct Draft {
     inputs: Vec<PassInput>,
     positions: Vec<u32>, // [row]
     mask: Vec<Vec<u32>>, // [row][run]; none: causal
+    runs: usize,         // of all rows
     outputs: Vec<PassOutput>,
     /// Entries of all distributions asked for.
     entries: usize,
@@ -135,9 +136,23 @@ impl fmt::Display for Mistake {
 impl std::error::Error for Mistake {}
 
 impl Draft {
+    /// Bytes it holds, about.
+    pub fn bytes(&self) -> usize {
+        4 * (self.pages.len() + self.positions.len() + self.runs)
+            + size_of::<Vec<u32>>() * self.mask.len()
+            + size_of::<PassInput>() * self.inputs.len()
+            + size_of::<PassOutput>() * self.outputs.len()
+    }
+
+    /// Bytes of what it will yield, about: ids and probabilities.
+    pub fn result_bytes(&self) -> usize {
+        size_of::<Produced>() * self.outputs.len() + 8 * self.entries
+    }
+
     /// Replaces the mask. BRLE: per row, lengths of runs that attend, hide, attend, ...
     pub fn mask(&mut self, rows: Vec<Vec<u32>>) -> Result<(), Mistake> {
         bounded("attention mask rows", rows.len(), limits::PASS_ROWS)?;
+        self.runs = rows.iter().map(Vec::len).sum();
         self.mask = rows;
         Ok(())
     }

@@ -1,0 +1,131 @@
+//! Pages and embeddings by name: allocate, give back, export, import. Each acts at once, in call order.
+
+use super::queue::{ask, given_up, tell};
+use super::{Queue, check_name};
+use crate::engine::operation::{Command, Kind, Refusal, VirtualId};
+use crate::host::abi::Borrow;
+use crate::host::{Cx, Interface, Later, Trap};
+use crate::limits;
+
+pub(super) fn functions(interface: Interface) -> Interface {
+    interface
+        .wait("allocate-resources", allocate)
+        .wait("deallocate-resources", deallocate)
+        .wait("get-all-exported-resources", exports)
+        .wait("release-exported-resources", release)
+        .wait("export-resources", export)
+        .wait("import-resources", import)
+}
+
+/// The resource types of the contract.
+fn kind(resource_type: u32) -> Result<Kind, Trap> {
+    match resource_type {
+        0 => Ok(Kind::Page),
+        1 => Ok(Kind::Embed),
+        2 => Err(Trap::error("resource-type 2 is adapters, which this model does not have")),
+        other => Err(Trap::error(format!(
+            "resource-type {other} is unknown; there are 0 (kv pages), 1 (embeddings) and 2 (adapters)"
+        ))),
+    }
+}
+
+fn names(ptrs: Vec<u32>) -> Result<Vec<VirtualId>, Trap> {
+    match ptrs.len() > limits::NAMES_PER_INSTANCE {
+        true => Err(Trap::error(format!(
+            "ptrs has {} items; an instance holds at most {}",
+            ptrs.len(),
+            limits::NAMES_PER_INSTANCE
+        ))),
+        false => Ok(ptrs.into_iter().map(VirtualId).collect()),
+    }
+}
+
+/// What the guest is told when the engine refuses.
+async fn answer<R>(answer: Result<R, Refusal>) -> Result<R, Trap> {
+    match answer {
+        Ok(answer) => Ok(answer),
+        Err(refusal @ Refusal::OutOfPages { .. }) => {
+            Err(Trap::Exception(format!("OOM unrecoverable: {refusal}")))
+        }
+        Err(refusal @ Refusal::Ended) => given_up(refusal.to_string()).await,
+        Err(refusal) => Err(Trap::error(refusal.to_string())),
+    }
+}
+
+fn numbers(ids: Vec<VirtualId>) -> Vec<u32> {
+    ids.into_iter().map(|id| id.0).collect()
+}
+
+/// All or nothing.
+fn allocate(
+    cx: &mut Cx,
+    queue: Borrow<Queue>,
+    resource_type: u32,
+    count: u32,
+) -> Result<Later<Vec<u32>>, Trap> {
+    cx.table.get(&queue)?;
+    let (kind, instance, engine) = (kind(resource_type)?, cx.instance, cx.engine.clone());
+    if count == 0 {
+        return Ok(Later::ready(vec![]));
+    }
+    Ok(Later::wait(async move {
+        let reply = ask(&engine, |reply| Command::Allocate { instance, kind, count, reply }).await?;
+        answer(reply).await.map(numbers)
+    }))
+}
+
+fn deallocate(
+    cx: &mut Cx,
+    queue: Borrow<Queue>,
+    resource_type: u32,
+    ptrs: Vec<u32>,
+) -> Result<Later<()>, Trap> {
+    cx.table.get(&queue)?;
+    let (instance, kind, ids) = (cx.instance, kind(resource_type)?, names(ptrs)?);
+    Ok(tell(cx, Command::Deallocate { instance, kind, ids }))
+}
+
+fn exports(cx: &mut Cx, queue: Borrow<Queue>, resource_type: u32) -> Result<Later<Vec<(String, u32)>>, Trap> {
+    cx.table.get(&queue)?;
+    let (kind, instance, engine) = (kind(resource_type)?, cx.instance, cx.engine.clone());
+    Ok(Later::wait(async move { ask(&engine, |reply| Command::Exports { instance, kind, reply }).await }))
+}
+
+fn release(cx: &mut Cx, queue: Borrow<Queue>, resource_type: u32, name: String) -> Result<Later<()>, Trap> {
+    cx.table.get(&queue)?;
+    check_name(&name, limits::EXPORT_NAME_BYTES)?;
+    let (kind, instance, engine) = (kind(resource_type)?, cx.instance, cx.engine.clone());
+    Ok(Later::wait(async move {
+        answer(ask(&engine, |reply| Command::Release { instance, kind, name, reply }).await?).await
+    }))
+}
+
+fn export(
+    cx: &mut Cx,
+    queue: Borrow<Queue>,
+    resource_type: u32,
+    ptrs: Vec<u32>,
+    name: String,
+) -> Result<Later<()>, Trap> {
+    cx.table.get(&queue)?;
+    check_name(&name, limits::EXPORT_NAME_BYTES)?;
+    let (kind, ids, instance, engine) = (kind(resource_type)?, names(ptrs)?, cx.instance, cx.engine.clone());
+    Ok(Later::wait(async move {
+        answer(ask(&engine, |reply| Command::Export { instance, kind, ids, name, reply }).await?).await
+    }))
+}
+
+fn import(
+    cx: &mut Cx,
+    queue: Borrow<Queue>,
+    resource_type: u32,
+    name: String,
+) -> Result<Later<Vec<u32>>, Trap> {
+    cx.table.get(&queue)?;
+    check_name(&name, limits::EXPORT_NAME_BYTES)?;
+    let (kind, instance, engine) = (kind(resource_type)?, cx.instance, cx.engine.clone());
+    Ok(Later::wait(async move {
+        let reply = ask(&engine, |reply| Command::Import { instance, kind, name, reply }).await?;
+        answer(reply).await.map(numbers)
+    }))
+}

@@ -1,0 +1,74 @@
+//! What the host keeps in its own memory for one guest behind handles: blobs, half-built passes, results.
+//!
+//! Owns: the count of those bytes and their bound. Never: the things themselves. The guest's linear memory has a
+//! limit of its own; without this one a guest could park any amount on our side of the border.
+
+use super::Trap;
+use crate::limits;
+use crate::runtime::quota::Quota;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// One per instance; clones count together.
+#[derive(Clone, Debug, Default)]
+pub struct Meter(Arc<AtomicUsize>);
+
+/// Some counted bytes; dropping it gives them back.
+#[derive(Debug)]
+pub struct Charge {
+    meter: Meter,
+    bytes: usize,
+}
+
+impl Meter {
+    /// # Errors
+    /// The instance would hold more than [`limits::HELD_BYTES`].
+    pub fn charge(&self, bytes: usize) -> Result<Charge, Trap> {
+        let mut charge = Charge { meter: self.clone(), bytes: 0 };
+        charge.set(bytes)?;
+        Ok(charge)
+    }
+
+    pub fn held(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl Charge {
+    /// What is counted here is now `bytes`; after an error it stays what it was.
+    pub fn set(&mut self, bytes: usize) -> Result<(), Trap> {
+        // Only the guest's own calls charge, one at a time; a late drop elsewhere only ever lowers the count.
+        let others = self.meter.held().saturating_sub(self.bytes);
+        if others.saturating_add(bytes) > limits::HELD_BYTES {
+            return Err(Trap::Quota(Quota::HeldBytes(limits::HELD_BYTES)));
+        }
+        self.meter.0.fetch_add(bytes, Ordering::Relaxed);
+        self.meter.0.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.bytes = bytes;
+        Ok(())
+    }
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        self.meter.0.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_count_until_dropped_and_the_bound_holds() {
+        let meter = Meter::default();
+        let mut first = meter.charge(limits::HELD_BYTES - 10).unwrap();
+        let second = meter.charge(10).unwrap();
+        assert_eq!(meter.charge(1).err(), Some(Trap::Quota(Quota::HeldBytes(limits::HELD_BYTES))));
+        assert!(first.set(limits::HELD_BYTES).is_err());
+        first.set(5).unwrap();
+        assert_eq!(meter.held(), 15);
+        drop((first, second));
+        assert_eq!(meter.held(), 0);
+    }
+}

@@ -1,0 +1,44 @@
+//! `inferlet:core/kvs`: the subject's key-value pairs.
+
+use super::{Cx, Interface, Later, Trap};
+use crate::exchange::kvs::Refusal;
+
+pub fn interface() -> Interface {
+    Interface::new("inferlet:core/kvs")
+        .call("store-get", get)
+        .wait("store-set", set)
+        .wait("store-delete", delete)
+        .call("store-exists", exists)
+        .call("store-list-keys", keys)
+}
+
+impl From<Refusal> for Trap {
+    fn from(refusal: Refusal) -> Trap {
+        Trap::error(refusal.to_string())
+    }
+}
+
+fn get(cx: &mut Cx, key: String) -> Result<Option<String>, Trap> {
+    Ok(cx.exchange.kvs.get(&cx.subject, &key).map(|value| value.to_string()))
+}
+
+fn set(cx: &mut Cx, key: String, value: String) -> Result<Later<()>, Trap> {
+    let (exchange, subject) = (cx.exchange.clone(), cx.subject.clone());
+    Ok(Later::wait(async move { Ok(exchange.kvs.set(&subject, &key, &value).await?) }))
+}
+
+fn delete(cx: &mut Cx, key: String) -> Result<Later<()>, Trap> {
+    let (exchange, subject) = (cx.exchange.clone(), cx.subject.clone());
+    Ok(Later::wait(async move {
+        exchange.kvs.delete(&subject, &key).await?;
+        Ok(())
+    }))
+}
+
+fn exists(cx: &mut Cx, key: String) -> Result<bool, Trap> {
+    Ok(cx.exchange.kvs.exists(&cx.subject, &key))
+}
+
+fn keys(cx: &mut Cx) -> Result<Vec<String>, Trap> {
+    Ok(cx.exchange.kvs.keys(&cx.subject).iter().map(|key| key.to_string()).collect())
+}

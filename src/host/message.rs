@@ -1,0 +1,155 @@
+//! `inferlet:core/message`: between the guest and its client, and between guests of one subject.
+
+use super::abi::{Borrow, Own};
+use super::common::{Blob, BlobResult, given_up};
+use super::wasi::io::{Pollable, Readiness};
+use super::{Cx, Interface, Later, Trap};
+use crate::exchange::mailbox::{Letter, Receive};
+use crate::exchange::topics::{self, Refusal};
+use crate::limits;
+use crate::runtime::table::Resource;
+use crate::runtime::{InstanceEvent, What};
+use smol::channel::TrySendError;
+use std::pin::Pin;
+use std::sync::Arc;
+
+pub fn interface() -> Interface {
+    Interface::new("inferlet:core/message")
+        .resource::<Subscription>()
+        .resource::<ReceiveResult>()
+        .call("[method]subscription.pollable", subscription_pollable)
+        .call("[method]subscription.get", subscription_get)
+        .call("[method]subscription.unsubscribe", unsubscribe)
+        .call("[method]receive-result.pollable", receive_pollable)
+        .call("[method]receive-result.get", receive_get)
+        .wait("send", send)
+        .call("receive", receive)
+        .wait("send-blob", send_blob)
+        .call("receive-blob", receive_blob)
+        .call("broadcast", broadcast)
+        .call("subscribe", subscribe)
+}
+
+/// A message that is to come from the client.
+struct ReceiveResult(Arc<Receive<String>>);
+
+impl Resource for ReceiveResult {
+    const NAME: &'static str = "receive-result";
+}
+
+impl Drop for ReceiveResult {
+    fn drop(&mut self) {
+        // A pollable of it may outlive it, and must not keep its message from the next receive.
+        self.0.abandon();
+    }
+}
+
+impl<T: Letter + 'static> Readiness for Receive<T> {
+    fn ready(&self) -> bool {
+        Receive::ready(self)
+    }
+    fn wait(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        Box::pin(Receive::wait(self))
+    }
+}
+
+struct Subscription(Arc<topics::Subscription>);
+
+impl Resource for Subscription {
+    const NAME: &'static str = "subscription";
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        self.0.unsubscribe();
+    }
+}
+
+impl Readiness for topics::Subscription {
+    fn ready(&self) -> bool {
+        topics::Subscription::ready(self)
+    }
+    fn wait(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        Box::pin(topics::Subscription::wait(self))
+    }
+}
+
+impl From<Refusal> for Trap {
+    fn from(refusal: Refusal) -> Trap {
+        Trap::error(refusal.to_string())
+    }
+}
+
+/// Waits while the client is slow to read. A client that is gone has the guest ended by its session.
+fn emit(cx: &mut Cx, what: What) -> Later<()> {
+    let event = InstanceEvent { instance: cx.instance, what };
+    match cx.events.try_send(event) {
+        Ok(()) => Later::ready(()),
+        Err(TrySendError::Full(event) | TrySendError::Closed(event)) => {
+            let events = cx.events.clone();
+            Later::wait(async move {
+                match events.send(event).await {
+                    Ok(()) => Ok(()),
+                    Err(_) => given_up("the client is gone".to_owned()).await,
+                }
+            })
+        }
+    }
+}
+
+fn send(cx: &mut Cx, message: String) -> Result<Later<()>, Trap> {
+    if message.len() > limits::MESSAGE_BYTES {
+        return Err(Trap::error(format!(
+            "message has {} bytes; at most {} fit one frame (send it in parts, or as a blob)",
+            message.len(),
+            limits::MESSAGE_BYTES
+        )));
+    }
+    Ok(emit(cx, What::Message(message)))
+}
+
+fn receive(cx: &mut Cx) -> Result<Own<ReceiveResult>, Trap> {
+    Ok(Own(ReceiveResult(Arc::new(cx.mailbox.texts.receive()))))
+}
+
+/// Takes the blob.
+fn send_blob(cx: &mut Cx, Own(blob): Own<Blob>) -> Result<Later<()>, Trap> {
+    Ok(emit(cx, What::Blob(blob.bytes)))
+}
+
+fn receive_blob(cx: &mut Cx) -> Result<Own<BlobResult>, Trap> {
+    Ok(Own(BlobResult(Arc::new(cx.mailbox.blobs.receive()))))
+}
+
+fn receive_pollable(cx: &mut Cx, result: Borrow<ReceiveResult>) -> Result<Own<Pollable>, Trap> {
+    Ok(Own(Pollable::new(cx.table.get(&result)?.0.clone())))
+}
+
+/// The message, once.
+fn receive_get(cx: &mut Cx, result: Borrow<ReceiveResult>) -> Result<Option<String>, Trap> {
+    Ok(cx.table.get(&result)?.0.take())
+}
+
+/// Reaches every subscriber that lives; with none the message is gone.
+fn broadcast(cx: &mut Cx, topic: String, message: String) -> Result<(), Trap> {
+    cx.exchange.topics.broadcast(&cx.subject, &topic, &message)?;
+    Ok(())
+}
+
+fn subscribe(cx: &mut Cx, topic: String) -> Result<Own<Subscription>, Trap> {
+    Ok(Own(Subscription(Arc::new(cx.exchange.topics.subscribe(&cx.subject, &topic)?))))
+}
+
+fn subscription_pollable(cx: &mut Cx, subscription: Borrow<Subscription>) -> Result<Own<Pollable>, Trap> {
+    Ok(Own(Pollable::new(cx.table.get(&subscription)?.0.clone())))
+}
+
+/// The next message; a subscription goes on yielding.
+fn subscription_get(cx: &mut Cx, subscription: Borrow<Subscription>) -> Result<Option<String>, Trap> {
+    Ok(cx.table.get(&subscription)?.0.take().map(|message| message.to_string()))
+}
+
+fn unsubscribe(cx: &mut Cx, subscription: Borrow<Subscription>) -> Result<(), Trap> {
+    cx.table.get(&subscription)?.0.unsubscribe();
+    Ok(())
+}

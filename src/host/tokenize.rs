@@ -1,0 +1,78 @@
+//! `inferlet:core/tokenize`: text to tokens and back.
+
+use super::abi::{Borrow, Own};
+use super::{Cx, Interface, Later, Trap};
+use crate::backend::TokenId;
+use crate::limits;
+use crate::model::Model;
+use crate::runtime::table::Resource;
+use std::sync::Arc;
+
+/// Bytes of text beyond which tokenizing leaves the worker for a thread that may be busy for long. Below, it takes
+/// about a slice.
+const LONG_TEXT: usize = 16 * 1024;
+/// Fuel for each byte tokenized: about what the same loop would cost the guest.
+const FUEL_PER_BYTE: u64 = 16;
+/// Fuel for each token of the vocabulary beside its bytes.
+const FUEL_PER_TOKEN: u64 = 32;
+
+pub fn interface() -> Interface {
+    Interface::new("inferlet:core/tokenize")
+        .resource::<Tokenizer>()
+        .call("get-tokenizer", tokenizer)
+        .wait("[method]tokenizer.tokenize", tokenize)
+        .call("[method]tokenizer.detokenize", detokenize)
+        .call("[method]tokenizer.get-vocabs", vocabulary)
+}
+
+struct Tokenizer(Arc<Model>);
+
+impl Resource for Tokenizer {
+    const NAME: &'static str = "tokenizer";
+}
+
+fn tokenizer(cx: &mut Cx, model: Borrow<Arc<Model>>) -> Result<Own<Tokenizer>, Trap> {
+    Ok(Own(Tokenizer(cx.table.get(&model)?.clone())))
+}
+
+/// Special tokens in the text are honoured; none are added.
+fn tokenize(cx: &mut Cx, tokenizer: Borrow<Tokenizer>, text: String) -> Result<Later<Vec<u32>>, Trap> {
+    if text.len() > limits::TOKENIZED_BYTES {
+        return Err(Trap::error(format!(
+            "text has {} bytes; at most {} are tokenized at once",
+            text.len(),
+            limits::TOKENIZED_BYTES
+        )));
+    }
+    let model = cx.table.get(&tokenizer)?.0.clone();
+    cx.owed_fuel += text.len() as u64 * FUEL_PER_BYTE;
+    let long = text.len() > LONG_TEXT;
+    let work = move || model.tokenizer.encode(&text).into_iter().map(|TokenId(id)| id).collect();
+    match long {
+        true => Ok(Later::wait(async move { Ok(smol::unblock(work).await) })),
+        false => Ok(Later::ready(work())),
+    }
+}
+
+/// Special tokens come out verbatim, what is not UTF-8 as U+FFFD.
+fn detokenize(cx: &mut Cx, tokenizer: Borrow<Tokenizer>, tokens: Vec<u32>) -> Result<String, Trap> {
+    if tokens.len() > limits::TOKENIZED_BYTES {
+        return Err(Trap::error(format!(
+            "tokens has {} items; at most {} are detokenized at once",
+            tokens.len(),
+            limits::TOKENIZED_BYTES
+        )));
+    }
+    let tokens: Vec<TokenId> = tokens.into_iter().map(TokenId).collect();
+    let text = cx.table.get(&tokenizer)?.0.tokenizer.decode(&tokens);
+    text.map_err(|bad| Trap::error(format!("tokens: {bad}")))
+}
+
+/// Ids ascending, raw bytes, special tokens left out. The one big answer: its fuel is charged by token too.
+fn vocabulary(cx: &mut Cx, tokenizer: Borrow<Tokenizer>) -> Result<(Vec<u32>, Vec<Vec<u8>>), Trap> {
+    let model = cx.table.get(&tokenizer)?.0.clone();
+    let (ids, bytes): (Vec<u32>, Vec<Vec<u8>>) =
+        model.tokenizer.vocabulary().map(|(TokenId(id), bytes)| (id, bytes.to_vec())).unzip();
+    cx.owed_fuel += ids.len() as u64 * FUEL_PER_TOKEN;
+    Ok((ids, bytes))
+}
