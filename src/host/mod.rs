@@ -38,6 +38,8 @@ pub mod tokenize;
 pub mod trap;
 pub mod unsupported;
 pub mod wasi;
+#[cfg(test)]
+mod wit_check;
 
 pub use function::{Interface, Later};
 pub use trap::Trap;
