@@ -180,20 +180,18 @@ fn trial(template: &str) -> Result<(), String> {
 fn without_block_lines(template: &str) -> String {
     let mut out = String::with_capacity(template.len());
     let mut rest = template;
+    let mut line_start = true; // whether `rest` begins a line of the source
     while let Some(at) = rest.find("{%").into_iter().chain(rest.find("{#")).min() {
         let (text, tag) = rest.split_at(at);
-        out.push_str(text);
-        let indentation = out.trim_end_matches([' ', '\t']).len();
-        let at_line_start = indentation == 0 || out[..indentation].ends_with('\n');
-        if at_line_start && !tag[2..].starts_with('+') {
-            out.truncate(indentation);
-        }
-        let len = tag_len(tag);
-        out.push_str(&tag[..len]);
-        rest = &tag[len..];
-        if !out.ends_with("+%}") {
-            rest = rest.strip_prefix("\r\n").or_else(|| rest.strip_prefix('\n')).unwrap_or(rest);
-        }
+        let kept = text.trim_end_matches([' ', '\t']);
+        let indents = if kept.is_empty() { line_start } else { kept.ends_with('\n') };
+        out.push_str(if indents && !tag[2..].starts_with('+') { kept } else { text });
+        let (tag, after) = tag.split_at(tag_len(tag));
+        out.push_str(tag);
+        let broken = after.strip_prefix("\r\n").or_else(|| after.strip_prefix('\n'));
+        let broken = broken.filter(|_| !tag.ends_with("+%}"));
+        line_start = broken.is_some();
+        rest = broken.unwrap_or(after);
     }
     out.push_str(rest);
     out
@@ -217,4 +215,180 @@ fn tag_len(tag: &str) -> usize {
         }
     }
     tag.len()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::toy::{Items, Toy, Writer};
+    use super::*;
+
+    fn choose(writer: Writer, over: Option<&str>) -> Result<Chat, ChatError> {
+        let gguf = Gguf::from_bytes(writer.bytes()).unwrap();
+        let tokenizer = Tokenizer::read(&gguf).unwrap();
+        Chat::choose(&gguf, &tokenizer, over)
+    }
+
+    fn own(template: &str) -> Chat {
+        choose(Toy::default().writer().str("tokenizer.chat_template", template), None).unwrap()
+    }
+
+    /// A vocabulary that has just these special tokens, the first of them the end.
+    fn speaking(specials: &[&str]) -> Writer {
+        let specials: Vec<String> = specials.iter().map(|special| special.to_string()).collect();
+        Writer::new()
+            .str("tokenizer.ggml.model", "gpt2")
+            .str("tokenizer.ggml.pre", "gpt-2")
+            .array("tokenizer.ggml.tokens", Items::Strings(&specials))
+            .array("tokenizer.ggml.token_type", Items::I32(&vec![3; specials.len()]))
+            .array("tokenizer.ggml.merges", Items::Strings(&[]))
+    }
+
+    /// One turn after the other, as the SDK renders them.
+    fn conversation(template: &str) -> String {
+        let turns = [
+            ("system", "Be brief.", false),
+            ("user", "One?", true),
+            ("assistant", "1", false),
+            ("user", "Two?", true),
+        ];
+        turns
+            .map(|(role, content, open)| render(template, &Message::new(role, content), open).unwrap())
+            .concat()
+    }
+
+    const SMOLLM2: &str = "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}\
+        {{ '<|im_start|>system\nYou are a helpful AI assistant<|im_end|>\n' }}{% endif %}\
+        {{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}\
+        {% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
+
+    #[test]
+    fn one_system_block_in_a_conversation() {
+        let chat = own(SMOLLM2);
+        assert_eq!(
+            (chat.source.as_str(), chat.stops.as_slice()),
+            ("ChatML", &["<|im_end|>".to_owned(), "<|endoftext|>".to_owned()][..])
+        );
+        assert_eq!(
+            conversation(&chat.template),
+            "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nOne?<|im_end|>\n<|im_start|>assistant\n\
+             <|im_start|>assistant\n1<|im_end|>\n<|im_start|>user\nTwo?<|im_end|>\n<|im_start|>assistant\n"
+        );
+        // The model's own would bring one along with every user turn.
+        assert_eq!(conversation(SMOLLM2).matches("<|im_start|>system").count(), 4);
+        assert!(trial(SMOLLM2).unwrap_err().contains("role user brings a system block along"));
+    }
+
+    #[test]
+    fn every_template_of_ours_serves() {
+        for template in FAMILIES.iter().map(|family| family.template).chain([PLAIN]) {
+            trial(template).unwrap_or_else(|why| panic!("{why}: {template}"));
+            let call = Call { name: "look", arguments: serde_json::json!({"at": [1, "x"], "deep": null}) };
+            let rich = Message {
+                reasoning_content: Some("Hm."),
+                tool_calls: Some(vec![call]),
+                ..Message::new("assistant", " Wait ")
+            };
+            let text = render(template, &rich, false).unwrap();
+            assert!(text.contains("\"name\": \"look\"") && text.contains("{\"at\": [1, \"x\"]"), "{text}");
+            assert!(!text.contains("undefined") && !text.contains("none,"), "{text}");
+            assert!(!text.starts_with(['\n', ' ']), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn families_are_known_by_their_tokens() {
+        let cases: [(&[&str], Option<&str>, &str, &[&str]); 8] = [
+            (&["<|im_end|>", "<|im_start|>"], None, "ChatML", &["<|im_end|>"]),
+            (
+                &["<|im_end|>", "<|im_start|>"],
+                Some("<|im_start|><|im_end|><tool_response>"),
+                "Qwen",
+                &["<|im_end|>"],
+            ),
+            (
+                &["<|endoftext|>", "<|im_start|>", "<|im_sep|>", "<|im_end|>"],
+                None,
+                "Phi (phi-4)",
+                &["<|im_end|>", "<|endoftext|>"],
+            ),
+            (
+                &["<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"],
+                None,
+                "Llama 3",
+                &["<|eot_id|>", "<|end_of_text|>"],
+            ),
+            (&["<eos>", "<start_of_turn>", "<end_of_turn>"], None, "Gemma", &["<end_of_turn>", "<eos>"]),
+            (
+                &["<|endoftext|>", "<|user|>", "<|assistant|>", "<|end|>"],
+                None,
+                "Phi (phi-3)",
+                &["<|end|>", "<|endoftext|>"],
+            ),
+            (&["</s>", "[INST]", "[/INST]"], None, "Mistral", &["</s>"]),
+            (&["<end>"], None, "plain (the model has none)", &["<end>"]),
+        ];
+        for (specials, template, source, stops) in cases {
+            let mut writer = speaking(specials).u32("tokenizer.ggml.eos_token_id", 0);
+            if let Some(template) = template {
+                writer = writer.str("tokenizer.chat_template", template);
+            }
+            let chat = choose(writer, None).unwrap();
+            assert_eq!(
+                (chat.source.as_str(), chat.stops),
+                (source, stops.iter().map(|s| s.to_string()).collect())
+            );
+        }
+        // A stop must be one special token: text, an empty one or an unknown one is none.
+        assert!(
+            choose(speaking(&[""]).u32("tokenizer.ggml.eos_token_id", 0), None).unwrap().stops.is_empty()
+        );
+        assert!(choose(speaking(&["<end>"]), None).unwrap().stops.is_empty());
+    }
+
+    #[test]
+    fn an_own_template_serves_if_it_keeps_the_rules() {
+        // Written for a renderer that drops the line breaks of blocks.
+        let chat = own(
+            "{%- for m in messages %}\n  {% if m.role == 'system' %}\nSYS {{ m.content }}\n  {%- else %}\n{{ m.role | upper }} {{ m.content }}\n{% endif %}\n{% endfor %}\n{# end #}\n{% if add_generation_prompt %}\nASSISTANT{% endif %}\n",
+        );
+        assert_eq!(chat.source, "the model's own template");
+        assert_eq!(
+            conversation(&chat.template),
+            "SYS Be brief.USER One?\nASSISTANTASSISTANT 1\nUSER Two?\nASSISTANT"
+        );
+
+        let refused: [(&str, &str); 6] = [
+            ("{{ bos_token }}{{ raise_exception('no') }}", "raise_exception is unknown"),
+            ("{% for m in messages %}{{ m.content.strip() }}{% endfor %}", "no method named strip"),
+            (
+                "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}",
+                "the content of role system is missing",
+            ),
+            ("{% for m in messages %}{{ m.content + m.content }}{% endfor %}", "appears twice"),
+            ("{% for m in messages %}{{ m.content }}", "unexpected end of input"),
+            (
+                "{% for i in range(10000) %}{% for i in range(10000) %}{% endfor %}{% endfor %}{{ messages[0].content }}",
+                "engine ran out of fuel",
+            ),
+        ];
+        for (template, want) in refused {
+            let chat = own(template);
+            assert!(chat.template == PLAIN && chat.source.contains(want), "{want}: {}", chat.source);
+        }
+    }
+
+    #[test]
+    fn the_operator_has_the_last_word_within_the_rules() {
+        let toy = || Toy::default().writer();
+        let chat =
+            choose(toy(), Some("{% for m in messages %}[{{ m.role }}] {{ m.content }}{% endfor %}")).unwrap();
+        assert_eq!(render(&chat.template, &Message::new("user", "x"), true).unwrap(), "[user] x");
+        let error = choose(toy(), Some("{{ nothing() }}")).unwrap_err().to_string();
+        assert!(
+            error.contains("configured prompt template") && error.contains("nothing is unknown"),
+            "{error}"
+        );
+        let long = format!("{{# {} #}}", "x".repeat(limits::TEMPLATE_BYTES));
+        assert!(choose(toy(), Some(&long)).unwrap_err().to_string().contains("the limit is"));
+    }
 }

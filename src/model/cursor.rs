@@ -1,9 +1,10 @@
-//! Walks the bytes of a GGUF file: lengths, names, values.
+//! Walks the bytes of a GGUF file: lengths, names, values, tensor records.
 //!
-//! Owns: the encoding of GGUF's primitive values and the checks of every length against what is left. Never: what
-//! stands where in a file (`gguf.rs`), nor any allocation.
+//! Owns: the encoding of GGUF's values and tensor records, and the checks of every length against what is left.
+//! Never: what stands where in a file (`gguf.rs`), nor memory for a value.
 
 use super::gguf::GgufError;
+use super::quant::Quant;
 use crate::limits;
 
 /// Numbers of the metadata value types.
@@ -40,6 +41,15 @@ impl Flaw {
     pub fn at(self, field: &str) -> GgufError {
         GgufError::Corrupt { field: field.to_owned(), offset: self.offset, what: self.what }
     }
+}
+
+/// One tensor as the file describes it: `bytes[at..][..len]`. `len` is 0 for a format we do not know the size of.
+pub(super) struct Record {
+    pub name: Box<str>,
+    pub number: u32,
+    pub dims: [usize; 4],
+    pub at: usize,
+    pub len: usize,
 }
 
 impl<'a> Cursor<'a> {
@@ -169,6 +179,50 @@ impl<'a> Cursor<'a> {
             },
         }
     }
+
+    /// The tensor record under the cursor, past its name. `at` is still relative to the data.
+    pub fn record(&mut self, name: &str, alignment: usize) -> Result<Record, Flaw> {
+        let start = self.at;
+        let flaw = |offset, what: String| Flaw { offset, what };
+        let count = self.u32()? as usize;
+        if !(1..=4).contains(&count) {
+            return Err(flaw(start, format!("it has {count} dimensions; 1 to 4 are possible")));
+        }
+        let mut dims = [1usize; 4];
+        let mut values = 1usize;
+        for dim in &mut dims[..count] {
+            let offset = self.at;
+            let n = self.u64()?;
+            *dim = usize::try_from(n)
+                .ok()
+                .filter(|&n| n > 0)
+                .ok_or_else(|| flaw(offset, format!("a dimension of {n}")))?;
+            // Twice as a signed number: no later product of a size in bits or bytes can overflow.
+            values = values
+                .checked_mul(*dim)
+                .filter(|&v| v <= isize::MAX as usize / 64)
+                .ok_or_else(|| flaw(offset, "its dimensions multiply to more than any memory".into()))?;
+        }
+        let offset = self.at;
+        let number = self.u32()?;
+        let len = match Quant::from_ggml(number) {
+            Some(kind) if dims[0] % kind.block_len() != 0 => {
+                let what =
+                    format!("rows of {} values are not whole {kind} blocks of {}", dims[0], kind.block_len());
+                return Err(flaw(offset, what));
+            }
+            Some(kind) => kind.row_bytes(values),
+            // Refused when somebody asks for it; a file may still be described.
+            None => 0,
+        };
+        let offset = self.at;
+        let at = self.u64()?;
+        let at = usize::try_from(at)
+            .ok()
+            .filter(|at| at % alignment == 0)
+            .ok_or_else(|| flaw(offset, format!("its data offset {at} is not a multiple of {alignment}")))?;
+        Ok(Record { name: name.into(), number, dims, at, len })
+    }
 }
 
 fn scalar_bytes(kind: u32) -> Option<usize> {
@@ -179,4 +233,43 @@ fn scalar_bytes(kind: u32) -> Option<usize> {
         kind::U64 | kind::I64 | kind::F64 => 8,
         _ => return None,
     })
+}
+
+/// The name of a tensor format, as every tool prints it.
+pub(super) fn format_name(number: u32) -> &'static str {
+    match number {
+        0 => "F32",
+        1 => "F16",
+        2 => "Q4_0",
+        3 => "Q4_1",
+        6 => "Q5_0",
+        7 => "Q5_1",
+        8 => "Q8_0",
+        9 => "Q8_1",
+        10 => "Q2_K",
+        11 => "Q3_K",
+        12 => "Q4_K",
+        13 => "Q5_K",
+        14 => "Q6_K",
+        15 => "Q8_K",
+        16 => "IQ2_XXS",
+        17 => "IQ2_XS",
+        18 => "IQ3_XXS",
+        19 => "IQ1_S",
+        20 => "IQ4_NL",
+        21 => "IQ3_S",
+        22 => "IQ2_S",
+        23 => "IQ4_XS",
+        24 => "I8",
+        25 => "I16",
+        26 => "I32",
+        27 => "I64",
+        28 => "F64",
+        29 => "IQ1_M",
+        30 => "BF16",
+        34 => "TQ1_0",
+        35 => "TQ2_0",
+        39 => "MXFP4",
+        _ => "a number unknown to Tartlet",
+    }
 }

@@ -12,7 +12,7 @@ use std::fmt;
 use std::fs::File;
 use std::path::Path;
 
-use super::cursor::{Cursor, Flaw, kind};
+use super::cursor::{Cursor, Flaw, Record, format_name, kind};
 pub use super::quant::{Quant, f16_to_f32};
 use crate::limits;
 
@@ -49,15 +49,6 @@ struct Entry {
     key: Box<str>,
     kind: u32,
     at: usize,
-}
-
-/// One tensor as the file describes it. `len` is 0 for a format we do not know the size of.
-struct Record {
-    name: Box<str>,
-    number: u32,
-    dims: [usize; 4],
-    at: usize,
-    len: usize,
 }
 
 /// A metadata value, borrowed from the map.
@@ -236,7 +227,7 @@ impl Gguf {
             if names.insert(Box::from(name), index as u32).is_some() {
                 return Err(in_tensor(Flaw { offset: start, what: "the name appears twice".into() }));
             }
-            records.push(record(&mut cursor, name, alignment).map_err(in_tensor)?);
+            records.push(cursor.record(name, alignment).map_err(in_tensor)?);
         }
 
         // Tensor offsets count from here.
@@ -411,89 +402,6 @@ fn alignment(bytes: &[u8], entries: &[Entry], keys: &HashMap<Box<str>, u32>) -> 
     })
 }
 
-/// The tensor record under the cursor, past its name. `at` is still relative to the data.
-fn record(cursor: &mut Cursor<'_>, name: &str, alignment: usize) -> Result<Record, Flaw> {
-    let start = cursor.at;
-    let flaw = |offset, what: String| Flaw { offset, what };
-    let count = cursor.u32()? as usize;
-    if !(1..=4).contains(&count) {
-        return Err(flaw(start, format!("it has {count} dimensions; 1 to 4 are possible")));
-    }
-    let mut dims = [1usize; 4];
-    let mut values = 1usize;
-    for dim in &mut dims[..count] {
-        let offset = cursor.at;
-        let n = cursor.u64()?;
-        *dim = usize::try_from(n)
-            .ok()
-            .filter(|&n| n > 0)
-            .ok_or_else(|| flaw(offset, format!("a dimension of {n}")))?;
-        // Twice as a signed number: no later product of a size in bits or bytes can overflow.
-        values = values
-            .checked_mul(*dim)
-            .filter(|&v| v <= isize::MAX as usize / 64)
-            .ok_or_else(|| flaw(offset, "its dimensions multiply to more than any memory".into()))?;
-    }
-    let offset = cursor.at;
-    let number = cursor.u32()?;
-    let len = match Quant::from_ggml(number) {
-        Some(kind) if dims[0] % kind.block_len() != 0 => {
-            let what =
-                format!("rows of {} values are not whole {kind} blocks of {}", dims[0], kind.block_len());
-            return Err(flaw(offset, what));
-        }
-        Some(kind) => kind.row_bytes(values),
-        // Refused when somebody asks for it; a file may still be described.
-        None => 0,
-    };
-    let offset = cursor.at;
-    let at = cursor.u64()?;
-    let at = usize::try_from(at)
-        .ok()
-        .filter(|at| at % alignment == 0)
-        .ok_or_else(|| flaw(offset, format!("its data offset {at} is not a multiple of {alignment}")))?;
-    Ok(Record { name: name.into(), number, dims, at, len })
-}
-
-/// The name of a tensor format, as every tool prints it.
-fn format_name(number: u32) -> &'static str {
-    match number {
-        0 => "F32",
-        1 => "F16",
-        2 => "Q4_0",
-        3 => "Q4_1",
-        6 => "Q5_0",
-        7 => "Q5_1",
-        8 => "Q8_0",
-        9 => "Q8_1",
-        10 => "Q2_K",
-        11 => "Q3_K",
-        12 => "Q4_K",
-        13 => "Q5_K",
-        14 => "Q6_K",
-        15 => "Q8_K",
-        16 => "IQ2_XXS",
-        17 => "IQ2_XS",
-        18 => "IQ3_XXS",
-        19 => "IQ1_S",
-        20 => "IQ4_NL",
-        21 => "IQ3_S",
-        22 => "IQ2_S",
-        23 => "IQ4_XS",
-        24 => "I8",
-        25 => "I16",
-        26 => "I32",
-        27 => "I64",
-        28 => "F64",
-        29 => "IQ1_M",
-        30 => "BF16",
-        34 => "TQ1_0",
-        35 => "TQ2_0",
-        39 => "MXFP4",
-        _ => "a number unknown to Tartlet",
-    }
-}
-
 fn kind_error(key: &str, want: &'static str, found: Value<'_>) -> GgufError {
     let found = match found {
         Value::Integer(n) => format!("the whole number {n}"),
@@ -503,4 +411,131 @@ fn kind_error(key: &str, want: &'static str, found: Value<'_>) -> GgufError {
         Value::Array { len } => format!("another array of {len} items"),
     };
     GgufError::Kind { key: key.to_owned(), want, found }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::toy::{Items, Writer};
+    use super::*;
+
+    fn refusal(bytes: Vec<u8>) -> String {
+        Gguf::from_bytes(bytes).err().expect("refused").to_string()
+    }
+
+    #[test]
+    fn values_come_back() {
+        let words = ["a".to_owned(), String::new(), "é".to_owned()];
+        let mut writer = Writer::new()
+            .str("s", "text")
+            .u32("n", 7)
+            .f32("x", 0.1)
+            .bool("b", true)
+            .array("words", Items::Strings(&words))
+            .array("numbers", Items::I32(&[-1, 2]))
+            .tensor("t", &[2, 3], Quant::F32, (0..24).collect());
+        for version in [2, 3] {
+            writer.version = version;
+            let gguf = Gguf::from_bytes(writer.bytes()).unwrap();
+            assert_eq!((gguf.version(), gguf.file_bytes()), (version, writer.bytes().len()));
+            assert_eq!(gguf.str("s").unwrap(), "text");
+            assert_eq!(
+                (gguf.u32("n").unwrap(), gguf.f32("x").unwrap(), gguf.bool("b").unwrap()),
+                (7, 0.1, true)
+            );
+            assert_eq!(gguf.strings("words").unwrap(), words);
+            assert_eq!(gguf.integers("numbers").unwrap(), [-1, 2]);
+            assert_eq!(gguf.get("words"), Some(Value::Array { len: 3 }));
+            assert_eq!(gguf.keys().collect::<Vec<_>>(), ["s", "n", "x", "b", "words", "numbers"]);
+            let tensor = gguf.tensor("t").unwrap();
+            assert_eq!(
+                (tensor.dims, tensor.rows(), tensor.row(2)),
+                ([2, 3, 1, 1], 3, &(16..24).collect::<Vec<u8>>()[..])
+            );
+            assert!(optional(gguf.u32("absent")).unwrap().is_none());
+            assert_eq!(
+                gguf.u32("s").unwrap_err().to_string(),
+                "the GGUF metadata key `s` should be a whole number below 2^32, but is text"
+            );
+            assert!(
+                optional(gguf.strings("numbers")).is_err()
+                    && gguf.integers("words").is_err()
+                    && gguf.str("n").is_err()
+            );
+            assert_eq!(gguf.tensor("u").unwrap_err().to_string(), "the GGUF file has no tensor `u`");
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_with_its_offset() {
+        assert!(refusal(Vec::new()).contains("at byte 0: the magic `GGUF` is not there"));
+        assert!(refusal(b"PK\x03\x04 not a model at all".to_vec()).contains("magic"));
+        assert!(refusal(b"GGUF\x01\0\0\0".to_vec()).contains("version 1"));
+        assert!(refusal(b"GGUF\0\0\0\x03".to_vec()).contains("big endian"));
+        assert!(refusal(b"GGUF\x04\0\0\0".to_vec()).contains("version 4"));
+
+        let counts = |tensors: u64, pairs: u64| {
+            [&b"GGUF\x03\0\0\0"[..], &tensors.to_le_bytes(), &pairs.to_le_bytes(), &[0; 64]].concat()
+        };
+        let said = refusal(counts(u64::MAX, 0));
+        assert!(
+            said.contains("byte 8, the tensor count: it counts 18446744073709551615, but only 72 bytes"),
+            "{said}"
+        );
+        assert!(refusal(counts(0, 1 << 40)).contains("byte 16, the metadata count"));
+
+        let twice = Writer::new().u32("aa", 1).u32("ab", 2).bytes();
+        let at = twice.windows(2).position(|two| two == b"ab").unwrap();
+        let mut same = twice.clone();
+        same[at + 1] = b'a';
+        assert!(refusal(same).contains("`aa`: the key appears twice"));
+
+        let tensors = Writer::new().tensor("ta", &[1], Quant::F32, vec![0; 4]).tensor(
+            "tb",
+            &[1],
+            Quant::F32,
+            vec![0; 4],
+        );
+        let mut same = tensors.bytes();
+        let at = same.windows(2).position(|two| two == b"tb").unwrap();
+        same[at + 1] = b'a';
+        assert!(refusal(same).contains("tensor `ta`: the name appears twice"));
+        let mut unaligned = tensors.bytes();
+        unaligned[at + 2 + 4 + 8 + 4] = 8;
+        assert!(refusal(unaligned).contains("tensor `tb`: its data offset 8 is not a multiple of 32"));
+        let mut far = tensors.bytes();
+        far[at + 2 + 4 + 8 + 4 + 7] = 0x40;
+        assert!(refusal(far).contains("the data of tensor `tb`: its 4 bytes"));
+        let mut wide = tensors.bytes();
+        wide[at + 2 + 4..][..8].fill(0xff);
+        assert!(refusal(wide).contains("multiply to more than any memory"));
+
+        let with = |dims: &[usize], number| Writer::new().tensor_of("t", dims, number, vec![0; 64]).bytes();
+        assert!(refusal(with(&[33], 8)).contains("rows of 33 values are not whole Q8_0 blocks of 32"));
+        assert!(refusal(with(&[0], 0)).contains("a dimension of 0"));
+        assert!(refusal(with(&[1; 5], 0)).contains("it has 5 dimensions"));
+        assert!(refusal(with(&[1 << 20, 1 << 20, 1 << 20], 0)).contains("more than any memory"));
+        let k_quant = Gguf::from_bytes(with(&[256], 12)).unwrap();
+        assert!(k_quant.tensor("t").unwrap_err().to_string().contains("`t` is of type Q4_K"));
+
+        assert!(refusal(Writer::new().u32("general.alignment", 33).bytes()).contains("`general.alignment`"));
+        let mut deep = Writer::new().str("deep", "").bytes();
+        deep.truncate(24 + 12);
+        for _ in 0..100_000 {
+            deep.extend(kind::ARRAY.to_le_bytes());
+            deep.extend(if deep.len() == 40 { vec![] } else { 1u64.to_le_bytes().to_vec() });
+        }
+        assert!(refusal(deep).contains("the value of `deep`"));
+    }
+
+    #[test]
+    fn a_path_that_is_no_model_is_an_error() {
+        let said = |path: &str| Gguf::open(Path::new(path)).err().expect("refused").to_string();
+        assert!(
+            said("/nonexistent/model.gguf").starts_with("cannot open the model file /nonexistent/model.gguf")
+        );
+        assert!(said("/").contains("not a regular file"));
+        assert!(said("/dev/zero").contains("not a regular file"));
+        let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
+        assert!(said(manifest).contains("magic"));
+    }
 }

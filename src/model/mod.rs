@@ -95,3 +95,87 @@ impl Model {
         Ok(Model { name: name.to_owned(), gguf: Arc::new(gguf), shape, tokenizer, chat, description })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::toy::{Random, Toy, Writer, real_model};
+    use super::*;
+
+    /// Everything that happens to a file, except the mapping.
+    fn open_whole(bytes: Vec<u8>) -> Result<(), String> {
+        let gguf = Gguf::from_bytes(bytes).map_err(|error| error.to_string())?;
+        assert!(describe(&gguf).len() < 1 << 20);
+        Model::read(gguf, "toy", None).map(drop).map_err(|what| format!("{what:?}"))
+    }
+
+    fn small() -> Writer {
+        let toy = Toy { layers: 1, heads: 1, kv_heads: 1, head_dim: 4, ffn: 4, ..Toy::default() };
+        // Of no known family, so that the template itself is tried too.
+        toy.writer().str(
+            "tokenizer.chat_template",
+            "{% for m in messages %}{{ m.role + ':' + m.content }}{% endfor %}",
+        )
+    }
+
+    #[test]
+    fn the_real_model_opens() {
+        let model = Model::open(&real_model(), Some("smol"), None).unwrap();
+        assert_eq!(model.name, "smol");
+        assert_eq!(model.description, "Smollm2 135M 8k Lc100K Mix1 Ep2, llama, 134.5 M parameters, Q4_1");
+        let shape = &model.shape;
+        assert_eq!(
+            (shape.layers, shape.hidden, shape.ffn, shape.heads, shape.kv_heads),
+            (30, 576, 1536, 9, 3)
+        );
+        assert_eq!((shape.head_dim, shape.rope_dims, shape.vocab, shape.context), (64, 64, 49152, 8192));
+        assert_eq!((shape.rope_base, shape.norm_eps, shape.tied_head), (100_000.0, 1e-5, true));
+        assert_eq!(model.chat.source, "ChatML");
+        assert_eq!(model.chat.stops, ["<|im_end|>", "<|endoftext|>"]);
+    }
+
+    #[test]
+    fn the_error_names_the_file() {
+        let error = Model::open(Path::new("/nonexistent.gguf"), None, None).err().expect("refused");
+        assert!(error.to_string().starts_with("/nonexistent.gguf: cannot open"), "{error}");
+    }
+
+    /// A file cut short anywhere is refused, whatever the length.
+    #[test]
+    fn every_truncation_is_refused() {
+        let whole = small().bytes();
+        open_whole(whole.clone()).expect("the whole file is fine");
+        // The last tensor's padding carries nothing.
+        let end = whole.len() - 32 + 16;
+        for len in 0..end {
+            assert!(open_whole(whole[..len].to_vec()).is_err(), "cut to {len} of {} bytes", whole.len());
+        }
+    }
+
+    /// Whatever byte or word of the header is something else: an answer, no panic, no endless loop.
+    #[test]
+    fn no_damage_to_the_header_panics() {
+        const SEED: u64 = 20;
+        let mut random = Random::new(SEED);
+        let whole = small().bytes();
+        let header = whole.len()
+            - Gguf::from_bytes(whole.clone()).unwrap().tensors().filter_map(|t| t.bytes).sum::<usize>();
+        let mut refused = 0;
+        let mut run = |bytes: Vec<u8>, at: usize| {
+            let outcome = std::panic::catch_unwind(|| open_whole(bytes));
+            refused += usize::from(outcome.unwrap_or_else(|_| panic!("seed {SEED}, byte {at}")).is_err());
+        };
+        for at in 0..header {
+            let mut flipped = whole.clone();
+            flipped[at] ^= 1 << random.below(8);
+            run(flipped, at);
+            let mut inverted = whole.clone();
+            inverted[at] ^= 0xff;
+            run(inverted, at);
+            let mut huge = whole.clone();
+            let word = [u64::MAX, 1 << 62, 1 << 40, u64::from(u32::MAX)][random.below(4)];
+            huge[at..at + 8].copy_from_slice(&word.to_le_bytes());
+            run(huge, at);
+        }
+        assert!(refused > header, "{refused} of {}", 3 * header);
+    }
+}

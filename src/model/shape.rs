@@ -314,3 +314,104 @@ fn optional_size(size: Result<usize, ShapeError>) -> Result<Option<usize>, Shape
         size => size.map(Some),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::gguf::Quant;
+    use super::super::toy::{Toy, Writer};
+    use super::*;
+
+    fn read(writer: Writer) -> Result<Shape, ShapeError> {
+        let gguf = Gguf::from_bytes(writer.bytes()).expect("the file itself is fine");
+        let shape = Shape::read(&gguf)?;
+        Weights::read(&gguf, &shape).map(|_| shape)
+    }
+
+    fn said(writer: Writer) -> String {
+        read(writer).expect_err("refused").to_string()
+    }
+
+    fn toy() -> Writer {
+        Toy::default().writer()
+    }
+
+    #[test]
+    fn hyperparameters_have_their_defaults() {
+        let least = toy()
+            .without("llama.rope.dimension_count")
+            .without("llama.rope.freq_base")
+            .without("llama.vocab_size");
+        assert_eq!(read(least).unwrap(), read(toy()).unwrap());
+        let square = Toy { kv_heads: 4, ..Toy::default() }.writer().without("llama.attention.head_count_kv");
+        assert_eq!(read(square).unwrap().kv_heads, 4);
+        let shape = read(Toy { tied_head: false, ..Toy::default() }.writer()).unwrap();
+        assert!(!shape.tied_head);
+        assert_eq!((shape.q_width(), shape.kv_width()), (64, 32));
+    }
+
+    #[test]
+    fn what_does_not_fit_is_named() {
+        let cases: [(&str, u32, &str); 12] = [
+            ("llama.block_count", 0, "`llama.block_count` is 0, but should be from 1 to 512"),
+            ("llama.block_count", 3, "no tensor `blk.2.attn_norm.weight`"),
+            ("llama.block_count", 1, "a tensor `blk.1.attn_norm.weight` that the Llama family"),
+            ("llama.embedding_length", u32::MAX, "`llama.embedding_length` is 4294967295"),
+            ("llama.embedding_length", 72, "`token_embd.weight` has dimensions [64, 320, 1, 1]"),
+            (
+                "llama.attention.head_count",
+                5,
+                "`llama.attention.head_count` is 5, but should be a divisor of 64",
+            ),
+            ("llama.attention.head_count", 64, "a head has an even size"),
+            (
+                "llama.attention.head_count_kv",
+                3,
+                "`llama.attention.head_count_kv` is 3, but should be a divisor of 4",
+            ),
+            ("llama.attention.value_length", 8, "`llama.rope.dimension_count` is 16"),
+            ("llama.rope.dimension_count", 18, "even and at most the head size, 16"),
+            (
+                "llama.vocab_size",
+                321,
+                "`llama.vocab_size` is 321, but should be the rows of `token_embd.weight` (320)",
+            ),
+            ("llama.expert_count", 8, "mixture of experts"),
+        ];
+        for (key, value, want) in cases {
+            let said = said(toy().u32(key, value));
+            assert!(said.contains(want), "{key} = {value}: {said}");
+        }
+        assert!(
+            said(toy().u32("llama.attention.key_length", 16).u32("llama.attention.value_length", 8))
+                .contains("should be the key length, 16")
+        );
+        assert!(said(toy().f32("llama.attention.layer_norm_rms_epsilon", f32::NAN)).contains("is NaN"));
+        assert!(said(toy().f32("llama.rope.freq_base", f32::INFINITY)).contains("is inf"));
+        assert!(
+            said(toy().str("general.architecture", "gemma3"))
+                .contains("is `gemma3`; Tartlet computes the Llama family")
+        );
+        assert!(
+            said(toy().str("llama.rope.scaling.type", "yarn")).contains("`llama.rope.scaling.type` = yarn")
+        );
+        assert!(said(toy().u32("split.count", 2)).contains("split into 2 files"));
+        assert!(
+            said(toy().without("llama.context_length")).contains("no metadata key `llama.context_length`")
+        );
+        assert!(said(toy().without("blk.1.ffn_up.weight")).contains("no tensor `blk.1.ffn_up.weight`"));
+        let q6_k = toy().tensor_of("blk.1.ffn_up.weight", &[64, 96], 14, Vec::new());
+        assert!(said(q6_k).contains("`blk.1.ffn_up.weight` is of type Q6_K"));
+        let bias = toy().tensor("blk.0.attn_q.bias", &[64], Quant::F32, vec![0; 256]);
+        assert!(said(bias).contains("a tensor `blk.0.attn_q.bias`"));
+    }
+
+    #[test]
+    fn stretched_rope_brings_its_factors() {
+        let writer = toy().tensor("rope_freqs.weight", &[8], Quant::F32, vec![0; 32]);
+        let gguf = Gguf::from_bytes(writer.bytes()).unwrap();
+        let shape = Shape::read(&gguf).unwrap();
+        assert!(Weights::read(&gguf, &shape).unwrap().rope_factors.is_some());
+        let wrong = toy().tensor("rope_freqs.weight", &[9], Quant::F32, vec![0; 36]);
+        assert!(said(wrong).contains("`rope_freqs.weight` has dimensions [9, 1, 1, 1]"));
+    }
+}

@@ -15,11 +15,11 @@ pub(crate) fn real_model() -> std::path::PathBuf {
     path
 }
 
-/// Writes GGUF version 3, in the order of the calls.
+/// Writes GGUF in the order of the calls; a key or a tensor named again replaces the earlier one.
 #[derive(Clone)]
 pub(crate) struct Writer {
     pub version: u32,
-    metadata: Vec<Vec<u8>>,
+    metadata: Vec<(String, Vec<u8>)>,                 // key, entry
     tensors: Vec<(String, Vec<usize>, u32, Vec<u8>)>, // name, dims (row length first), format, bytes
 }
 
@@ -38,7 +38,17 @@ impl Writer {
         let mut bytes = text(key);
         bytes.extend(kind.to_le_bytes());
         bytes.extend(payload);
-        self.metadata.push(bytes);
+        match self.metadata.iter_mut().find(|(known, _)| known == key) {
+            Some((_, old)) => *old = bytes,
+            None => self.metadata.push((key.to_owned(), bytes)),
+        }
+        self
+    }
+
+    /// Leaves out the key or the tensor of this name.
+    pub fn without(mut self, name: &str) -> Writer {
+        self.metadata.retain(|(key, _)| key != name);
+        self.tensors.retain(|(tensor, ..)| tensor != name);
         self
     }
 
@@ -74,9 +84,18 @@ impl Writer {
     }
 
     /// `dims[0]` is the row length; `bytes` are in the format's own layout.
-    pub fn tensor(mut self, name: &str, dims: &[usize], format: Quant, bytes: Vec<u8>) -> Writer {
+    pub fn tensor(self, name: &str, dims: &[usize], format: Quant, bytes: Vec<u8>) -> Writer {
         assert_eq!(bytes.len(), format.row_bytes(dims.iter().product()), "{name}");
-        self.tensors.push((name.to_owned(), dims.to_vec(), format.ggml(), bytes));
+        self.tensor_of(name, dims, format.ggml(), bytes)
+    }
+
+    /// A tensor of any format number, with any bytes.
+    pub fn tensor_of(mut self, name: &str, dims: &[usize], format: u32, bytes: Vec<u8>) -> Writer {
+        let tensor = (name.to_owned(), dims.to_vec(), format, bytes);
+        match self.tensors.iter_mut().find(|(known, ..)| known == name) {
+            Some(old) => *old = tensor,
+            None => self.tensors.push(tensor),
+        }
         self
     }
 
@@ -86,7 +105,7 @@ impl Writer {
         out.extend(self.version.to_le_bytes());
         out.extend((self.tensors.len() as u64).to_le_bytes());
         out.extend((self.metadata.len() as u64).to_le_bytes());
-        out.extend(self.metadata.concat());
+        self.metadata.iter().for_each(|(_, entry)| out.extend(entry));
         let mut data: Vec<u8> = Vec::new();
         for (name, dims, format, bytes) in &self.tensors {
             out.extend(text(name));
