@@ -11,3 +11,4 @@ pub mod model;
 pub mod observe;
 pub mod program;
 pub mod runtime;
+pub mod wire;

@@ -14,6 +14,19 @@ pub const SERVER_FRAME_BYTES: usize = 1_000_000;
 /// Bytes of a guest's `send`: one frame less the envelope (type, ids, lengths: under 200 bytes).
 pub const MESSAGE_BYTES: usize = SERVER_FRAME_BYTES - 1_000;
 
+/// Values in one frame from a client, keys and elements included: a launch with a few thousand arguments.
+/// Serde needs some 32 bytes for each, whatever the frame spent on it.
+pub const FRAME_VALUES: usize = 8192;
+/// Levels of nesting in a frame: messages have two; unknown fields get a few more.
+pub const FRAME_DEPTH: usize = 8;
+
+/// Chunks of one upload: 64 MiB, the most a blob mailbox or a guest's memory could take.
+pub const UPLOAD_CHUNKS: u64 = 256;
+/// Uploads begun and not yet answered, per connection and kind; stock clients have one.
+pub const UPLOADS_PER_CONNECTION: usize = 16;
+/// Bytes that unfinished uploads of all connections hold together: four of the largest.
+pub const UPLOAD_BYTES_HELD: usize = 4 * UPLOAD_CHUNKS as usize * CHUNK_BYTES;
+
 const _: () = assert!(CHUNK_BYTES + 4096 <= CLIENT_FRAME_BYTES);
 const _: () = assert!(CHUNK_BYTES + 4096 <= SERVER_FRAME_BYTES);
 
