@@ -6,9 +6,10 @@
 
 use crate::backend::{Backend, Fault, Info, Outcome};
 use crate::engine::credit::Credits;
+use crate::engine::job::Move;
 use crate::engine::operation::{Command, Notice, Operation, QueueId};
-use crate::engine::schedule::Budget;
-use crate::engine::state::{Move, Plan, State};
+use crate::engine::schedule::{Budget, Plan};
+use crate::engine::state::State;
 use crate::limits::ENGINE_INBOX;
 use smol::channel::{Receiver, Sender, TrySendError};
 use std::any::Any;

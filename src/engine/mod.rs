@@ -1,9 +1,14 @@
 //! Collect, choose, run, deliver: the one owner of a model, its KV pages and its device.
 
+mod check;
 pub mod credit;
 #[allow(clippy::module_inception)] // "engine" is the name of the thread and of what it is.
 mod engine;
+mod hazards;
+mod job;
 pub mod operation;
+mod pages;
+mod resolve;
 mod schedule;
 mod state;
 

@@ -227,6 +227,26 @@ pub enum Command {
     },
 }
 
+impl Command {
+    /// Who asks; nobody for [`Command::Status`].
+    pub fn instance(&self) -> Option<InstanceId> {
+        match self {
+            Command::Join { instance, .. }
+            | Command::Leave { instance, .. }
+            | Command::Allocate { instance, .. }
+            | Command::Deallocate { instance, .. }
+            | Command::Export { instance, .. }
+            | Command::Import { instance, .. }
+            | Command::Release { instance, .. }
+            | Command::Exports { instance, .. } => Some(*instance),
+            Command::Submit { queue, .. } | Command::Close { queue } | Command::SetPriority { queue, .. } => {
+                Some(queue.instance)
+            }
+            Command::Status { .. } => None,
+        }
+    }
+}
+
 /// `{model}.resource.N.*` and the count of instances.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Status {

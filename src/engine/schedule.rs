@@ -1,4 +1,27 @@
-//! Queues as streams, hazards between them, and the choice of the next batch. Pure.
+//! Queues as streams, hazards between them, and the choice of the next batch.
+//!
+//! Owns: the queued jobs, the order among them, and who is served next. Never: a tensor, a clock, a name of a page
+//! (it sees physical ids), a reply. Pure: the same calls give the same plans.
+//!
+//! The choice: moves of pages first; then passes, higher priority first (a pass that gets nothing rises a level every
+//! [`AGE_BATCHES`] batches), short before long, the instance served least recently first. Short passes (decodes) go
+//! whole; long ones (prompts) in chunks, within a budget that keeps the decodes beside them from stalling.
+
+use crate::backend::{Batch, Fault, Outcome};
+use crate::engine::credit::Credit;
+use crate::engine::hazards::{Hazards, JobId, Touch};
+use crate::engine::job::{Job, Move, PassWork, Then, Work};
+use crate::engine::operation::{Kind, Priority, QueueId, Reply};
+use crate::engine::pages::Physical;
+use crate::identity::InstanceId;
+use crate::limits::QUEUES_PER_INSTANCE;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap, HashSet, VecDeque};
+
+/// A pass with at most this many rows left is short: a decode, a few speculated tokens, the end of a prompt.
+const SHORT_ROWS: u32 = 8;
+/// Batches without service after which a pass counts as one priority level higher.
+const AGE_BATCHES: u64 = 16;
 
 /// How many rows the next batch may have.
 #[derive(Clone, Copy, Debug)]
@@ -9,4 +32,413 @@ pub struct Budget {
     pub beside: u32,
     /// Of long passes together, when there are only such.
     pub alone: u32,
+}
+
+/// One turn's work: the moves in order, then the batch.
+#[derive(Default)]
+pub struct Plan {
+    pub moves: Vec<Move>,
+    pub batch: Batch,
+    runs: Vec<Run>, // [sequence]
+}
+
+struct Run {
+    job: JobId,
+    /// Which of the pass's yielding outputs the sequence fills.
+    fills: Vec<usize>,
+}
+
+pub struct Schedule {
+    jobs: BTreeMap<JobId, Job>,
+    hazards: Hazards,
+    queues: HashMap<QueueId, Queue>,
+    guests: HashMap<InstanceId, Guest>,
+    /// Passes that may run now.
+    ready: BTreeSet<JobId>,
+    /// Moves that may run now, in the order they became so.
+    moves: VecDeque<JobId>,
+    done: Vec<Job>,
+    /// Batches planned so far.
+    batch: u64,
+    /// Sequences planned so far.
+    services: u64,
+    next: u64,
+}
+
+#[derive(Default)]
+struct Queue {
+    priority: Priority,
+    /// The last pass submitted, while it is queued.
+    tail: Option<JobId>,
+    /// Passes submitted so far: the ordinal of the next.
+    passes: u64,
+    closed: bool,
+}
+
+#[derive(Default)]
+struct Guest {
+    /// `services` when it was last served.
+    served: u64,
+    jobs: u32,
+    queues: usize,
+    left: bool,
+}
+
+impl Schedule {
+    pub fn new(pages: u32, embeds: u32) -> Schedule {
+        Schedule {
+            jobs: BTreeMap::new(),
+            hazards: Hazards::new(pages, embeds),
+            queues: HashMap::new(),
+            guests: HashMap::new(),
+            ready: BTreeSet::new(),
+            moves: VecDeque::new(),
+            done: Vec::new(),
+            batch: 0,
+            services: 0,
+            next: 0,
+        }
+    }
+
+    // ---- submitting ----
+
+    pub fn join(&mut self, instance: InstanceId) {
+        self.guests.entry(instance).or_default();
+    }
+
+    /// Opens the queue if it is new. False: the instance has too many open.
+    pub fn open(&mut self, queue: QueueId) -> bool {
+        if self.queues.contains_key(&queue) {
+            return true;
+        }
+        let guest = self.guests.entry(queue.instance).or_default();
+        if guest.queues >= QUEUES_PER_INSTANCE {
+            return false;
+        }
+        guest.queues += 1;
+        self.queues.insert(queue, Queue::default());
+        true
+    }
+
+    /// What is queued still runs; then the queue is forgotten.
+    pub fn close(&mut self, queue: QueueId) {
+        if let Some(open) = self.queues.get_mut(&queue) {
+            open.closed = true;
+        }
+        self.forget_if_over(queue);
+    }
+
+    pub fn set_priority(&mut self, queue: QueueId, priority: Priority) {
+        if let Some(queue) = self.queues.get_mut(&queue) {
+            queue.priority = priority;
+        }
+    }
+
+    /// The ordinal of the queue's next pass; counts it.
+    pub fn number_pass(&mut self, queue: QueueId) -> u64 {
+        let queue = self.queues.entry(queue).or_default();
+        queue.passes += 1;
+        queue.passes - 1
+    }
+
+    pub fn add_pass(&mut self, queue: QueueId, pass: PassWork, touches: Vec<Touch>, credit: Option<Credit>) {
+        let before = self.queues.get(&queue).and_then(|q| q.tail);
+        let id = self.add(queue.instance, Work::Pass(queue, pass), touches, before, credit);
+        if let Some(queue) = self.queues.get_mut(&queue) {
+            queue.tail = Some(id);
+        }
+    }
+
+    pub fn add_synchronize(&mut self, queue: QueueId, reply: Reply<bool>, credit: Option<Credit>) {
+        let before = self.queues.get(&queue).and_then(|q| q.tail);
+        let work = Work::Synchronize(reply);
+        self.add(queue.instance, work, Vec::new(), before, credit);
+    }
+
+    /// A move is in no queue: it is ordered by what it touches alone.
+    pub fn add_move(&mut self, instance: InstanceId, step: Move, touches: Vec<Touch>) {
+        self.add(instance, Work::Move(step), touches, None, None);
+    }
+
+    fn add(
+        &mut self,
+        instance: InstanceId,
+        work: Work,
+        touches: Vec<Touch>,
+        before: Option<JobId>,
+        credit: Option<Credit>,
+    ) -> JobId {
+        let id = JobId(self.next);
+        self.next += 1;
+        self.guests.entry(instance).or_default().jobs += 1;
+        let is_pass = matches!(work, Work::Pass(..));
+        let hazards = self.hazards.enter(id, &touches).into_iter();
+        let edges = hazards.map(|e| (e.first, e.read_after_write)).chain(before.map(|b| (b, true)));
+        let (mut after_done, mut after_planned) = (0, 0);
+        for (first, planned_is_enough) in edges {
+            let Some(first) = self.jobs.get_mut(&first) else { continue };
+            let planned = planned_is_enough && is_pass && matches!(first.work, Work::Pass(..));
+            first.then.push(Then { job: id, planned });
+            *(if planned { &mut after_planned } else { &mut after_done }) += 1;
+        }
+        let (then, since) = (Vec::new(), self.batch);
+        let job = Job { instance, work, touches, after_done, after_planned, then, since, credit };
+        self.jobs.insert(id, job);
+        self.place_if_free(id);
+        id
+    }
+
+    /// Where a job goes once it waits for nobody.
+    fn place_if_free(&mut self, id: JobId) {
+        let Some(job) = self.jobs.get_mut(&id) else { return };
+        if job.after_done + job.after_planned > 0 {
+            return;
+        }
+        job.since = self.batch;
+        match job.work {
+            Work::Pass(..) => drop(self.ready.insert(id)),
+            Work::Move(_) => self.moves.push_back(id),
+            Work::Synchronize(..) => self.complete(id),
+        }
+    }
+
+    // ---- choosing ----
+
+    /// The next turn's work, if there is any.
+    pub fn plan(&mut self, budget: Budget) -> Option<Plan> {
+        let mut plan = Plan::default();
+        while let Some(id) = self.moves.pop_front() {
+            if let Some(Job { work: Work::Move(step), .. }) = self.jobs.get(&id) {
+                plan.moves.push(*step);
+            }
+            self.complete(id); // Moves run before the batch, so whoever waits for one may join it.
+        }
+        self.choose(budget, &mut plan);
+        let some = !plan.moves.is_empty() || !plan.runs.is_empty();
+        self.batch += u64::from(some);
+        some.then_some(plan)
+    }
+
+    fn choose(&mut self, budget: Budget, plan: &mut Plan) {
+        let mut rank: BinaryHeap<Rank> = self.ready.iter().filter_map(|&id| self.rank(id)).collect();
+        let any_short = rank.iter().any(|r| !r.long.0);
+        let mut rows = budget.rows;
+        let mut long_rows = if any_short { budget.beside } else { budget.alone };
+        while rows > 0
+            && let Some(best) = rank.pop()
+        {
+            let id = best.job.0;
+            match self.rank(id) {
+                Some(now) if now < best => rank.push(now), // Its instance was served since.
+                Some(now) => {
+                    let allowed = if now.long.0 { rows.min(long_rows) } else { rows };
+                    let Some((taken, freed)) = self.take(id, allowed, plan) else { continue };
+                    rows -= taken;
+                    long_rows -= if now.long.0 { taken } else { 0 };
+                    rank.extend(freed.into_iter().filter_map(|id| self.rank(id)));
+                }
+                None => {}
+            }
+        }
+    }
+
+    fn rank(&self, id: JobId) -> Option<Rank> {
+        let job = self.jobs.get(&id)?;
+        let Work::Pass(queue, pass) = &job.work else { return None };
+        let priority = self.queues.get(queue).map_or(Priority::Normal, |q| q.priority);
+        let waited = self.batch - job.since;
+        Some(Rank {
+            level: priority as u64 + waited / AGE_BATCHES,
+            long: Reverse(pass.left() > SHORT_ROWS),
+            served: Reverse(self.guests.get(&job.instance).map_or(0, |g| g.served)),
+            job: Reverse(id),
+        })
+    }
+
+    /// Puts up to `allowed` rows of the pass into the plan. Rows taken, and the passes that may now follow it.
+    fn take(&mut self, id: JobId, allowed: u32, plan: &mut Plan) -> Option<(u32, Vec<JobId>)> {
+        let job = self.jobs.get_mut(&id)?;
+        let Work::Pass(_, pass) = &mut job.work else { return None };
+        let rows = pass.left().min(allowed);
+        if rows == 0 {
+            return None;
+        }
+        let (sequence, fills) = pass.slice(rows);
+        let whole = pass.left() == 0;
+        job.since = self.batch + 1;
+        plan.batch.sequences.push(sequence);
+        plan.runs.push(Run { job: id, fills });
+        self.services += 1;
+        let followers: Vec<JobId> = job.then.iter().filter(|t| t.planned).map(|t| t.job).collect();
+        if let Some(guest) = self.guests.get_mut(&job.instance) {
+            guest.served = self.services;
+        }
+        if !whole {
+            return Some((rows, Vec::new()));
+        }
+        self.ready.remove(&id);
+        for &follower in &followers {
+            if let Some(job) = self.jobs.get_mut(&follower) {
+                job.after_planned -= 1;
+            }
+            self.place_if_free(follower);
+        }
+        let ready = followers.into_iter().filter(|f| self.ready.contains(f)).collect();
+        Some((rows, ready))
+    }
+
+    // ---- finishing ----
+
+    /// The batch ran. Fails if the backend did not answer what was asked.
+    pub fn finish(&mut self, plan: Plan, outcome: &mut Outcome) -> Result<(), Fault> {
+        let (asked, made) = (plan.runs.len(), outcome.produced.len());
+        if asked != made {
+            return Err(Fault(format!("{made} sequences answered of {asked}")));
+        }
+        for (run, produced) in plan.runs.into_iter().zip(outcome.produced.drain(..)) {
+            let Some(job) = self.jobs.get_mut(&run.job) else { continue };
+            let Work::Pass(_, pass) = &mut job.work else { continue };
+            let (asked, made) = (run.fills.len(), produced.len());
+            if asked != made {
+                return Err(Fault(format!("{made} outputs answered of {asked}")));
+            }
+            for (fill, produced) in run.fills.into_iter().zip(produced) {
+                pass.yielded[fill] = Some(produced);
+            }
+            if pass.left() == 0 {
+                self.complete(run.job);
+            }
+        }
+        Ok(())
+    }
+
+    /// Jobs that are done since last asked, in the order they became so.
+    pub fn take_done(&mut self) -> Vec<Job> {
+        std::mem::take(&mut self.done)
+    }
+
+    fn complete(&mut self, id: JobId) {
+        let Some(mut job) = self.remove(id) else { return };
+        // Those that only had to see it planned were let go then; a move is never planned, only done.
+        let then = std::mem::take(&mut job.then);
+        self.done.push(job);
+        for then in then.into_iter().filter(|t| !t.planned) {
+            if let Some(job) = self.jobs.get_mut(&then.job) {
+                job.after_done -= 1;
+            }
+            self.place_if_free(then.job);
+        }
+    }
+
+    fn remove(&mut self, id: JobId) -> Option<Job> {
+        let job = self.jobs.remove(&id)?;
+        self.hazards.leave(id, &job.touches);
+        if let Work::Pass(queue, _) = &job.work {
+            if let Some(open) = self.queues.get_mut(queue)
+                && open.tail == Some(id)
+            {
+                open.tail = None;
+            }
+            self.forget_if_over(*queue);
+        }
+        if let Some(guest) = self.guests.get_mut(&job.instance) {
+            guest.jobs -= 1;
+            if guest.left && guest.jobs == 0 {
+                self.guests.remove(&job.instance);
+            }
+        }
+        Some(job)
+    }
+
+    fn forget_if_over(&mut self, queue: QueueId) {
+        if self.queues.get(&queue).is_some_and(|q| q.closed && q.tail.is_none()) {
+            self.queues.remove(&queue);
+            if let Some(guest) = self.guests.get_mut(&queue.instance) {
+                guest.queues -= 1;
+            }
+        }
+    }
+
+    // ---- leaving ----
+
+    /// Whether a queued operation of the instance writes the page.
+    pub fn will_write(&self, instance: InstanceId, kind: Kind, at: Physical) -> bool {
+        let mut writers = self.hazards.writers(kind, at);
+        writers.any(|id| self.jobs.get(&id).is_some_and(|job| job.instance == instance))
+    }
+
+    /// The instance has left: its jobs that nobody else needs are taken out and returned. Needed is what writes a page
+    /// that is `owned` (the instance's own names are gone) or that another instance's operation reads, and what
+    /// those depend on.
+    pub fn leave(&mut self, instance: InstanceId, owned: impl Fn(Kind, Physical) -> bool) -> Vec<Job> {
+        let mine: Vec<JobId> =
+            self.jobs.iter().filter(|(_, j)| j.instance == instance).map(|(&id, _)| id).collect();
+        let (mut needed, mut doomed) = (HashSet::new(), Vec::new());
+        for &id in mine.iter().rev() {
+            let job = &self.jobs[&id];
+            let wanted = job.touches.iter().any(|t| {
+                t.write
+                    && (needed.contains(&(t.kind, t.at))
+                        || owned(t.kind, t.at)
+                        || self.others_read(instance, t.kind, t.at))
+            });
+            if wanted {
+                needed.extend(job.touches.iter().map(|t| (t.kind, t.at)));
+            } else {
+                doomed.push(id);
+            }
+        }
+        self.forget_guest(instance);
+        // Last first: else what waits for a dropped pass would count as having seen it done.
+        doomed.into_iter().filter_map(|id| self.drop_job(id)).collect()
+    }
+
+    fn others_read(&self, instance: InstanceId, kind: Kind, at: Physical) -> bool {
+        let mut readers = self.hazards.readers(kind, at);
+        readers.any(|id| self.jobs.get(&id).is_some_and(|job| job.instance != instance))
+    }
+
+    fn forget_guest(&mut self, instance: InstanceId) {
+        let queues: Vec<QueueId> = self.queues.keys().filter(|q| q.instance == instance).copied().collect();
+        for queue in queues {
+            self.close(queue);
+        }
+        if let Some(guest) = self.guests.get_mut(&instance) {
+            guest.left = true;
+            if guest.jobs == 0 {
+                self.guests.remove(&instance);
+            }
+        }
+    }
+
+    fn drop_job(&mut self, id: JobId) -> Option<Job> {
+        self.ready.remove(&id);
+        self.moves.retain(|m| *m != id);
+        let mut job = self.remove(id)?;
+        for then in std::mem::take(&mut job.then) {
+            if let Some(job) = self.jobs.get_mut(&then.job) {
+                *(if then.planned { &mut job.after_planned } else { &mut job.after_done }) -= 1;
+            }
+            self.place_if_free(then.job);
+        }
+        Some(job)
+    }
+
+    /// Everything, done or not: the engine is ending.
+    pub fn take_all(&mut self) -> Vec<Job> {
+        self.ready.clear();
+        self.moves.clear();
+        let mut all = self.take_done();
+        all.extend(std::mem::take(&mut self.jobs).into_values());
+        all
+    }
+}
+
+/// Who goes first: the greatest.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Rank {
+    level: u64,
+    long: Reverse<bool>,
+    served: Reverse<u64>,
+    job: Reverse<JobId>,
 }

@@ -1,46 +1,123 @@
-//! Everything the engine knows, as data: commands in, plans out. No thread, no channel, no tensor.
+//! Everything the engine knows, as data: commands in, plans out.
+//!
+//! Owns: the instances, their names (by [`Pool`]), their queued work (by [`Schedule`]), and who waits for pages.
+//! Never: a thread, a channel, a tensor. Commands act in the order given, with one exception: an instance that must
+//! wait for pages has its later commands kept behind the waiting one, so that its own order stays.
 
-use crate::backend::{Batch, Fault, Info, Outcome, PageId};
-use crate::engine::operation::{Command, Notice};
-use crate::engine::schedule::Budget;
-
-/// What must be done to pages before the batch runs, in this order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Move {
-    Copy {
-        from: PageId,
-        to: PageId,
-    },
-    /// Zero the slots from `from` on: a pass is about to see them, and whoever had the page before left them full.
-    Clear {
-        page: PageId,
-        from: u32,
-    },
-}
-
-/// One turn's work.
-pub struct Plan {
-    pub moves: Vec<Move>,
-    pub batch: Batch,
-}
+use crate::backend::{EmbedId, Fault, Info, Outcome, PageId};
+use crate::engine::job::{Job, Work};
+use crate::engine::operation::{
+    Command, Kind, Leave, Lost, Notice, Operation, QueueId, Refusal, Reply, Status, Usage, VirtualId,
+};
+use crate::engine::pages::{Physical, Pool, Room};
+use crate::engine::schedule::{Budget, Plan, Schedule};
+use crate::identity::{InstanceId, Subject};
+use crate::limits::BACKLOG_PER_INSTANCE;
+use std::collections::{HashMap, VecDeque};
 
 /// The engine without its thread.
 pub struct State {
+    pub(super) info: Info,
+    pub(super) pages: Pool,
+    pub(super) embeds: Pool,
+    pub(super) schedule: Schedule,
+    pub(super) members: HashMap<InstanceId, Member>,
+    joined: u64,
+    /// Instances that wait for pages, longest first, ...
+    waiting: VecDeque<InstanceId>,
+    /// ... and what each has sent since; the first is the command that waits.
+    backlog: HashMap<InstanceId, VecDeque<Command>>,
     notices: Vec<Notice>,
+    answered: bool,
+    /// Set once, when the device has failed: nothing is done any more.
+    lost: Option<Lost>,
+    #[cfg(test)]
+    pub(super) trace: Vec<Trace>,
+}
+
+pub(super) struct Member {
+    pub seed: u64,
+}
+
+/// Why a command was not carried out.
+pub(super) enum Held {
+    /// It must wait for pages; here it is back.
+    Back(Command),
+    /// The guest did what it must not, or cannot have what it needs: it is ended.
+    Ends(Notice),
+}
+
+/// What a request for pages comes to.
+pub(super) enum Got {
+    Room,
+    Wait,
+    Never(Refusal),
 }
 
 impl State {
-    pub fn new(_info: &Info) -> State {
-        State { notices: Vec::new() }
+    pub fn new(info: &Info) -> State {
+        State {
+            info: info.clone(),
+            pages: Pool::new(info.pages),
+            embeds: Pool::new(info.embeds),
+            schedule: Schedule::new(info.pages, info.embeds),
+            members: HashMap::new(),
+            joined: 0,
+            waiting: VecDeque::new(),
+            backlog: HashMap::new(),
+            notices: Vec::new(),
+            answered: false,
+            lost: None,
+            #[cfg(test)]
+            trace: Vec::new(),
+        }
     }
 
-    pub fn apply(&mut self, _command: Command) {}
+    // ---- the turns of the engine ----
 
-    pub fn plan(&mut self, _budget: Budget) -> Option<Plan> {
-        None
+    /// Carries a command out, or keeps it behind the one its instance waits with.
+    pub fn apply(&mut self, command: Command) {
+        let instance = command.instance();
+        if self.lost.is_some() {
+            return self.refuse(command);
+        }
+        if let Some(instance) = instance {
+            if let Command::Leave { how: Leave::Killed, .. } = command {
+                self.end(instance, Leave::Killed);
+                return self.serve_waiting();
+            }
+            if let Some(behind) = self.backlog.get_mut(&instance) {
+                if behind.len() < BACKLOG_PER_INSTANCE || matches!(command, Command::Leave { .. }) {
+                    return behind.push_back(command);
+                }
+                let what = format!("more than {BACKLOG_PER_INSTANCE} calls while waiting for pages");
+                self.refuse(command);
+                return self.end_with(Notice::Misuse { instance, what });
+            }
+        }
+        match self.carry_out(command) {
+            Ok(()) => {}
+            Err(Held::Ends(notice)) => self.end_with(notice),
+            Err(Held::Back(command)) => {
+                if let Some(instance) = instance {
+                    self.waiting.push_back(instance);
+                    self.backlog.insert(instance, VecDeque::from([command]));
+                }
+            }
+        }
+        self.serve_waiting();
     }
 
-    pub fn finish(&mut self, _plan: Plan, _outcome: &mut Outcome) -> Result<(), Fault> {
+    /// The next turn's work. Nothing may be applied until it is finished.
+    pub fn plan(&mut self, budget: Budget) -> Option<Plan> {
+        self.schedule.plan(budget)
+    }
+
+    /// Delivers what the batch made.
+    pub fn finish(&mut self, plan: Plan, outcome: &mut Outcome) -> Result<(), Fault> {
+        self.schedule.finish(plan, outcome)?;
+        self.settle_done();
+        self.serve_waiting();
         Ok(())
     }
 
@@ -48,9 +125,365 @@ impl State {
         std::mem::take(&mut self.notices)
     }
 
+    /// Whether anyone was answered since last asked.
     pub fn take_answered(&mut self) -> bool {
-        false
+        std::mem::take(&mut self.answered)
     }
 
-    pub fn lose_everything(&mut self, _why: &str) {}
+    /// Answers all that is queued with `why`, and from now on every command too.
+    pub fn lose_everything(&mut self, why: &str) {
+        let lost = Lost(why.into());
+        self.lost = Some(lost.clone());
+        for job in self.schedule.take_all() {
+            self.answer_lost(job.work, &lost);
+        }
+        for command in std::mem::take(&mut self.backlog).into_values().flatten() {
+            self.refuse(command);
+        }
+    }
+
+    // ---- commands ----
+
+    fn carry_out(&mut self, command: Command) -> Result<(), Held> {
+        if let Some(instance) = command.instance()
+            && !self.members.contains_key(&instance)
+            && !matches!(command, Command::Join { .. })
+        {
+            self.refuse(command); // Given up already: its end is on the way.
+            return Ok(());
+        }
+        match command {
+            Command::Join { instance, subject, seed } => self.join(instance, subject, seed),
+            Command::Leave { instance, how } => self.end(instance, how),
+            Command::Allocate { instance, kind, count, reply } => {
+                return self.allocate(instance, kind, count, reply);
+            }
+            Command::Deallocate { instance, kind, ids } => {
+                let given = self.pool_mut(kind).deallocate(instance, &ids);
+                given.map_err(|id| not_held(instance, kind, id))?;
+                #[cfg(test)]
+                self.trace.push(Trace::Deallocated(instance, kind, ids));
+            }
+            Command::Export { instance, kind, ids, name, reply } => {
+                let exported = self.pool_mut(kind).export(instance, &ids, name.clone());
+                let answer = exported.unwrap_or_else(|id| Err(Refusal::NotHeld(kind, id)));
+                #[cfg(test)]
+                if answer.is_ok() {
+                    self.trace.push(Trace::Exported(instance, kind, ids, name));
+                }
+                self.answer(&reply, answer);
+            }
+            Command::Import { instance, kind, name, reply } => {
+                let answer = self.pool_mut(kind).import(instance, &name);
+                #[cfg(test)]
+                if let Ok(ids) = &answer {
+                    self.trace.push(Trace::Imported(instance, kind, name, ids.clone()));
+                }
+                self.answer(&reply, answer);
+            }
+            Command::Release { instance, kind, name, reply } => {
+                let answer = self.pool_mut(kind).release(instance, &name);
+                #[cfg(test)]
+                if answer.is_ok() {
+                    self.trace.push(Trace::Released(instance, kind, name));
+                }
+                self.answer(&reply, answer);
+            }
+            Command::Exports { instance, kind, reply } => {
+                let names = self.pool(kind).exports(instance);
+                self.answer(&reply, names);
+            }
+            Command::Submit { queue, operation, credit } => {
+                self.open(queue)?;
+                match operation {
+                    Operation::Pass(pass, reply) => {
+                        return self.submit(queue, pass, reply, credit);
+                    }
+                    Operation::Synchronize(reply) => {
+                        self.schedule.add_synchronize(queue, reply, Some(credit));
+                        self.settle_done();
+                    }
+                }
+            }
+            Command::Close { queue } => self.schedule.close(queue),
+            Command::SetPriority { queue, priority } => {
+                self.open(queue)?;
+                self.schedule.set_priority(queue, priority);
+            }
+            Command::Status { reply } => {
+                let status = self.status();
+                self.answer(&reply, status);
+            }
+        }
+        Ok(())
+    }
+
+    fn join(&mut self, instance: InstanceId, subject: Subject, seed: u64) {
+        self.joined += 1;
+        self.members.insert(instance, Member { seed });
+        self.pages.join(instance, subject.clone(), self.joined);
+        self.embeds.join(instance, subject.clone(), self.joined);
+        self.schedule.join(instance);
+        #[cfg(test)]
+        self.trace.push(Trace::Joined(instance, subject));
+    }
+
+    fn allocate(
+        &mut self,
+        instance: InstanceId,
+        kind: Kind,
+        count: u32,
+        reply: Reply<Result<Vec<VirtualId>, Refusal>>,
+    ) -> Result<(), Held> {
+        let answer = match self.room(instance, kind, count) {
+            Got::Wait => {
+                return Err(Held::Back(Command::Allocate { instance, kind, count, reply }));
+            }
+            Got::Never(refusal) => Err(refusal),
+            Got::Room => self.pool_mut(kind).allocate(instance, count),
+        };
+        #[cfg(test)]
+        if let Ok(ids) = &answer {
+            self.trace.push(Trace::Allocated(instance, kind, ids.clone()));
+        }
+        self.answer(&reply, answer);
+        Ok(())
+    }
+
+    fn open(&mut self, queue: QueueId) -> Result<(), Held> {
+        if self.schedule.open(queue) {
+            return Ok(());
+        }
+        let what = format!("more than {} queues open", crate::limits::QUEUES_PER_INSTANCE);
+        Err(Held::Ends(Notice::Misuse { instance: queue.instance, what }))
+    }
+
+    fn status(&self) -> Status {
+        let usage =
+            |pool: &Pool| Usage { capacity: pool.capacity(), used: pool.used(), exported: pool.exported() };
+        Status {
+            pages: usage(&self.pages),
+            embeds: usage(&self.embeds),
+            instances: self.members.len() as u32,
+        }
+    }
+
+    // ---- pages that are short ----
+
+    /// Sees that `count` pages are free, ending others if the policy says so. Nobody overtakes those who wait.
+    pub(super) fn room(&mut self, instance: InstanceId, kind: Kind, count: u32) -> Got {
+        if count == 0 {
+            return Got::Room;
+        }
+        if self.waiting.front().is_some_and(|first| *first != instance) && count <= self.pool(kind).capacity()
+        {
+            return Got::Wait;
+        }
+        if let Room::AfterEnding(victims) = self.pool(kind).room(instance, count) {
+            for victim in victims {
+                self.end_with(Notice::Evict(victim));
+            }
+        }
+        match self.pool(kind).room(instance, count) {
+            Room::Fits => Got::Room,
+            // Ended instances' pages that the jobs of others still use.
+            Room::Soon | Room::AfterEnding(_) => Got::Wait,
+            Room::Never(refusal) => Got::Never(refusal),
+        }
+    }
+
+    /// Goes on with those who wait, longest first, as far as pages go.
+    fn serve_waiting(&mut self) {
+        while let Some(&instance) = self.waiting.front() {
+            let mut progress = false;
+            let held = loop {
+                let next = self.backlog.get_mut(&instance).and_then(VecDeque::pop_front);
+                let Some(command) = next else { break None };
+                match self.carry_out(command) {
+                    Ok(()) => progress = true,
+                    Err(held) => break Some(held),
+                }
+            };
+            match held {
+                None => {
+                    self.backlog.remove(&instance);
+                    self.waiting.retain(|w| *w != instance);
+                }
+                Some(Held::Ends(notice)) => self.end_with(notice),
+                Some(Held::Back(command)) => {
+                    if let Some(behind) = self.backlog.get_mut(&instance) {
+                        behind.push_front(command);
+                    }
+                    if !progress {
+                        return;
+                    }
+                    self.waiting.rotate_left(1); // It got some; others first now.
+                }
+            }
+        }
+    }
+
+    // ---- ends ----
+
+    /// Ends an instance and says so upward.
+    fn end_with(&mut self, notice: Notice) {
+        let (Notice::Evict(instance) | Notice::OutOfPages { instance, .. } | Notice::Misuse { instance, .. }) =
+            &notice;
+        self.end(*instance, Leave::Killed);
+        self.notices.push(notice);
+    }
+
+    /// Takes the instance out, whatever it was doing. What others need of its queued work still runs.
+    fn end(&mut self, instance: InstanceId, how: Leave) {
+        if self.members.remove(&instance).is_none() {
+            return; // Ended before: by eviction, say.
+        }
+        if how == Leave::Killed {
+            for kind in [Kind::Page, Kind::Embed] {
+                let schedule = &self.schedule;
+                let pool = match kind {
+                    Kind::Page => &mut self.pages,
+                    Kind::Embed => &mut self.embeds,
+                };
+                let gone = pool.withdraw(instance, |page| schedule.will_write(instance, kind, page));
+                #[cfg(test)]
+                self.trace.extend(gone.into_iter().map(|name| Trace::Released(instance, kind, name)));
+                #[cfg(not(test))]
+                drop(gone);
+            }
+        }
+        #[cfg(test)]
+        self.trace.push(Trace::Left(instance));
+        self.pages.leave(instance);
+        self.embeds.leave(instance);
+        let (pages, embeds) = (&self.pages, &self.embeds);
+        let dropped = self.schedule.leave(instance, |kind, page| match kind {
+            Kind::Page => pages.owners(page) > 0,
+            Kind::Embed => embeds.owners(page) > 0,
+        });
+        let lost = Lost("the instance has ended".into());
+        for job in dropped {
+            self.unhold(&job);
+            self.answer_lost(job.work, &lost);
+        }
+        self.waiting.retain(|w| *w != instance);
+        for command in self.backlog.remove(&instance).into_iter().flatten() {
+            self.refuse(command);
+        }
+    }
+
+    // ---- answers ----
+
+    pub(super) fn answer<T: std::fmt::Debug>(&mut self, reply: &Reply<T>, value: T) {
+        self.answered = true;
+        let first = reply.set_blocking(value).is_ok();
+        debug_assert!(first, "answered twice");
+    }
+
+    fn settle_done(&mut self) {
+        for mut job in self.schedule.take_done() {
+            self.unhold(&job);
+            drop(job.credit.take()); // Before the guest runs: it finds the room.
+            match job.work {
+                Work::Pass(_, pass) => {
+                    let yielded = pass.yielded.into_iter().flatten().collect();
+                    self.answer(&pass.reply, Ok(yielded));
+                }
+                Work::Synchronize(reply) => self.answer(&reply, true),
+                Work::Move(_) => {}
+            }
+        }
+    }
+
+    fn answer_lost(&mut self, work: Work, lost: &Lost) {
+        match work {
+            Work::Pass(_, pass) => self.answer(&pass.reply, Err(lost.clone())),
+            Work::Synchronize(reply) => self.answer(&reply, false),
+            Work::Move(_) => {}
+        }
+    }
+
+    /// Answers a command that will not be carried out.
+    pub(super) fn refuse(&mut self, command: Command) {
+        let lost = self.lost.clone().unwrap_or_else(|| Lost("the instance has ended".into()));
+        match command {
+            Command::Allocate { reply, .. } | Command::Import { reply, .. } => {
+                self.answer(&reply, Err(Refusal::Ended));
+            }
+            Command::Export { reply, .. } | Command::Release { reply, .. } => {
+                self.answer(&reply, Err(Refusal::Ended));
+            }
+            Command::Exports { reply, .. } => self.answer(&reply, Vec::new()),
+            Command::Submit { operation: Operation::Pass(_, reply), .. } => {
+                self.answer(&reply, Err(lost));
+            }
+            Command::Submit { operation: Operation::Synchronize(reply), .. } => {
+                self.answer(&reply, false);
+            }
+            Command::Status { reply } => {
+                let status = self.status();
+                self.answer(&reply, status);
+            }
+            Command::Join { .. }
+            | Command::Leave { .. }
+            | Command::Deallocate { .. }
+            | Command::Close { .. }
+            | Command::SetPriority { .. } => {}
+        }
+    }
+
+    fn unhold(&mut self, job: &Job) {
+        for touch in &job.touches {
+            self.pool_mut(touch.kind).unhold(touch.at);
+        }
+    }
+
+    pub(super) fn pool(&self, kind: Kind) -> &Pool {
+        match kind {
+            Kind::Page => &self.pages,
+            Kind::Embed => &self.embeds,
+        }
+    }
+
+    pub(super) fn pool_mut(&mut self, kind: Kind) -> &mut Pool {
+        match kind {
+            Kind::Page => &mut self.pages,
+            Kind::Embed => &mut self.embeds,
+        }
+    }
+}
+
+pub(super) fn not_held(instance: InstanceId, kind: Kind, id: VirtualId) -> Held {
+    let what = Refusal::NotHeld(kind, id).to_string();
+    Held::Ends(Notice::Misuse { instance, what })
+}
+
+impl From<Physical> for PageId {
+    fn from(page: Physical) -> PageId {
+        PageId(page.0)
+    }
+}
+
+impl From<Physical> for EmbedId {
+    fn from(embed: Physical) -> EmbedId {
+        EmbedId(embed.0)
+    }
+}
+
+/// What was carried out, in order: the serial executor of the simulation follows it.
+#[cfg(test)]
+pub(super) enum Trace {
+    Joined(InstanceId, Subject),
+    Left(InstanceId),
+    Allocated(InstanceId, Kind, Vec<VirtualId>),
+    Deallocated(InstanceId, Kind, Vec<VirtualId>),
+    Exported(InstanceId, Kind, Vec<VirtualId>, String),
+    Imported(InstanceId, Kind, String, Vec<VirtualId>),
+    Released(InstanceId, Kind, String),
+    Submitted(
+        QueueId,
+        crate::engine::operation::Pass,
+        crate::backend::DrawKey,
+        Reply<crate::engine::operation::PassResult>,
+    ),
 }

@@ -1,0 +1,586 @@
+//! Who owns which physical page: names, reference counts, exports, and who gives way when pages run short.
+//!
+//! Owns: one [`Pool`] per [`Kind`](super::operation::Kind), each with its physical ids, the names (virtual ids) of
+//! every instance, the exports of every subject, and the policy. Never: an order in time (that is the schedule's), a
+//! thread, a tensor. All of it acts at once, in call order.
+//!
+//! A physical page is free when it has no owner (a name of an instance, an entry of an export) and no hold (a queued
+//! operation that names it); so a page given back waits for the last operation that uses it. Pages are shared only
+//! through exports, which are scoped to a subject; so each page in use belongs to exactly one subject.
+//!
+//! Virtual ids count up from 0 per instance and kind and are never given twice: a stale id names nothing.
+
+use crate::engine::operation::{Refusal, VirtualId};
+use crate::identity::{InstanceId, Subject};
+use crate::limits::{EXPORT_NAME_BYTES, EXPORTED_PER_SUBJECT, EXPORTS_PER_SUBJECT, NAMES_PER_INSTANCE};
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+/// A physical id of either kind; becomes a `PageId` or `EmbedId` at the border to the backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Physical(pub u32);
+
+/// All pages (or embeds) of one backend.
+pub struct Pool {
+    entries: Vec<Entry>, // [physical]
+    /// Last freed, first used: its memory is the warmest.
+    free: Vec<Physical>,
+    /// Entries without an owner that a queued operation still holds: free soon, without anyone giving way.
+    draining: u32,
+    holders: BTreeMap<InstanceId, Holder>,
+    scopes: BTreeMap<Subject, Scope>,
+}
+
+#[derive(Clone, Default)]
+struct Entry {
+    owners: u32,
+    holds: u32,
+    /// Whom it is charged to; `None` exactly when free.
+    subject: Option<Subject>,
+    /// Slots `0..filled` have contents or will, once the queued operations have run.
+    filled: u32,
+}
+
+struct Holder {
+    subject: Subject,
+    /// Greater is newer.
+    joined: u64,
+    names: HashMap<VirtualId, Physical>,
+    next: u32,
+}
+
+#[derive(Default)]
+struct Scope {
+    /// Physical pages charged to the subject.
+    used: u32,
+    instances: u32,
+    exports: BTreeMap<String, Export>,
+    /// Pages in `exports`, all together.
+    exported: usize,
+}
+
+struct Export {
+    by: InstanceId,
+    pages: Vec<Physical>,
+}
+
+/// Whether `asked` pages can be had.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Room {
+    /// Now.
+    Fits,
+    /// When the queued operations that hold pages without an owner have run.
+    Soon,
+    /// When these instances have been ended.
+    AfterEnding(Vec<InstanceId>),
+    Never(Refusal),
+}
+
+impl Pool {
+    pub fn new(capacity: u32) -> Pool {
+        Pool {
+            entries: vec![Entry::default(); capacity as usize],
+            free: (0..capacity).rev().map(Physical).collect(),
+            draining: 0,
+            holders: BTreeMap::new(),
+            scopes: BTreeMap::new(),
+        }
+    }
+
+    pub fn capacity(&self) -> u32 {
+        self.entries.len() as u32
+    }
+
+    pub fn used(&self) -> u32 {
+        self.capacity() - self.free.len() as u32
+    }
+
+    /// Distinct pages that some export holds.
+    pub fn exported(&self) -> u32 {
+        let exports = self.scopes.values().flat_map(|s| s.exports.values());
+        exports.flat_map(|e| &e.pages).collect::<HashSet<_>>().len() as u32
+    }
+
+    // ---- instances ----
+
+    /// `joined` orders the instances: greater is newer.
+    pub fn join(&mut self, instance: InstanceId, subject: Subject, joined: u64) {
+        self.scopes.entry(subject.clone()).or_default().instances += 1;
+        self.holders.insert(instance, Holder { subject, joined, names: HashMap::new(), next: 0 });
+    }
+
+    /// Drops all names of the instance. Its exports stay.
+    pub fn leave(&mut self, instance: InstanceId) {
+        let Some(holder) = self.holders.remove(&instance) else { return };
+        for page in holder.names.into_values() {
+            self.disown(page);
+        }
+        if let Some(scope) = self.scopes.get_mut(&holder.subject) {
+            scope.instances -= 1;
+        }
+        self.forget_if_empty(&holder.subject);
+    }
+
+    // ---- names ----
+
+    /// All or nothing. The caller has asked [`Pool::room`] and got [`Room::Fits`].
+    pub fn allocate(&mut self, instance: InstanceId, count: u32) -> Result<Vec<VirtualId>, Refusal> {
+        let (capacity, free) = (self.capacity(), self.free.len() as u32);
+        let holder = self.holders.get(&instance).ok_or(Refusal::Ended)?;
+        holder.room_for(count as usize)?;
+        if count > free {
+            return Err(Refusal::OutOfPages { asked: count, capacity, free });
+        }
+        let subject = holder.subject.clone();
+        let pages: Vec<Physical> = (0..count).filter_map(|_| self.take_free(&subject)).collect();
+        let holder = self.holders.get_mut(&instance).ok_or(Refusal::Ended)?;
+        Ok(pages.into_iter().map(|page| holder.name(page)).collect())
+    }
+
+    /// Gives names back, one after the other; stops at the first that is not held, and says which.
+    pub fn deallocate(&mut self, instance: InstanceId, ids: &[VirtualId]) -> Result<(), VirtualId> {
+        for &id in ids {
+            let holder = self.holders.get_mut(&instance).ok_or(id)?;
+            let page = holder.names.remove(&id).ok_or(id)?;
+            self.disown(page);
+        }
+        Ok(())
+    }
+
+    pub fn find(&self, instance: InstanceId, id: VirtualId) -> Option<Physical> {
+        self.holders.get(&instance)?.names.get(&id).copied()
+    }
+
+    /// Names and export entries that refer to the page.
+    pub fn owners(&self, page: Physical) -> u32 {
+        self.entry(page).owners
+    }
+
+    /// Copy on write: the name gets a free page of its own, `(old, new)`. `None` when the pool is empty or the name
+    /// unknown.
+    pub fn replace(&mut self, instance: InstanceId, id: VirtualId) -> Option<(Physical, Physical)> {
+        let holder = self.holders.get(&instance)?;
+        let (subject, old) = (holder.subject.clone(), *holder.names.get(&id)?);
+        let new = self.take_free(&subject)?;
+        self.holders.get_mut(&instance)?.names.insert(id, new);
+        self.disown(old);
+        Some((old, new))
+    }
+
+    // ---- exports ----
+
+    /// A snapshot: the pages as they are named now; whoever writes one later gets a copy.
+    pub fn export(
+        &mut self,
+        instance: InstanceId,
+        ids: &[VirtualId],
+        name: String,
+    ) -> Result<Result<(), Refusal>, VirtualId> {
+        let Some(holder) = self.holders.get(&instance) else { return Ok(Err(Refusal::Ended)) };
+        let pages: Vec<Physical> =
+            ids.iter().map(|id| holder.names.get(id).copied().ok_or(*id)).collect::<Result<_, _>>()?;
+        let scope = self.scopes.entry(holder.subject.clone()).or_default();
+        if scope.exports.contains_key(&name) {
+            return Ok(Err(Refusal::NameTaken(name)));
+        }
+        if name.len() > EXPORT_NAME_BYTES {
+            return Ok(Err(Refusal::Full("bytes in an exported name", EXPORT_NAME_BYTES)));
+        }
+        if scope.exports.len() >= EXPORTS_PER_SUBJECT {
+            return Ok(Err(Refusal::Full("exported names per subject", EXPORTS_PER_SUBJECT)));
+        }
+        if scope.exported + pages.len() > EXPORTED_PER_SUBJECT {
+            return Ok(Err(Refusal::Full("exported pages per subject", EXPORTED_PER_SUBJECT)));
+        }
+        scope.exported += pages.len();
+        for page in &pages {
+            self.entries[page.0 as usize].owners += 1;
+        }
+        scope.exports.insert(name, Export { by: instance, pages });
+        Ok(Ok(()))
+    }
+
+    /// New names of the importer for the exported pages.
+    pub fn import(&mut self, instance: InstanceId, name: &str) -> Result<Vec<VirtualId>, Refusal> {
+        let holder = self.holders.get_mut(&instance).ok_or(Refusal::Ended)?;
+        let export = self.scopes.get(&holder.subject).and_then(|s| s.exports.get(name));
+        let export = export.ok_or_else(|| Refusal::NoSuchExport(name.into()))?;
+        holder.room_for(export.pages.len())?;
+        let entries = &mut self.entries;
+        let names = export.pages.iter().map(|&page| {
+            entries[page.0 as usize].owners += 1;
+            holder.name(page)
+        });
+        Ok(names.collect())
+    }
+
+    /// Takes the name away; who imported it keeps the pages.
+    pub fn release(&mut self, instance: InstanceId, name: &str) -> Result<(), Refusal> {
+        let holder = self.holders.get(&instance).ok_or(Refusal::Ended)?;
+        let subject = holder.subject.clone();
+        self.remove_export(&subject, name).then_some(()).ok_or_else(|| Refusal::NoSuchExport(name.into()))
+    }
+
+    /// Names and page counts in the instance's scope, sorted by name.
+    pub fn exports(&self, instance: InstanceId) -> Vec<(String, u32)> {
+        let scope = self.holders.get(&instance).and_then(|h| self.scopes.get(&h.subject));
+        let Some(scope) = scope else { return Vec::new() };
+        scope.exports.iter().map(|(name, e)| (name.clone(), e.pages.len() as u32)).collect()
+    }
+
+    /// Withdraws the exports made by an instance that hold a page for which `unwritten` says yes; their names.
+    pub fn withdraw(&mut self, by: InstanceId, unwritten: impl Fn(Physical) -> bool) -> Vec<String> {
+        let Some(holder) = self.holders.get(&by) else { return Vec::new() };
+        let subject = holder.subject.clone();
+        let Some(scope) = self.scopes.get(&subject) else { return Vec::new() };
+        let exports = scope.exports.iter();
+        let doomed: Vec<String> = exports
+            .filter(|(_, e)| e.by == by && e.pages.iter().any(|&page| unwritten(page)))
+            .map(|(name, _)| name.clone())
+            .collect();
+        for name in &doomed {
+            self.remove_export(&subject, name);
+        }
+        doomed
+    }
+
+    fn remove_export(&mut self, subject: &Subject, name: &str) -> bool {
+        let Some(scope) = self.scopes.get_mut(subject) else { return false };
+        let Some(export) = scope.exports.remove(name) else { return false };
+        scope.exported -= export.pages.len();
+        for page in export.pages {
+            self.disown(page);
+        }
+        self.forget_if_empty(subject);
+        true
+    }
+
+    // ---- holds and contents ----
+
+    /// A queued operation names the page.
+    pub fn hold(&mut self, page: Physical) {
+        self.entries[page.0 as usize].holds += 1;
+    }
+
+    /// The operation is done or dropped.
+    pub fn unhold(&mut self, page: Physical) {
+        let entry = &mut self.entries[page.0 as usize];
+        entry.holds -= 1;
+        if entry.holds == 0 && entry.owners == 0 {
+            self.draining -= 1;
+            self.set_free(page);
+        }
+    }
+
+    /// Slots `0..filled` of the page have contents, those of queued operations included.
+    pub fn filled(&self, page: Physical) -> u32 {
+        self.entry(page).filled
+    }
+
+    pub fn set_filled(&mut self, page: Physical, filled: u32) {
+        self.entries[page.0 as usize].filled = filled;
+    }
+
+    // ---- the policy ----
+
+    /// How `instance` can have `asked` pages more. A requester inside its subject's share takes from subjects over
+    /// theirs (furthest over first, newest instance first, no further than their share); then, or if its subject is
+    /// itself over, newer instances of its own subject give way, newest first. Nobody is ended unless it suffices.
+    pub fn room(&self, instance: InstanceId, asked: u32) -> Room {
+        let free = self.free.len() as u32;
+        if asked <= free {
+            return Room::Fits;
+        }
+        if asked <= free + self.draining {
+            return Room::Soon;
+        }
+        let victims = self.victims(instance, asked, asked - free - self.draining);
+        victims.map_or_else(
+            || Room::Never(Refusal::OutOfPages { asked, capacity: self.capacity(), free }),
+            Room::AfterEnding,
+        )
+    }
+
+    fn victims(&self, requester: InstanceId, asked: u32, missing: u32) -> Option<Vec<InstanceId>> {
+        let holder = self.holders.get(&requester)?;
+        let busy = self.scopes.values().filter(|s| s.used > 0 || s.instances > 0).count();
+        let share = self.capacity() / (busy.max(1) as u32);
+        let own = self.scopes.get(&holder.subject)?;
+
+        let mut fall = Fall::new(self);
+        if own.used.saturating_add(asked) <= share {
+            while fall.gained < missing {
+                let over = |subject: &Subject, scope: &Scope| {
+                    scope.used.saturating_sub(fall.gained_from(subject)).checked_sub(share + 1)
+                };
+                let most = self
+                    .scopes
+                    .iter()
+                    .filter(|(subject, _)| **subject != holder.subject)
+                    .filter(|(subject, _)| fall.newest(subject, 0).is_some())
+                    .filter_map(|(subject, scope)| Some((over(subject, scope)?, subject)))
+                    .max();
+                let Some((_, subject)) = most else { break };
+                let Some(victim) = fall.newest(subject, 0) else { break };
+                fall.end(victim);
+            }
+        }
+        while fall.gained < missing {
+            fall.end(fall.newest(&holder.subject, holder.joined + 1)?);
+        }
+        Some(fall.least(missing))
+    }
+
+    // ---- physical ids ----
+
+    fn entry(&self, page: Physical) -> &Entry {
+        &self.entries[page.0 as usize]
+    }
+
+    fn take_free(&mut self, subject: &Subject) -> Option<Physical> {
+        let page = self.free.pop()?;
+        let entry = &mut self.entries[page.0 as usize];
+        debug_assert!(entry.owners == 0 && entry.holds == 0 && entry.subject.is_none());
+        *entry = Entry { owners: 1, holds: 0, subject: Some(subject.clone()), filled: 0 };
+        self.scopes.entry(subject.clone()).or_default().used += 1;
+        Some(page)
+    }
+
+    fn disown(&mut self, page: Physical) {
+        let entry = &mut self.entries[page.0 as usize];
+        entry.owners -= 1;
+        match (entry.owners, entry.holds) {
+            (0, 0) => self.set_free(page),
+            (0, _) => self.draining += 1,
+            _ => {}
+        }
+    }
+
+    fn set_free(&mut self, page: Physical) {
+        if let Some(subject) = self.entries[page.0 as usize].subject.take() {
+            if let Some(scope) = self.scopes.get_mut(&subject) {
+                scope.used -= 1;
+            }
+            self.forget_if_empty(&subject);
+        }
+        self.free.push(page);
+    }
+
+    fn forget_if_empty(&mut self, subject: &Subject) {
+        let empty = |s: &Scope| s.used == 0 && s.instances == 0 && s.exports.is_empty();
+        if self.scopes.get(subject).is_some_and(empty) {
+            self.scopes.remove(subject);
+        }
+    }
+}
+
+impl Holder {
+    fn room_for(&self, more: usize) -> Result<(), Refusal> {
+        let names_left = NAMES_PER_INSTANCE.saturating_sub(self.names.len());
+        let ids_left = (u32::MAX - self.next) as usize; // Ids are not given twice, so they can run out.
+        if more > names_left.min(ids_left) {
+            return Err(Refusal::Full("pages named by one instance", NAMES_PER_INSTANCE));
+        }
+        Ok(())
+    }
+
+    fn name(&mut self, page: Physical) -> VirtualId {
+        let id = VirtualId(self.next);
+        self.next += 1;
+        self.names.insert(id, page);
+        id
+    }
+}
+
+/// What would come free if these instances were ended. Nothing is changed.
+struct Fall<'a> {
+    pool: &'a Pool,
+    ended: Vec<InstanceId>,
+    lost: HashMap<Physical, u32>,
+    gained: u32,
+    by_subject: HashMap<&'a Subject, u32>,
+}
+
+impl<'a> Fall<'a> {
+    fn new(pool: &'a Pool) -> Fall<'a> {
+        Fall { pool, ended: Vec::new(), lost: HashMap::new(), gained: 0, by_subject: HashMap::new() }
+    }
+
+    /// The newest instance of the subject that holds anything, has not fallen, and joined at `since` or later.
+    fn newest(&self, subject: &Subject, since: u64) -> Option<InstanceId> {
+        let holders = self.pool.holders.iter();
+        let left = holders.filter(|(instance, h)| {
+            h.subject == *subject
+                && h.joined >= since
+                && !h.names.is_empty()
+                && !self.ended.contains(instance)
+        });
+        left.max_by_key(|(_, h)| h.joined).map(|(&instance, _)| instance)
+    }
+
+    fn gained_from(&self, subject: &Subject) -> u32 {
+        self.by_subject.get(subject).copied().unwrap_or(0)
+    }
+
+    fn end(&mut self, victim: InstanceId) {
+        self.ended.push(victim);
+        let Some(holder) = self.pool.holders.get(&victim) else { return };
+        for &page in holder.names.values() {
+            let lost = self.lost.entry(page).or_default();
+            *lost += 1;
+            if *lost == self.pool.owners(page) {
+                self.gained += 1;
+                *self.by_subject.entry(&holder.subject).or_default() += 1;
+            }
+        }
+    }
+
+    /// The ended ones without whom it would not suffice: an instance that only shares pages gains nothing alone.
+    fn least(self, missing: u32) -> Vec<InstanceId> {
+        let mut kept = self.ended.clone();
+        for spare in self.ended.iter().rev() {
+            let mut without = Fall::new(self.pool);
+            kept.iter().filter(|v| *v != spare).for_each(|&v| without.end(v));
+            if without.gained >= missing {
+                kept.retain(|v| v != spare);
+            }
+        }
+        kept
+    }
+}
+
+#[cfg(test)]
+impl Pool {
+    /// Every page is free or in use, never both; every reference is counted once; every charge is somebody's.
+    pub fn check(&self, holds: &HashMap<Physical, u32>) {
+        let mut owners: HashMap<Physical, u32> = HashMap::new();
+        for page in self.holders.values().flat_map(|h| h.names.values()) {
+            *owners.entry(*page).or_default() += 1;
+        }
+        for export in self.scopes.values().flat_map(|s| s.exports.values()) {
+            export.pages.iter().for_each(|page| *owners.entry(*page).or_default() += 1);
+        }
+        let free: HashSet<Physical> = self.free.iter().copied().collect();
+        assert_eq!(free.len(), self.free.len(), "a page is free twice");
+        let (mut used, mut draining) = (BTreeMap::<&Subject, u32>::new(), 0);
+        for (i, entry) in self.entries.iter().enumerate() {
+            let page = Physical(i as u32);
+            assert_eq!(entry.owners, owners.get(&page).copied().unwrap_or(0), "owners of {page:?}");
+            assert_eq!(entry.holds, holds.get(&page).copied().unwrap_or(0), "holds of {page:?}");
+            let idle = entry.owners == 0 && entry.holds == 0;
+            assert_eq!(free.contains(&page), idle, "{page:?} is lost or owned twice");
+            assert_eq!(entry.subject.is_none(), idle, "the charge of {page:?}");
+            if let Some(subject) = &entry.subject {
+                *used.entry(subject).or_default() += 1;
+            }
+            draining += u32::from(entry.owners == 0 && entry.holds > 0);
+        }
+        assert_eq!(draining, self.draining);
+        for (subject, scope) in &self.scopes {
+            assert_eq!(scope.used, used.get(subject).copied().unwrap_or(0), "used by {subject:?}");
+            let instances = self.holders.values().filter(|h| h.subject == *subject).count();
+            assert_eq!(scope.instances as usize, instances);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct World {
+        pool: Pool,
+        joined: u64,
+    }
+
+    impl World {
+        fn new(capacity: u32) -> World {
+            World { pool: Pool::new(capacity), joined: 0 }
+        }
+
+        fn join(&mut self, subject: &str, pages: u32) -> InstanceId {
+            let instance = InstanceId::random();
+            self.joined += 1;
+            self.pool.join(instance, Subject::new(subject), self.joined);
+            self.pool.allocate(instance, pages).expect("room");
+            instance
+        }
+    }
+
+    #[test]
+    fn within_a_subject_newer_instances_give_way_newest_first_and_no_more_than_needed() {
+        let mut w = World::new(10);
+        let [old, mid, new] = [2, 4, 3].map(|pages| w.join("a", pages));
+        assert_eq!(w.pool.room(old, 1), Room::Fits);
+        assert_eq!(w.pool.room(old, 4), Room::AfterEnding(vec![new]));
+        assert_eq!(w.pool.room(old, 8), Room::AfterEnding(vec![new, mid]));
+        assert_eq!(w.pool.room(mid, 5), Room::Never(out_of(5, 10, 1)), "an older one is safe");
+        assert_eq!(w.pool.room(old, 9), Room::Never(out_of(9, 10, 1)), "nobody is ended in vain");
+    }
+
+    #[test]
+    fn a_subject_over_its_share_gives_way_and_one_inside_never_does() {
+        let mut w = World::new(10);
+        let greedy = [4, 4].map(|pages| w.join("greedy", pages));
+        let modest = w.join("modest", 1);
+        assert_eq!(w.pool.room(modest, 3), Room::AfterEnding(vec![greedy[1]]));
+        assert_eq!(w.pool.room(modest, 5), Room::Never(out_of(5, 10, 1)), "5 + 1 is over 10 / 2");
+        assert_eq!(w.pool.room(greedy[0], 3), Room::AfterEnding(vec![greedy[1]]));
+        assert_eq!(w.pool.room(greedy[1], 2), Room::Never(out_of(2, 10, 1)));
+    }
+
+    #[test]
+    fn an_instance_that_only_shares_pages_is_spared() {
+        let mut w = World::new(6);
+        let [old, sharer] = [3, 0].map(|pages| w.join("a", pages));
+        let exported = w.pool.export(old, &[VirtualId(0)], "x".into());
+        assert_eq!(exported, Ok(Ok(())));
+        let imported = w.pool.import(sharer, "x");
+        assert_eq!(imported, Ok(vec![VirtualId(0)]));
+        let rich = w.join("a", 3);
+        let poor = w.pool.room(old, 2);
+        assert_eq!(poor, Room::AfterEnding(vec![rich]));
+        let newest = w.join("a", 0);
+        assert_eq!(w.pool.import(newest, "x"), Ok(vec![VirtualId(0)]));
+        assert_eq!(w.pool.room(old, 2), Room::AfterEnding(vec![rich]));
+    }
+
+    #[test]
+    fn exports_outlive_their_maker_and_are_a_snapshot() {
+        let mut w = World::new(4);
+        let maker = w.join("a", 2);
+        let stranger = w.join("b", 0);
+        let (a, b) = (VirtualId(0), VirtualId(1));
+        assert_eq!(w.pool.export(maker, &[a, b], "x".into()), Ok(Ok(())));
+        assert_eq!(w.pool.export(maker, &[a], "x".into()), Ok(Err(Refusal::NameTaken("x".into()))));
+        assert_eq!(w.pool.import(stranger, "x"), Err(Refusal::NoSuchExport("x".into())));
+        let (old, new) = w.pool.replace(maker, a).expect("a free page");
+        assert_eq!((w.pool.owners(old), w.pool.owners(new)), (1, 1));
+        w.pool.leave(maker);
+        assert_eq!((w.pool.used(), w.pool.exported()), (2, 2));
+        let reader = w.join("a", 1);
+        let names = w.pool.import(reader, "x").expect("still there");
+        assert_eq!(w.pool.find(reader, names[0]), Some(old));
+        assert_eq!(w.pool.release(reader, "x"), Ok(()));
+        assert_eq!(w.pool.deallocate(reader, &names), Ok(()));
+        assert_eq!(w.pool.deallocate(reader, &names), Err(names[0]), "ids are not given twice");
+        w.pool.check(&HashMap::new());
+    }
+
+    #[test]
+    fn a_page_given_back_waits_for_the_operation_that_names_it() {
+        let mut w = World::new(1);
+        let one = w.join("a", 1);
+        let page = w.pool.find(one, VirtualId(0)).expect("held");
+        w.pool.hold(page);
+        w.pool.leave(one);
+        let two = w.join("a", 0);
+        assert_eq!(w.pool.room(two, 1), Room::Soon);
+        w.pool.unhold(page);
+        assert_eq!(w.pool.room(two, 1), Room::Fits);
+        w.pool.check(&HashMap::new());
+    }
+
+    fn out_of(asked: u32, capacity: u32, free: u32) -> Refusal {
+        Refusal::OutOfPages { asked, capacity, free }
+    }
+}

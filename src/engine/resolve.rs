@@ -1,0 +1,263 @@
+//! From a pass as the guest built it to a job on physical pages: names, copies on write, what is touched.
+//!
+//! Owns: the decisions that fall at submission, in submission order: who gets a copy, which slots are cleared, which
+//! embed goes where. Never: when anything runs. Deciding here and ordering by hazards gives every pass, export and
+//! import the contents they would have if each operation ran the moment it was submitted.
+
+use crate::backend::{DrawKey, Input, Output};
+use crate::engine::credit::Credit;
+use crate::engine::hazards::Touch;
+use crate::engine::job::{Move, PassWork};
+use crate::engine::operation::{
+    Command, Kind, Lost, Notice, Operation, Pass, PassInput, PassOutput, PassResult, QueueId, Reply,
+    VirtualId,
+};
+use crate::engine::pages::Physical;
+use crate::engine::state::{Got, Held, State, not_held};
+use crate::identity::InstanceId;
+use std::collections::HashSet;
+
+/// The physical side of a pass, before anything is changed.
+struct Found {
+    pages: Vec<Physical>,   // [page of the pass]
+    inputs: Vec<Input>,     // [row]
+    reads: Vec<Physical>,   // embeds read, each once
+    stores: Vec<VirtualId>, // embeds written
+    /// Indexes into `pages` of the written ones that others refer to.
+    shared: Vec<usize>,
+    /// Embeds written that others refer to, or that the pass itself reads.
+    fresh: HashSet<VirtualId>,
+}
+
+impl State {
+    /// Resolves and queues a pass. The reply of one that ends its instance is answered here.
+    pub(super) fn submit(
+        &mut self,
+        queue: QueueId,
+        pass: Pass,
+        reply: Reply<PassResult>,
+        credit: Credit,
+    ) -> Result<(), Held> {
+        match self.resolve(queue, &pass) {
+            Ok(Some(found)) => {
+                self.queue_pass(queue, pass, found, reply, credit);
+                Ok(())
+            }
+            Ok(None) => {
+                let operation = Operation::Pass(pass, reply);
+                Err(Held::Back(Command::Submit { queue, operation, credit }))
+            }
+            Err(ends) => {
+                if let Held::Ends(Notice::Misuse { what: why, .. } | Notice::OutOfPages { why, .. }) = &ends {
+                    let lost = Lost(why.clone());
+                    self.answer(&reply, Err(lost));
+                }
+                Err(ends)
+            }
+        }
+    }
+
+    /// `None`: the copies it needs must wait for pages.
+    fn resolve(&mut self, queue: QueueId, pass: &Pass) -> Result<Option<Found>, Held> {
+        let instance = queue.instance;
+        let misuse = |what| Held::Ends(Notice::Misuse { instance, what });
+        pass.check(&self.info).map_err(misuse)?;
+        let found = self.find(instance, pass)?;
+        let needs = [(Kind::Page, found.shared.len()), (Kind::Embed, found.fresh.len())];
+        for (kind, count) in needs {
+            match self.room(instance, kind, count as u32) {
+                Got::Room => {}
+                Got::Wait => return Ok(None),
+                Got::Never(refusal) => {
+                    let why = format!("a copy of a shared {kind}: {refusal}");
+                    return Err(Held::Ends(Notice::OutOfPages { instance, why }));
+                }
+            }
+        }
+        Ok(Some(found))
+    }
+
+    fn find(&self, instance: InstanceId, pass: &Pass) -> Result<Found, Held> {
+        let misuse = |what| Held::Ends(Notice::Misuse { instance, what });
+        let page = |id: &VirtualId| {
+            self.pages.find(instance, *id).ok_or_else(|| not_held(instance, Kind::Page, *id))
+        };
+        let embed =
+            |id: VirtualId| self.embeds.find(instance, id).ok_or_else(|| not_held(instance, Kind::Embed, id));
+        let pages: Vec<Physical> = pass.pages.iter().map(page).collect::<Result<_, _>>()?;
+
+        let first_written = (pass.len as usize - pass.rows()) / self.info.page_size as usize;
+        let (read, written) = pass.pages.split_at(first_written);
+        let mut once = HashSet::new();
+        let twice = written.iter().find(|id| !once.insert(**id));
+        if let Some(id) = twice.or_else(|| read.iter().find(|id| once.contains(*id))) {
+            return Err(misuse(format!("kv-pages: page {} is written and listed twice", id.0)));
+        }
+        let shared = (first_written..pages.len()).filter(|&i| self.pages.owners(pages[i]) > 1);
+        let shared = shared.collect();
+
+        let (mut reads, mut inputs) = (Vec::new(), Vec::with_capacity(pass.rows()));
+        for input in &pass.inputs {
+            inputs.push(match *input {
+                PassInput::Token(token) => Input::Token(token),
+                PassInput::Embed(id) => {
+                    let at = embed(id)?;
+                    if self.embeds.filled(at) == 0 {
+                        return Err(misuse(format!("input-embeddings: nothing is in embed {}", id.0)));
+                    }
+                    reads.push(at);
+                    Input::Embed(at.into())
+                }
+            });
+        }
+        reads.sort_unstable();
+        reads.dedup();
+
+        let (mut stores, mut fresh) = (Vec::new(), HashSet::new());
+        for output in &pass.outputs {
+            if let PassOutput::Embed { to, .. } = *output {
+                let at = embed(to)?;
+                if self.embeds.owners(at) > 1 || reads.binary_search(&at).is_ok() {
+                    fresh.insert(to);
+                }
+                stores.push(to);
+            }
+        }
+        Ok(Found { pages, inputs, reads, stores, shared, fresh })
+    }
+
+    fn queue_pass(
+        &mut self,
+        queue: QueueId,
+        pass: Pass,
+        found: Found,
+        reply: Reply<PassResult>,
+        credit: Credit,
+    ) {
+        let instance = queue.instance;
+        let draw = DrawKey {
+            seed: self.members.get(&instance).map_or(0, |m| m.seed),
+            queue: queue.ordinal,
+            pass: self.schedule.number_pass(queue),
+        };
+        #[cfg(test)]
+        self.trace.push(super::state::Trace::Submitted(queue, pass.clone(), draw, reply.clone()));
+        let context = pass.len - pass.rows() as u32;
+        let mut pages = found.pages;
+        for i in found.shared {
+            let span = self.span(i, context, pass.len);
+            pages[i] = self.own_copy(instance, pass.pages[i], pages[i], span);
+        }
+        let mut touches = Vec::new();
+        for (i, &at) in pages.iter().enumerate() {
+            let (from, to) = self.span(i, context, pass.len);
+            self.clear_if_seen(instance, at, from);
+            let touch = |from, to, write| Touch { kind: Kind::Page, at, from, to, write };
+            touches.extend((from > 0).then(|| touch(0, from, false)));
+            touches.extend((from < to).then(|| touch(from, to, true)));
+            let filled = self.pages.filled(at).max(to);
+            self.pages.set_filled(at, filled);
+        }
+        let touch = |at, write| Touch { kind: Kind::Embed, at, from: 0, to: 1, write };
+        touches.extend(found.reads.iter().map(|&at| touch(at, false)));
+        self.hold(&touches); // Before the stores: one may take the name of an embed that is read here.
+        let held = touches.len();
+        for id in found.stores {
+            if found.fresh.contains(&id) {
+                self.embeds.replace(instance, id); // Written whole: nothing to copy.
+            }
+            if let Some(at) = self.embeds.find(instance, id) {
+                self.embeds.set_filled(at, 1);
+                touches.push(touch(at, true));
+            }
+        }
+        self.hold(&touches[held..]);
+        let (outputs, yields) = self.place_outputs(instance, &pass.outputs);
+        let work = PassWork {
+            pages: pages.into_iter().map(Into::into).collect(),
+            page_size: self.info.page_size,
+            context,
+            begun: 0,
+            inputs: found.inputs,
+            positions: pass.positions,
+            mask: pass.mask,
+            outputs,
+            draw,
+            yielded: vec![None; yields],
+            reply,
+        };
+        self.schedule.add_pass(queue, work, touches, Some(credit));
+    }
+
+    /// Of page `i` of a pass: slots `0..from` are behind the new rows, `from..to` are theirs.
+    fn span(&self, i: usize, context: u32, len: u32) -> (u32, u32) {
+        let size = self.info.page_size;
+        let start = i as u32 * size;
+        (context.saturating_sub(start).min(size), len.saturating_sub(start).min(size))
+    }
+
+    /// Copy on write. The move reads the old page and writes the new one, so hazards put it after what was to be
+    /// written there before, and before what comes.
+    fn own_copy(
+        &mut self,
+        instance: InstanceId,
+        id: VirtualId,
+        at: Physical,
+        written: (u32, u32),
+    ) -> Physical {
+        if self.pages.owners(at) == 1 {
+            return at; // Making room has ended those it was shared with.
+        }
+        let Some((old, new)) = self.pages.replace(instance, id) else {
+            unreachable!("room was made for every copy, and the name was found")
+        };
+        let filled = self.pages.filled(old);
+        if filled == 0 || (written.0 == 0 && filled <= written.1) {
+            return new; // Nothing there, or nothing of it stays.
+        }
+        self.pages.set_filled(new, filled);
+        let touch = |at, to, write| Touch { kind: Kind::Page, at, from: 0, to, write };
+        let touches = vec![touch(old, filled, false), touch(new, self.info.page_size, true)];
+        self.hold(&touches);
+        let step = Move::Copy { from: old.into(), to: new.into() };
+        self.schedule.add_move(instance, step, touches);
+        new
+    }
+
+    /// A pass sees slots `0..seen`: those that nothing has written are zero, not what an earlier owner left there.
+    fn clear_if_seen(&mut self, instance: InstanceId, at: Physical, seen: u32) {
+        let from = self.pages.filled(at);
+        if seen <= from {
+            return;
+        }
+        let to = self.info.page_size;
+        let touches = vec![Touch { kind: Kind::Page, at, from, to, write: true }];
+        self.hold(&touches);
+        self.pages.set_filled(at, to);
+        self.schedule.add_move(instance, Move::Clear { page: at.into(), from }, touches);
+    }
+
+    fn hold(&mut self, touches: &[Touch]) {
+        for touch in touches {
+            self.pool_mut(touch.kind).hold(touch.at);
+        }
+    }
+
+    /// Outputs on physical ids, with their ordinals; and how many yield something.
+    fn place_outputs(&self, instance: InstanceId, outputs: &[PassOutput]) -> (Vec<Output>, usize) {
+        let place = |(ordinal, output): (usize, &PassOutput)| match *output {
+            PassOutput::Token { row, sampler } => {
+                Some(Output::Token { row, sampler, ordinal: ordinal as u32 })
+            }
+            PassOutput::Distribution { row, temperature, top_k } => {
+                Some(Output::Distribution { row, temperature, top_k })
+            }
+            PassOutput::Embed { row, to } => {
+                self.embeds.find(instance, to).map(|at| Output::Embed { row, to: at.into() })
+            }
+        };
+        let placed: Vec<Output> = outputs.iter().enumerate().filter_map(place).collect();
+        let yields = placed.iter().filter(|o| !matches!(o, Output::Embed { .. })).count();
+        (placed, yields)
+    }
+}
