@@ -198,3 +198,24 @@ pub const TOKENIZE_BYTES: usize = 1024 * 1024;
 pub const TEMPLATE_BYTES: usize = 256 * 1024;
 /// minijinja instructions for one message in a template's trial; ours take about 50, published ones under 5,000.
 pub const TEMPLATE_STEPS: u64 = 100_000;
+
+// ---- programs ----
+
+/// Bytes of a component: ten times the largest stock program; a JavaScript engine (12 MB) still fits.
+pub const PROGRAM_BYTES: usize = 16 * 1024 * 1024;
+/// Functions of a program, its adapter included: stock ones have up to 5,000. An instance pays about 64 bytes each.
+pub const PROGRAM_FUNCTIONS: usize = 65_536;
+/// Globals of a program: stock ones have 3.
+pub const PROGRAM_GLOBALS: usize = 10_000;
+/// Core imports of a program: stock ones have under 150, and each costs every instance a closure.
+pub const PROGRAM_IMPORTS: usize = 4096;
+/// Exports of a program's modules.
+pub const PROGRAM_EXPORTS: usize = 10_000;
+/// Programs in the store.
+pub const PROGRAMS: usize = 1024;
+/// Bytes of all programs in the store: 300 stock programs.
+pub const PROGRAM_STORE_BYTES: usize = 512 * 1024 * 1024;
+/// Calls within calls in one guest: a recursive-descent parser on hostile input stays inside, endless recursion ends soon.
+pub const CALL_DEPTH: usize = 8192;
+/// Bytes of a guest's value stack, beside its linear memory; grows as needed.
+pub const VALUE_STACK_BYTES: usize = 2 * 1024 * 1024;

@@ -1,12 +1,56 @@
 //! Guest programs: read, checked, translated, kept.
+//!
+//! Owns: [`Program`] and what makes one out of bytes. Never: an instance.
 
 use crate::identity::ProgramHash;
+use smol::lock::OnceCell;
+use std::fs;
+use std::path::PathBuf;
+use std::sync::Arc;
 
+pub mod component;
+pub mod plan;
+pub mod rejected;
 pub mod store;
+pub mod translate;
+mod types;
 
-pub use store::{Rejected, Store};
+pub use rejected::Rejected;
+pub use store::{Store, StoreError};
+pub use translate::Code;
 
-/// A program that may run: validated and translated once, shared by its instances.
+/// A program in the store: validated and translated once, shared by its instances.
 pub struct Program {
     pub hash: ProgramHash,
+    /// Where its bytes are, for one that was found on the disk and has not run yet.
+    path: PathBuf,
+    code: OnceCell<Result<Arc<Code>, Rejected>>,
+}
+
+impl Program {
+    fn on_disk(hash: ProgramHash, path: PathBuf) -> Program {
+        Program { hash, path, code: OnceCell::new() }
+    }
+
+    /// One that is nowhere but in memory, for tests of what runs it.
+    #[cfg(test)]
+    pub(crate) fn in_memory(component: &[u8]) -> Result<Arc<Program>, Rejected> {
+        let code = OnceCell::new();
+        let _ = code.set_blocking(Ok(Arc::new(Code::of(component)?)));
+        Ok(Arc::new(Program { hash: ProgramHash::of(component), path: PathBuf::new(), code }))
+    }
+
+    /// The translated program. Translated by the first caller, off its thread; the others wait.
+    pub async fn code(&self) -> Result<Arc<Code>, Rejected> {
+        let load = || async {
+            let path = self.path.clone();
+            smol::unblock(move || {
+                let bytes =
+                    fs::read(&path).map_err(|e| Rejected::NotKept(format!("{}: {e}", path.display())))?;
+                Code::of(&bytes).map(Arc::new)
+            })
+            .await
+        };
+        self.code.get_or_init(load).await.clone()
+    }
 }

@@ -1,63 +1,209 @@
-//! The programs that clients have uploaded: content-addressed, durable, bounded.
+//! The programs that clients have uploaded: content-addressed by BLAKE3, durable, bounded.
+//!
+//! Owns: the folder and the index over it. Never: who may upload or launch.
+//!
+//! A program is a file `{hash}.wasm`. It is written beside its place, synced, renamed, and the folder synced, so
+//! after a power cut it is there whole or not at all; what it left unfinished is swept at the next start. A file
+//! whose content is not what its name says is moved aside, never run.
 
-use super::Program;
+use super::{Code, Program, Rejected};
 use crate::identity::ProgramHash;
+use crate::limits;
+use smol::lock::OnceCell;
 use std::collections::HashMap;
 use std::fmt;
-use std::io;
-use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
-
-/// Why a program was not taken. `Display` is the sentence for the client.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Rejected(pub String);
-
-impl fmt::Display for Rejected {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for Rejected {}
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Why the store's folder cannot be used.
 #[derive(Debug)]
-pub struct StoreError(pub io::Error);
+pub struct StoreError {
+    dir: PathBuf,
+    error: io::Error,
+}
 
 impl fmt::Display for StoreError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the program store cannot be opened: {}", self.0)
+        write!(f, "the program store in {} cannot be used: {}", self.dir.display(), self.error)
     }
 }
 
 impl std::error::Error for StoreError {}
 
-/// Cheap to clone.
+/// Cheap to clone; all clones are one store.
 #[derive(Clone)]
-pub struct Store {
-    programs: Arc<Mutex<HashMap<ProgramHash, Arc<Program>>>>,
+pub struct Store(Arc<Shared>);
+
+struct Shared {
+    dir: PathBuf,
+    index: Mutex<Index>,
+    /// Held while a program is written, so that the bounds hold and nothing is written twice.
+    writing: smol::lock::Mutex<()>,
 }
 
+#[derive(Default)]
+struct Index {
+    programs: HashMap<ProgramHash, Arc<Program>>,
+    bytes: usize,
+}
+
+const SUFFIX: &str = ".wasm";
+const UNFINISHED: &str = ".unfinished";
+
 impl Store {
-    /// Opens the store in `dir`, which is made if it is missing.
+    /// Opens the store in `dir`, which is made if it is missing, and checks every file in it.
     pub fn open(dir: &Path) -> Result<Store, StoreError> {
-        std::fs::create_dir_all(dir).map_err(StoreError)?;
-        Ok(Store { programs: Arc::default() })
+        let failed = |error| StoreError { dir: dir.to_owned(), error };
+        fs::create_dir_all(dir).map_err(failed)?;
+        let mut index = Index::default();
+        for file in fs::read_dir(dir).map_err(failed)? {
+            let path = file.map_err(failed)?.path();
+            let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
+            if name.ends_with(UNFINISHED) {
+                fs::remove_file(&path).map_err(failed)?;
+            } else if let Some(hash) = name.strip_suffix(SUFFIX) {
+                index.admit(hash, &path).map_err(failed)?;
+            }
+        }
+        tracing::info!(target: "program", "{} programs in {}", index.programs.len(), dir.display());
+        Ok(Store(Arc::new(Shared {
+            dir: dir.to_owned(),
+            index: Mutex::new(index),
+            writing: smol::lock::Mutex::new(()),
+        })))
     }
 
-    /// Checks, translates and keeps a program; it is on the disk when this answers. Putting it again is fine.
+    /// Checks, translates and keeps a program; it is on the disk when this answers. One that is there already is
+    /// answered at once.
     pub async fn put(&self, component: Vec<u8>) -> Result<ProgramHash, Rejected> {
-        let hash = ProgramHash::of(&component);
-        let mut programs = self.programs.lock().unwrap_or_else(PoisonError::into_inner);
-        programs.insert(hash, Arc::new(Program { hash }));
+        let (hash, component, code) = smol::unblock(move || {
+            let hash = ProgramHash::of(&component);
+            let code = Code::of(&component);
+            (hash, component, code)
+        })
+        .await;
+        let code = Arc::new(code?);
+        let _alone = self.0.writing.lock().await;
+        let len = component.len();
+        {
+            let index = self.0.lock();
+            if index.programs.contains_key(&hash) {
+                return Ok(hash);
+            }
+            if !index.holds(len) {
+                return Err(Rejected::StoreFull);
+            }
+        }
+        let path = self.0.dir.join(format!("{hash}{SUFFIX}"));
+        let place = path.clone();
+        let written = smol::unblock(move || write_durably(&place, &component)).await;
+        written.map_err(|e| Rejected::NotKept(e.to_string()))?;
+        let mut index = self.0.lock();
+        index.bytes += len;
+        index.programs.insert(hash, Arc::new(Program { hash, path, code: OnceCell::from(Ok(code)) }));
         Ok(hash)
     }
 
     pub fn get(&self, hash: &ProgramHash) -> Option<Arc<Program>> {
-        self.programs.lock().unwrap_or_else(PoisonError::into_inner).get(hash).cloned()
+        self.0.lock().programs.get(hash).cloned()
     }
 
     pub fn contains(&self, hash: &ProgramHash) -> bool {
-        self.get(hash).is_some()
+        self.0.lock().programs.contains_key(hash)
+    }
+
+    /// Every program, in no order.
+    pub fn list(&self) -> Vec<ProgramHash> {
+        self.0.lock().programs.keys().copied().collect()
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Index> {
+        // Every change under the lock is complete before anything can panic.
+        self.index.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Index {
+    fn holds(&self, more: usize) -> bool {
+        self.programs.len() < limits::PROGRAMS && self.bytes + more <= limits::PROGRAM_STORE_BYTES
+    }
+
+    /// Takes a file found at start, if it is what its name says.
+    fn admit(&mut self, name: &str, path: &Path) -> io::Result<()> {
+        let len = fs::metadata(path)?.len();
+        let claimed = ProgramHash::from_hex(name);
+        if len > limits::PROGRAM_BYTES as u64 || claimed.is_none() || !self.holds(len as usize) {
+            tracing::warn!(target: "program", "{} is no program or does not fit the store; ignored", path.display());
+            return Ok(());
+        }
+        let found = ProgramHash::of(&fs::read(path)?);
+        if claimed != Some(found) {
+            tracing::warn!(target: "program", "{} is damaged; moved aside, upload it again", path.display());
+            return fs::rename(path, path.with_extension("damaged"));
+        }
+        self.bytes += len as usize;
+        self.programs.insert(found, Arc::new(Program::on_disk(found, path.to_owned())));
+        Ok(())
+    }
+}
+
+/// Whole or not at all, whenever the power goes.
+fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let beside = path.with_extension(UNFINISHED.trim_start_matches('.'));
+    let mut file = File::create(&beside)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(&beside, path)?;
+    match path.parent() {
+        Some(dir) => File::open(dir)?.sync_all(),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::program::component::tests::MINIMAL;
+
+    fn folder(name: &str) -> PathBuf {
+        let dir = std::env::temp_dir().join(format!("tartlet-store-{name}-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&dir);
+        dir
+    }
+
+    #[test]
+    fn programs_survive_a_restart_and_damage_is_noticed() {
+        let dir = folder("restart");
+        let component = wat::parse_str(MINIMAL).unwrap();
+        let store = Store::open(&dir).unwrap();
+        let hash = smol::block_on(store.put(component.clone())).unwrap();
+        assert_eq!(smol::block_on(store.put(component.clone())), Ok(hash));
+        assert!(store.contains(&hash));
+
+        fs::write(dir.join("half.unfinished"), b"...").unwrap();
+        fs::write(dir.join("notes.txt"), b"not ours").unwrap();
+        let store = Store::open(&dir).unwrap();
+        let program = store.get(&hash).expect("found again");
+        assert!(smol::block_on(program.code()).is_ok());
+        assert!(!dir.join("half.unfinished").exists() && dir.join("notes.txt").exists());
+
+        fs::write(dir.join(format!("{hash}.wasm")), b"\0asm something else").unwrap();
+        let store = Store::open(&dir).unwrap();
+        assert!(!store.contains(&hash), "a damaged program is not offered");
+        assert_eq!(smol::block_on(store.put(component)), Ok(hash), "and can be uploaded again");
+        fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn nothing_is_kept_of_a_refused_program() {
+        let dir = folder("refused");
+        let store = Store::open(&dir).unwrap();
+        assert_eq!(smol::block_on(store.put(b"hello".to_vec())), Err(Rejected::NotWasm));
+        assert_eq!(fs::read_dir(&dir).unwrap().count(), 0);
+        fs::remove_dir_all(&dir).unwrap();
     }
 }

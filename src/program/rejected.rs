@@ -1,0 +1,99 @@
+//! Why a program was not taken, in sentences that tell its author what to do.
+
+use crate::limits;
+use std::fmt;
+
+/// `Display` is the answer to the upload.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Rejected {
+    NotWasm,
+    /// A core module: built for another target.
+    CoreModule,
+    /// The bytes are not a valid component.
+    Malformed {
+        offset: usize,
+        what: String,
+    },
+    /// A feature of newer component formats, named.
+    Asynchronous(&'static str),
+    /// Anything else that is valid and not run here: a whole sentence.
+    Unsupported(String),
+    /// Imports that are neither of the guest world nor of the WASI set, all of them.
+    UnknownImports(Vec<String>),
+    /// Imports declared with another type than ours.
+    OtherTypes(Vec<String>),
+    /// No `run` export; what it exports instead.
+    NoEntry(Vec<String>),
+    /// A bound of `limits.rs`: what, how much it is, how much it may be.
+    TooLarge(&'static str, usize, usize),
+    /// The interpreter does not take a core module.
+    Untranslatable(String),
+    /// The store holds as much as it may.
+    StoreFull,
+    /// The disk failed.
+    NotKept(String),
+}
+
+impl std::error::Error for Rejected {}
+
+impl fmt::Display for Rejected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Rejected::NotWasm => f.write_str(
+                "Not a WebAssembly file: upload the .wasm that `cargo build --release --target wasm32-wasip2` makes",
+            ),
+            Rejected::CoreModule => f.write_str(
+                "A core WebAssembly module, not a component: build it with `--target wasm32-wasip2`",
+            ),
+            Rejected::Malformed { offset, what } => write!(
+                f,
+                "Not a valid component (at byte {offset}: {what}): the file is damaged or truncated, or was made by newer \
+                 tools; only the synchronous WASI 0.2 format is run here"
+            ),
+            Rejected::Asynchronous(what) => write!(
+                f,
+                "The component uses {what}, and only the synchronous WASI 0.2 format is run here: build it with `--target wasm32-wasip2`"
+            ),
+            Rejected::Unsupported(what) => f.write_str(what),
+            Rejected::UnknownImports(names) => {
+                write!(f, "The component imports what this server does not offer: {}", some(names))
+            }
+            Rejected::OtherTypes(names) => write!(
+                f,
+                "The component declares imports with other types than this server has: {}; build it against inferlet 0.2.0",
+                some(names)
+            ),
+            Rejected::NoEntry(exports) => {
+                f.write_str("The component does not export inferlet:core/run, which is how an inferlet is started")?;
+                match exports.iter().find(|name| name.starts_with("wasi:http/incoming-handler")) {
+                    Some(_) => f.write_str("; it exports wasi:http/incoming-handler: an HTTP server, not an inferlet"),
+                    None if exports.is_empty() => f.write_str("; it exports nothing"),
+                    None => write!(f, "; it exports {}", some(exports)),
+                }
+            }
+            Rejected::TooLarge(what, is, limit) => {
+                write!(f, "The component has {is} {what}, and {limit} is the most")
+            }
+            Rejected::Untranslatable(what) => write!(f, "The interpreter does not take the component's code: {what}"),
+            Rejected::StoreFull => write!(
+                f,
+                "The program store is full ({} programs or {} bytes): remove some from its folder and restart the server",
+                limits::PROGRAMS,
+                limits::PROGRAM_STORE_BYTES
+            ),
+            Rejected::NotKept(what) => write!(f, "The program could not be stored: {what}"),
+        }
+    }
+}
+
+/// All of them, unless they are so many or so long that no author wrote them: the sentence must fit a frame.
+fn some(names: &[String]) -> String {
+    const NAMES: usize = 200;
+    const LETTERS: usize = 200;
+    let mut listed: Vec<String> =
+        names.iter().take(NAMES).map(|name| name.chars().take(LETTERS).collect()).collect();
+    if names.len() > NAMES {
+        listed.push(format!("and {} more", names.len() - NAMES));
+    }
+    listed.join(", ")
+}
