@@ -31,7 +31,7 @@ pub fn interface() -> Interface {
 }
 
 /// A message that is to come from the client.
-struct ReceiveResult(Arc<Receive<String>>);
+pub(super) struct ReceiveResult(Arc<Receive<String>>);
 
 impl Resource for ReceiveResult {
     const NAME: &'static str = "receive-result";

@@ -26,6 +26,8 @@ use std::sync::Arc;
 use std::sync::LazyLock;
 
 pub mod abi;
+#[cfg(test)]
+mod bed;
 pub mod common;
 pub mod forward;
 pub mod function;
@@ -34,6 +36,8 @@ pub mod kvs;
 pub mod message;
 pub mod runtime;
 pub mod shape;
+#[cfg(test)]
+mod tests;
 pub mod tokenize;
 pub mod trap;
 pub mod unsupported;
