@@ -1,0 +1,141 @@
+//! The main job: programs talk with the real model, one and many at a time.
+
+mod support;
+
+use std::time::{Duration, Instant};
+use support::Server;
+use support::client::{Client, Event};
+
+const FRANCE: &str = "What is the capital of France?";
+
+#[test]
+fn an_answer_streams_and_is_right() {
+    let server = Server::open();
+    smol::block_on(async {
+        let mut client = Client::connect(&server).await;
+        let ended = client.run("chat", &["--max-tokens", "32", "--user", FRANCE]).await;
+        assert_eq!(ended.event, 1, "{ended:?}");
+        assert!(ended.text.contains("Paris"), "{ended:?}");
+        assert!(ended.messages.len() > 3, "it streams: {ended:?}");
+        assert_eq!(ended.messages.concat(), ended.text);
+        assert!(!ended.text.contains("<|"), "no special token reaches the reader: {ended:?}");
+    });
+}
+
+#[test]
+fn the_first_thread_streams_a_token() {
+    let server = Server::open();
+    smol::block_on(async {
+        let mut client = Client::connect(&server).await;
+        let ended = client.run("token", &[]).await;
+        assert_eq!((ended.event, ended.text.as_str(), ended.messages.len()), (1, "", 1), "{ended:?}");
+    });
+}
+
+/// The SDK renders every message alone; the pages of the first turn stay and the second one builds on them.
+#[test]
+fn a_second_turn_knows_the_first() {
+    let server = Server::open();
+    smol::block_on(async {
+        let mut client = Client::connect(&server).await;
+        let turns = ["--max-tokens", "48", "--user", FRANCE, "--user", "And what did I just ask you about?"];
+        let ended = client.run("chat", &turns).await;
+        assert_eq!(ended.event, 1, "{ended:?}");
+        assert!(ended.text.contains("France") || ended.text.contains("Paris"), "{ended:?}");
+        let said = ended.messages.concat();
+        assert!(said.ends_with(&ended.text) && said.len() > ended.text.len(), "{ended:?}");
+    });
+}
+
+#[test]
+fn every_sampler_of_the_sdk_works() {
+    let server = Server::open_with(&["--seed", "7"]);
+    smol::block_on(async {
+        let mut client = Client::connect(&server).await;
+        for options in [
+            &["--temperature", "0.8"][..],
+            &["--temperature", "0.8", "--top-p", "0.9"],
+            &["--temperature", "0.8", "--top-k", "20"],
+            &["--temperature", "0.8", "--top-k", "20", "--top-p", "0.9"],
+        ] {
+            let arguments = [options, &["--max-tokens", "6", "--user", FRANCE]].concat();
+            let ended = client.run("chat", &arguments).await;
+            assert_eq!(ended.event, 1, "{options:?}: {ended:?}");
+            assert!(!ended.text.is_empty(), "{options:?}: {ended:?}");
+        }
+    });
+}
+
+#[test]
+fn wrong_options_are_a_sentence() {
+    let server = Server::open();
+    smol::block_on(async {
+        let mut client = Client::connect(&server).await;
+        for arguments in
+            [&["--temprature", "1", "--user", "hi"][..], &["--max-tokens", "many", "--user", "hi"], &[]]
+        {
+            let ended = client.run("chat", arguments).await;
+            assert_eq!(ended.event, 3, "{arguments:?}: {ended:?}");
+            assert!(ended.text.starts_with("Runtime error: "), "{arguments:?}: {ended:?}");
+            assert!(!ended.text.contains('\n'), "{arguments:?}: {ended:?}");
+        }
+    });
+}
+
+/// 64 at once: all finish, none starves, and each says exactly what it says alone, because a row's numbers do not
+/// depend on the rows beside it.
+#[test]
+fn sixty_four_at_once() {
+    const INSTANCES: usize = 64;
+    const PROMPTS: [&str; 4] =
+        ["The capital of France is", "Water boils at", "Once upon a time", "def add(a, b):"];
+    const OPTIONS: [&str; 2] = ["--max-tokens", "8"];
+    let server = Server::open();
+    smol::block_on(async {
+        let mut client = Client::connect(&server).await;
+        let mut alone = Vec::new();
+        for prompt in PROMPTS {
+            let ended = client.run("completion", &[OPTIONS.as_slice(), &[prompt]].concat()).await;
+            assert_eq!(ended.event, 1, "{ended:?}");
+            alone.push(ended.text);
+        }
+
+        let mut launched = Vec::new();
+        for number in 0..INSTANCES {
+            let prompt = PROMPTS[number % PROMPTS.len()];
+            let instance = client.launch("completion", &[OPTIONS.as_slice(), &[prompt]].concat()).await;
+            launched.push((instance, Instant::now()));
+        }
+        let mut took: Vec<Duration> = Vec::new();
+        let mut open: Vec<usize> = (0..INSTANCES).collect();
+        while !open.is_empty() {
+            let frame = client.frame_within(support::PATIENCE).await.expect("somebody ends");
+            let from = frame.instance_id.expect("only instances speak now");
+            let number = launched.iter().position(|(id, _)| *id == from).expect("one of ours");
+            assert_eq!(frame.event, Some(1), "{:?}", frame.message);
+            assert_eq!(frame.message.as_ref(), Some(&alone[number % PROMPTS.len()]), "instance {number}");
+            took.push(launched[number].1.elapsed());
+            open.retain(|other| *other != number);
+        }
+        took.sort();
+        let (median, slowest) = (took[INSTANCES / 2], took[INSTANCES - 1]);
+        println!("{INSTANCES} instances: median {median:?}, slowest {slowest:?}");
+        assert!(slowest <= 3 * median, "one starved: median {median:?}, slowest {slowest:?}");
+    });
+}
+
+/// What one client does to its own instance reaches nobody else's.
+#[test]
+fn a_terminated_chat_stops_and_the_one_beside_it_goes_on() {
+    let server = Server::open();
+    smol::block_on(async {
+        let mut client = Client::connect(&server).await;
+        let long = client.launch("chat", &["--max-tokens", "2000", "--user", "Count to one thousand."]).await;
+        let Event::Message(_) = client.event(&long).await else { panic!("it speaks first") };
+        client.terminate(&long).await;
+        let ended = client.end(&long).await;
+        assert_eq!((ended.event, ended.text.as_str()), (2, "Signal termination"));
+        let ended = client.run("chat", &["--max-tokens", "16", "--user", FRANCE]).await;
+        assert!(ended.text.contains("Paris"), "{ended:?}");
+    });
+}

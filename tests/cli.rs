@@ -1,0 +1,195 @@
+//! The command line as a person meets it.
+
+mod support;
+
+use std::process::Stdio;
+use support::{Folder, Server, guest, model, root, tartlet, tartlet_output};
+
+#[test]
+fn help_teaches() {
+    for (arguments, parts) in [
+        (&["--help"][..], &["serve", "run", "token", "model", "eval"][..]),
+        (&["serve", "--help"], &["--model", "--no-auth", "listening on"]),
+        (&["run", "--help"], &["--token-file", "-- "]),
+        (&["token", "mint", "--help"], &["--ttl", "--sub"]),
+        (&["eval", "--help"], &["--plain"]),
+    ] {
+        let output = tartlet_output(arguments);
+        let text = String::from_utf8(output.stdout).expect("UTF-8");
+        assert!(output.status.success(), "{arguments:?}");
+        for part in parts {
+            assert!(text.contains(part), "{arguments:?} says nothing of {part}:\n{text}");
+        }
+        assert!(text.lines().all(|line| line.chars().count() <= 120), "{arguments:?} is too wide:\n{text}");
+    }
+    let output = tartlet_output(&["--version"]);
+    assert_eq!(String::from_utf8_lossy(&output.stdout), format!("tartlet {}\n", env!("CARGO_PKG_VERSION")));
+}
+
+/// Status, and one sentence on standard error that names the thing.
+#[test]
+fn mistakes_are_a_sentence_and_a_status() {
+    let folder = Folder::new();
+    let garbage = folder.path("garbage.gguf");
+    std::fs::write(&garbage, b"GGUF but not really").expect("written");
+    let garbage = garbage.to_str().expect("UTF-8");
+    let nowhere = folder.path("nowhere");
+    let nowhere = nowhere.to_str().expect("UTF-8");
+    let echo = guest("echo");
+    let echo = echo.to_str().expect("UTF-8");
+    for (arguments, status, part) in [
+        (&[][..], 64, "--help"),
+        (&["bake"], 64, "bake"),
+        (&["serve", "--modle", "x"], 64, "--model"),
+        (&["serve", "--model"], 64, "--model"),
+        (&["serve", "--model", "a", "--model", "b"], 64, "twice"),
+        (&["serve", "left over"], 64, "left over"),
+        (&["run"], 64, "PROGRAM.wasm"),
+        (&["token"], 64, "mint"),
+        (&["token", "mint", "--sub", "x"], 64, "--key"),
+        (&["serve", "--no-auth", "--model", nowhere], 78, "nowhere"),
+        (&["serve", "--no-auth", "--model", garbage], 78, "garbage.gguf"),
+        (&["serve", "--no-auth", "--model", garbage, "--listen", "0.0.0.0:0"], 78, "loopback"),
+        (&["serve", "--model", garbage, "--config", nowhere], 78, "nowhere"),
+        (&["run", echo, "--server", "ws://127.0.0.1:1"], 1, "127.0.0.1:1"),
+        (&["run", nowhere], 1, "nowhere"),
+        (&["run", echo, "--token-file", nowhere], 1, "nowhere"),
+        (&["token", "inspect", "--token-file", nowhere], 1, "nowhere"),
+        (&["model", nowhere], 1, "nowhere"),
+        (&["model", garbage], 1, "garbage.gguf"),
+        (&["eval", "--model", garbage, nowhere], 1, ""),
+    ] {
+        let output = tartlet_output(arguments);
+        let said = String::from_utf8(output.stderr).expect("UTF-8");
+        assert_eq!(output.status.code(), Some(status), "{arguments:?}: {said}");
+        assert!(output.stdout.is_empty(), "{arguments:?}");
+        assert!(said.starts_with("tartlet: ") && said.lines().count() == 1, "{arguments:?}: {said}");
+        assert!(said.contains(part), "{arguments:?}: {said}");
+    }
+}
+
+#[test]
+fn a_model_is_described() {
+    let model = model();
+    let output = tartlet_output(&["model", model.to_str().expect("UTF-8")]);
+    let text = String::from_utf8(output.stdout).expect("UTF-8");
+    assert!(output.status.success());
+    for part in ["llama", "576", "30", "49152", "Q4_1"] {
+        assert!(text.contains(part), "nothing of {part}:\n{text}");
+    }
+}
+
+/// The bar for the oracle of all kernels.
+#[test]
+fn the_plain_path_matches_the_golden_file() {
+    let golden = root().join("tests/golden/smollm2-135m-q4_1.json");
+    let output = tartlet()
+        .args(["eval", "--plain", "--model"])
+        .arg(model())
+        .arg(golden)
+        .stderr(Stdio::inherit())
+        .output()
+        .expect("it runs");
+    assert!(output.status.success());
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("one JSON object");
+    println!("{report}");
+    assert_eq!(report["ids_equal"], true);
+    assert!(report["max_logit_diff"].as_f64().expect("a number") <= 0.02, "{}", report["max_logit_diff"]);
+    for name in ["top1", "top1_clear", "mean_kl"] {
+        assert!(report[name].is_number(), "{name}");
+    }
+    assert!(!report["prompts"].as_array().expect("a list").is_empty());
+}
+
+#[test]
+fn a_program_runs_from_the_command_line() {
+    let server = Server::guarded();
+    let token = server.folder.path("token");
+    std::fs::write(&token, server.token.as_deref().expect("it is guarded")).expect("written");
+    let run = |program: &str, arguments: &[&str]| {
+        tartlet()
+            .arg("run")
+            .arg(guest(program))
+            .args(["--server", &server.url, "--token-file"])
+            .arg(&token)
+            .arg("--")
+            .args(arguments)
+            .output()
+            .expect("it runs")
+    };
+    let output = run("chat", &["--max-tokens", "24", "--user", "What is the capital of France?"]);
+    let said = String::from_utf8(output.stdout).expect("UTF-8");
+    assert!(
+        output.status.success() && said.contains("Paris"),
+        "{said} {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+
+    let output = run("echo", &["--return", "the value", "one", "two"]);
+    assert!(output.status.success());
+    assert!(String::from_utf8_lossy(&output.stdout).contains("one"), "{output:?}");
+
+    let output = run("echo", &["--fail", "as asked"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("as asked"), "{output:?}");
+
+    // The environment serves as well as a file, and without either the answer says what to do.
+    let ask = |command: &mut std::process::Command| {
+        command.arg("run").arg(guest("echo")).args(["--server", &server.url]).output().expect("it runs")
+    };
+    let with = ask(tartlet().env("TARTLET_TOKEN", server.token.as_deref().expect("it is guarded")));
+    assert!(with.status.success(), "{with:?}");
+    let without = ask(&mut tartlet());
+    assert_eq!(without.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&without.stderr).contains("token"), "{without:?}");
+}
+
+#[test]
+fn keys_and_tokens() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = Folder::new();
+    let path = |name: &str| folder.path(name).to_str().expect("UTF-8").to_owned();
+    let (key, public, token) = (path("key"), path("key.pub"), path("token"));
+    assert!(tartlet_output(&["token", "keygen", "--out", &key]).status.success());
+    assert!(std::fs::read_to_string(&key).expect("written").starts_with("k4.secret."));
+    assert!(std::fs::read_to_string(&public).expect("written").starts_with("k4.public."));
+    let mode = |path: &str| std::fs::metadata(path).expect("written").permissions().mode() & 0o777;
+    assert_eq!(mode(&key), 0o600);
+
+    let secret = std::fs::read(&key).expect("written");
+    assert!(
+        !tartlet_output(&["token", "keygen", "--out", &key]).status.success(),
+        "a key is not overwritten"
+    );
+    assert_eq!(std::fs::read(&key).expect("still there"), secret);
+
+    let made = tartlet_output(&[
+        "token", "mint", "--key", &key, "--sub", "kitchen", "--ttl", "12h", "--out", &token,
+    ]);
+    assert!(made.status.success(), "{made:?}");
+    assert_eq!(mode(&token), 0o600);
+    let shown = tartlet_output(&["token", "inspect", "--token-file", &token, "--public-key", &public]);
+    let text = String::from_utf8(shown.stdout).expect("UTF-8");
+    assert!(shown.status.success() && text.contains("kitchen") && text.contains("user"), "{text}");
+
+    assert!(tartlet_output(&["token", "keygen", "--out", &path("other")]).status.success());
+    let shown =
+        tartlet_output(&["token", "inspect", "--token-file", &token, "--public-key", &path("other.pub")]);
+    assert_eq!(shown.status.code(), Some(1));
+}
+
+/// A server that is asked to stop while programs run ends well and soon.
+#[test]
+fn a_server_stops_cleanly() {
+    use support::client::Client;
+    let mut server = Server::open();
+    smol::block_on(async {
+        let mut client = Client::connect(&server).await;
+        client.launch("rogue", &["spin"]).await;
+        client.launch("echo", &["--messages", "forever"]).await;
+        let _chat =
+            client.launch("chat", &["--max-tokens", "5000", "--user", "Count to one thousand."]).await;
+    });
+    let status = server.stop();
+    assert!(status.success(), "{status}");
+}

@@ -1,0 +1,234 @@
+//! What every end-to-end test stands on: the built binary as a server of the test's own, with the real model, on a
+//! free loopback port, in a folder that goes when the server does.
+//!
+//! Owns: processes, folders, paths. Never: what is being tested.
+
+#![allow(dead_code)] // each test file uses a part of it
+
+pub mod client;
+pub mod frame;
+
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::{Duration, Instant};
+
+/// How long a test waits for anything before it fails: far beyond what a loaded machine takes.
+pub const PATIENCE: Duration = Duration::from_secs(120);
+
+/// A command of the binary under test.
+pub fn tartlet() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tartlet"));
+    command.env_remove("TARTLET_TOKEN").env_remove("NOTIFY_SOCKET").stdin(Stdio::null());
+    command
+}
+
+/// Runs a command of the binary to its end.
+pub fn tartlet_output(arguments: &[&str]) -> Output {
+    tartlet().args(arguments).output().expect("the binary runs")
+}
+
+pub fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The real model.
+pub fn model() -> PathBuf {
+    let path = std::env::var_os("TARTLET_MODEL")
+        .map_or_else(|| root().join("models/SmolLM2-135M-Instruct.Q4_1.gguf"), PathBuf::from);
+    assert!(path.is_file(), "there is no model at {}: run `make model` first", path.display());
+    path
+}
+
+/// A built guest program of `inferlets/`.
+pub fn guest(name: &str) -> PathBuf {
+    let path = root().join("inferlets/target/wasm32-wasip2/release").join(format!("{name}.wasm"));
+    assert!(path.is_file(), "there is no guest at {}: run `make inferlets` first", path.display());
+    path
+}
+
+pub fn guest_bytes(name: &str) -> Vec<u8> {
+    std::fs::read(guest(name)).expect("the guest is readable")
+}
+
+/// The Python that the unmodified client is installed in.
+pub fn python() -> PathBuf {
+    let path = std::env::var_os("TARTLET_PYTHON")
+        .map_or_else(|| root().join("target/venv/bin/python"), PathBuf::from);
+    assert!(path.is_file(), "there is no Python at {}: run `make venv` first", path.display());
+    path
+}
+
+/// A folder that is removed at the end.
+pub struct Folder(PathBuf);
+
+impl Folder {
+    pub fn new() -> Folder {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let name = format!("e2e-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+        std::fs::create_dir_all(&path).expect("a folder for the test");
+        Folder(path)
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A running server.
+pub struct Server {
+    child: Child,
+    /// `ws://127.0.0.1:PORT`
+    pub url: String,
+    /// What clients authenticate with; none: authentication is off.
+    pub token: Option<String>,
+    pub folder: Folder,
+    log: Arc<Mutex<String>>,
+}
+
+impl Server {
+    /// A server that accepts everyone.
+    pub fn open() -> Server {
+        Server::start(Folder::new(), None, &["--no-auth"])
+    }
+
+    /// The same with more flags.
+    pub fn open_with(flags: &[&str]) -> Server {
+        Server::start(Folder::new(), None, &[&["--no-auth"], flags].concat())
+    }
+
+    /// A server with a key pair of its own; the token is for the subject `tester`.
+    pub fn guarded() -> Server {
+        let folder = Folder::new();
+        let key = folder.path("key");
+        let key = key.to_str().expect("UTF-8");
+        let made = tartlet_output(&["token", "keygen", "--out", key]);
+        assert!(made.status.success(), "keygen: {}", String::from_utf8_lossy(&made.stderr));
+        let token = mint(Path::new(key), "tester", &[]);
+        Server::start(folder, Some(token), &["--public-key", &format!("{key}.pub")])
+    }
+
+    /// A second life on the same state.
+    pub fn restart(mut self, flags: &[&str]) -> Server {
+        self.stop();
+        let folder = std::mem::replace(&mut self.folder, Folder::new());
+        let token = self.token.take();
+        drop(self);
+        Server::start(folder, token, flags)
+    }
+
+    fn start(folder: Folder, token: Option<String>, flags: &[&str]) -> Server {
+        let mut child = tartlet()
+            .arg("serve")
+            .arg("--model")
+            .arg(model())
+            .args(["--listen", "127.0.0.1:0", "--state"])
+            .arg(folder.path("state"))
+            .args(flags)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the server starts");
+        let log = Arc::new(Mutex::new(String::new()));
+        let (said, listens) = mpsc::channel();
+        collect(child.stdout.take().expect("piped"), log.clone(), Some(said));
+        collect(child.stderr.take().expect("piped"), log.clone(), None);
+        let Ok(url) = listens.recv_timeout(PATIENCE) else {
+            let _ = child.kill();
+            let _ = child.wait();
+            panic!("the server does not listen:\n{}", log.lock().expect("unpoisoned"));
+        };
+        Server { child, url, token, folder, log }
+    }
+
+    /// `127.0.0.1:PORT`
+    pub fn address(&self) -> &str {
+        self.url.strip_prefix("ws://").expect("a WebSocket address")
+    }
+
+    pub fn key(&self) -> PathBuf {
+        self.folder.path("key")
+    }
+
+    /// Fails if the process is gone.
+    pub fn assert_alive(&mut self) {
+        if let Some(status) = self.child.try_wait().expect("our child") {
+            panic!("the server ended ({status})");
+        }
+    }
+
+    pub fn log(&self) -> String {
+        self.log.lock().expect("unpoisoned").clone()
+    }
+
+    /// Resident memory in MiB.
+    pub fn resident_mib(&self) -> usize {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("it runs");
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("procfs");
+        line.split_whitespace().nth(1).and_then(|kib| kib.parse::<usize>().ok()).expect("a number") / 1024
+    }
+
+    /// Asks the server to stop, as systemd does, and waits for it.
+    pub fn stop(&mut self) -> ExitStatus {
+        let asked = Command::new("kill").arg(self.child.id().to_string()).status().expect("kill runs");
+        assert!(asked.success());
+        let since = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().expect("our child") {
+                return status;
+            }
+            assert!(since.elapsed() < PATIENCE, "the server does not stop");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            let log = self.log();
+            let tail = log.len().saturating_sub(16 * 1024);
+            let tail = (tail..=log.len()).find(|at| log.is_char_boundary(*at)).unwrap_or(0);
+            eprintln!("---- what the server said ----\n{}", &log[tail..]);
+        }
+    }
+}
+
+/// Keeps what a stream says and reports the address it names.
+fn collect(
+    stream: impl Read + Send + 'static,
+    log: Arc<Mutex<String>>,
+    listens: Option<mpsc::Sender<String>>,
+) {
+    std::thread::spawn(move || {
+        let mut lines = BufReader::new(stream);
+        let mut line = Vec::new();
+        while matches!(lines.read_until(b'\n', &mut line), Ok(1..)) {
+            let text = String::from_utf8_lossy(&line);
+            if let (Some(listens), Some(url)) = (&listens, text.trim_end().strip_prefix("listening on ")) {
+                let _ = listens.send(url.to_owned());
+            }
+            log.lock().expect("unpoisoned").push_str(&text);
+            line.clear();
+        }
+    });
+}
+
+/// A token signed by the key in this file.
+pub fn mint(key: &Path, subject: &str, more: &[&str]) -> String {
+    let key = key.to_str().expect("UTF-8");
+    let made = tartlet_output(&[&["token", "mint", "--key", key, "--sub", subject], more].concat());
+    assert!(made.status.success(), "mint: {}", String::from_utf8_lossy(&made.stderr));
+    String::from_utf8(made.stdout).expect("a token is ASCII").trim().to_owned()
+}
