@@ -175,6 +175,8 @@ pub const HANDLES: usize = 65_536;
 pub const LIFTED_BYTES: usize = 32 * 1024 * 1024;
 /// Fuel of one call of a guest's allocator: a thousand times what dlmalloc needs, and still far below a second.
 pub const ALLOCATOR_FUEL: u64 = 10_000_000;
+/// Fuel of a module's start function, which cannot be suspended: some 20 ms. Rust programs have none.
+pub const START_FUEL: u64 = 5_000_000;
 /// Core instances in one guest: program, adapter, shim, fixups, and as many again.
 pub const CORE_INSTANCES: usize = 16;
 /// Tables in one guest: one per core instance and one to spare each.

@@ -3,7 +3,8 @@
 //! Owns: the list of live instances, bounded, and for each the two ways to reach it: its mailbox and its end.
 //! Never: a guest's state, or the guest's future; those are with the worker that runs it.
 //!
-//! An instance is in the list from `prepare` until its last event has been sent.
+//! An instance can be found from `prepare` until it has ended, and takes its place in the list until its client has
+//! been given its last event: one that is not read must not make room for another.
 
 use super::LaunchRefusal;
 use super::ending::Ending;
@@ -25,6 +26,8 @@ pub struct Entry {
     pub(crate) mailbox: Arc<Mailbox>,
     /// Written once: the ending that somebody else decided on.
     pub(crate) end: Arc<OnceCell<Ending>>,
+    /// Only its last event is still to be sent.
+    pub(crate) ended: bool,
 }
 
 /// Cheap to clone; all clones are one directory.
@@ -35,16 +38,18 @@ pub struct Directory {
 
 impl Directory {
     pub fn count(&self) -> usize {
-        self.lock().len()
+        self.lock().values().filter(|entry| !entry.ended).count()
     }
 
     pub fn find(&self, instance: InstanceId) -> Option<Entry> {
-        self.lock().get(&instance).cloned()
+        self.lock().get(&instance).filter(|entry| !entry.ended).cloned()
     }
 
     /// The instances of one subject, by id.
     pub fn of(&self, subject: &Subject) -> Vec<Entry> {
-        let mut found: Vec<Entry> = self.lock().values().filter(|e| e.subject == *subject).cloned().collect();
+        let entries = self.lock();
+        let mut found: Vec<Entry> =
+            entries.values().filter(|e| !e.ended && e.subject == *subject).cloned().collect();
         found.sort_by_key(|entry| entry.instance);
         found
     }
@@ -58,6 +63,14 @@ impl Directory {
         Ok(())
     }
 
+    /// It cannot be found any more.
+    pub(crate) fn end(&self, instance: InstanceId) {
+        if let Some(entry) = self.lock().get_mut(&instance) {
+            entry.ended = true;
+        }
+    }
+
+    /// Its place is free.
     pub(crate) fn leave(&self, instance: InstanceId) {
         self.lock().remove(&instance);
     }

@@ -6,6 +6,7 @@
 use crate::engine;
 use crate::exchange::{Exchange, Mailbox};
 use crate::identity::{InstanceId, Subject};
+use crate::model::Model;
 use crate::program::Program;
 use directory::Entry;
 use smol::channel::Sender;
@@ -15,12 +16,16 @@ use std::sync::Arc;
 
 pub mod directory;
 pub mod ending;
+pub mod instance;
 pub mod quota;
+pub mod slice;
 pub mod table;
+pub mod worker;
 
 pub use directory::Directory;
 pub use ending::Ending;
 pub use quota::{Quota, Quotas};
+pub use worker::Workers;
 
 /// What one instance is launched with.
 pub struct Launch {
@@ -69,6 +74,8 @@ impl std::error::Error for LaunchRefusal {}
 /// What a runtime is made of.
 pub struct RuntimeParts {
     pub engine: engine::Handle,
+    pub model: Arc<Model>,
+    pub workers: Workers,
     pub exchange: Arc<Exchange>,
     pub quotas: Quotas,
     /// The seed of every instance, for repeatable runs; each gets a random one otherwise.
@@ -96,6 +103,7 @@ impl Runtime {
             arguments: launch.arguments.clone(),
             mailbox: Arc::new(Mailbox::default()),
             end: Arc::new(OnceCell::new()),
+            ended: false,
         };
         self.directory.enter(entry.clone())?;
         Ok(Prepared { runtime: self.clone(), entry, launch: Some(launch) })
@@ -146,9 +154,11 @@ impl Prepared {
         self.entry.instance
     }
 
+    /// Lets it run. Its last event is sent whatever happens from now on.
     pub fn start(mut self) {
         if let Some(launch) = self.launch.take() {
-            let _ = (launch, &self.runtime.parts);
+            let (runtime, entry) = (self.runtime.clone(), self.entry.clone());
+            self.runtime.parts.workers.spawn(|slice| instance::live(runtime, entry, launch, slice));
         }
     }
 }

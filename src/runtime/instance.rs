@@ -1,0 +1,203 @@
+//! One guest, from launch to its last event.
+//!
+//! Owns: the order of a life: join the engine, build the instance by its program's plan, run, end, leave, tell. Never:
+//! fuel and waiting (`slice.rs`), threads (`worker.rs`), what calls do (`host`).
+//!
+//! Whatever ends a guest first counts: itself, somebody's decision, the clock, a panic of ours. Then its store is
+//! dropped, the engine told, and only then the client, exactly once.
+
+use super::directory::Entry;
+use super::quota::{Allowance, Quota};
+use super::slice::Guest;
+use super::table::Table;
+use super::worker::Slice;
+use super::{Ending, InstanceEvent, Launch, Runtime, What};
+use crate::engine::credit::Credits;
+use crate::engine::operation::{Command, Leave};
+use crate::host::abi::{Canon, Lift, Source};
+use crate::host::wasi::{cli::Log, random::Insecure};
+use crate::host::{Cx, Trap, common, held};
+use crate::limits;
+use crate::program::Code;
+use crate::program::plan::Item;
+use crate::program::translate::interpreter;
+use smol::future::{FutureExt, or};
+use std::panic::AssertUnwindSafe;
+use wasmi::{AsContextMut, Extern, Func, Instance, Memory, Store, Val};
+
+/// The whole life of an instance, as a future for a worker.
+pub(super) async fn live(runtime: Runtime, entry: Entry, launch: Launch, slice: Slice) {
+    let events = launch.events.clone();
+    let ending = {
+        let decided = async { entry.end.wait().await.clone() };
+        let quotas = runtime.parts.quotas;
+        let late = async {
+            smol::Timer::after(quotas.wall_clock).await;
+            Ending::quota(Quota::WallClock(quotas.wall_clock))
+        };
+        let run = AssertUnwindSafe(run(&runtime, &entry, launch, slice)).catch_unwind();
+        let run = async {
+            run.await.unwrap_or_else(|_| {
+                tracing::error!(target: "runtime", instance = %entry.instance, "the server panicked in a guest's call");
+                Ending::ServerError("the server failed while it ran this instance; its log says where".to_owned())
+            })
+        };
+        // First whoever can end it, so that a guest that never waits is ended at its next slice.
+        or(or(decided, late), run).await
+    };
+    // The guest's store is gone; what it has queued and holds in the engine goes with it.
+    let how = match ending {
+        Ending::Completed(_) => Leave::Completed,
+        _ => Leave::Killed,
+    };
+    // An engine that is gone has nothing to forget.
+    let _ = runtime.parts.engine.send(Command::Leave { instance: entry.instance, how }).await;
+    tracing::info!(target: "runtime", instance = %entry.instance, code = ending.code(), "ended");
+    runtime.directory.end(entry.instance);
+    // A client that is gone wants no event.
+    let _ = events.send(InstanceEvent { instance: entry.instance, what: What::Ended(ending) }).await;
+    runtime.directory.leave(entry.instance);
+}
+
+/// From the program to its own end.
+async fn run(runtime: &Runtime, entry: &Entry, launch: Launch, slice: Slice) -> Ending {
+    let code = match launch.program.code().await {
+        Ok(code) => code,
+        Err(rejected) => return Ending::ServerError(rejected.to_string()),
+    };
+    let seed = match runtime.parts.seed {
+        Some(seed) => seed,
+        // Without the system's random numbers the id, random too, still tells instances apart.
+        None => getrandom::u64().unwrap_or_default(),
+    };
+    tracing::info!(target: "runtime", instance = %entry.instance, program = %entry.program, seed, "launched");
+    let join = Command::Join { instance: entry.instance, subject: entry.subject.clone(), seed };
+    if let Err(gone) = runtime.parts.engine.send(join).await {
+        return Ending::ServerError(gone.to_string());
+    }
+    let cx = context(runtime, entry, launch, seed);
+    let mut guest = match Built::new(&code, cx, slice) {
+        Ok(guest) => guest,
+        Err(trap) => return Ending::not_instantiated(trap),
+    };
+    match guest.run().await {
+        Ok(Ok(())) | Err(Trap::Exit { ok: true }) => Ending::Completed(guest.returned()),
+        Ok(Err(text)) => Ending::failed(&text),
+        Err(trap) => Ending::trapped(trap),
+    }
+}
+
+fn context(runtime: &Runtime, entry: &Entry, launch: Launch, seed: u64) -> Cx {
+    let parts = &runtime.parts;
+    Cx {
+        instance: entry.instance,
+        subject: launch.subject,
+        arguments: launch.arguments,
+        seed,
+        returned: String::new(),
+        table: Table::default(),
+        queues: common::Queues::default(),
+        held: held::Meter::default(),
+        model: parts.model.clone(),
+        engine: parts.engine.clone(),
+        credits: Credits::new(),
+        exchange: parts.exchange.clone(),
+        mailbox: entry.mailbox.clone(),
+        events: launch.events,
+        directory: runtime.directory.clone(),
+        insecure: Insecure::seeded(seed),
+        log: Log::new(entry.instance, parts.quotas.log_bytes),
+        allowance: Allowance::new(parts.quotas),
+        pending: None,
+        may_leave: true,
+        owed_fuel: 0,
+    }
+}
+
+/// A guest with all its core modules instantiated.
+pub(super) struct Built {
+    guest: Guest,
+    run: Func,
+    post_return: Option<Func>,
+    memory: Option<Memory>,
+}
+
+impl Built {
+    /// Follows the program's plan.
+    pub(super) fn new(code: &Code, cx: Cx, slice: Slice) -> Result<Built, Trap> {
+        let mut store = Store::new(interpreter(), cx);
+        store.limiter(|cx| &mut cx.allowance);
+        let guest = Guest::new(store, slice);
+        Built::in_guest(code, guest)
+    }
+
+    pub(super) fn in_guest(code: &Code, mut guest: Guest) -> Result<Built, Trap> {
+        let mut instances: Vec<Instance> = Vec::with_capacity(code.plan.steps.len());
+        for step in &code.plan.steps {
+            let module = code.modules.get(step.module).ok_or_else(|| missing("module"))?;
+            let imports = step.imports.iter().map(|item| resolve(&mut guest.store, &instances, item));
+            let imports = imports.collect::<Result<Vec<Extern>, Trap>>()?;
+            guest.grant(limits::START_FUEL)?;
+            let instance = Instance::new(&mut guest.store, module, &imports);
+            instances.push(instance.map_err(|error| Trap::of(error, guest.store.data_mut()))?);
+        }
+        let entry = &code.plan.entry;
+        let run = function(&mut guest.store, &instances, &entry.function)?;
+        let post_return = entry.post_return.as_ref().map(|item| function(&mut guest.store, &instances, item));
+        let memory = entry.memory.as_ref().map(|item| memory(&mut guest.store, &instances, item));
+        Ok(Built { run, post_return: post_return.transpose()?, memory: memory.transpose()?, guest })
+    }
+
+    /// Calls `run` and lifts what it returns.
+    pub(super) async fn run(&mut self) -> Result<Result<(), String>, Trap> {
+        let mut place = [Val::I32(0)];
+        self.guest.call(self.run, &[], &mut place).await?;
+        let [Val::I32(pointer)] = place else { return Err(missing("result")) };
+        let outcome = {
+            let mut ctx = self.guest.store.as_context_mut();
+            let mut source = Source::new(&mut ctx, self.memory);
+            <Result<(), String>>::load(&mut source, pointer as u32 as usize)?
+        };
+        if let Some(post_return) = self.post_return {
+            self.guest.store.data_mut().may_leave = false;
+            self.guest.call(post_return, &place, &mut []).await?;
+            self.guest.store.data_mut().may_leave = true;
+        }
+        Ok(outcome)
+    }
+
+    /// What the guest gave to `set-return`.
+    pub(super) fn returned(&mut self) -> String {
+        std::mem::take(&mut self.guest.store.data_mut().returned)
+    }
+}
+
+/// An item of the plan, in this store.
+fn resolve(store: &mut Store<Cx>, instances: &[Instance], item: &Item) -> Result<Extern, Trap> {
+    match item {
+        Item::Export { instance, name } => {
+            let instance = instances.get(*instance).ok_or_else(|| missing(name))?;
+            instance.get_export(&*store, name).ok_or_else(|| missing(name))
+        }
+        Item::Lowered(lowered) => {
+            let memory = lowered.memory.as_ref().map(|item| memory(store, instances, item)).transpose()?;
+            let realloc =
+                lowered.realloc.as_ref().map(|item| function(store, instances, item)).transpose()?;
+            Ok(lowered.function.link(store, Canon { memory, realloc }).into())
+        }
+        Item::Drop(resource) => Ok(resource.link(store).into()),
+    }
+}
+
+fn function(store: &mut Store<Cx>, instances: &[Instance], item: &Item) -> Result<Func, Trap> {
+    resolve(store, instances, item)?.into_func().ok_or_else(|| missing("function"))
+}
+
+fn memory(store: &mut Store<Cx>, instances: &[Instance], item: &Item) -> Result<Memory, Trap> {
+    resolve(store, instances, item)?.into_memory().ok_or_else(|| missing("memory"))
+}
+
+/// The validator has seen it, so this is a fault of ours; still only this guest ends.
+fn missing(what: &str) -> Trap {
+    Trap::error(format!("the program's {what} is not where its component says"))
+}

@@ -1,0 +1,126 @@
+//! Runs a guest's function in slices of fuel, and waits where its host calls wait.
+//!
+//! Owns: the loop call, pause, resume; the fuel a slice gets and the fuel a life has. Never: what is called, or what
+//! becomes of the instance afterwards.
+//!
+//! A pause has one of two reasons. Out of fuel: the thread goes to somebody else, and the next slice is large enough
+//! for the instruction that did not fit. A host call that waits: its future is awaited, its answer lowered into the
+//! guest, and the guest goes on. Dropping the future of [`Guest::call`] at a pause ends the guest.
+
+use super::quota::Quota;
+use super::worker::Slice;
+use crate::host::function::{Pending, Suspended};
+use crate::host::{Cx, Trap};
+use std::future::poll_fn;
+use std::task::Poll;
+use wasmi::{AsContextMut, Func, ResumableCall, Store, Val};
+
+/// Fuel of a slice: about 200 µs of interpreted code, so that a woken guest waits no longer than that for a thread.
+pub const SLICE_FUEL: u64 = 50_000;
+
+/// A store whose code runs in slices.
+pub struct Guest {
+    pub store: Store<Cx>,
+    slice: Slice,
+    /// Fuel that the slice in progress was given and has not been accounted for.
+    granted: u64,
+    /// Fuel left in this life.
+    left: u64,
+    slice_fuel: u64,
+}
+
+impl Guest {
+    pub fn new(store: Store<Cx>, slice: Slice) -> Guest {
+        Guest::with_slices(store, slice, SLICE_FUEL)
+    }
+
+    /// With slices of another size: any size gives the same results.
+    pub fn with_slices(store: Store<Cx>, slice: Slice, slice_fuel: u64) -> Guest {
+        let left = store.data().allowance.quotas.fuel;
+        Guest { store, slice, granted: 0, left, slice_fuel }
+    }
+
+    /// Calls `function` to its end.
+    pub async fn call(&mut self, function: Func, arguments: &[Val], results: &mut [Val]) -> Result<(), Trap> {
+        self.refuel(0)?;
+        let mut call = function.call_resumable(&mut self.store, arguments, results);
+        loop {
+            call = match call {
+                Ok(ResumableCall::Finished) => return Ok(()),
+                Ok(ResumableCall::OutOfFuel(paused)) => {
+                    self.slice.end().await;
+                    self.refuel(paused.required_fuel())?;
+                    paused.resume(&mut self.store, results)
+                }
+                Ok(ResumableCall::HostTrap(paused)) => {
+                    if paused.host_error().downcast_ref::<Suspended>().is_none() {
+                        return Err(Trap::of(paused.into_host_error(), self.store.data_mut()));
+                    }
+                    let answer = self.answer().await?;
+                    paused.resume(&mut self.store, answer.as_slice(), results)
+                }
+                Err(error) => return Err(Trap::of(error, self.store.data_mut())),
+            }
+        }
+    }
+
+    /// Gives code that cannot be suspended (a start function) fuel of its own.
+    pub fn grant(&mut self, fuel: u64) -> Result<(), Trap> {
+        self.account()?;
+        self.set(fuel.min(self.left))
+    }
+
+    /// Awaits what the suspended host call waits for, and lowers it.
+    async fn answer(&mut self) -> Result<Option<Val>, Trap> {
+        let Some(mut pending) = self.store.data_mut().pending.take() else {
+            return Err(Trap::error("a host function waits for nothing"));
+        };
+        let (finish, waited) = waiting(&mut pending).await;
+        drop(pending);
+        let finish = finish?;
+        if waited {
+            // The thread was given up: a new slice. An answer that was there all along does not earn one, or a
+            // guest could hold its thread with calls alone.
+            self.refuel(0)?;
+        }
+        finish(self.store.as_context_mut())
+    }
+
+    /// Starts a slice with room for an instruction of `required` fuel.
+    fn refuel(&mut self, required: u64) -> Result<(), Trap> {
+        self.account()?;
+        self.set(self.slice_fuel.max(required).min(self.left))
+    }
+
+    /// Takes what was used since the last slice began off the life's fuel.
+    fn account(&mut self) -> Result<(), Trap> {
+        let unused = self.store.get_fuel().unwrap_or(0);
+        let owed = std::mem::take(&mut self.store.data_mut().owed_fuel);
+        let used = self.granted.saturating_sub(unused).saturating_add(owed);
+        self.granted = unused;
+        self.left = self.left.saturating_sub(used);
+        match self.left {
+            0 => Err(Trap::Quota(Quota::Fuel(self.store.data().allowance.quotas.fuel))),
+            _ => Ok(()),
+        }
+    }
+
+    fn set(&mut self, fuel: u64) -> Result<(), Trap> {
+        self.granted = fuel;
+        self.store.set_fuel(fuel).map_err(|error| Trap::error(error.to_string()))
+    }
+}
+
+/// The outcome, and whether it had to be waited for.
+async fn waiting(pending: &mut Pending) -> (<Pending as Future>::Output, bool) {
+    let mut waited = false;
+    let outcome = poll_fn(|context| match pending.as_mut().poll(context) {
+        Poll::Ready(outcome) => Poll::Ready(outcome),
+        Poll::Pending => {
+            waited = true;
+            Poll::Pending
+        }
+    })
+    .await;
+    (outcome, waited)
+}
