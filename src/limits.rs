@@ -193,9 +193,9 @@ pub const STREAM_WRITE_BYTES: usize = 64 * 1024;
 pub const LOG_LINE_BYTES: usize = 4096;
 /// Random bytes of one call.
 pub const RANDOM_BYTES: usize = 1024 * 1024;
-/// Bytes of one text to tokenize: an eighth of them fills the longest context of today's small models, and the
-/// merge of a single word that long takes under 64 MiB.
-pub const TOKENIZE_BYTES: usize = 1024 * 1024;
+/// Bytes of a word (text without a border for the tokenizer) beyond which words are tokenized one at a time. Text
+/// that people write has no such words; merging this one takes 3 MiB, one of [`TOKENIZED_BYTES`] 200 MiB.
+pub const SHORT_WORD_BYTES: usize = 64 * 1024;
 /// Bytes of a prompt template; published ones have up to 30 KiB. Guests fetch it with one host call.
 pub const TEMPLATE_BYTES: usize = 256 * 1024;
 /// minijinja instructions for one message in a template's trial; ours take about 50, published ones under 5,000.

@@ -297,7 +297,9 @@ mod tests {
 
     #[test]
     fn families_are_known_by_their_tokens() {
-        let cases: [(&[&str], Option<&str>, &str, &[&str]); 8] = [
+        // Special tokens, own template, source, stops.
+        type Case<'a> = (&'a [&'a str], Option<&'a str>, &'a str, &'a [&'a str]);
+        let cases: [Case<'_>; 8] = [
             (&["<|im_end|>", "<|im_start|>"], None, "ChatML", &["<|im_end|>"]),
             (
                 &["<|im_end|>", "<|im_start|>"],

@@ -12,7 +12,7 @@ use super::shape::Shape;
 use super::tokenizer::Tokenizer;
 
 /// A description for the terminal, a line per fact, ending with whether Tartlet can serve the file.
-pub fn describe(gguf: &Gguf) -> String {
+pub(super) fn describe(gguf: &Gguf) -> String {
     let mut out = String::new();
     let mut fact = |name: &str, value: String| {
         // Metadata is foreign text: no control character of it reaches the terminal.
@@ -70,7 +70,10 @@ pub fn describe(gguf: &Gguf) -> String {
     let mut label = "tensors";
     for (format, (tensors, total)) in formats {
         let size = if total > 0 { bytes(total) } else { "size unknown".into() };
-        fact(label, format!("{format:<6}{tensors:>5} tensors{size:>12}"));
+        fact(
+            label,
+            format!("{format:<6}{size:>12} in {tensors} tensor{}", if tensors == 1 { "" } else { "s" }),
+        );
         label = "";
     }
     fact("file", format!("{}, GGUF version {}", bytes(gguf.file_bytes()), gguf.version()));
@@ -124,5 +127,47 @@ fn bytes(n: usize) -> String {
         1_024..1_048_576 => format!("{:.1} KiB", n as f64 / 1024.0),
         1_048_576..1_073_741_824 => format!("{:.1} MiB", n as f64 / 1_048_576.0),
         _ => format!("{:.2} GiB", n as f64 / 1_073_741_824.0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::gguf::Quant;
+    use super::super::toy::{Toy, Writer};
+    use super::*;
+
+    fn described(writer: Writer) -> String {
+        describe(&Gguf::from_bytes(writer.bytes()).unwrap())
+    }
+
+    #[test]
+    fn one_screen() {
+        let text = described(Toy { format: Quant::Q8_0, ..Toy::default() }.writer());
+        assert!(text.lines().count() <= 24 && text.lines().all(|line| line.chars().count() <= 100), "{text}");
+        for fact in [
+            "name          Toy",
+            "2 layers, hidden 64",
+            "context       512 tokens",
+            "ChatML",
+            "Q8_0",
+            "can serve it",
+        ] {
+            assert!(text.contains(fact), "{fact}: {text}");
+        }
+    }
+
+    /// A file for somebody else's program is described all the same, and its text cannot play with the terminal.
+    #[test]
+    fn what_cannot_be_served_is_described_with_the_reason() {
+        let other = Writer::new()
+            .str("general.architecture", "whisper")
+            .str("general.name", "a\u{1b}[2Jb\u{9b}c")
+            .tensor_of("t", &[256, 1 << 20], 12, Vec::new());
+        let text = described(other);
+        assert!(text.contains("a [2Jb c") && text.contains("268.4 M in 1 tensors"), "{text}");
+        assert!(text.contains("Q4_K  size unknown in 1 tensor\n"), "{text}");
+        assert!(text.contains("cannot serve it: the model's architecture is `whisper`"), "{text}");
+        assert!(described(Writer::new()).contains("cannot serve it"));
+        assert!(described(Toy::default().writer().str("tokenizer.ggml.pre", "tekken")).contains("`tekken`"));
     }
 }

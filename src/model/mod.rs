@@ -21,7 +21,6 @@ pub mod tokenizer;
 pub(crate) mod toy;
 
 pub use chat::{Chat, ChatError};
-pub use describe::describe;
 pub use gguf::{Gguf, GgufError, Quant, Tensor};
 pub use shape::{Layer, Shape, ShapeError, Weights};
 pub use tokenizer::{BadToken, Tokenizer, TokenizerError};
@@ -96,6 +95,13 @@ impl Model {
     }
 }
 
+/// What `tartlet model FILE` prints: the file on one screen, also when Tartlet cannot serve it.
+pub fn describe(path: &Path) -> Result<String, ModelError> {
+    let gguf = Gguf::open(path)
+        .map_err(|error| ModelError { path: path.display().to_string(), what: What::Gguf(error) })?;
+    Ok(describe::describe(&gguf))
+}
+
 #[cfg(test)]
 mod tests {
     use super::toy::{Random, Toy, Writer, real_model};
@@ -104,7 +110,7 @@ mod tests {
     /// Everything that happens to a file, except the mapping.
     fn open_whole(bytes: Vec<u8>) -> Result<(), String> {
         let gguf = Gguf::from_bytes(bytes).map_err(|error| error.to_string())?;
-        assert!(describe(&gguf).len() < 1 << 20);
+        assert!(describe::describe(&gguf).len() < 1 << 20);
         Model::read(gguf, "toy", None).map(drop).map_err(|what| format!("{what:?}"))
     }
 
@@ -137,6 +143,7 @@ mod tests {
     fn the_error_names_the_file() {
         let error = Model::open(Path::new("/nonexistent.gguf"), None, None).err().expect("refused");
         assert!(error.to_string().starts_with("/nonexistent.gguf: cannot open"), "{error}");
+        assert!(describe(Path::new("/nonexistent.gguf")).is_err());
     }
 
     /// A file cut short anywhere is refused, whatever the length.
