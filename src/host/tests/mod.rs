@@ -1,5 +1,7 @@
 //! The guest world as a guest meets it: each interface through real memory, its answers and its sentences.
 
+mod passes;
+
 use super::bed::{Bed, House, float, number};
 use crate::exchange::mailbox::Letter;
 use crate::identity::Subject;

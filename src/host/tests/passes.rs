@@ -1,0 +1,189 @@
+//! Passes and pages, against a running engine whose backend parrots.
+
+use super::{COMMON, FORWARD, POLL, queue};
+use crate::engine::operation::Notice;
+use crate::host::Trap;
+use crate::host::bed::{Bed, House, PAGES, float, number};
+use crate::identity::Subject;
+use wasmi::Val;
+
+const PAGE_TYPE: u64 = 0;
+
+fn allocate(bed: &mut Bed, queue: &[Val], count: u64) -> Vec<u32> {
+    let at =
+        bed.call(COMMON, "allocate-resources", &[queue, &number(PAGE_TYPE), &number(count)]).expect("room");
+    bed.list_at(at)
+}
+
+/// A pass over `pages` that adds `rows` tokens, ending `last` slots into the last page.
+fn pass(bed: &mut Bed, queue: &[Val], pages: &[u32], last: u64, rows: u32) -> [Val; 1] {
+    let pass = number(bed.call(FORWARD, "create-forward-pass", &[queue]).unwrap());
+    set_up(bed, &pass, pages, last, rows);
+    pass
+}
+
+fn set_up(bed: &mut Bed, pass: &[Val], pages: &[u32], last: u64, rows: u32) {
+    let numbers: Vec<u32> = (0..rows).collect();
+    let (tokens, positions) = (bed.list(&numbers), bed.list(&numbers));
+    bed.call(FORWARD, "input-tokens", &[pass, &tokens, &positions]).unwrap();
+    let pages = bed.list(pages);
+    bed.call(FORWARD, "kv-cache", &[pass, &pages, &number(last)]).unwrap();
+}
+
+/// As the SDK does: execute, and the handle of the result if there is one.
+fn execute(bed: &mut Bed, pass: &[Val]) -> Result<Option<[Val; 1]>, Trap> {
+    let at = bed.call(FORWARD, "[method]forward-pass.execute", &[pass])?;
+    Ok((bed.u32_at(at) & 0xff == 1).then(|| number(bed.u32_at(at + 4).into())))
+}
+
+fn wait(bed: &mut Bed, result: &[Val]) {
+    let pollable = number(bed.call(FORWARD, "[method]forward-pass-result.pollable", &[result]).unwrap());
+    let Val::I32(handle) = pollable[0] else { panic!("a handle") };
+    let one = bed.list(&[handle as u32]);
+    let at = bed.call(POLL, "poll", &[&one]).unwrap();
+    assert_eq!(bed.list_at(at), [0]);
+}
+
+fn tokens(bed: &mut Bed, result: &[Val]) -> Option<Vec<u32>> {
+    let at = bed.call(FORWARD, "[method]forward-pass-result.get-tokens", &[result]).unwrap();
+    (bed.u32_at(at) & 0xff == 1).then(|| bed.list_at(at + 4))
+}
+
+#[test]
+fn a_pass_answers_tokens_and_distributions_in_the_order_of_the_calls() {
+    let mut bed = Bed::new();
+    let queue = queue(&mut bed);
+    let pages = allocate(&mut bed, &queue, 2);
+    let pass = pass(&mut bed, &queue, &pages, 2, 6);
+    let (two, last) = (bed.list(&[3, 1]), bed.list(&[5]));
+    bed.call(FORWARD, "output-tokens", &[&pass, &two, &float(0.0)]).unwrap();
+    let top_two = [Val::I32(1), Val::I32(2)];
+    bed.call(FORWARD, "output-distributions", &[&pass, &last, &float(1.0), &top_two]).unwrap();
+    bed.call(FORWARD, "output-tokens-top-p", &[&pass, &last, &float(0.6), &float(0.9)]).unwrap();
+    let result = execute(&mut bed, &pass).unwrap().expect("outputs were asked for");
+    wait(&mut bed, &result);
+
+    let at = bed.call(FORWARD, "[method]forward-pass-result.get-distributions", &[&result]).unwrap();
+    assert_eq!((bed.u32_at(at) & 0xff, bed.u32_at(at + 8)), (1, 1));
+    let distribution = bed.u32_at(at + 4).into();
+    assert_eq!(bed.list_at(distribution), [0, 1]);
+    assert_eq!(bed.list_at(distribution + 8), [0.5f32.to_bits(); 2]);
+    assert_eq!(tokens(&mut bed, &result), Some(vec![3, 1, 5]));
+    assert_eq!(tokens(&mut bed, &result), Some(vec![3, 1, 5]), "a result may be read again");
+}
+
+#[test]
+fn execute_takes_what_was_set_and_the_handle_can_be_set_up_again() {
+    let mut bed = Bed::new();
+    let queue = queue(&mut bed);
+    let pages = allocate(&mut bed, &queue, 1);
+    let pass = pass(&mut bed, &queue, &pages, 2, 2);
+    assert!(bed.cx().held.held() > 0);
+    assert!(execute(&mut bed, &pass).unwrap().is_none(), "no outputs, no result");
+    assert_eq!(bed.cx().held.held(), 0, "what was submitted is the engine's");
+    set_up(&mut bed, &pass, &pages, 3, 1);
+    let first = bed.list(&[0]);
+    bed.call(FORWARD, "output-tokens", &[&pass, &first, &float(0.0)]).unwrap();
+    let result = execute(&mut bed, &pass).unwrap().expect("an output was asked for");
+    wait(&mut bed, &result);
+    assert_eq!(tokens(&mut bed, &result), Some(vec![0]));
+    let sentence = execute(&mut bed, &pass).err().expect("nothing is set").to_string();
+    assert!(sentence.contains("no input tokens"), "{sentence}");
+}
+
+#[test]
+fn a_pass_runs_though_its_queue_was_dropped() {
+    let mut bed = Bed::new();
+    let queue = queue(&mut bed);
+    let pages = allocate(&mut bed, &queue, 1);
+    let pass = pass(&mut bed, &queue, &pages, 1, 1);
+    let Val::I32(handle) = queue[0] else { panic!("a handle") };
+    bed.cx().table.take::<crate::host::common::Queue>(handle as u32).unwrap();
+    let first = bed.list(&[0]);
+    bed.call(FORWARD, "output-tokens", &[&pass, &first, &float(0.0)]).unwrap();
+    let result = execute(&mut bed, &pass).unwrap().expect("an output was asked for");
+    wait(&mut bed, &result);
+    assert_eq!(tokens(&mut bed, &result), Some(vec![0]));
+}
+
+#[test]
+fn a_queue_answers_when_all_before_is_done() {
+    let mut bed = Bed::new();
+    let queue = queue(&mut bed);
+    bed.call(COMMON, "[method]queue.set-priority", &[&queue, &number(2)]).unwrap();
+    let result = number(bed.call(COMMON, "[method]queue.synchronize", &[&queue]).unwrap());
+    let pollable = number(bed.call(COMMON, "[method]synchronization-result.pollable", &[&result]).unwrap());
+    bed.call(POLL, "[method]pollable.block", &[&pollable]).unwrap();
+    let at = bed.call(COMMON, "[method]synchronization-result.get", &[&result]).unwrap();
+    assert_eq!(bed.u32_at(at) & 0xffff, 0x0101, "some(true)");
+    for (query, answer) in [("ping", "pong"), ("pong", "unknown query")] {
+        let text = bed.text(query);
+        let result = number(bed.call(COMMON, "[method]queue.debug-query", &[&queue, &text]).unwrap());
+        let pollable = number(bed.call(COMMON, "[method]debug-query-result.pollable", &[&result]).unwrap());
+        bed.call(POLL, "[method]pollable.block", &[&pollable]).unwrap();
+        let at = bed.call(COMMON, "[method]debug-query-result.get", &[&result]).unwrap();
+        assert_eq!(bed.text_at(at + 4), answer);
+    }
+    let sentence = bed.sentence(COMMON, "[method]queue.set-priority", &[&queue, &number(3)]);
+    assert!(sentence.contains('3'), "{sentence}");
+}
+
+#[test]
+fn exports_travel_within_a_subject() {
+    let house = House::new();
+    let (mine, other) = (Subject::new("me"), Subject::new("other"));
+    let (mut a, mut b, mut c) = (Bed::of(&house, &mine), Bed::of(&house, &mine), Bed::of(&house, &other));
+    let (qa, qb, qc) = (queue(&mut a), queue(&mut b), queue(&mut c));
+    let pages = allocate(&mut a, &qa, 2);
+    let (list, name) = (a.list(&pages), a.text("prefix"));
+    a.call(COMMON, "export-resources", &[&qa, &number(PAGE_TYPE), &list, &name]).unwrap();
+    let at = b.call(COMMON, "get-all-exported-resources", &[&qb, &number(PAGE_TYPE)]).unwrap();
+    let entry = b.u32_at(at).into();
+    assert_eq!((b.u32_at(at + 4), b.text_at(entry).as_str(), b.u32_at(entry + 8)), (1, "prefix", 2));
+    let name = b.text("prefix");
+    let at = b.call(COMMON, "import-resources", &[&qb, &number(PAGE_TYPE), &name]).unwrap();
+    assert_eq!(b.list_at(at).len(), 2);
+
+    let at = c.call(COMMON, "get-all-exported-resources", &[&qc, &number(PAGE_TYPE)]).unwrap();
+    assert_eq!(c.u32_at(at + 4), 0);
+    let name = c.text("prefix");
+    let sentence = c.sentence(COMMON, "import-resources", &[&qc, &number(PAGE_TYPE), &name]);
+    assert!(sentence.contains("prefix"), "{sentence}");
+
+    let (list, name) = (a.list(&pages), a.text("prefix"));
+    let sentence = a.sentence(COMMON, "export-resources", &[&qa, &number(PAGE_TYPE), &list, &name]);
+    assert!(sentence.contains("taken"), "{sentence}");
+    let name = b.text("prefix");
+    b.call(COMMON, "release-exported-resources", &[&qb, &number(PAGE_TYPE), &name]).unwrap();
+    let name = b.text(&"n".repeat(crate::limits::EXPORT_NAME_BYTES + 1));
+    let sentence = b.sentence(COMMON, "import-resources", &[&qb, &number(PAGE_TYPE), &name]);
+    assert!(sentence.contains("bytes"), "{sentence}");
+}
+
+#[test]
+fn more_pages_than_there_can_be_is_the_one_oom_that_has_a_name() {
+    let mut bed = Bed::new();
+    let queue = queue(&mut bed);
+    assert!(allocate(&mut bed, &queue, 0).is_empty());
+    let too_many = number(u64::from(PAGES) + 1);
+    match bed.call(COMMON, "allocate-resources", &[&queue, &number(PAGE_TYPE), &too_many]) {
+        Err(Trap::Exception(text)) => assert!(text.starts_with("OOM unrecoverable: "), "{text}"),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_page_that_is_not_held_ends_the_guest_and_names_it() {
+    let mut bed = Bed::new();
+    let queue = queue(&mut bed);
+    let instance = bed.cx().instance;
+    let list = bed.list(&[77]);
+    bed.call(COMMON, "deallocate-resources", &[&queue, &number(PAGE_TYPE), &list]).unwrap();
+    match smol::block_on(bed.house.notices.recv()) {
+        Ok(Notice::Misuse { instance: ended, what }) => {
+            assert_eq!(ended, instance);
+            assert!(what.contains("77"), "{what}");
+        }
+        other => panic!("{other:?}"),
+    }
+}
