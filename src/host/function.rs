@@ -192,7 +192,9 @@ impl HostFunction {
                     Ok(())
                 }
                 Ok(Answer::Later(pending)) => {
-                    ctx.data_mut().pending = Some(pending);
+                    let place = place.clone();
+                    let pending = async move { pending.await.map_err(|trap| trap.within(&place)) };
+                    ctx.data_mut().pending = Some(Box::pin(pending));
                     charge(&mut ctx, CROSSING_FUEL);
                     Err(Error::host(Suspended))
                 }

@@ -6,6 +6,7 @@ use crate::backend::TokenId;
 use crate::limits;
 use crate::model::Model;
 use crate::runtime::table::Resource;
+use smol::lock::Semaphore;
 use std::sync::Arc;
 
 /// Bytes of text beyond which tokenizing leaves the worker for a thread that may be busy for long. Below, it takes
@@ -48,10 +49,20 @@ fn tokenize(cx: &mut Cx, tokenizer: Borrow<Tokenizer>, text: String) -> Result<L
     cx.owed_fuel += text.len() as u64 * FUEL_PER_BYTE;
     let long = text.len() > LONG_TEXT;
     let work = move || model.tokenizer.encode(&text).into_iter().map(|TokenId(id)| id).collect();
-    match long {
-        true => Ok(Later::wait(async move { Ok(smol::unblock(work).await) })),
-        false => Ok(Later::ready(work())),
-    }
+    Ok(match long {
+        true => elsewhere(work),
+        false => Later::ready(work()),
+    })
+}
+
+/// Work of milliseconds to a second: a worker would hold up guests and batches with it. Two at a time, so that it
+/// does not take the cores either.
+fn elsewhere<R: Send + 'static>(work: impl FnOnce() -> R + Send + 'static) -> Later<R> {
+    static PLACES: Semaphore = Semaphore::new(2);
+    Later::wait(async move {
+        let _place = PLACES.acquire().await;
+        Ok(smol::unblock(work).await)
+    })
 }
 
 /// Special tokens come out verbatim, what is not UTF-8 as U+FFFD.

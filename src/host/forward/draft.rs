@@ -85,6 +85,8 @@ pub enum Mistake {
         index: u32,
         inputs: usize,
     },
+    /// Two outputs store to one embedding.
+    StoredTwice(VirtualId),
 }
 
 impl fmt::Display for Mistake {
@@ -129,6 +131,7 @@ impl fmt::Display for Mistake {
             Mistake::Index { index, inputs } => {
                 write!(f, "output index {index} is out of range: the pass has {inputs} inputs")
             }
+            Mistake::StoredTwice(id) => write!(f, "emb-ptrs stores to embedding {} twice", id.0),
         }
     }
 }
@@ -203,7 +206,7 @@ impl Draft {
         top_k: Option<u32>,
         vocab: u32,
     ) -> Result<(), Mistake> {
-        check_temperature(temperature)?;
+        let temperature = check_temperature(temperature)?;
         let top_k = top_k.unwrap_or(DISTRIBUTION_DEFAULT).min(limits::DISTRIBUTION_TOKENS).min(vocab);
         if top_k == 0 {
             return Err(Mistake::TopKZero);
@@ -222,7 +225,7 @@ impl Draft {
 
     /// One draw per index.
     pub fn output_tokens(&mut self, indices: Vec<u32>, sampler: Sampler) -> Result<(), Mistake> {
-        check_sampler(sampler)?;
+        let sampler = check_sampler(sampler)?;
         self.outputs(indices.len())?;
         self.outputs.extend(indices.into_iter().map(|row| PassOutput::Token { row, sampler }));
         Ok(())
@@ -251,6 +254,7 @@ impl Draft {
         if let Some(index) = out_of_range {
             return Err(Mistake::Index { index, inputs: rows });
         }
+        stored_once(&outputs)?;
         let mask = check_mask(mask, rows, context)?;
         Ok(Pass { pages, len, inputs, positions, mask, outputs })
     }
@@ -281,34 +285,45 @@ fn same(this: &'static str, items: usize, other: &'static str, others: usize) ->
     if items == others { Ok(()) } else { Err(Mistake::Lengths { this, items, other, others }) }
 }
 
-fn check_temperature(value: f32) -> Result<(), Mistake> {
+fn check_temperature(value: f32) -> Result<f32, Mistake> {
     match value.is_finite() && value >= 0.0 {
-        true => Ok(()),
+        true => Ok(value),
         false => Err(Mistake::Number { what: "temperature", value, range: "finite and not negative" }),
     }
 }
 
-fn check_share(what: &'static str, value: f32) -> Result<(), Mistake> {
-    match (0.0..=1.0).contains(&value) {
-        true => Ok(()),
-        false => Err(Mistake::Number { what, value, range: "between 0 and 1" }),
+/// The contract refuses what is negative or not a number; more than all is all.
+fn check_share(what: &'static str, value: f32) -> Result<f32, Mistake> {
+    match value >= 0.0 {
+        true => Ok(value.min(1.0)),
+        false => Err(Mistake::Number { what, value, range: "zero or more" }),
     }
 }
 
-fn check_top_k(k: u32) -> Result<(), Mistake> {
-    if k == 0 { Err(Mistake::TopKZero) } else { Ok(()) }
+fn check_top_k(k: u32) -> Result<u32, Mistake> {
+    if k == 0 { Err(Mistake::TopKZero) } else { Ok(k) }
 }
 
-fn check_sampler(sampler: Sampler) -> Result<(), Mistake> {
-    match sampler {
-        Sampler::Multinomial { temperature } => check_temperature(temperature),
-        Sampler::TopK { temperature, k } => check_temperature(temperature).and(check_top_k(k)),
-        Sampler::TopP { temperature, p } => check_temperature(temperature).and(check_share("top-p", p)),
-        Sampler::MinP { temperature, p } => check_temperature(temperature).and(check_share("min-p", p)),
-        Sampler::TopKTopP { temperature, k, p } => {
-            check_temperature(temperature).and(check_top_k(k)).and(check_share("top-p", p))
+fn check_sampler(sampler: Sampler) -> Result<Sampler, Mistake> {
+    Ok(match sampler {
+        Sampler::Multinomial { temperature } => {
+            Sampler::Multinomial { temperature: check_temperature(temperature)? }
         }
-    }
+        Sampler::TopK { temperature, k } => {
+            Sampler::TopK { temperature: check_temperature(temperature)?, k: check_top_k(k)? }
+        }
+        Sampler::TopP { temperature, p } => {
+            Sampler::TopP { temperature: check_temperature(temperature)?, p: check_share("top-p", p)? }
+        }
+        Sampler::MinP { temperature, p } => {
+            Sampler::MinP { temperature: check_temperature(temperature)?, p: check_share("min-p", p)? }
+        }
+        Sampler::TopKTopP { temperature, k, p } => Sampler::TopKTopP {
+            temperature: check_temperature(temperature)?,
+            k: check_top_k(k)?,
+            p: check_share("top-p", p)?,
+        },
+    })
 }
 
 /// Reading one page in two places is odd but harmless; one that is written must have one place.
@@ -320,6 +335,18 @@ fn written_once(pages: &[VirtualId], first_written: usize) -> Result<(), Mistake
     }
     match read.iter().find(|page| seen.contains(page)) {
         Some(twice) => Err(Mistake::PageTwice(*twice)),
+        None => Ok(()),
+    }
+}
+
+fn stored_once(outputs: &[PassOutput]) -> Result<(), Mistake> {
+    let mut seen = HashSet::new();
+    let stored = outputs.iter().filter_map(|output| match output {
+        PassOutput::Embed { to, .. } => Some(*to),
+        _ => None,
+    });
+    match { stored }.find(|id| !seen.insert(*id)) {
+        Some(id) => Err(Mistake::StoredTwice(id)),
         None => Ok(()),
     }
 }

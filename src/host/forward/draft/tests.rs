@@ -1,6 +1,8 @@
 //! Each rule of a pass, broken once; and what a correct one becomes.
 
 use super::*;
+use crate::backend::Info;
+use crate::model::toy::Random;
 
 const VOCAB: u32 = 100;
 const PAGE: u32 = 16;
@@ -122,10 +124,10 @@ fn numbers_out_of_range_are_named() {
         let refused = d.output_tokens(vec![0], Sampler::Multinomial { temperature: bad });
         assert!(matches!(refused, Err(Mistake::Number { what: "temperature", .. })), "{bad}");
         assert!(d.output_distributions(vec![0], bad, None, VOCAB).is_err(), "{bad}");
+    }
+    for bad in [f32::NAN, -0.1, f32::NEG_INFINITY] {
         let refused = d.output_tokens(vec![0], Sampler::MinP { temperature: 1.0, p: bad });
         assert!(matches!(refused, Err(Mistake::Number { what: "min-p", .. })), "{bad}");
-    }
-    for bad in [1.5, f32::NAN, -0.1] {
         let refused = d.output_tokens(vec![0], Sampler::TopKTopP { temperature: 0.0, k: 1, p: bad });
         assert!(matches!(refused, Err(Mistake::Number { what: "top-p", .. })), "{bad}");
     }
@@ -154,6 +156,68 @@ fn outputs_keep_their_order_and_name_rows_that_exist() {
 
 fn d_pass(draft: &mut Draft) -> Pass {
     draft.take(PAGE).unwrap()
+}
+
+#[test]
+fn a_share_beyond_all_is_all() {
+    let mut d = draft(0, 1);
+    d.output_tokens(vec![0], Sampler::TopP { temperature: 1.0, p: f32::INFINITY }).unwrap();
+    let all = Sampler::TopP { temperature: 1.0, p: 1.0 };
+    assert!(matches!(d_pass(&mut d).outputs[0], PassOutput::Token { sampler, .. } if sampler == all));
+}
+
+#[test]
+fn an_embedding_is_stored_to_once() {
+    let mut d = draft(0, 2);
+    d.output_embeddings(vec![5, 5], vec![0, 1]).unwrap();
+    assert_eq!(refused(d), Mistake::StoredTwice(VirtualId(5)));
+}
+
+/// Whatever is said, in whatever order: no panic, and what gets through is well formed by the engine's own check.
+#[test]
+fn what_the_draft_lets_through_the_engine_accepts() {
+    let info = Info {
+        device: String::new(),
+        page_size: PAGE,
+        pages: 64,
+        embeds: 8,
+        batch_tokens: 64,
+        vocab: VOCAB,
+        hidden: 1,
+    };
+    let mut random = Random::new(11);
+    let (mut accepted, rounds) = (0, 20_000);
+    for round in 0..rounds {
+        let mut d = Draft::default();
+        let rows = random.below(5) + 1;
+        let context = random.below(40);
+        for call in 0..5 + random.below(3) {
+            // Mostly right, so that many get through; each argument is sometimes wrong in its own way.
+            let mut off = |right: usize| if random.below(12) == 0 { random.below(70) } else { right };
+            let len = context + rows;
+            let _ = match off(call % 6) {
+                0 => d.input_tokens(vec![off(3) as u32; off(rows)], vec![7; rows], VOCAB),
+                1 => {
+                    let pages = len.div_ceil(PAGE as usize);
+                    let last = (len + PAGE as usize - 1) % PAGE as usize + 1;
+                    d.kv_cache((0..off(pages) as u32).collect(), off(last) as u32)
+                }
+                2 => {
+                    d.mask((0..off(rows)).map(|row| vec![1, off(0) as u32, (context + row) as u32]).collect())
+                }
+                3 => {
+                    d.output_tokens(vec![off(0) as u32], Sampler::TopK { temperature: 1.0, k: off(1) as u32 })
+                }
+                4 => d.output_distributions(vec![off(0) as u32], off(1) as f32, Some(off(9) as u32), VOCAB),
+                _ => d.output_embeddings(vec![off(2) as u32], vec![off(0) as u32]),
+            };
+        }
+        if let Ok(pass) = d.take(PAGE) {
+            accepted += 1;
+            assert_eq!(pass.check(&info), Ok(()), "seed 11 round {round}: {pass:?}");
+        }
+    }
+    assert!(accepted > rounds / 100, "{accepted} of {rounds} got through: the test says little");
 }
 
 #[test]
