@@ -258,6 +258,11 @@ impl Gguf {
         self.bytes.len()
     }
 
+    /// The whole file as mapped: a backend keeps offsets into it where it cannot keep a borrow.
+    pub fn file(&self) -> &[u8] {
+        &self.bytes
+    }
+
     /// The metadata value under `key`.
     pub fn get(&self, key: &str) -> Option<Value<'_>> {
         let entry = &self.entries[*self.keys.get(key)? as usize];

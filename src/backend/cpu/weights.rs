@@ -1,0 +1,88 @@
+//! The weights as they lie in the mapped file.
+//!
+//! Owns: where each matrix is, and its rows as exact f32. Never: a copy of a matrix. Only the norms' gains, a few
+//! kilobytes, and the rope's angles are kept as numbers.
+
+use crate::model::gguf::{Gguf, Quant, Tensor};
+use crate::model::shape::{self, Shape, ShapeError};
+
+/// A matrix in the file: `rows` rows of `width` values.
+pub(super) struct Matrix {
+    kind: Quant,
+    /// Offset of the first row in the file.
+    at: usize,
+    pub rows: usize,
+    pub width: usize,
+}
+
+impl Matrix {
+    fn of(gguf: &Gguf, tensor: &Tensor) -> Matrix {
+        let at = tensor.bytes.as_ptr().addr() - gguf.file().as_ptr().addr();
+        Matrix { kind: tensor.kind, at, rows: tensor.rows(), width: tensor.dims[0] }
+    }
+
+    /// Writes the values of row `row`, `width` of them.
+    pub fn dequantize(&self, file: &[u8], row: usize, values: &mut [f32]) {
+        let bytes = self.kind.row_bytes(self.width);
+        self.kind.dequantize(&file[self.at + row * bytes..][..bytes], values);
+    }
+}
+
+pub(super) struct Layer {
+    pub attn_norm: Vec<f32>, // [hidden]
+    pub q: Matrix,           // [heads * head_dim, hidden]
+    pub k: Matrix,           // [kv_heads * head_dim, hidden]
+    pub v: Matrix,           // [kv_heads * head_dim, hidden]
+    pub output: Matrix,      // [hidden, heads * head_dim]
+    pub ffn_norm: Vec<f32>,  // [hidden]
+    pub gate: Matrix,        // [ffn, hidden]
+    pub up: Matrix,          // [ffn, hidden]
+    pub down: Matrix,        // [hidden, ffn]
+}
+
+pub(super) struct Weights {
+    pub embedding: Matrix,     // [vocab, hidden]
+    pub output_norm: Vec<f32>, // [hidden]
+    pub head: Matrix,          // [vocab, hidden]; the embedding itself if tied
+    pub layers: Vec<Layer>,
+    /// Angle in radians by which one position turns pair i of a head.
+    pub turns: Vec<f64>, // [rope_dims / 2]
+}
+
+impl Weights {
+    pub fn read(gguf: &Gguf, shape: &Shape) -> Result<Weights, ShapeError> {
+        let tensors = shape::Weights::read(gguf, shape)?;
+        let matrix = |tensor: &Tensor| Matrix::of(gguf, tensor);
+        let layers = tensors.layers.iter().map(|layer| Layer {
+            attn_norm: values(&layer.attn_norm),
+            q: matrix(&layer.attn_q),
+            k: matrix(&layer.attn_k),
+            v: matrix(&layer.attn_v),
+            output: matrix(&layer.attn_output),
+            ffn_norm: values(&layer.ffn_norm),
+            gate: matrix(&layer.ffn_gate),
+            up: matrix(&layer.ffn_up),
+            down: matrix(&layer.ffn_down),
+        });
+        // theta_i = base^(-2i / rope_dims), Su et al., "RoFormer" (2021), divided by the factor of stretched models.
+        let factors = tensors.rope_factors.as_ref().map(values);
+        let turn = |pair: usize| {
+            let theta = f64::from(shape.rope_base).powf(-2.0 * pair as f64 / shape.rope_dims as f64);
+            theta / factors.as_ref().map_or(1.0, |factors| f64::from(factors[pair]))
+        };
+        Ok(Weights {
+            embedding: matrix(&tensors.embedding),
+            output_norm: values(&tensors.output_norm),
+            head: matrix(&tensors.head),
+            layers: layers.collect(),
+            turns: (0..shape.rope_dims / 2).map(turn).collect(),
+        })
+    }
+}
+
+/// All values of a small tensor.
+fn values(tensor: &Tensor) -> Vec<f32> {
+    let mut values = vec![0.0; tensor.dims.iter().product()];
+    tensor.kind.dequantize(tensor.bytes, &mut values);
+    values
+}
