@@ -3,6 +3,7 @@
 pub mod auth;
 pub mod backend;
 pub mod engine;
+pub mod eval;
 pub mod exchange;
 pub mod host;
 pub mod identity;

@@ -221,3 +221,8 @@ pub const PROGRAM_STORE_BYTES: usize = 512 * 1024 * 1024;
 pub const CALL_DEPTH: usize = 8192;
 /// Bytes of a guest's value stack, beside its linear memory; grows as needed.
 pub const VALUE_STACK_BYTES: usize = 2 * 1024 * 1024;
+
+// ---- evaluation ----
+
+/// Bytes of a golden file: some 1 kB per step of ten tokens, so tens of thousands of steps.
+pub const GOLDEN_BYTES: u64 = 64 * 1024 * 1024;
