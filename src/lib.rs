@@ -2,6 +2,7 @@
 
 pub mod auth;
 pub mod backend;
+pub mod client;
 pub mod engine;
 pub mod eval;
 pub mod exchange;
@@ -12,4 +13,5 @@ pub mod model;
 pub mod observe;
 pub mod program;
 pub mod runtime;
+pub mod server;
 pub mod wire;

@@ -3,6 +3,8 @@
 //! Owns: the numbers, and the asserts that tie them together. Never: a number that is not a bound (tuning lives
 //! with the code it tunes). A bound that is full is answered with a sentence; nothing grows past what stands here.
 
+use std::time::Duration;
+
 // ---- the wire ----
 
 /// Bytes of one upload chunk; part of the frozen protocol (stock clients send exactly this).
@@ -29,6 +31,52 @@ pub const UPLOAD_BYTES_HELD: usize = 4 * UPLOAD_CHUNKS as usize * CHUNK_BYTES;
 
 const _: () = assert!(CHUNK_BYTES + 4096 <= CLIENT_FRAME_BYTES);
 const _: () = assert!(CHUNK_BYTES + 4096 <= SERVER_FRAME_BYTES);
+
+// ---- connections ----
+
+/// Connections at once, handshakes included. Each may hold a frame that comes in, and `FRAMES_IN_FLIGHT` that go out.
+pub const CONNECTIONS: usize = 128;
+/// Bytes of an HTTP request's head; browsers send 1 to 2 KiB.
+pub const REQUEST_HEAD_BYTES: usize = 8 * 1024;
+/// From accept to WebSocket; a local client needs milliseconds.
+pub const HANDSHAKE_WITHIN: Duration = Duration::from_secs(5);
+/// From WebSocket to a good token: a place is not held by nobody in particular.
+pub const AUTHENTICATE_WITHIN: Duration = Duration::from_secs(60);
+/// Pause after a failed accept: out of descriptors does not pass in microseconds.
+pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Bytes of the WebSocket's own read and write buffers, per connection; frames larger than it get their own.
+pub const SOCKET_BUFFER_BYTES: usize = 16 * 1024;
+/// Silence before the kernel probes a peer: a vanished one is found within a minute.
+pub const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
+/// Pause between probes.
+pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+/// Probes without an answer that end a connection.
+pub const KEEPALIVE_PROBES: u32 = 3;
+/// How long sent bytes may stay unacknowledged by the peer's kernel; more than `READ_STALL`, which speaks first.
+pub const TCP_USER_TIMEOUT: Duration = Duration::from_secs(60);
+/// Encoded frames waiting to be written to one client: 4 MB at the most.
+pub const FRAMES_IN_FLIGHT: usize = 4;
+/// Events of one instance not yet turned into frames; a guest that sends faster waits.
+pub const EVENTS_IN_FLIGHT: usize = 4;
+/// How long one frame may wait for a client that does not read before the client is disconnected.
+pub const READ_STALL: Duration = Duration::from_secs(15);
+/// How long the first blob of an instance waits for a pong; part of the protocol.
+pub const PONG_WAIT: Duration = Duration::from_secs(1);
+/// `server_event`s about unreadable frames in a connection's life; part of the protocol.
+pub const SERVER_EVENTS_PER_CONNECTION: usize = 16;
+/// Instances that one connection owns, those included whose last event is still to be read.
+pub const INSTANCES_PER_CONNECTION: usize = 256;
+/// How long `model_status` waits for the engine: a step of a large batch takes less.
+pub const STATUS_WAIT: Duration = Duration::from_secs(2);
+/// At least this often an open connection's token is held against the wall clock, which may be set meanwhile.
+pub const CLOCK_CHECK: Duration = Duration::from_secs(30);
+/// For the last events, and again for the close frame, when the server ends a connection.
+pub const FAREWELL: Duration = Duration::from_secs(1);
+/// For all connections to end when the server stops.
+pub const SHUTDOWN: Duration = Duration::from_secs(3);
+
+const _: () = assert!(READ_STALL.as_secs() < TCP_USER_TIMEOUT.as_secs());
+const _: () = assert!(2 * FAREWELL.as_secs() < SHUTDOWN.as_secs());
 
 // ---- tokens ----
 

@@ -1,0 +1,145 @@
+//! What stands behind the door: programs, guests, the model's state.
+//!
+//! Owns: the seam ([`House`]) through which a connection asks for anything, and the real house ([`Served`]). Never: frames or
+//! rights; whoever asks has been let in and may do what it asks for. Tests put a scripted house behind the door.
+
+use crate::engine;
+use crate::engine::operation::{Command, Reply, Status};
+use crate::identity::{InstanceId, ProgramHash, Subject};
+use crate::limits;
+use crate::program::Store;
+use crate::runtime::{Ending, InstanceEvent, Launch, Runtime};
+use smol::Timer;
+use smol::channel::Sender;
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::sync::Arc;
+
+/// What a connection needs of the box. Errors are sentences for the client.
+pub trait House: Send + Sync + 'static {
+    fn contains(&self, program: &ProgramHash) -> bool;
+    /// Checks and keeps a program; it is durable when this answers.
+    fn put(&self, component: Vec<u8>) -> impl Future<Output = Result<ProgramHash, String>> + Send;
+    /// Registers an instance of a program that [`House::contains`].
+    fn prepare(
+        &self,
+        program: &ProgramHash,
+        arguments: Vec<String>,
+        subject: Subject,
+        events: Sender<InstanceEvent>,
+    ) -> Result<Ready, String>;
+    fn signal(&self, instance: InstanceId, message: String);
+    fn give_blob(&self, instance: InstanceId, blob: Arc<[u8]>);
+    fn end(&self, instance: InstanceId, ending: Ending);
+    /// The answer to `model_status`: a model that does not answer in time is told as `{model}.error`.
+    fn status(&self) -> impl Future<Output = BTreeMap<String, String>> + Send;
+}
+
+/// An instance that exists and does not run yet. Dropping it undoes the launch.
+pub struct Ready {
+    pub instance: InstanceId,
+    pub start: Box<dyn FnOnce() + Send>,
+}
+
+/// The real one.
+pub struct Served {
+    pub store: Store,
+    pub runtime: Runtime,
+    pub engine: engine::Handle,
+    /// The name clients and guests know the model by.
+    pub model: String,
+}
+
+impl House for Served {
+    fn contains(&self, program: &ProgramHash) -> bool {
+        self.store.contains(program)
+    }
+
+    async fn put(&self, component: Vec<u8>) -> Result<ProgramHash, String> {
+        self.store.put(component).await.map_err(|rejected| rejected.to_string())
+    }
+
+    fn prepare(
+        &self,
+        program: &ProgramHash,
+        arguments: Vec<String>,
+        subject: Subject,
+        events: Sender<InstanceEvent>,
+    ) -> Result<Ready, String> {
+        let program =
+            self.store.get(program).ok_or_else(|| format!("No such program with hash={program}"))?;
+        let launch = Launch { program, arguments, subject, events };
+        let prepared = self.runtime.prepare(launch).map_err(|refusal| refusal.to_string())?;
+        Ok(Ready { instance: prepared.id(), start: Box::new(move || prepared.start()) })
+    }
+
+    fn signal(&self, instance: InstanceId, message: String) {
+        self.runtime.signal(instance, message);
+    }
+
+    fn give_blob(&self, instance: InstanceId, blob: Arc<[u8]>) {
+        self.runtime.give_blob(instance, blob);
+    }
+
+    fn end(&self, instance: InstanceId, ending: Ending) {
+        self.runtime.end(instance, ending);
+    }
+
+    async fn status(&self) -> BTreeMap<String, String> {
+        let asked = async {
+            let reply = Reply::<Status>::default();
+            self.engine
+                .send(Command::Status { reply: reply.clone() })
+                .await
+                .map_err(|gone| gone.to_string())?;
+            Ok(reply.wait().await.clone())
+        };
+        let late = async {
+            Timer::after(limits::STATUS_WAIT).await;
+            Err(format!("no answer within {} s", limits::STATUS_WAIT.as_secs()))
+        };
+        match smol::future::or(asked, late).await {
+            Ok(status) => told(&self.model, &status, self.runtime.directory().count()),
+            Err(error) => BTreeMap::from([(format!("{}.error", self.model), error)]),
+        }
+    }
+}
+
+/// The status as named strings. Resource 0 is KV pages, 1 embedding slots, 2 adapters (none here).
+fn told(model: &str, status: &Status, instances: usize) -> BTreeMap<String, String> {
+    let mut told = BTreeMap::new();
+    let mut tell = |key: String, value: String| told.insert(format!("{model}.{key}"), value);
+    tell("model.name".into(), model.to_owned());
+    tell("instances.active_count".into(), instances.to_string());
+    for (number, usage) in [&status.pages, &status.embeds, &Default::default()].into_iter().enumerate() {
+        for (key, value) in [
+            ("capacity", usage.capacity),
+            ("available", usage.capacity.saturating_sub(usage.used)),
+            ("used", usage.used),
+            ("exported_count", usage.exported),
+        ] {
+            tell(format!("resource.{number}.{key}"), value.to_string());
+        }
+    }
+    told
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::operation::Usage;
+
+    #[test]
+    fn status_is_told_as_named_strings() {
+        let pages = Usage { capacity: 100, used: 30, exported: 2 };
+        let told = told("m", &Status { pages, ..Status::default() }, 4);
+        let get = |key: &str| told[&format!("m.{key}")].as_str();
+        assert_eq!((get("model.name"), get("instances.active_count")), ("m", "4"));
+        assert_eq!(
+            (get("resource.0.capacity"), get("resource.0.available"), get("resource.0.used")),
+            ("100", "70", "30")
+        );
+        assert_eq!((get("resource.0.exported_count"), get("resource.2.capacity")), ("2", "0"));
+        assert_eq!(told.len(), 14);
+    }
+}

@@ -1,0 +1,42 @@
+//! The door: what apps connect to.
+//!
+//! Owns: [`listener`] sockets and how many may be open, [`upgrade`] from an HTTP request to a WebSocket, [`session`] the
+//! pure state of one connection, [`connection`] its I/O, [`download`] blobs to frames; [`house`] names all that the door
+//! needs of the box behind it. Never: how programs are kept or run.
+//!
+//! One connection is one future with an executor of its own: dropping it, or a panic in it, ends that connection, its
+//! uploads and its instances, and nothing else.
+
+mod connection;
+mod download;
+pub mod house;
+mod listener;
+mod session;
+#[cfg(test)]
+mod tests;
+mod upgrade;
+
+use crate::auth::Verifier;
+use crate::wire::upload::Budget;
+use std::sync::Arc;
+
+pub use house::{House, Ready, Served};
+pub use listener::run;
+
+/// What all connections share.
+pub struct Door<H> {
+    pub house: H,
+    /// None: everyone is let in, in one scope.
+    pub verifier: Option<Verifier>,
+    /// `Host` names that are ours besides loopback ones and the address connected to; lower case, without port.
+    pub hosts: Vec<String>,
+    /// `Origin` values of web pages that may connect, exactly as browsers send them.
+    pub origins: Vec<String>,
+    uploads: Arc<Budget>,
+}
+
+impl<H: House> Door<H> {
+    pub fn new(house: H, verifier: Option<Verifier>, hosts: Vec<String>, origins: Vec<String>) -> Door<H> {
+        Door { house, verifier, hosts, origins, uploads: Arc::default() }
+    }
+}
