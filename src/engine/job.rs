@@ -7,6 +7,8 @@ use crate::backend::{DrawKey, Input, Mask, Output, PageId, Produced, Sequence};
 use crate::engine::credit::Credit;
 use crate::engine::hazards::{JobId, Touch};
 use crate::engine::operation::{PassResult, QueueId, Reply};
+#[cfg(test)]
+use crate::engine::plant::{Bug, planted};
 use crate::identity::InstanceId;
 
 /// An operation in the schedule.
@@ -88,6 +90,12 @@ impl PassWork {
                 &mut output;
             if (start..end).contains(row) {
                 *row -= start;
+                #[cfg(test)]
+                if let Output::Token { ordinal, .. } = &mut output
+                    && planted(Bug::ChunkOrdinals)
+                {
+                    *ordinal = outputs.len() as u32;
+                }
                 outputs.push(output);
                 fills.extend(yields.then_some(yielding));
             }

@@ -8,8 +8,12 @@ mod hazards;
 mod job;
 pub mod operation;
 mod pages;
+#[cfg(test)]
+mod plant;
 mod resolve;
 mod schedule;
+#[cfg(test)]
+mod simulation;
 mod state;
 
 pub use engine::{Engine, Gone, Handle, Settle};

@@ -11,6 +11,8 @@
 //! Virtual ids count up from 0 per instance and kind and are never given twice: a stale id names nothing.
 
 use crate::engine::operation::{Refusal, VirtualId};
+#[cfg(test)]
+use crate::engine::plant::{Bug, planted};
 use crate::identity::{InstanceId, Subject};
 use crate::limits::{EXPORT_NAME_BYTES, EXPORTED_PER_SUBJECT, EXPORTS_PER_SUBJECT, NAMES_PER_INSTANCE};
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -111,7 +113,9 @@ impl Pool {
     /// Drops all names of the instance. Its exports stay.
     pub fn leave(&mut self, instance: InstanceId) {
         let Some(holder) = self.holders.remove(&instance) else { return };
-        for page in holder.names.into_values() {
+        let mut names: Vec<(VirtualId, Physical)> = holder.names.into_iter().collect();
+        names.sort_unstable(); // So that a run can be replayed.
+        for (_, page) in names {
             self.disown(page);
         }
         if let Some(scope) = self.scopes.get_mut(&holder.subject) {
@@ -141,6 +145,10 @@ impl Pool {
         for &id in ids {
             let holder = self.holders.get_mut(&instance).ok_or(id)?;
             let page = holder.names.remove(&id).ok_or(id)?;
+            #[cfg(test)]
+            if planted(Bug::Owners) {
+                continue;
+            }
             self.disown(page);
         }
         Ok(())
@@ -349,6 +357,8 @@ impl Pool {
         let entry = &mut self.entries[page.0 as usize];
         entry.owners -= 1;
         match (entry.owners, entry.holds) {
+            #[cfg(test)]
+            (0, _) if planted(Bug::Holds) => self.set_free(page),
             (0, 0) => self.set_free(page),
             (0, _) => self.draining += 1,
             _ => {}
@@ -450,6 +460,11 @@ impl<'a> Fall<'a> {
 
 #[cfg(test)]
 impl Pool {
+    pub fn exported_as(&self, subject: &Subject, name: &str) -> &[Physical] {
+        let export = self.scopes.get(subject).and_then(|s| s.exports.get(name));
+        export.map_or(&[], |e| &e.pages)
+    }
+
     /// Every page is free or in use, never both; every reference is counted once; every charge is somebody's.
     pub fn check(&self, holds: &HashMap<Physical, u32>) {
         let mut owners: HashMap<Physical, u32> = HashMap::new();

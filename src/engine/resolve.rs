@@ -13,6 +13,8 @@ use crate::engine::operation::{
     VirtualId,
 };
 use crate::engine::pages::Physical;
+#[cfg(test)]
+use crate::engine::plant::{Bug, planted};
 use crate::engine::state::{Got, Held, State, not_held};
 use crate::identity::InstanceId;
 use std::collections::HashSet;
@@ -141,7 +143,7 @@ impl State {
             pass: self.schedule.number_pass(queue),
         };
         #[cfg(test)]
-        self.trace.push(super::state::Trace::Submitted(queue, pass.clone(), draw, reply.clone()));
+        self.trace.push(crate::engine::state::Trace::Submitted(queue, pass.clone(), reply.clone()));
         let context = pass.len - pass.rows() as u32;
         let mut pages = found.pages;
         for i in found.shared {
@@ -205,6 +207,10 @@ impl State {
         at: Physical,
         written: (u32, u32),
     ) -> Physical {
+        #[cfg(test)]
+        if planted(Bug::CopyOnWrite) {
+            return at;
+        }
         if self.pages.owners(at) == 1 {
             return at; // Making room has ended those it was shared with.
         }
@@ -218,6 +224,8 @@ impl State {
         self.pages.set_filled(new, filled);
         let touch = |at, to, write| Touch { kind: Kind::Page, at, from: 0, to, write };
         let touches = vec![touch(old, filled, false), touch(new, self.info.page_size, true)];
+        #[cfg(test)]
+        let touches = if planted(Bug::CopyTooEarly) { touches[1..].to_vec() } else { touches };
         self.hold(&touches);
         let step = Move::Copy { from: old.into(), to: new.into() };
         self.schedule.add_move(instance, step, touches);
@@ -228,6 +236,10 @@ impl State {
     fn clear_if_seen(&mut self, instance: InstanceId, at: Physical, seen: u32) {
         let from = self.pages.filled(at);
         if seen <= from {
+            return;
+        }
+        #[cfg(test)]
+        if planted(Bug::Clearing) {
             return;
         }
         let to = self.info.page_size;

@@ -9,10 +9,12 @@
 
 use crate::backend::{Batch, Fault, Outcome};
 use crate::engine::credit::Credit;
-use crate::engine::hazards::{Hazards, JobId, Touch};
+use crate::engine::hazards::{Edge, Hazards, JobId, Touch};
 use crate::engine::job::{Job, Move, PassWork, Then, Work};
 use crate::engine::operation::{Kind, Priority, QueueId, Reply};
 use crate::engine::pages::Physical;
+#[cfg(test)]
+use crate::engine::plant::{Bug, planted};
 use crate::identity::InstanceId;
 use crate::limits::QUEUES_PER_INSTANCE;
 use std::cmp::Reverse;
@@ -143,6 +145,8 @@ impl Schedule {
 
     pub fn add_pass(&mut self, queue: QueueId, pass: PassWork, touches: Vec<Touch>, credit: Option<Credit>) {
         let before = self.queues.get(&queue).and_then(|q| q.tail);
+        #[cfg(test)]
+        let before = before.filter(|_| !planted(Bug::QueueOrder));
         let id = self.add(queue.instance, Work::Pass(queue, pass), touches, before, credit);
         if let Some(queue) = self.queues.get_mut(&queue) {
             queue.tail = Some(id);
@@ -172,12 +176,16 @@ impl Schedule {
         self.next += 1;
         self.guests.entry(instance).or_default().jobs += 1;
         let is_pass = matches!(work, Work::Pass(..));
-        let hazards = self.hazards.enter(id, &touches).into_iter();
-        let edges = hazards.map(|e| (e.first, e.read_after_write)).chain(before.map(|b| (b, true)));
+        let mut edges = self.hazards.enter(id, &touches);
+        if let Some(first) = before
+            && edges.iter().all(|edge| edge.first != first)
+        {
+            edges.push(Edge { first, planned_is_enough: true }); // The order of the queue, no hazard.
+        }
         let (mut after_done, mut after_planned) = (0, 0);
-        for (first, planned_is_enough) in edges {
-            let Some(first) = self.jobs.get_mut(&first) else { continue };
-            let planned = planned_is_enough && is_pass && matches!(first.work, Work::Pass(..));
+        for edge in edges {
+            let Some(first) = self.jobs.get_mut(&edge.first) else { continue };
+            let planned = edge.planned_is_enough && is_pass && matches!(first.work, Work::Pass(..));
             first.then.push(Then { job: id, planned });
             *(if planned { &mut after_planned } else { &mut after_done }) += 1;
         }
@@ -361,10 +369,10 @@ impl Schedule {
 
     // ---- leaving ----
 
-    /// Whether a queued operation of the instance writes the page.
+    /// Whether a queued pass of the instance writes the page.
     pub fn will_write(&self, instance: InstanceId, kind: Kind, at: Physical) -> bool {
-        let mut writers = self.hazards.writers(kind, at);
-        writers.any(|id| self.jobs.get(&id).is_some_and(|job| job.instance == instance))
+        let is_its_pass = |job: &Job| job.instance == instance && matches!(job.work, Work::Pass(..));
+        self.hazards.writers(kind, at).any(|id| self.jobs.get(&id).is_some_and(is_its_pass))
     }
 
     /// The instance has left: its jobs that nobody else needs are taken out and returned. Needed is what writes a page
@@ -382,6 +390,8 @@ impl Schedule {
                         || owned(t.kind, t.at)
                         || self.others_read(instance, t.kind, t.at))
             });
+            #[cfg(test)]
+            let wanted = wanted && !planted(Bug::KeptWork);
             if wanted {
                 needed.extend(job.touches.iter().map(|t| (t.kind, t.at)));
             } else {
@@ -431,6 +441,22 @@ impl Schedule {
         let mut all = self.take_done();
         all.extend(std::mem::take(&mut self.jobs).into_values());
         all
+    }
+}
+
+#[cfg(test)]
+impl Schedule {
+    pub fn is_idle(&self) -> bool {
+        self.jobs.is_empty()
+    }
+
+    /// How often the queued jobs name each page.
+    pub fn holds(&self, kind: Kind) -> HashMap<Physical, u32> {
+        let mut holds = HashMap::new();
+        for touch in self.jobs.values().flat_map(|job| &job.touches).filter(|t| t.kind == kind) {
+            *holds.entry(touch.at).or_default() += 1;
+        }
+        holds
     }
 }
 

@@ -10,6 +10,8 @@ use crate::engine::operation::{
     Command, Kind, Leave, Lost, Notice, Operation, QueueId, Refusal, Reply, Status, Usage, VirtualId,
 };
 use crate::engine::pages::{Physical, Pool, Room};
+#[cfg(test)]
+use crate::engine::plant::{Bug, planted};
 use crate::engine::schedule::{Budget, Plan, Schedule};
 use crate::identity::{InstanceId, Subject};
 use crate::limits::BACKLOG_PER_INSTANCE;
@@ -225,7 +227,7 @@ impl State {
         self.embeds.join(instance, subject.clone(), self.joined);
         self.schedule.join(instance);
         #[cfg(test)]
-        self.trace.push(Trace::Joined(instance, subject));
+        self.trace.push(Trace::Joined(instance, subject, seed));
     }
 
     fn allocate(
@@ -338,22 +340,11 @@ impl State {
         if self.members.remove(&instance).is_none() {
             return; // Ended before: by eviction, say.
         }
-        if how == Leave::Killed {
-            for kind in [Kind::Page, Kind::Embed] {
-                let schedule = &self.schedule;
-                let pool = match kind {
-                    Kind::Page => &mut self.pages,
-                    Kind::Embed => &mut self.embeds,
-                };
-                let gone = pool.withdraw(instance, |page| schedule.will_write(instance, kind, page));
-                #[cfg(test)]
-                self.trace.extend(gone.into_iter().map(|name| Trace::Released(instance, kind, name)));
-                #[cfg(not(test))]
-                drop(gone);
-            }
-        }
+        let withdrawn = if how == Leave::Killed { self.withdraw(instance) } else { Vec::new() };
         #[cfg(test)]
-        self.trace.push(Trace::Left(instance));
+        self.trace.push(Trace::Left(instance, how, withdrawn));
+        #[cfg(not(test))]
+        drop(withdrawn);
         self.pages.leave(instance);
         self.embeds.leave(instance);
         let (pages, embeds) = (&self.pages, &self.embeds);
@@ -370,6 +361,20 @@ impl State {
         for command in self.backlog.remove(&instance).into_iter().flatten() {
             self.refuse(command);
         }
+    }
+
+    /// Takes back the instance's exports whose contents were not yet written; which.
+    fn withdraw(&mut self, instance: InstanceId) -> Vec<(Kind, String)> {
+        #[cfg(test)]
+        if planted(Bug::Withdrawal) {
+            return Vec::new();
+        }
+        let schedule = &self.schedule;
+        let unwritten = |kind| move |page| schedule.will_write(instance, kind, page);
+        let pages = self.pages.withdraw(instance, unwritten(Kind::Page));
+        let embeds = self.embeds.withdraw(instance, unwritten(Kind::Embed));
+        let pages = pages.into_iter().map(|name| (Kind::Page, name));
+        pages.chain(embeds.into_iter().map(|name| (Kind::Embed, name))).collect()
     }
 
     // ---- answers ----
@@ -470,20 +475,34 @@ impl From<Physical> for EmbedId {
     }
 }
 
+#[cfg(test)]
+impl State {
+    pub fn waits(&self, instance: InstanceId) -> bool {
+        self.backlog.contains_key(&instance)
+    }
+
+    pub fn is_idle(&self) -> bool {
+        self.schedule.is_idle()
+    }
+
+    pub fn check(&self) {
+        self.pages.check(&self.schedule.holds(Kind::Page));
+        self.embeds.check(&self.schedule.holds(Kind::Embed));
+        assert_eq!(self.waiting.len(), self.backlog.len());
+        assert!(self.waiting.is_empty() || !self.is_idle(), "waits for what will never come");
+    }
+}
+
 /// What was carried out, in order: the serial executor of the simulation follows it.
 #[cfg(test)]
 pub(super) enum Trace {
-    Joined(InstanceId, Subject),
-    Left(InstanceId),
+    Joined(InstanceId, Subject, u64),
+    /// With the exports that were withdrawn.
+    Left(InstanceId, Leave, Vec<(Kind, String)>),
     Allocated(InstanceId, Kind, Vec<VirtualId>),
     Deallocated(InstanceId, Kind, Vec<VirtualId>),
     Exported(InstanceId, Kind, Vec<VirtualId>, String),
     Imported(InstanceId, Kind, String, Vec<VirtualId>),
     Released(InstanceId, Kind, String),
-    Submitted(
-        QueueId,
-        crate::engine::operation::Pass,
-        crate::backend::DrawKey,
-        Reply<crate::engine::operation::PassResult>,
-    ),
+    Submitted(QueueId, crate::engine::operation::Pass, Reply<crate::engine::operation::PassResult>),
 }

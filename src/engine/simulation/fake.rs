@@ -1,0 +1,142 @@
+//! A backend whose contents are hashes: a slot is the hash of its input, its position and every slot it attends. One
+//! wrong page, slot, order or mask anywhere changes what comes out.
+
+use crate::backend::{
+    Backend, Batch, DrawKey, EmbedId, Fault, Info, Input, Mask, Outcome, Output, PageId, Produced, Sequence,
+    TokenId,
+};
+use std::collections::HashSet;
+
+/// The mixing step of SplitMix64.
+pub fn mix(a: u64, b: u64) -> u64 {
+    let mut z = (a ^ b.rotate_left(32)).wrapping_add(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+/// Contents of a slot, given what is in the slots before it.
+pub fn slot(input: u64, position: u32, mask: &Mask, row: usize, before: &[u64]) -> u64 {
+    let own = mix(input, u64::from(position));
+    let attends = |slot: usize| match mask {
+        Mask::Causal => true,
+        Mask::Runs(masks) => {
+            let mut end = 0;
+            let run = masks[row].iter().position(|&run| {
+                end += run as usize;
+                slot < end
+            });
+            run.is_some_and(|run| run % 2 == 0)
+        }
+    };
+    let seen = before.iter().enumerate().filter(|(i, _)| attends(*i));
+    seen.fold(own, |hash, (_, &content)| mix(hash, content))
+}
+
+pub fn token_input(token: TokenId) -> u64 {
+    mix(1, u64::from(token.0))
+}
+
+pub fn embedding(content: u64) -> u64 {
+    mix(2, content)
+}
+
+pub fn token(content: u64, draw: DrawKey, ordinal: u32) -> Produced {
+    let key = [draw.seed, u64::from(draw.queue), draw.pass, u64::from(ordinal)];
+    Produced::Token(TokenId(key.into_iter().fold(content, mix) as u32))
+}
+
+pub fn distribution(content: u64) -> Produced {
+    Produced::Distribution { ids: vec![TokenId(content as u32)], probs: vec![1.0] }
+}
+
+pub struct Fake {
+    info: Info,
+    pub pages: Vec<Vec<u64>>, // [page][slot]
+    pub embeds: Vec<u64>,
+}
+
+impl Fake {
+    /// Full of what strangers left.
+    pub fn new(info: Info) -> Fake {
+        let page = |p| (0..info.page_size).map(|s| mix(p, u64::from(s) + 99)).collect();
+        Fake {
+            pages: (0..u64::from(info.pages)).map(page).collect(),
+            embeds: (0..u64::from(info.embeds)).map(|e| mix(e, 98)).collect(),
+            info,
+        }
+    }
+
+    fn at(&self, s: &Sequence, slot: u32) -> (PageId, usize) {
+        let size = self.info.page_size;
+        (s.pages[(slot / size) as usize], (slot % size) as usize)
+    }
+}
+
+impl Backend for Fake {
+    fn info(&self) -> &Info {
+        &self.info
+    }
+
+    fn run(&mut self, batch: &Batch, outcome: &mut Outcome) -> Result<(), Fault> {
+        let rows: usize = batch.sequences.iter().map(|s| s.inputs.len()).sum();
+        assert!(rows <= self.info.batch_tokens as usize, "{rows} rows in a batch");
+        let mut touched = HashSet::new();
+        let mut stores: Vec<(EmbedId, u64)> = Vec::new();
+        outcome.produced.clear();
+        for s in &batch.sequences {
+            assert!(!s.inputs.is_empty() && s.positions.len() == s.inputs.len());
+            assert_eq!(s.pages.len(), s.len.div_ceil(self.info.page_size) as usize);
+            let context = s.len - s.inputs.len() as u32;
+            for slot in context..s.len {
+                let at = self.at(s, slot);
+                assert!(!touched.contains(&at), "{at:?} is written and used before in one batch");
+            }
+            touched.extend((0..s.len).map(|slot| self.at(s, slot)));
+            let mut seen: Vec<u64> = Vec::new();
+            for slot in 0..context {
+                let (page, at) = self.at(s, slot);
+                seen.push(self.pages[page.0 as usize][at]);
+            }
+            for (row, input) in s.inputs.iter().enumerate() {
+                let input = match *input {
+                    Input::Token(id) => token_input(id),
+                    Input::Embed(id) => self.embeds[id.0 as usize],
+                };
+                let content = slot(input, s.positions[row], &s.mask, row, &seen);
+                let (page, at) = self.at(s, context + row as u32);
+                self.pages[page.0 as usize][at] = content;
+                seen.push(content);
+            }
+            let content = |row: u32| seen[(context + row) as usize];
+            let mut produced = Vec::new();
+            for output in &s.outputs {
+                match *output {
+                    Output::Token { row, ordinal, .. } => {
+                        produced.push(token(content(row), s.draw, ordinal));
+                    }
+                    Output::Distribution { row, .. } => produced.push(distribution(content(row))),
+                    Output::Embed { row, to } => {
+                        assert!(stores.iter().all(|(e, _)| *e != to), "{to:?} is stored twice");
+                        stores.push((to, embedding(content(row))));
+                    }
+                }
+            }
+            outcome.produced.push(produced);
+        }
+        for (to, value) in stores {
+            self.embeds[to.0 as usize] = value;
+        }
+        Ok(())
+    }
+
+    fn copy_page(&mut self, from: PageId, to: PageId) -> Result<(), Fault> {
+        self.pages[to.0 as usize] = self.pages[from.0 as usize].clone();
+        Ok(())
+    }
+
+    fn clear_page(&mut self, page: PageId, from: u32) -> Result<(), Fault> {
+        self.pages[page.0 as usize][from as usize..].fill(0);
+        Ok(())
+    }
+}
