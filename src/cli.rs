@@ -57,9 +57,17 @@ const VERBS: &[Verb] = &[
         positional: &[],
         rest: None,
         flags: &[
-            value("config", "FILE", "read tartlet.toml from FILE (default: /etc/tartlet/tartlet.toml if it is there)"),
+            value(
+                "config",
+                "FILE",
+                "read tartlet.toml from FILE (default: /etc/tartlet/tartlet.toml if it is there)",
+            ),
             value("model", "FILE", "the GGUF file to serve"),
-            value("listen", "ADDR:PORT", "where clients connect (default 127.0.0.1:8080; port 0 takes a free one)"),
+            value(
+                "listen",
+                "ADDR:PORT",
+                "where clients connect (default 127.0.0.1:8080; port 0 takes a free one)",
+            ),
             value("state", "DIR", "where uploaded programs live"),
             values("public-key", "FILE", "accept tokens signed by this key (k4.public.…); may be repeated"),
             switch("no-auth", "accept everyone; only on a loopback address"),
@@ -81,7 +89,11 @@ clients may connect; SIGINT or SIGTERM ends the server cleanly.
         rest: Some("arguments of the program"),
         flags: &[
             value("server", "URL", "the server (default ws://127.0.0.1:8080)"),
-            value("token-file", "FILE", "the token to authenticate with (else the environment's TARTLET_TOKEN)"),
+            value(
+                "token-file",
+                "FILE",
+                "the token to authenticate with (else the environment's TARTLET_TOKEN)",
+            ),
         ],
         summary: "upload a program when needed, launch it, print what it sends",
         about: "\
@@ -94,7 +106,11 @@ is 0 when it completed, 1 when it failed; the reason goes to standard error.
         name: "token keygen",
         positional: &[],
         rest: None,
-        flags: &[value("out", "FILE", "write the secret key to FILE (mode 0600) and the public one to FILE.pub")],
+        flags: &[value(
+            "out",
+            "FILE",
+            "write the secret key to FILE (mode 0600) and the public one to FILE.pub",
+        )],
         summary: "make a key pair for tokens",
         about: "The server needs FILE.pub alone. Keep FILE off the box if you can.\n\n  tartlet token keygen --out box.key",
     },
@@ -175,7 +191,10 @@ impl Words {
 
     fn required(&self, flag: &str) -> Result<PathBuf, Failure> {
         self.path(flag).ok_or_else(|| {
-            Failure::usage(format!("`{}` needs --{flag}; see `tartlet {} --help`.", self.verb.name, self.verb.name))
+            Failure::usage(format!(
+                "`{}` needs --{flag}; see `tartlet {} --help`.",
+                self.verb.name, self.verb.name
+            ))
         })
     }
 }
@@ -246,7 +265,9 @@ fn parse(arguments: Vec<OsString>) -> Result<Option<Words>, Failure> {
             rest = raw.map(|word| utf8(&word)).collect::<Result<_, _>>()?;
             break;
         }
-        let Some(argument) = parser.next().map_err(|e| Failure::usage(format!("{e}; see `tartlet --help`.")))? else {
+        let Some(argument) =
+            parser.next().map_err(|e| Failure::usage(format!("{e}; see `tartlet --help`.")))?
+        else {
             break;
         };
         match argument {
@@ -302,7 +323,8 @@ fn parse(arguments: Vec<OsString>) -> Result<Option<Words>, Failure> {
     let Some(verb) = verb else {
         let sentence = match named {
             Some(first) => {
-                let second: Vec<&str> = VERBS.iter().filter_map(|verb| verb.name.strip_prefix(&format!("{first} "))).collect();
+                let second: Vec<&str> =
+                    VERBS.iter().filter_map(|verb| verb.name.strip_prefix(&format!("{first} "))).collect();
                 format!("`tartlet {first}` needs one of: {}.", second.join(", "))
             }
             None => "No command given; `tartlet --help` lists them.".to_owned(),
@@ -313,7 +335,12 @@ fn parse(arguments: Vec<OsString>) -> Result<Option<Words>, Failure> {
         let sentence = match verb.positional {
             [] => format!("`tartlet {}` takes no plain argument, but {:?} is one.", verb.name, positional[0]),
             wanted if positional.len() < wanted.len() => {
-                format!("`tartlet {}` needs {}; see `tartlet {} --help`.", verb.name, wanted.join(" "), verb.name)
+                format!(
+                    "`tartlet {}` needs {}; see `tartlet {} --help`.",
+                    verb.name,
+                    wanted.join(" "),
+                    verb.name
+                )
             }
             wanted => format!(
                 "`tartlet {}` takes only {}; {:?} is too much{}.",
@@ -427,7 +454,8 @@ fn serve(words: &Words) -> Result<ExitCode, Failure> {
 fn run(words: Words) -> Result<ExitCode, Failure> {
     let server = words.text("server")?.unwrap_or_else(|| client::DEFAULT_SERVER.to_owned());
     let token = auth::find_token(words.path("token-file").as_deref()).map_err(Failure::new)?;
-    let code = client::run_program(&server, token, words.positional[0].as_ref(), words.rest).map_err(Failure::new)?;
+    let code = client::run_program(&server, token, words.positional[0].as_ref(), words.rest)
+        .map_err(Failure::new)?;
     Ok(ExitCode::from(code))
 }
 
@@ -455,10 +483,14 @@ fn mint(words: &Words) -> Result<ExitCode, Failure> {
 }
 
 fn inspect(words: &Words) -> Result<ExitCode, Failure> {
-    let token = auth::find_token(words.path("token-file").as_deref()).map_err(Failure::new)?.ok_or_else(|| {
-        Failure::usage("No token: give --token-file FILE or set TARTLET_TOKEN.")
-    })?;
-    let key = words.path("public-key").map(|path| auth::read_public_key(&path)).transpose().map_err(Failure::new)?;
+    let token = auth::find_token(words.path("token-file").as_deref())
+        .map_err(Failure::new)?
+        .ok_or_else(|| Failure::usage("No token: give --token-file FILE or set TARTLET_TOKEN."))?;
+    let key = words
+        .path("public-key")
+        .map(|path| auth::read_public_key(&path))
+        .transpose()
+        .map_err(Failure::new)?;
     print(&auth::inspect(&token, key.as_ref()).map_err(Failure::new)?);
     Ok(ExitCode::SUCCESS)
 }
@@ -505,7 +537,10 @@ mod tests {
             (&["srve"] as &[&str], "There is no command `srve`; `tartlet --help` lists them."),
             (&[], "No command given; `tartlet --help` lists them."),
             (&["token"], "`tartlet token` needs one of: keygen, mint, inspect."),
-            (&["--model", "x"], "--model stands before a command; write the command first: `tartlet serve --model …`."),
+            (
+                &["--model", "x"],
+                "--model stands before a command; write the command first: `tartlet serve --model …`.",
+            ),
             (&["serve", "--modle", "x"], "`tartlet serve` has no flag --modle; did you mean --model?"),
             (&["serve", "--model"], "--model needs a value: `--model FILE`."),
             (&["serve", "--model", "a", "--model", "b"], "--model is given twice; keep one of them."),

@@ -117,7 +117,8 @@ struct RawEngine {
 impl Config {
     /// The configuration file under the flags. The error is one sentence that names the key and the mend.
     pub fn read(flags: Flags) -> Result<Config, String> {
-        let path = flags.config.clone().or_else(|| Path::new(SYSTEM_FILE).exists().then(|| SYSTEM_FILE.into()));
+        let path =
+            flags.config.clone().or_else(|| Path::new(SYSTEM_FILE).exists().then(|| SYSTEM_FILE.into()));
         let raw = match &path {
             None => Raw::default(),
             Some(path) => {
@@ -136,12 +137,13 @@ impl Config {
 
     fn check(raw: Raw, flags: Flags, beside: &Path) -> Result<Config, String> {
         let listen = flags.listen.or(raw.listen).unwrap_or_else(|| "127.0.0.1:8080".to_owned());
-        let listen: SocketAddr = listen
-            .parse()
-            .map_err(|_| format!("listen = \"{listen}\" is not ADDRESS:PORT with a numeric address, like 127.0.0.1:8080."))?;
-        let model = flags.model.or(raw.model.path.map(|path| beside.join(path))).ok_or(
-            "No model: give --model FILE.gguf, or set path under [model] in the configuration.",
-        )?;
+        let listen: SocketAddr = listen.parse().map_err(|_| {
+            format!("listen = \"{listen}\" is not ADDRESS:PORT with a numeric address, like 127.0.0.1:8080.")
+        })?;
+        let model = flags
+            .model
+            .or(raw.model.path.map(|path| beside.join(path)))
+            .ok_or("No model: give --model FILE.gguf, or set path under [model] in the configuration.")?;
         let template = raw
             .model
             .template
@@ -157,9 +159,7 @@ impl Config {
             .map_err(|_| format!("log = \"{log}\" is none of error, warn, info, debug, trace."))?;
         let enabled = raw.auth.enabled.unwrap_or(true) && !flags.no_auth;
         let auth = match enabled {
-            true => {
-                Some(keys(&raw.auth.public_keys, &flags.public_keys, raw.auth.revoked)?)
-            }
+            true => Some(keys(&raw.auth.public_keys, &flags.public_keys, raw.auth.revoked)?),
             false if listen.ip().is_loopback() => None,
             false => {
                 return Err(format!(
@@ -169,7 +169,9 @@ impl Config {
         };
         let seed = match flags.seed {
             None => raw.engine.seed,
-            Some(text) => Some(text.parse().map_err(|_| format!("--seed {text} is not a whole number below 2^64."))?),
+            Some(text) => {
+                Some(text.parse().map_err(|_| format!("--seed {text} is not a whole number below 2^64."))?)
+            }
         };
         Ok(Config {
             listen,
@@ -191,7 +193,8 @@ impl EngineConfig {
             false => Err(format!("[engine] {key} = {value} is outside {low} to {high}.")),
         };
         let page_size = within("page_size", raw.page_size.unwrap_or(16), 1, limits::PAGE_TOKENS_MAX)?;
-        let kv_tokens = within("kv_tokens", raw.kv_tokens.unwrap_or(32_768), page_size, limits::KV_TOKENS_MAX)?;
+        let kv_tokens =
+            within("kv_tokens", raw.kv_tokens.unwrap_or(32_768), page_size, limits::KV_TOKENS_MAX)?;
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let threads = raw.threads.unwrap_or(cores);
         if threads == 0 || threads > limits::THREADS_MAX {
@@ -201,7 +204,12 @@ impl EngineConfig {
             kv_pages: kv_tokens / page_size,
             page_size,
             embeds: within("embeds", raw.embeds.unwrap_or(1024), 1, limits::EMBEDS_MAX)?,
-            batch_tokens: within("batch_tokens", raw.batch_tokens.unwrap_or(256), 1, limits::BATCH_TOKENS_MAX)?,
+            batch_tokens: within(
+                "batch_tokens",
+                raw.batch_tokens.unwrap_or(256),
+                1,
+                limits::BATCH_TOKENS_MAX,
+            )?,
             threads,
             seed,
         })
@@ -230,7 +238,9 @@ fn default_state() -> Result<PathBuf, String> {
     folder("STATE_DIRECTORY")
         .or_else(|| folder("XDG_STATE_HOME").map(|home| home.join("tartlet")))
         .or_else(|| folder("HOME").map(|home| home.join(".local/state/tartlet")))
-        .ok_or_else(|| "No folder for programs: give --state DIR or set state in the configuration.".to_owned())
+        .ok_or_else(|| {
+            "No folder for programs: give --state DIR or set state in the configuration.".to_owned()
+        })
 }
 
 #[cfg(test)]
@@ -249,7 +259,11 @@ mod tests {
     /// The template is the documentation: what it sets is what an empty file means, and no key is missing in it.
     #[test]
     fn the_template_says_what_the_code_does() {
-        let strip = |line: &'static str| line.strip_prefix("# ").filter(|rest| rest.contains(" = ") && !rest.contains("  ")).unwrap_or(line);
+        let strip = |line: &'static str| {
+            line.strip_prefix("# ")
+                .filter(|rest| rest.contains(" = ") && !rest.contains("  "))
+                .unwrap_or(line)
+        };
         let active: String = TEMPLATE.lines().map(strip).flat_map(|line| [line, "\n"]).collect();
         let raw: toml::Table = toml::from_str(&active).expect("the template with every key set parses");
         let sections: Vec<&str> = raw.keys().map(String::as_str).collect();
@@ -259,7 +273,8 @@ mod tests {
             ("engine", &["batch_tokens", "embeds", "kv_tokens", "page_size", "seed", "threads"]),
             ("model", &["name", "path", "template"]),
         ] {
-            let found: Vec<&str> = raw[section].as_table().expect("a table").keys().map(String::as_str).collect();
+            let found: Vec<&str> =
+                raw[section].as_table().expect("a table").keys().map(String::as_str).collect();
             assert_eq!(found, keys, "[{section}]");
         }
         let (template, empty) = (checked(TEMPLATE, no_auth()).unwrap(), checked("", no_auth()).unwrap());
@@ -287,7 +302,10 @@ mod tests {
 
     #[test]
     fn files_named_in_the_configuration_lie_beside_it() {
-        let config = checked("[model]\npath = \"a.gguf\"\n[auth]\nenabled = false", Flags { state: Some("/s".into()), ..Flags::default() });
+        let config = checked(
+            "[model]\npath = \"a.gguf\"\n[auth]\nenabled = false",
+            Flags { state: Some("/s".into()), ..Flags::default() },
+        );
         assert_eq!(config.unwrap().model.path, Path::new("/etc/tartlet/a.gguf"));
     }
 }

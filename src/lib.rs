@@ -1,8 +1,64 @@
 //! Tartlet: Pie, the programmable LLM serving system, as firmware for one edge GPU box.
+//!
+//! People upload small WebAssembly programs, *inferlets*, that run beside a language model and steer it pass by
+//! pass: they own their KV pages, their masks, their samplers, their control flow, and talk to their app by messages.
+//!
+//! # The picture
+//! ```text
+//!  app ══ws══▶ server ──message──▶ session ──launch, signal──▶ runtime ──host call──▶ host ──operation──▶ engine ──batch──▶ backend
+//!   ▲                                                             │                   ├──▶ exchange (kvs,              cpu
+//!   └══ws══ server ◀──event── session ◀──event── runtime ◀────────┘                   │     topics, mailboxes)
+//!                                                   ▲                                 └──▶ directory (read only)
+//!                                                   └──────────── result ◀──────────────── engine ◀──outcome
+//! ```
+//! `wire` is the vocabulary that server and session share, not a stage; `identity` holds the names that cross layers.
+//! Commands go right and down; results and events come back through bounded channels. An upper layer holds handles
+//! of the one below; a lower one never names an upper one: it returns a value or sends on a channel it was given.
+//!
+//! # Threads
+//! `io`: smol, sockets and sessions. `engine`: alone owns the model's pages and device; no locks inside. `worker`, one
+//! per core: runs slices of guests and, on the CPU backend, the shares of a batch, never both at once. Heavy work on a
+//! program (validation, translation, durable writes) runs on smol's blocking pool. A panic is caught at the guest's and
+//! the session's border; one in the engine ends the process.
+//!
+//! # The life of a request
+//! 1. A frame arrives and is decoded ([`wire`], [`server`]).
+//! 2. The session checks what the token allows ([`auth`]).
+//! 3. The program store hands over the validated component, translated once ([`program`]).
+//! 4. An instance starts: its own store, fuel, memory limit, handle table ([`runtime`]).
+//! 5. The guest calls the host; a call that must wait suspends the guest and frees the worker ([`host`]).
+//! 6. The operation is validated completely, then enters its queue, a stream.
+//! 7. The engine, each time the device is free, takes what is ready: all priorities, all queues, up to the token
+//!    budget, long prompts in chunks ([`engine`]).
+//! 8. The backend runs one batch: append K/V, attend, gather the rows that have outputs, head, sample ([`backend`]).
+//! 9. Results wake the guests.
+//! 10. What a guest sends goes out as events, in order, the terminal one last and exactly once.
+//!
+//! # The map
+//! | module | owns |
+//! |---|---|
+//! | [`cli`], [`config`], [`appliance`] | words, values, and what is built in which order |
+//! | [`limits`] | every capacity, with its reason |
+//! | [`identity`] | instance, subject, program: the names |
+//! | [`wire`], [`server`], [`client`] | the protocol, its server side, our client |
+//! | [`auth`] | PASETO tokens, what they grant |
+//! | [`program`] | the store of components; component to instantiation plan |
+//! | [`runtime`] | guests: fuel slices, run queues, handles, quotas, who runs |
+//! | [`host`] | the guest contract: the canonical ABI, WASI, one file per interface |
+//! | [`exchange`] | mailboxes, topics, the key-value store |
+//! | [`engine`] | queues, pages, batches |
+//! | [`model`], [`eval`] | GGUF, shape, tokenizer, prompt template; comparison with golden logits |
+//! | [`backend`] | what computes a batch, and how tokens are drawn |
+//! | [`observe`] | the log |
+//!
+//! Numbers do not depend on neighbours: a row's bits follow from model, tokens, positions and mask alone.
 
+pub mod appliance;
 pub mod auth;
 pub mod backend;
+pub mod cli;
 pub mod client;
+pub mod config;
 pub mod engine;
 pub mod eval;
 pub mod exchange;

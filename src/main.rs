@@ -1,1 +1,5 @@
-fn main() {}
+//! Arguments to one call.
+
+fn main() -> std::process::ExitCode {
+    tartlet::cli::main(std::env::args_os().skip(1))
+}

@@ -54,6 +54,10 @@ impl Directory {
         found
     }
 
+    pub(crate) fn all(&self) -> Vec<Entry> {
+        self.lock().values().cloned().collect()
+    }
+
     pub(crate) fn enter(&self, entry: Entry) -> Result<(), LaunchRefusal> {
         let mut entries = self.lock();
         if entries.len() >= limits::INSTANCES {

@@ -126,6 +126,13 @@ impl Runtime {
         }
     }
 
+    /// Ends every instance, as [`Runtime::end`] ends one.
+    pub fn end_all(&self, ending: Ending) {
+        for entry in self.directory.all() {
+            let _ = entry.end.set_blocking(ending.clone()); // decided already
+        }
+    }
+
     pub fn directory(&self) -> &Directory {
         &self.directory
     }

@@ -1,0 +1,153 @@
+//! The composition root: what is built in which order, and how it ends.
+//!
+//! Owns: the order, the signals, the exit status. Never: work; every part does its own.
+//!
+//! The order: model, worker threads, backend (it borrows the workers), engine (it owns the backend), runtime,
+//! programs, listener. An upper part holds handles of those below it; nothing below names anything above.
+
+use crate::auth::Verifier;
+use crate::backend::cpu::{Cpu, CpuOptions};
+use crate::cli::{EXIT_DEVICE, Failure};
+use crate::config::Config;
+use crate::engine::operation::Notice;
+use crate::engine::{self, Engine};
+use crate::exchange::Exchange;
+use crate::limits;
+use crate::model::Model;
+use crate::observe;
+use crate::program::Store;
+use crate::runtime::{Ending, Quotas, Runtime, RuntimeParts, Workers};
+use crate::server::{self, Door, Served};
+use async_signal::{Signal, Signals};
+use smol::channel::Receiver;
+use smol::net::TcpListener;
+use smol::stream::StreamExt;
+use std::io::Write;
+use std::process::ExitCode;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+/// How long the last events may take to their clients once the device has failed.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// What went wrong with the device; written once, by the engine's last act.
+#[derive(Clone, Default)]
+struct Fault(Arc<Mutex<Option<String>>>);
+
+/// Serves until SIGINT, SIGTERM or a device fault. The fault's status makes systemd start the process afresh.
+pub fn serve(config: Config) -> Result<ExitCode, Failure> {
+    observe::log::start(config.log);
+    let name = config.model.name.as_deref();
+    let model = Arc::new(
+        Model::open(&config.model.path, name, config.model.template.as_deref()).map_err(Failure::config)?,
+    );
+    let workers =
+        Workers::start(config.engine.threads).map_err(failed("The worker threads cannot be started"))?;
+    let options = CpuOptions {
+        pages: config.engine.kv_pages,
+        page_size: config.engine.page_size,
+        embeds: config.engine.embeds,
+        batch_tokens: config.engine.batch_tokens,
+    };
+    let cpu = Cpu::load(model.clone(), options, workers.crew()).map_err(Failure::config)?;
+
+    // One notice per instance may wait, so the engine never finds the channel full.
+    let (notices, evictions) = smol::channel::bounded(limits::INSTANCES);
+    let (fault, failing) = smol::channel::bounded::<String>(1);
+    let on_fault = move |why| {
+        let _ = fault.try_send(why); // nobody listens any more: the process is ending anyway
+    };
+    let engine = Engine::start(Box::new(cpu), Box::new(workers.clone()), notices, on_fault)
+        .map_err(failed("The engine's thread cannot be started"))?;
+    announce(&model, &engine, &config);
+
+    let runtime = Runtime::new(RuntimeParts {
+        engine: engine.clone(),
+        model: model.clone(),
+        workers,
+        exchange: Arc::new(Exchange::default()),
+        quotas: Quotas::default(),
+        seed: config.engine.seed,
+    });
+    let store = Store::open(&config.state.join("programs")).map_err(Failure::config)?;
+
+    smol::block_on(async {
+        let listener = TcpListener::bind(config.listen)
+            .await
+            .map_err(failed(&format!("{} cannot be listened on", config.listen)))?;
+        let address = listener.local_addr().map_err(failed("The listener has no address"))?;
+        let verifier = config.auth.map(|keys| Verifier::new(keys.public, keys.revoked));
+        let served = Served { store, runtime: runtime.clone(), engine, model: model.name.clone() };
+        let door = Door::new(served, verifier, config.hosts, config.origins);
+
+        let signals =
+            Signals::new([Signal::Int, Signal::Term]).map_err(failed("Signals cannot be awaited"))?;
+        println!("listening on ws://{address}");
+        let _ = std::io::stdout().flush(); // a supervisor that closed our output may still connect
+
+        let broken = Fault::default();
+        let until = until_told(signals, failing, runtime.clone(), broken.clone());
+        smol::future::or(server::run(listener, door, until), evict(runtime, evictions)).await;
+        match broken.take() {
+            None => Ok(ExitCode::SUCCESS),
+            Some(why) => Err(Failure { sentence: why, status: EXIT_DEVICE }),
+        }
+    })
+}
+
+/// Turns the cause of a failed step into a sentence.
+fn failed<E: std::fmt::Display>(what: &str) -> impl FnOnce(E) -> Failure {
+    move |cause| Failure::new(format!("{what}: {cause}."))
+}
+
+/// What the operator wants to know of a start, in two lines.
+fn announce(model: &Model, engine: &engine::Handle, config: &Config) {
+    let info = engine.info();
+    tracing::info!("model {}: {}", model.name, model.description);
+    tracing::info!(
+        "{}; {} KV pages of {} tokens, batches of {} rows; authentication {}; seed {}",
+        info.device,
+        info.pages,
+        info.page_size,
+        info.batch_tokens,
+        if config.auth.is_some() { "on" } else { "OFF, loopback only" },
+        config.engine.seed.map_or("random per instance".to_owned(), |seed| seed.to_string()),
+    );
+}
+
+/// Ends the instances whose pages the engine needs for older ones.
+async fn evict(runtime: Runtime, notices: Receiver<Notice>) {
+    while let Ok(Notice::Evict(instance)) = notices.recv().await {
+        runtime.end(instance, Ending::evicted());
+    }
+    std::future::pending().await // the engine has ended; the server decides when it is over
+}
+
+/// Returns when the server shall close: at a signal, or once every client has had time to hear of a device fault.
+async fn until_told(mut signals: Signals, failing: Receiver<String>, runtime: Runtime, broken: Fault) {
+    let told = async {
+        signals.next().await;
+        tracing::info!("asked to end");
+    };
+    let fault = async {
+        match failing.recv().await {
+            Ok(why) => {
+                runtime.end_all(Ending::ServerError(why.clone()));
+                broken.set(why);
+                smol::Timer::after(LAST_WORDS).await;
+            }
+            Err(_) => std::future::pending().await, // the engine ended without a fault: we are being dropped
+        }
+    };
+    smol::future::or(told, fault).await;
+}
+
+impl Fault {
+    fn set(&self, why: String) {
+        *self.0.lock().unwrap_or_else(|torn| torn.into_inner()) = Some(why);
+    }
+
+    fn take(&self) -> Option<String> {
+        self.0.lock().unwrap_or_else(|torn| torn.into_inner()).take()
+    }
+}
