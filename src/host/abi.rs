@@ -118,6 +118,13 @@ impl<'a> Source<'a> {
         self.read
     }
 
+    /// Reads what a guest's function returned through a pointer.
+    pub fn load_at<T: Lift>(&mut self, pointer: u32) -> Result<T, Trap> {
+        let at = pointer as usize;
+        self.admit(at, 1, T::SIZE, T::ALIGN, 0)?;
+        T::load(self, at)
+    }
+
     /// Admits a list: `count` items at a guest's pointer, aligned, inside memory, within what one call may make the
     /// host hold. `held` is the size of one item on our side.
     fn admit(&mut self, at: usize, count: usize, size: usize, align: usize, held: usize) -> Result<(), Trap> {

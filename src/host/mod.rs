@@ -27,7 +27,7 @@ use std::sync::LazyLock;
 
 pub mod abi;
 #[cfg(test)]
-mod bed;
+pub(crate) mod bed;
 pub mod common;
 pub mod forward;
 pub mod function;

@@ -8,7 +8,7 @@
 //! direct shape (program, shim, fixups), the one with the preview-1 adapter between, and whatever comes next are read
 //! alike, as long as there is one memory and only the top component has code.
 
-use super::plan::{Entry, Item, Lowered, Plan, Step};
+use super::plan::{Entry, Import, Item, Lowered, Plan, Step};
 use super::rejected::Rejected;
 use super::types::{Complaints, Resources};
 use crate::host::shape::{Shape, Signature};
@@ -359,11 +359,11 @@ impl Reader {
                 let module = *at(&frame.modules, module_index)?;
                 let given: HashMap<&str, u32> =
                     args.iter().map(|argument| (argument.name, argument.index)).collect();
-                let imports = at(&self.modules, module as u32)?.imports.iter().map(|(from, name)| {
-                    let instance = given.get(from.as_str()).ok_or_else(inconsistent)?;
-                    frame.core_export(*instance, name)
+                let imports = at(&self.modules, module as u32)?.imports.iter().map(|name| {
+                    let instance = given.get(name.0.as_str()).ok_or_else(inconsistent)?;
+                    Ok(Import { name: name.clone(), item: frame.core_export(*instance, &name.1)? })
                 });
-                let imports = imports.collect::<Result<_, _>>()?;
+                let imports = imports.collect::<Result<_, Rejected>>()?;
                 self.steps.push(Step { module, imports });
                 CoreInstance::Step(self.steps.len() - 1)
             }

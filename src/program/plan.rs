@@ -22,8 +22,16 @@ pub struct Plan {
 pub struct Step {
     /// Index in [`Plan::modules`].
     pub module: usize,
-    /// In the order of the module's import section.
-    pub imports: Vec<Item>,
+    /// In the order of the module's import section; [`Code`](super::Code) has them in the interpreter's.
+    pub imports: Vec<Import>,
+}
+
+/// What one import of a core module is given.
+#[derive(Clone)]
+pub struct Import {
+    /// The import's module and field names.
+    pub name: (String, String),
+    pub item: Item,
 }
 
 /// What a core module is given, or what a canonical option names.

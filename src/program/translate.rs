@@ -2,9 +2,10 @@
 //!
 //! Owns: the one wasmi engine of the process. Never: fuel amounts or memory quotas; those belong to an instance.
 
-use super::plan::Plan;
+use super::plan::{Plan, Step};
 use super::rejected::Rejected;
 use crate::limits;
+use std::collections::HashMap;
 use std::sync::LazyLock;
 use wasmi::{CompilationMode, Config, CustomFuelCosts, Engine, Module};
 
@@ -18,14 +19,29 @@ pub struct Code {
 impl Code {
     /// Validates and translates. Takes milliseconds per megabyte: not for the io thread.
     pub fn of(component: &[u8]) -> Result<Code, Rejected> {
-        let plan = super::component::read(component)?;
+        let mut plan = super::component::read(component)?;
         let modules = plan.modules.iter().map(|range| {
             let bytes = component.get(range.clone()).unwrap_or_default();
             Module::new(interpreter(), bytes).map_err(|error| Rejected::Untranslatable(error.to_string()))
         });
-        let modules = modules.collect::<Result<_, _>>()?;
+        let modules: Vec<Module> = modules.collect::<Result<_, _>>()?;
+        for step in &mut plan.steps {
+            if let Some(module) = modules.get(step.module) {
+                arrange(step, module);
+            }
+        }
         Ok(Code { plan, modules })
     }
+}
+
+/// wasmi takes a module's imports by kind, not as the module has them.
+fn arrange(step: &mut Step, module: &Module) {
+    let places: HashMap<(&str, &str), usize> = module
+        .imports()
+        .enumerate()
+        .map(|(place, import)| ((import.module(), import.name()), place))
+        .collect();
+    step.imports.sort_by_key(|import| places.get(&(import.name.0.as_str(), import.name.1.as_str())).copied());
 }
 
 /// The wasmi engine that all programs share.

@@ -14,7 +14,7 @@ use super::worker::Slice;
 use super::{Ending, InstanceEvent, Launch, Runtime, What};
 use crate::engine::credit::Credits;
 use crate::engine::operation::{Command, Leave};
-use crate::host::abi::{Canon, Lift, Source};
+use crate::host::abi::{Canon, Source};
 use crate::host::wasi::{cli::Log, random::Insecure};
 use crate::host::{Cx, Trap, common, held};
 use crate::limits;
@@ -87,7 +87,7 @@ async fn run(runtime: &Runtime, entry: &Entry, launch: Launch, slice: Slice) -> 
     }
 }
 
-fn context(runtime: &Runtime, entry: &Entry, launch: Launch, seed: u64) -> Cx {
+pub(super) fn context(runtime: &Runtime, entry: &Entry, launch: Launch, seed: u64) -> Cx {
     let parts = &runtime.parts;
     Cx {
         instance: entry.instance,
@@ -114,6 +114,12 @@ fn context(runtime: &Runtime, entry: &Entry, launch: Launch, seed: u64) -> Cx {
     }
 }
 
+pub(super) fn store(cx: Cx) -> Store<Cx> {
+    let mut store = Store::new(interpreter(), cx);
+    store.limiter(|cx| &mut cx.allowance);
+    store
+}
+
 /// A guest with all its core modules instantiated.
 pub(super) struct Built {
     guest: Guest,
@@ -125,17 +131,15 @@ pub(super) struct Built {
 impl Built {
     /// Follows the program's plan.
     pub(super) fn new(code: &Code, cx: Cx, slice: Slice) -> Result<Built, Trap> {
-        let mut store = Store::new(interpreter(), cx);
-        store.limiter(|cx| &mut cx.allowance);
-        let guest = Guest::new(store, slice);
-        Built::in_guest(code, guest)
+        Built::in_guest(code, Guest::new(store(cx), slice))
     }
 
     pub(super) fn in_guest(code: &Code, mut guest: Guest) -> Result<Built, Trap> {
         let mut instances: Vec<Instance> = Vec::with_capacity(code.plan.steps.len());
         for step in &code.plan.steps {
             let module = code.modules.get(step.module).ok_or_else(|| missing("module"))?;
-            let imports = step.imports.iter().map(|item| resolve(&mut guest.store, &instances, item));
+            let imports =
+                step.imports.iter().map(|import| resolve(&mut guest.store, &instances, &import.item));
             let imports = imports.collect::<Result<Vec<Extern>, Trap>>()?;
             guest.grant(limits::START_FUEL)?;
             let instance = Instance::new(&mut guest.store, module, &imports);
@@ -155,8 +159,7 @@ impl Built {
         let [Val::I32(pointer)] = place else { return Err(missing("result")) };
         let outcome = {
             let mut ctx = self.guest.store.as_context_mut();
-            let mut source = Source::new(&mut ctx, self.memory);
-            <Result<(), String>>::load(&mut source, pointer as u32 as usize)?
+            Source::new(&mut ctx, self.memory).load_at::<Result<(), String>>(pointer as u32)?
         };
         if let Some(post_return) = self.post_return {
             self.guest.store.data_mut().may_leave = false;

@@ -20,6 +20,8 @@ pub mod instance;
 pub mod quota;
 pub mod slice;
 pub mod table;
+#[cfg(test)]
+mod tests;
 pub mod worker;
 
 pub use directory::Directory;

@@ -132,7 +132,8 @@ impl ResourceLimiter for Allowance {
         crate::limits::CORE_TABLES
     }
 
+    /// The interpreter counts a memory again for each module that imports it.
     fn memories(&self) -> usize {
-        crate::limits::CORE_MEMORIES
+        crate::limits::CORE_MEMORIES + crate::limits::CORE_INSTANCES
     }
 }
