@@ -73,7 +73,7 @@ pub async fn serve<H: House>(socket: WebSocketStream<TcpStream>, door: &Door<H>,
     let mut writer = executor.spawn(write(sender, outbox));
     let mut connection = Connection {
         session: Session::new(door.verifier.as_ref(), door.uploads.clone()),
-        io: Io { door, frames, ends, shared: Arc::default(), executor: &executor },
+        io: Io { door, frames, ends: Some(ends), shared: Arc::default(), executor: &executor },
         ended,
         since: Instant::now(),
         closing,
@@ -94,7 +94,7 @@ pub async fn serve<H: House>(socket: WebSocketStream<TcpStream>, door: &Door<H>,
 struct Connection<'c, H: House> {
     session: Session<'c>,
     io: Io<'c, H>,
-    /// Instances whose last event is on its way.
+    /// Instances whose last event is about to be sent; closed when all of them have had it.
     ended: Receiver<InstanceId>,
     since: Instant,
     closing: Closing,
@@ -134,7 +134,12 @@ impl<H: House> Connection<'_, H> {
                 }
             };
             let over = async { Input::Over(watch.ring().await) };
-            let effect = match or(frame, or(ended, over)).await {
+            let input = or(frame, or(ended, over)).await;
+            // A client that has read a last event finds the instance gone, whatever it asks next.
+            while let Ok(instance) = self.ended.try_recv() {
+                self.session.ended(instance);
+            }
+            let effect = match input {
                 Input::Frame(Some(Ok(Message::Binary(frame)))) => match ClientMessage::decode(&frame) {
                     Ok(message) => self.session.step(message, OffsetDateTime::now_utc()),
                     Err(undecodable) => self.session.unreadable(undecodable),
@@ -181,14 +186,9 @@ impl<H: House> Connection<'_, H> {
             self.io.door.house.end(instance, ending.clone());
         }
         let Some((code, reason)) = farewell else { return };
-        let last_events = async {
-            while !self.session.owned().is_empty() {
-                match self.ended.recv().await {
-                    Ok(instance) => self.session.ended(instance),
-                    Err(_) => return,
-                }
-            }
-        };
+        self.io.ends = None;
+        // Closed once every forwarder has sent the last event of its instance.
+        let last_events = async { while self.ended.recv().await.is_ok() {} };
         let late = async {
             Timer::after(limits::FAREWELL).await;
         };
@@ -212,7 +212,8 @@ impl<H: House> Connection<'_, H> {
 struct Io<'c, H> {
     door: &'c Door<H>,
     frames: Sender<Message>,
-    ends: Sender<InstanceId>,
+    /// A clone for each forwarder; none when no more will be started.
+    ends: Option<Sender<InstanceId>>,
     shared: Arc<Shared>,
     executor: &'c Executor<'static>,
 }
@@ -281,12 +282,11 @@ impl<H: House> Io<'_, H> {
         let instance = ready.instance;
         session.own(instance);
         self.answer(corr_id, Ok(instance.to_string())).await?;
-        let (frames, ends, shared) = (self.frames.clone(), self.ends.clone(), self.shared.clone());
+        let (frames, ends, shared) = (self.frames.clone(), self.ends.clone()?, self.shared.clone());
         self.executor
             .spawn(async move {
                 // None: nobody reads any more, and the connection is ending.
-                let _ = forward(instance, received, &frames, &shared).await;
-                let _ = ends.send(instance).await;
+                let _ = forward(instance, received, &frames, &ends, &shared).await;
             })
             .detach();
         (ready.start)();
@@ -313,6 +313,7 @@ async fn forward(
     instance: InstanceId,
     events: Receiver<InstanceEvent>,
     frames: &Sender<Message>,
+    ends: &Sender<InstanceId>,
     shared: &Shared,
 ) -> Option<()> {
     let event = |event, message| {
@@ -338,7 +339,10 @@ async fn forward(
                     frames.send(Message::Binary(frame.encode().into())).await.ok()?;
                 }
             }
-            What::Ended(ending) => return frames.send(event(ending.code(), ending.message())).await.ok(),
+            What::Ended(ending) => {
+                ends.send(instance).await.ok()?; // before the client can know
+                return frames.send(event(ending.code(), ending.message())).await.ok();
+            }
         }
     }
 }
