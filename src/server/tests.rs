@@ -29,8 +29,8 @@ struct Script(Arc<Played>);
 struct Played {
     programs: Mutex<HashSet<ProgramHash>>,
     guests: Mutex<HashMap<InstanceId, Guest>>,
-    /// How instances were told to end, in order.
-    told: Mutex<Vec<Ending>>,
+    /// How instances were told to end at first, in order.
+    told: Mutex<Vec<(InstanceId, Ending)>>,
 }
 
 struct Guest {
@@ -81,11 +81,11 @@ impl House for Script {
     }
 
     fn end(&self, instance: InstanceId, ending: Ending) {
-        if let Some(guest) = self.0.guests.lock().unwrap().get(&instance)
-            && guest.end.try_send(ending.clone()).is_ok()
-        {
-            self.0.told.lock().unwrap().push(ending);
+        let mut told = self.0.told.lock().unwrap();
+        if told.iter().all(|(known, _)| *known != instance) {
+            told.push((instance, ending.clone()));
         }
+        let _ = self.0.guests.lock().unwrap()[&instance].end.try_send(ending); // it may have ended by itself
     }
 
     async fn status(&self) -> BTreeMap<String, String> {
@@ -170,7 +170,7 @@ impl Server {
         loop {
             let told = self.house.0.told.lock().unwrap().clone();
             if told.len() >= count {
-                return told;
+                return told.into_iter().map(|(_, ending)| ending).collect();
             }
             smol::Timer::after(Duration::from_millis(5)).await;
         }
