@@ -41,6 +41,7 @@ mod tests;
 pub mod tokenize;
 pub mod trap;
 pub mod unsupported;
+pub mod values;
 pub mod wasi;
 #[cfg(test)]
 mod wit_check;

@@ -8,11 +8,15 @@
 //! direct shape (program, shim, fixups), the one with the preview-1 adapter between, and whatever comes next are read
 //! alike, as long as there is one memory and only the top component has code.
 
+use super::frame::{
+    CoreInstance, Entity, Exports, Frame, Function, Lifted, at, bounded, composed, inconsistent,
+    own_resources,
+};
 use super::plan::{Entry, Import, Item, Lowered, Plan, Step};
 use super::rejected::Rejected;
 use super::types::{Complaints, Resources};
+use crate::host;
 use crate::host::shape::{Shape, Signature};
-use crate::host::{self, function::HostFunction};
 use crate::limits;
 use std::collections::HashMap;
 use std::ops::Range;
@@ -20,7 +24,7 @@ use std::sync::Arc;
 use wasmparser::types::TypesRef;
 use wasmparser::{
     CanonicalFunction, CanonicalOption, ComponentAlias, ComponentExternalKind, ComponentInstance,
-    ComponentTypeRef, ExternalKind, Instance, Parser, Payload, TypeBounds, Validator,
+    ComponentTypeRef, Instance, Parser, Payload, TypeBounds, Validator,
 };
 
 /// Checks a component completely, but for the bodies of its functions.
@@ -45,55 +49,6 @@ impl From<wasmparser::BinaryReaderError> for Rejected {
     fn from(error: wasmparser::BinaryReaderError) -> Rejected {
         Rejected::Malformed { offset: error.offset(), what: error.message().to_owned() }
     }
-}
-
-/// A component while its sections go by. Index spaces are vectors; positions in them are the binary's indices.
-#[derive(Default)]
-struct Frame {
-    modules: Vec<usize>,
-    core_instances: Vec<CoreInstance>,
-    core_functions: Vec<Item>,
-    core_tables: Vec<Item>,
-    core_memories: Vec<Item>,
-    core_globals: Vec<Item>,
-    functions: Vec<Function>,
-    instances: Vec<Arc<Exports>>,
-    components: Vec<Exports>,
-    exports: Exports,
-}
-
-/// An instance made of core items.
-enum CoreInstance {
-    /// By this step of the plan.
-    Step(usize),
-    /// A bundle of items under names.
-    Bundle(HashMap<String, Item>),
-}
-
-/// A component-level function.
-#[derive(Clone)]
-enum Function {
-    Host(&'static HostFunction),
-    Lifted(Arc<Lifted>),
-    /// What the enclosing component gives a nested one under this name.
-    Argument(String),
-}
-
-struct Lifted {
-    entry: Entry,
-    /// Whether its type is that of `run`.
-    runs: bool,
-}
-
-type Exports = HashMap<String, Entity>;
-
-#[derive(Clone)]
-enum Entity {
-    Function(Function),
-    /// Shared, because instances may hold instances: copies could double at each level.
-    Instance(Arc<Exports>),
-    /// A type: nothing to link.
-    Inert,
 }
 
 /// What is known of a core module: enough to resolve and to bound it.
@@ -483,82 +438,6 @@ impl Reader {
     }
 }
 
-/// The canonical options that matter, resolved.
-#[derive(Default)]
-struct Options {
-    memory: Option<Item>,
-    realloc: Option<Item>,
-    post_return: Option<Item>,
-}
-
-impl Frame {
-    fn core_space(&mut self, kind: ExternalKind) -> Result<&mut Vec<Item>, Rejected> {
-        match kind {
-            ExternalKind::Func => Ok(&mut self.core_functions),
-            ExternalKind::Table => Ok(&mut self.core_tables),
-            ExternalKind::Memory => Ok(&mut self.core_memories),
-            ExternalKind::Global => Ok(&mut self.core_globals),
-            ExternalKind::Tag => Err(Rejected::Unsupported(
-                "The component uses WebAssembly exceptions, which are not supported".into(),
-            )),
-        }
-    }
-
-    fn core_export(&self, instance: u32, name: &str) -> Result<Item, Rejected> {
-        match at(&self.core_instances, instance)? {
-            CoreInstance::Step(step) => Ok(Item::Export { instance: *step, name: name.into() }),
-            CoreInstance::Bundle(bundle) => bundle.get(name).cloned().ok_or_else(inconsistent),
-        }
-    }
-
-    fn entity(&self, kind: ComponentExternalKind, index: u32) -> Result<Entity, Rejected> {
-        match kind {
-            ComponentExternalKind::Func => Ok(Entity::Function(at(&self.functions, index)?.clone())),
-            ComponentExternalKind::Instance => Ok(Entity::Instance(at(&self.instances, index)?.clone())),
-            ComponentExternalKind::Type | ComponentExternalKind::Value => Ok(Entity::Inert),
-            ComponentExternalKind::Module | ComponentExternalKind::Component => composed(),
-        }
-    }
-
-    fn options(&self, options: &[CanonicalOption]) -> Result<Options, Rejected> {
-        let mut resolved = Options::default();
-        for option in options {
-            match option {
-                CanonicalOption::Memory(i) => resolved.memory = Some(at(&self.core_memories, *i)?.clone()),
-                CanonicalOption::Realloc(i) => resolved.realloc = Some(at(&self.core_functions, *i)?.clone()),
-                CanonicalOption::PostReturn(i) => {
-                    resolved.post_return = Some(at(&self.core_functions, *i)?.clone())
-                }
-                _ => {}
-            }
-        }
-        Ok(resolved)
-    }
-
-    fn entry(&self) -> Result<Entry, Rejected> {
-        let run = self.exports.iter().find_map(|(name, entity)| match entity {
-            Entity::Instance(exports) if ENTRIES.contains(&name.split('@').next().unwrap_or(name)) => {
-                exports.get("run")
-            }
-            _ => None,
-        });
-        match run {
-            Some(Entity::Function(Function::Lifted(lifted))) if lifted.runs => Ok(lifted.entry.clone()),
-            Some(_) => {
-                Err(Rejected::OtherTypes(vec!["the export run is () -> result<_, string> here".into()]))
-            }
-            None => {
-                let mut names: Vec<String> = self.exports.keys().cloned().collect();
-                names.sort();
-                Err(Rejected::NoEntry(names))
-            }
-        }
-    }
-}
-
-/// The interfaces whose `run` starts a program, without version.
-const ENTRIES: [&str; 2] = ["inferlet:core/run", "pie:inferlet/run"];
-
 /// Refuses what belongs to newer formats, in words for the author of a program.
 fn synchronous(canon: &CanonicalFunction) -> Result<(), Rejected> {
     let options = match canon {
@@ -584,31 +463,6 @@ fn synchronous(canon: &CanonicalFunction) -> Result<(), Rejected> {
             Err(Rejected::Asynchronous("the asynchronous component ABI (WASI 0.3)"))
         }
     })
-}
-
-fn at<T>(space: &[T], index: u32) -> Result<&T, Rejected> {
-    space.get(index as usize).ok_or_else(inconsistent)
-}
-
-fn bounded(what: &'static str, is: usize, limit: usize) -> Result<(), Rejected> {
-    if is > limit { Err(Rejected::TooLarge(what, is, limit)) } else { Ok(()) }
-}
-
-/// The validator has admitted something that this reader cannot follow.
-fn inconsistent() -> Rejected {
-    Rejected::Unsupported("The component is put together in a way that is not supported here".into())
-}
-
-fn composed<T>() -> Result<T, Rejected> {
-    Err(Rejected::Unsupported(
-        "Composed components are not run here: build the program as one component".into(),
-    ))
-}
-
-fn own_resources<T>() -> Result<T, Rejected> {
-    Err(Rejected::Unsupported(
-        "The component defines resource types of its own, which an inferlet cannot export".into(),
-    ))
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 pub mod component;
+mod frame;
 pub mod plan;
 pub mod rejected;
 pub mod store;
