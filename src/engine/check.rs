@@ -53,6 +53,9 @@ impl Pass {
             if covered != wanted {
                 return Err(format!("mask: row {row} covers {covered} tokens instead of {wanted}"));
             }
+            if runs.iter().step_by(2).all(|&attended| attended == 0) {
+                return Err(format!("mask: row {row} hides every token"));
+            }
         }
         Ok(())
     }
@@ -148,6 +151,7 @@ mod tests {
             ("tokens", |p| p.inputs[0] = PassInput::Token(TokenId(10))),
             ("mask", |p| p.mask = Mask::Runs(vec![vec![4]])),
             ("mask", |p| p.mask = Mask::Runs(vec![vec![4], vec![u32::MAX, u32::MAX]])),
+            ("mask", |p| p.mask = Mask::Runs(vec![vec![4], vec![0, 5]])),
             ("indices", |p| p.outputs = vec![PassOutput::Embed { row: 2, to: VirtualId(0) }]),
             ("output-embeddings", |p| p.outputs.push(PassOutput::Embed { row: 0, to: VirtualId(3) })),
             ("top-k", |p| {

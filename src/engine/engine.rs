@@ -43,7 +43,7 @@ const CHUNK_ALONE: Duration = Duration::from_millis(400);
 /// Rows in a chunk at least: fewer would read all weights for next to nothing.
 const CHUNK_LEAST: u32 = 16;
 /// The first chunk's rows, before anything was measured.
-const CHUNK_FIRST: u32 = 64;
+const CHUNK_FIRST: u32 = 32;
 
 /// The engine has stopped; so will the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -245,5 +245,187 @@ impl Pace {
         }
         let row = took / rows as u32;
         self.row = Some(self.row.map_or(row, |before| (before * 3 + row) / 4));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::{Batch, Mask, PageId, Sampler, TokenId};
+    use crate::engine::operation::{Kind, Lost, Pass, PassInput, PassOutput, PassResult, Reply, VirtualId};
+    use crate::engine::simulation::fake::Fake;
+    use crate::identity::{InstanceId, Subject};
+    use std::sync::{Mutex, OnceLock};
+
+    fn info() -> Info {
+        Info {
+            device: "fake".into(),
+            page_size: 4,
+            pages: 8,
+            embeds: 1,
+            batch_tokens: 16,
+            vocab: 10,
+            hidden: 1,
+        }
+    }
+
+    /// A fake that fails from the batch `fails_at` on, and notes the size of each batch.
+    struct Failing {
+        fake: Fake,
+        sizes: Arc<Mutex<Vec<usize>>>,
+        fails_at: usize,
+        how: fn() -> Fault,
+    }
+
+    impl Backend for Failing {
+        fn info(&self) -> &Info {
+            self.fake.info()
+        }
+
+        fn run(&mut self, batch: &Batch, outcome: &mut Outcome) -> Result<(), Fault> {
+            let mut sizes = self.sizes.lock().expect("no panic holds it");
+            let fails = sizes.len() == self.fails_at;
+            sizes.push(batch.sequences.len());
+            drop(sizes);
+            if fails { Err((self.how)()) } else { self.fake.run(batch, outcome) }
+        }
+
+        fn copy_page(&mut self, from: PageId, to: PageId) -> Result<(), Fault> {
+            self.fake.copy_page(from, to)
+        }
+
+        fn clear_page(&mut self, page: PageId, from: u32) -> Result<(), Fault> {
+            self.fake.clear_page(page, from)
+        }
+    }
+
+    struct Guest {
+        engine: Handle,
+        credits: Credits,
+        queue: QueueId,
+    }
+
+    impl Guest {
+        fn join(engine: &Handle) -> Guest {
+            let (engine, instance) = (engine.clone(), InstanceId::random());
+            let (subject, seed, reply) = (Subject::everyone(), 1, Reply::default());
+            let pages = Reply::clone(&reply);
+            smol::block_on(async {
+                engine.send(Command::Join { instance, subject, seed }).await?;
+                let kind = Kind::Page;
+                engine.send(Command::Allocate { instance, kind, count: 1, reply }).await?;
+                assert_eq!(pages.wait().await, &Ok(vec![VirtualId(0)]));
+                Ok::<(), Gone>(())
+            })
+            .expect("the engine runs");
+            let queue = QueueId { instance, ordinal: 0 };
+            Guest { engine, credits: Credits::new(), queue }
+        }
+
+        /// One token more, behind `len`.
+        fn decode(&self, len: u32) -> Result<Reply<PassResult>, Gone> {
+            let reply = Reply::default();
+            let sampler = Sampler::Multinomial { temperature: 0.0 };
+            let pass = Pass {
+                pages: vec![VirtualId(0)],
+                len: len + 1,
+                inputs: vec![PassInput::Token(TokenId(3))],
+                positions: vec![len],
+                mask: Mask::Causal,
+                outputs: vec![PassOutput::Token { row: 0, sampler }],
+            };
+            let operation = Operation::Pass(pass, Reply::clone(&reply));
+            smol::block_on(self.engine.submit(&self.credits, self.queue, operation))?;
+            Ok(reply)
+        }
+    }
+
+    struct World {
+        engine: Handle,
+        sizes: Arc<Mutex<Vec<usize>>>,
+        faults: Receiver<String>,
+        _notices: Receiver<Notice>,
+    }
+
+    fn start(settle: impl Settle + 'static, fails_at: usize, how: fn() -> Fault) -> World {
+        let sizes = Arc::<Mutex<Vec<usize>>>::default();
+        let fake = Fake::new(info());
+        let backend = Box::new(Failing { fake, sizes: sizes.clone(), fails_at, how });
+        let (notices, _notices) = smol::channel::bounded(8);
+        let (tell, faults) = smol::channel::bounded(1);
+        let engine = Engine::start(backend, Box::new(settle), notices, move |why| {
+            let _ = tell.try_send(why);
+        });
+        World { engine: engine.expect("a thread"), sizes, faults, _notices }
+    }
+
+    fn no_fault() -> Fault {
+        Fault("none expected".into())
+    }
+
+    #[test]
+    fn a_lone_request_is_answered_and_the_engine_ends_with_its_last_handle() {
+        let World { engine, faults, .. } = start((), usize::MAX, no_fault);
+        let guest = Guest::join(&engine);
+        for len in 0..3 {
+            let reply = guest.decode(len).expect("the engine runs");
+            let made = smol::block_on(reply.wait());
+            assert_eq!(made.as_ref().map(Vec::len), Ok(1));
+        }
+        drop((engine, guest));
+        assert!(faults.recv_blocking().is_err(), "it ended, and without a fault");
+    }
+
+    #[test]
+    fn a_fault_or_a_panic_is_told_to_every_guest_and_upward() {
+        let panics: fn() -> Fault = || panic!("a planted panic");
+        let faults: fn() -> Fault = || Fault("a planted fault".into());
+        for (how, told) in
+            [(faults, "the device failed: a planted fault"), (panics, "the engine panicked: a planted panic")]
+        {
+            let world = start((), 0, how);
+            let guests = [0; 3].map(|_| Guest::join(&world.engine));
+            // The first is sent before anything can fail; whoever comes too late is refused at once.
+            let replies = guests.each_ref().map(|g| g.decode(0));
+            assert!(replies[0].is_ok());
+            for reply in replies.into_iter().flatten() {
+                assert_eq!(smol::block_on(reply.wait()), &Err(Lost(told.into())));
+            }
+            assert_eq!(world.faults.recv_blocking().as_deref(), Ok(told));
+            let (instance, how) = (guests[0].queue.instance, crate::engine::operation::Leave::Killed);
+            let refused = smol::block_on(world.engine.send(Command::Leave { instance, how }));
+            assert_eq!(refused, Err(Gone));
+        }
+    }
+
+    /// Runs three guests, the way workers do: each decodes again once its answer is there.
+    struct Workers(Arc<OnceLock<[Guest; 3]>>, Mutex<Vec<Reply<PassResult>>>);
+
+    impl Settle for Workers {
+        fn settle(&self, _limit: Duration) {
+            let Some(guests) = self.0.get() else { return };
+            let mut waiting = self.1.lock().expect("no panic holds it");
+            let first = waiting.is_empty();
+            if first || waiting.iter().all(|reply| reply.is_initialized()) {
+                let len = u32::from(!first);
+                *waiting = guests.iter().filter_map(|guest| guest.decode(len).ok()).collect();
+            }
+        }
+    }
+
+    #[test]
+    fn what_woken_guests_ask_joins_the_next_batch() {
+        let guests = Arc::new(OnceLock::new());
+        let workers = Workers(guests.clone(), Mutex::default());
+        let world = start(workers, usize::MAX, no_fault);
+        let all = [0; 3].map(|_| Guest::join(&world.engine));
+        assert!(guests.set(all).is_ok());
+        let spark = Guest::join(&world.engine);
+        let mut len = 0;
+        while world.sizes.lock().expect("no panic holds it").iter().filter(|&&n| n >= 3).count() < 2 {
+            let reply = spark.decode(len % 4).expect("the engine runs");
+            assert!(smol::block_on(reply.wait()).is_ok());
+            len += 1;
+        }
     }
 }

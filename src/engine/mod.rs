@@ -10,6 +10,7 @@ pub mod operation;
 mod pages;
 #[cfg(test)]
 mod plant;
+mod policy;
 mod resolve;
 mod schedule;
 #[cfg(test)]

@@ -9,9 +9,10 @@ use crate::engine::job::{Job, Work};
 use crate::engine::operation::{
     Command, Kind, Leave, Lost, Notice, Operation, QueueId, Refusal, Reply, Status, Usage, VirtualId,
 };
-use crate::engine::pages::{Physical, Pool, Room};
+use crate::engine::pages::{Physical, Pool};
 #[cfg(test)]
 use crate::engine::plant::{Bug, planted};
+use crate::engine::policy::Room;
 use crate::engine::schedule::{Budget, Plan, Schedule};
 use crate::identity::{InstanceId, Subject};
 use crate::limits::BACKLOG_PER_INSTANCE;
@@ -221,6 +222,9 @@ impl State {
     }
 
     fn join(&mut self, instance: InstanceId, subject: Subject, seed: u64) {
+        if self.members.contains_key(&instance) {
+            return; // Joining twice must not lose what the first holds.
+        }
         self.joined += 1;
         self.members.insert(instance, Member { seed });
         self.pages.join(instance, subject.clone(), self.joined);

@@ -4,7 +4,7 @@
 //! nothing is queued, all contents equal the oracle's. A failure prints its seed; `history(seed)` replays it. The
 //! bugs of [`plant`](super::plant) are each found by it.
 
-mod fake;
+pub(super) mod fake;
 mod oracle;
 
 use crate::backend::{Backend, Info, Mask, Outcome, Sampler, TokenId};
@@ -84,6 +84,8 @@ struct World {
 
 struct Actor {
     id: InstanceId,
+    /// Its open queues: `first_queue..queues`.
+    first_queue: u32,
     queues: u32,
     credits: Credits,
 }
@@ -123,18 +125,19 @@ impl World {
         let actor = self.random.below(self.actors.len() as u32) as usize;
         let waits = self.state.waits(self.actors[actor].id);
         match self.random.below(100) {
-            0..30 => drop(self.turn()),
-            30..65 => self.submit(actor),
+            0..25 => drop(self.turn()),
+            25..60 => self.submit(actor),
             // A guest that waits for an answer does nothing else, but what it sent before may still come.
             _ if waits => self.submit(actor),
-            65..75 => self.allocate(actor),
-            75..80 => self.deallocate(actor),
+            60..72 => self.allocate(actor),
+            72..80 => self.deallocate(actor),
             80..86 => self.export(actor),
             86..92 => self.import(actor),
             92..94 => self.release(actor),
             94..96 => self.synchronize(actor),
             96..98 => self.set_priority(actor),
-            98 => self.misuse(actor),
+            98 if self.random.one_in(4) => self.misuse(actor),
+            98 => self.close(actor),
             _ => self.leave(actor),
         }
     }
@@ -143,7 +146,8 @@ impl World {
         self.joined += 1;
         let n = self.joined;
         let id: InstanceId = format!("00000000-0000-4000-8000-{n:012x}").parse().expect("a well-formed id");
-        self.actors.push(Actor { id, queues: 1 + self.random.below(3), credits: Credits::new() });
+        let queues = 1 + self.random.below(3);
+        self.actors.push(Actor { id, first_queue: 0, queues, credits: Credits::new() });
         let subject = Subject::new(["a", "a", "b"][self.random.below(3) as usize]);
         self.send(Command::Join { instance: id, subject, seed: n });
     }
@@ -187,8 +191,8 @@ impl World {
     }
 
     fn queue(&mut self, actor: usize) -> QueueId {
-        let Actor { id, queues, .. } = self.actors[actor];
-        QueueId { instance: id, ordinal: self.random.below(queues) }
+        let Actor { id, first_queue, queues, .. } = self.actors[actor];
+        QueueId { instance: id, ordinal: first_queue + self.random.below(queues - first_queue) }
     }
 
     fn set_priority(&mut self, actor: usize) {
@@ -203,6 +207,16 @@ impl World {
         let before = self.passes.get(&queue).map_or(0, Vec::len);
         self.synchronized.push((queue, before, Reply::clone(&reply)));
         self.send_operation(actor, queue, Operation::Synchronize(reply));
+    }
+
+    /// Drops a queue; what it holds still runs. The actor goes on with a new one.
+    fn close(&mut self, actor: usize) {
+        let queue = self.queue(actor);
+        let Actor { first_queue, queues, .. } = &mut self.actors[actor];
+        if queue.ordinal == *first_queue {
+            (*first_queue, *queues) = (*first_queue + 1, *queues + 1);
+            self.send(Command::Close { queue });
+        }
     }
 
     fn misuse(&mut self, actor: usize) {
@@ -446,6 +460,7 @@ impl Random {
             runs.push(run);
             left -= run;
         }
-        runs
+        let attends = runs.iter().step_by(2).any(|&run| run > 0);
+        if attends { runs } else { vec![total] } // A row that attends nothing is malformed.
     }
 }

@@ -1,0 +1,198 @@
+//! Who gives way when pages run short.
+//!
+//! Owns: the rule, and the count of what would come free. Never: an end (it names victims; the state ends them), a
+//! change to the pool it looks at.
+//!
+//! The rule: a requester that stays inside its subject's share (an equal part of the pool for each subject that runs
+//! or holds anything) takes from subjects over theirs, furthest over first, newest instance first, no further down
+//! than their share. Then, and first if its own subject is over, newer instances of its own subject give way, newest
+//! first. Nobody is ended unless that suffices, and nobody whose end would bring nothing.
+
+use crate::engine::operation::Refusal;
+use crate::engine::pages::{Physical, Pool, Scope};
+use crate::identity::{InstanceId, Subject};
+use std::collections::HashMap;
+
+/// Whether `asked` pages can be had.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Room {
+    /// Now.
+    Fits,
+    /// When the queued operations that hold pages without an owner have run.
+    Soon,
+    /// When these instances have been ended.
+    AfterEnding(Vec<InstanceId>),
+    Never(Refusal),
+}
+
+impl Pool {
+    /// How `instance` can have `asked` pages more.
+    pub fn room(&self, instance: InstanceId, asked: u32) -> Room {
+        let free = self.free.len() as u32;
+        if asked <= free {
+            return Room::Fits;
+        }
+        if asked <= free + self.draining {
+            return Room::Soon;
+        }
+        let victims = self.victims(instance, asked, asked - free - self.draining);
+        victims.map_or_else(
+            || Room::Never(Refusal::OutOfPages { asked, capacity: self.capacity(), free }),
+            Room::AfterEnding,
+        )
+    }
+
+    fn victims(&self, requester: InstanceId, asked: u32, missing: u32) -> Option<Vec<InstanceId>> {
+        let holder = self.holders.get(&requester)?;
+        let busy = self.scopes.values().filter(|s| s.used > 0 || s.instances > 0).count();
+        let share = self.capacity() / (busy.max(1) as u32);
+        let own = self.scopes.get(&holder.subject)?;
+
+        let mut fall = Fall::new(self);
+        if own.used.saturating_add(asked) <= share {
+            while fall.gained < missing {
+                let over = |subject: &Subject, scope: &Scope| {
+                    scope.used.saturating_sub(fall.gained_from(subject)).checked_sub(share + 1)
+                };
+                let most = self
+                    .scopes
+                    .iter()
+                    .filter(|(subject, _)| **subject != holder.subject)
+                    .filter(|(subject, _)| fall.newest(subject, 0).is_some())
+                    .filter_map(|(subject, scope)| Some((over(subject, scope)?, subject)))
+                    .max();
+                let Some((_, subject)) = most else { break };
+                let Some(victim) = fall.newest(subject, 0) else { break };
+                fall.end(victim);
+            }
+        }
+        while fall.gained < missing {
+            fall.end(fall.newest(&holder.subject, holder.joined + 1)?);
+        }
+        Some(fall.least(missing))
+    }
+}
+
+/// What would come free if these instances were ended. Nothing is changed.
+struct Fall<'a> {
+    pool: &'a Pool,
+    ended: Vec<InstanceId>,
+    lost: HashMap<Physical, u32>,
+    gained: u32,
+    by_subject: HashMap<&'a Subject, u32>,
+}
+
+impl<'a> Fall<'a> {
+    fn new(pool: &'a Pool) -> Fall<'a> {
+        Fall { pool, ended: Vec::new(), lost: HashMap::new(), gained: 0, by_subject: HashMap::new() }
+    }
+
+    /// The newest instance of the subject that holds anything, has not fallen, and joined at `since` or later.
+    fn newest(&self, subject: &Subject, since: u64) -> Option<InstanceId> {
+        let holders = self.pool.holders.iter();
+        let left = holders.filter(|(instance, h)| {
+            h.subject == *subject
+                && h.joined >= since
+                && !h.names.is_empty()
+                && !self.ended.contains(instance)
+        });
+        left.max_by_key(|(_, h)| h.joined).map(|(&instance, _)| instance)
+    }
+
+    fn gained_from(&self, subject: &Subject) -> u32 {
+        self.by_subject.get(subject).copied().unwrap_or(0)
+    }
+
+    fn end(&mut self, victim: InstanceId) {
+        self.ended.push(victim);
+        let Some(holder) = self.pool.holders.get(&victim) else { return };
+        for &page in holder.names.values() {
+            let lost = self.lost.entry(page).or_default();
+            *lost += 1;
+            if *lost == self.pool.owners(page) {
+                self.gained += 1;
+                *self.by_subject.entry(&holder.subject).or_default() += 1;
+            }
+        }
+    }
+
+    /// The ended ones without whom it would not suffice: an instance that only shares pages gains nothing alone.
+    fn least(self, missing: u32) -> Vec<InstanceId> {
+        let mut kept = self.ended.clone();
+        for spare in self.ended.iter().rev() {
+            let mut without = Fall::new(self.pool);
+            kept.iter().filter(|v| *v != spare).for_each(|&v| without.end(v));
+            if without.gained >= missing {
+                kept.retain(|v| v != spare);
+            }
+        }
+        kept
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::engine::operation::VirtualId;
+
+    pub struct World {
+        pub pool: Pool,
+        joined: u64,
+    }
+
+    impl World {
+        pub fn new(capacity: u32) -> World {
+            World { pool: Pool::new(capacity), joined: 0 }
+        }
+
+        pub fn join(&mut self, subject: &str, pages: u32) -> InstanceId {
+            let instance = InstanceId::random();
+            self.joined += 1;
+            self.pool.join(instance, Subject::new(subject), self.joined);
+            self.pool.allocate(instance, pages).expect("room");
+            instance
+        }
+    }
+
+    #[test]
+    fn within_a_subject_newer_instances_give_way_newest_first_and_no_more_than_needed() {
+        let mut w = World::new(10);
+        let [old, mid, new] = [2, 4, 3].map(|pages| w.join("a", pages));
+        assert_eq!(w.pool.room(old, 1), Room::Fits);
+        assert_eq!(w.pool.room(old, 4), Room::AfterEnding(vec![new]));
+        assert_eq!(w.pool.room(old, 8), Room::AfterEnding(vec![new, mid]));
+        assert_eq!(w.pool.room(mid, 5), Room::Never(out_of(5, 10, 1)), "an older one is safe");
+        assert_eq!(w.pool.room(old, 9), Room::Never(out_of(9, 10, 1)), "nobody is ended in vain");
+    }
+
+    #[test]
+    fn a_subject_over_its_share_gives_way_and_one_inside_never_does() {
+        let mut w = World::new(10);
+        let greedy = [4, 4].map(|pages| w.join("greedy", pages));
+        let modest = w.join("modest", 1);
+        assert_eq!(w.pool.room(modest, 3), Room::AfterEnding(vec![greedy[1]]));
+        assert_eq!(w.pool.room(modest, 5), Room::Never(out_of(5, 10, 1)), "5 + 1 is over 10 / 2");
+        assert_eq!(w.pool.room(greedy[0], 3), Room::AfterEnding(vec![greedy[1]]));
+        assert_eq!(w.pool.room(greedy[1], 2), Room::Never(out_of(2, 10, 1)));
+    }
+
+    #[test]
+    fn an_instance_that_only_shares_pages_is_spared() {
+        let mut w = World::new(6);
+        let [old, sharer] = [3, 0].map(|pages| w.join("a", pages));
+        let exported = w.pool.export(old, &[VirtualId(0)], "x".into());
+        assert_eq!(exported, Ok(Ok(())));
+        let imported = w.pool.import(sharer, "x");
+        assert_eq!(imported, Ok(vec![VirtualId(0)]));
+        let rich = w.join("a", 3);
+        let poor = w.pool.room(old, 2);
+        assert_eq!(poor, Room::AfterEnding(vec![rich]));
+        let newest = w.join("a", 0);
+        assert_eq!(w.pool.import(newest, "x"), Ok(vec![VirtualId(0)]));
+        assert_eq!(w.pool.room(old, 2), Room::AfterEnding(vec![rich]));
+    }
+
+    fn out_of(asked: u32, capacity: u32, free: u32) -> Refusal {
+        Refusal::OutOfPages { asked, capacity, free }
+    }
+}
