@@ -70,6 +70,7 @@ impl Handle {
     }
 
     /// Gives the command back when the inbox is full (then await [`Handle::send`]) or the engine is gone.
+    #[allow(clippy::result_large_err)] // The command itself comes back, as from any channel.
     pub fn try_send(&self, command: Command) -> Result<(), Command> {
         self.inbox.try_send(command).map_err(|refused| match refused {
             TrySendError::Full(command) | TrySendError::Closed(command) => command,

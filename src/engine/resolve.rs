@@ -47,7 +47,7 @@ impl State {
             }
             Ok(None) => {
                 let operation = Operation::Pass(pass, reply);
-                Err(Held::Back(Command::Submit { queue, operation, credit }))
+                Err(Held::Back(Box::new(Command::Submit { queue, operation, credit })))
             }
             Err(ends) => {
                 if let Held::Ends(Notice::Misuse { what: why, .. } | Notice::OutOfPages { why, .. }) = &ends {

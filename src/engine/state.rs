@@ -45,7 +45,7 @@ pub(super) struct Member {
 /// Why a command was not carried out.
 pub(super) enum Held {
     /// It must wait for pages; here it is back.
-    Back(Command),
+    Back(Box<Command>),
     /// The guest did what it must not, or cannot have what it needs: it is ended.
     Ends(Notice),
 }
@@ -104,7 +104,7 @@ impl State {
             Err(Held::Back(command)) => {
                 if let Some(instance) = instance {
                     self.waiting.push_back(instance);
-                    self.backlog.insert(instance, VecDeque::from([command]));
+                    self.backlog.insert(instance, VecDeque::from([*command]));
                 }
             }
         }
@@ -243,7 +243,8 @@ impl State {
     ) -> Result<(), Held> {
         let answer = match self.room(instance, kind, count) {
             Got::Wait => {
-                return Err(Held::Back(Command::Allocate { instance, kind, count, reply }));
+                let back = Command::Allocate { instance, kind, count, reply };
+                return Err(Held::Back(Box::new(back)));
             }
             Got::Never(refusal) => Err(refusal),
             Got::Room => self.pool_mut(kind).allocate(instance, count),
@@ -318,7 +319,7 @@ impl State {
                 Some(Held::Ends(notice)) => self.end_with(notice),
                 Some(Held::Back(command)) => {
                     if let Some(behind) = self.backlog.get_mut(&instance) {
-                        behind.push_front(command);
+                        behind.push_front(*command);
                     }
                     if !progress {
                         return;
