@@ -205,8 +205,8 @@ fn evaluate(model: Arc<Model>, prompts: &[Prompt], crew: Arc<Crew>) -> Result<Re
     let mut all = Tally::default();
     let mut reports = Vec::with_capacity(prompts.len());
     for (prompt, ids) in prompts.iter().zip(&ids) {
-        let mut tally = Tally::default();
-        tally.ids_differ = !ids.iter().map(|id| id.0).eq(prompt.ids.iter().copied());
+        let ids_differ = !ids.iter().map(|id| id.0).eq(prompt.ids.iter().copied());
+        let mut tally = Tally { ids_differ, ..Tally::default() };
         let fed: Vec<TokenId> = ids.iter().copied().chain(prompt.fed.iter().map(|&id| TokenId(id))).collect();
         let logits = logits_after(&mut cpu, &fed, ids.len() - 1).map_err(Stop::Fault)?;
         for (step, logits) in prompt.steps.iter().zip(logits) {

@@ -54,6 +54,7 @@ fn tree(lanes: [Four; LANES / 4]) -> f32 {
 
 /// R x C dot products of padded vectors.
 #[inline(always)]
+#[expect(clippy::needless_range_loop, reason = "`quarter` indexes the innermost of three dimensions")]
 fn dots<const R: usize, const C: usize>(rows: [&[f32]; R], columns: [&[f32]; C]) -> [[f32; R]; C] {
     let len = rows[0].len();
     // Said once here, so that the loop below needs no checks.

@@ -16,6 +16,8 @@ mod matmul;
 mod outputs;
 mod pages;
 mod scratch;
+#[cfg(test)]
+mod tests;
 mod weights;
 
 use super::crew::Crew;

@@ -1,6 +1,7 @@
 //! The paged K/V of all layers, in f32.
 //!
-//! Owns: where a slot's key and value lie, and copying and clearing of pages. Never: whose a page is, nor which slots a row may see.
+//! Owns: where a slot's key and value lie, and copying and clearing of pages. Never: whose a page is, nor which
+//! slots a row may see.
 
 use crate::backend::PageId;
 use crate::model::shape::Shape;
