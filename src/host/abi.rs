@@ -29,6 +29,8 @@ pub trait Value: Sized + Send + 'static {
     const ALIGN: usize;
     /// Core values when carried outside memory.
     const FLAT: usize;
+    /// Whether lowering it asks the guest's allocator.
+    const NESTED: bool = false;
     fn shape() -> Shape;
 }
 
@@ -169,11 +171,31 @@ pub struct Target<'a> {
     ctx: StoreContextMut<'a, Cx>,
     canon: Canon,
     written: usize,
+    allocations: usize,
+    rest: Vec<Rest>,
 }
+
+/// Items of a list that are still to be lowered.
+pub type Rest = Box<dyn FnOnce(&mut Target<'_>) -> Result<(), Trap> + Send>;
 
 impl<'a> Target<'a> {
     pub fn new(ctx: StoreContextMut<'a, Cx>, canon: Canon) -> Target<'a> {
-        Target { ctx, canon, written: 0 }
+        Target { ctx, canon, written: 0, allocations: 0, rest: Vec::new() }
+    }
+
+    /// Calls of the guest's allocator so far.
+    pub fn allocations(&self) -> usize {
+        self.allocations
+    }
+
+    /// Leaves a part for the next go.
+    pub fn leave(&mut self, rest: Rest) {
+        self.rest.push(rest);
+    }
+
+    /// What did not fit one go. The guest must not run before all of it is lowered, each into a fresh target.
+    pub fn rest(self) -> Vec<Rest> {
+        self.rest
     }
 
     /// Bytes lowered so far; what the call is charged for.
@@ -231,6 +253,7 @@ impl<'a> Target<'a> {
             // Fails only where fuel is off, and it is on in every engine of ours.
             let _ = ctx.set_fuel(fuel);
         };
+        self.allocations += 1;
         refuel(&mut self.ctx, limits::ALLOCATOR_FUEL);
         self.cx().may_leave = false;
         let outcome = realloc.call(self.ctx.as_context_mut(), &arguments, &mut place);

@@ -4,7 +4,7 @@
 //! binary.
 
 use super::abi::Canon;
-use super::function::Suspended;
+use super::function::{Lowered, Suspended};
 use super::{Cx, Trap, interface};
 use crate::backend::{Backend, Batch, Fault, Info, Outcome, Output, PageId, Produced, TokenId};
 use crate::engine::operation::{Command, Notice};
@@ -191,8 +191,13 @@ impl Bed {
             Ok(()) => {}
             Err(error) if error.downcast_ref::<Suspended>().is_some() => {
                 let pending = self.cx().pending.take().expect("a suspended call waits for something");
-                let finish = smol::block_on(pending)?;
-                let value = finish(self.store.as_context_mut())?;
+                let mut finish = smol::block_on(pending)?;
+                let value = loop {
+                    match finish(self.store.as_context_mut())? {
+                        Lowered::Done(value) => break value,
+                        Lowered::More(next) => finish = next,
+                    }
+                };
                 results.clear();
                 results.extend(value);
             }

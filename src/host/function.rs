@@ -6,7 +6,7 @@
 //! A function that must wait returns [`Later::wait`]: the call is suspended (a host error that the driver in
 //! `runtime/slice.rs` knows), its future awaited there, and the answer lowered before the guest resumes.
 
-use super::abi::{Canon, Flat, Lift, Lower, Source, Target};
+use super::abi::{Canon, Flat, Lift, Lower, Rest, Source, Target};
 use super::shape::{FLAT_PARAMETERS, FLAT_RESULTS, Shape, Signature};
 use super::{Cx, Trap};
 use crate::runtime::table::Resource;
@@ -67,8 +67,16 @@ function!(A B C D E F);
 function!(A B C D E F G);
 function!(A B C D E F G H);
 
-/// Finishes a suspended call: lowers the answer and gives the core result, if there is one.
-pub type Finish = Box<dyn FnOnce(StoreContextMut<'_, Cx>) -> Result<Option<Val>, Trap> + Send>;
+/// Goes on with a suspended call: lowers the answer, or a part of it.
+pub type Finish = Box<dyn FnOnce(StoreContextMut<'_, Cx>) -> Result<Lowered, Trap> + Send>;
+
+/// How far the lowering of an answer has come.
+pub enum Lowered {
+    /// The guest may go on, with this core result if the function has one.
+    Done(Option<Val>),
+    /// That was a slice's work, and there is more; somebody else may run in between, the guest may not.
+    More(Finish),
+}
 /// What a suspended guest waits for.
 pub type Pending = Pin<Box<dyn Future<Output = Result<Finish, Trap>> + Send>>;
 
@@ -77,6 +85,15 @@ type Run = dyn Fn(StoreContextMut<'_, Cx>, Canon, &[Val]) -> Result<Answer, Trap
 enum Answer {
     Now(Option<Val>),
     Later(Pending),
+}
+
+impl From<Lowered> for Answer {
+    fn from(lowered: Lowered) -> Answer {
+        match lowered {
+            Lowered::Done(value) => Answer::Now(value),
+            Lowered::More(finish) => Answer::Later(Box::pin(std::future::ready(Ok(finish)))),
+        }
+    }
 }
 
 /// One function of an interface.
@@ -114,7 +131,7 @@ impl Interface {
         self.add::<A, R>(name, move |mut ctx, canon, values| {
             let (arguments, pointer) = arguments::<A, R>(ctx.as_context_mut(), canon, values)?;
             let answer = function.call(ctx.data_mut(), arguments)?;
-            lower(ctx, canon, answer, pointer).map(Answer::Now)
+            lower(ctx, canon, answer, pointer).map(Answer::from)
         })
     }
 
@@ -127,7 +144,7 @@ impl Interface {
         self.add::<A, R>(name, move |mut ctx, canon, values| {
             let (arguments, pointer) = arguments::<A, R>(ctx.as_context_mut(), canon, values)?;
             match function.call(ctx.data_mut(), arguments)? {
-                Later::Ready(answer) => lower(ctx, canon, answer, pointer).map(Answer::Now),
+                Later::Ready(answer) => lower(ctx, canon, answer, pointer).map(Answer::from),
                 Later::Wait(answer) => Ok(Answer::Later(Box::pin(async move {
                     let answer = answer.await?;
                     let finish: Finish = Box::new(move |ctx| lower(ctx, canon, answer, pointer));
@@ -188,14 +205,14 @@ impl HostFunction {
                     if let (Some(slot), Some(value)) = (results.first_mut(), value) {
                         *slot = value;
                     }
-                    charge(&mut ctx, CROSSING_FUEL);
+                    settle(&mut ctx);
                     Ok(())
                 }
                 Ok(Answer::Later(pending)) => {
                     let place = place.clone();
                     let pending = async move { pending.await.map_err(|trap| trap.within(&place)) };
                     ctx.data_mut().pending = Some(Box::pin(pending));
-                    charge(&mut ctx, CROSSING_FUEL);
+                    settle(&mut ctx);
                     Err(Error::host(Suspended))
                 }
                 Err(trap) => Err(Error::host(trap.within(&place))),
@@ -250,16 +267,34 @@ fn lower<R: Lower>(
     canon: Canon,
     answer: R,
     pointer: Option<u32>,
-) -> Result<Option<Val>, Trap> {
+) -> Result<Lowered, Trap> {
     let mut target = Target::new(ctx.as_context_mut(), canon);
     let value = match pointer {
         Some(pointer) => target.store_at(answer, pointer).map(|()| None)?,
         None if R::FLAT == 0 => None,
         None => Some(answer.lower(&mut target)?),
     };
-    let written = target.written();
+    let (written, rest) = (target.written(), target.rest());
     charge(&mut ctx, written as u64 / BYTES_PER_FUEL);
-    Ok(value)
+    Ok(lowered(canon, value, rest))
+}
+
+fn lowered(canon: Canon, value: Option<Val>, mut rest: Vec<Rest>) -> Lowered {
+    let Some(next) = rest.pop() else { return Lowered::Done(value) };
+    Lowered::More(Box::new(move |mut ctx| {
+        let mut target = Target::new(ctx.as_context_mut(), canon);
+        next(&mut target)?;
+        let written = target.written();
+        rest.extend(target.rest());
+        charge(&mut ctx, written as u64 / BYTES_PER_FUEL);
+        Ok(lowered(canon, value, rest))
+    }))
+}
+
+/// Charges a call for the crossing and for the work it says it did, so that work ends the slice as code would.
+fn settle(ctx: &mut StoreContextMut<'_, Cx>) {
+    let work = std::mem::take(&mut ctx.data_mut().owed_fuel);
+    charge(ctx, CROSSING_FUEL.saturating_add(work));
 }
 
 /// Takes fuel for work done on the guest's behalf. What the slice cannot pay is owed, and the driver collects it.

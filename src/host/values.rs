@@ -123,6 +123,7 @@ impl Value for String {
     const SIZE: usize = 8;
     const ALIGN: usize = 4;
     const FLAT: usize = 2;
+    const NESTED: bool = true;
     fn shape() -> Shape {
         Shape::String
     }
@@ -156,6 +157,7 @@ impl<T: Value> Value for Vec<T> {
     const SIZE: usize = 8;
     const ALIGN: usize = 4;
     const FLAT: usize = 2;
+    const NESTED: bool = true;
     fn shape() -> Shape {
         Shape::List(Box::new(T::shape()))
     }
@@ -178,6 +180,9 @@ impl<T: Lift> Lift for Vec<T> {
     }
 }
 
+/// Calls of the guest's allocator in one go: about a slice, as each takes some microseconds of interpreted code.
+const ALLOCATIONS_AT_ONCE: usize = 24;
+
 impl<T: Lower> Lower for Vec<T> {
     fn lower(self, _: &mut Target<'_>) -> Result<Val, Trap> {
         not_one_value()
@@ -185,9 +190,32 @@ impl<T: Lower> Lower for Vec<T> {
     fn store(self, into: &mut Target<'_>, at: usize) -> Result<(), Trap> {
         let count = self.len();
         let place = into.allocate(count.saturating_mul(T::SIZE), T::ALIGN)?;
-        T::store_many(self, into, place)?;
-        into.pair(at, place, count)
+        into.pair(at, place, count)?;
+        match T::NESTED {
+            true => fill(self.into_iter(), into, place),
+            false => T::store_many(self, into, place),
+        }
     }
+}
+
+/// Lowers items that each need the allocator. A vocabulary has a hundred thousand: what is more than a slice's work
+/// is left for the next go, or one call would hold its thread, and every batch with it, for half a second.
+fn fill<T: Lower>(
+    mut items: std::vec::IntoIter<T>,
+    into: &mut Target<'_>,
+    mut at: usize,
+) -> Result<(), Trap> {
+    while items.len() > 0 {
+        if into.allocations() >= ALLOCATIONS_AT_ONCE {
+            into.leave(Box::new(move |into| fill(items, into, at)));
+            return Ok(());
+        }
+        if let Some(item) = items.next() {
+            item.store(into, at)?;
+        }
+        at += T::SIZE;
+    }
+    Ok(())
 }
 
 // ---- tuples (and records) ----
@@ -216,6 +244,7 @@ macro_rules! tuple {
                     align
                 };
                 const FLAT: usize = 0 $(+ $name::FLAT)*;
+                const NESTED: bool = false $(|| $name::NESTED)*;
                 fn shape() -> Shape {
                     Shape::Tuple(vec![$($name::shape()),*])
                 }
@@ -282,6 +311,7 @@ impl<T: Value> Value for Option<T> {
     const ALIGN: usize = T::ALIGN;
     const SIZE: usize = align_up(payload(T::ALIGN) + T::SIZE, T::ALIGN);
     const FLAT: usize = 1 + T::FLAT;
+    const NESTED: bool = T::NESTED;
     fn shape() -> Shape {
         Shape::Option(Box::new(T::shape()))
     }
@@ -326,6 +356,7 @@ impl<T: Value, E: Value> Value for Result<T, E> {
     const ALIGN: usize = max(T::ALIGN, E::ALIGN);
     const SIZE: usize = align_up(payload(Self::ALIGN) + max(T::SIZE, E::SIZE), Self::ALIGN);
     const FLAT: usize = 1 + max(T::FLAT, E::FLAT);
+    const NESTED: bool = T::NESTED || E::NESTED;
     fn shape() -> Shape {
         Shape::Result(side::<T>(), side::<E>())
     }

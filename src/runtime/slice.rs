@@ -9,7 +9,7 @@
 
 use super::quota::Quota;
 use super::worker::Slice;
-use crate::host::function::{Pending, Suspended};
+use crate::host::function::{Lowered, Pending, Suspended};
 use crate::host::{Cx, Trap};
 use std::future::poll_fn;
 use std::task::Poll;
@@ -77,13 +77,22 @@ impl Guest {
         };
         let (finish, waited) = waiting(&mut pending).await;
         drop(pending);
-        let finish = finish?;
+        let mut finish = finish?;
         if waited {
             // The thread was given up: a new slice. An answer that was there all along does not earn one, or a
             // guest could hold its thread with calls alone.
             self.refuel(0)?;
         }
-        finish(self.store.as_context_mut())
+        loop {
+            match finish(self.store.as_context_mut())? {
+                Lowered::Done(value) => return Ok(value),
+                Lowered::More(next) => {
+                    self.slice.end().await;
+                    self.refuel(0)?;
+                    finish = next;
+                }
+            }
+        }
     }
 
     /// Starts a slice with room for an instruction of `required` fuel.
