@@ -87,7 +87,8 @@ fn execute_takes_what_was_set_and_the_handle_can_be_set_up_again() {
     let result = execute(&mut bed, &pass).unwrap().expect("an output was asked for");
     wait(&mut bed, &result);
     assert_eq!(tokens(&mut bed, &result), Some(vec![0]));
-    let sentence = execute(&mut bed, &pass).err().expect("nothing is set").to_string();
+    let Err(trap) = execute(&mut bed, &pass) else { panic!("nothing is set") };
+    let sentence = trap.to_string();
     assert!(sentence.contains("no input tokens"), "{sentence}");
 }
 
