@@ -12,6 +12,7 @@ use crate::config::Config;
 use crate::engine::operation::Notice;
 use crate::engine::{self, Engine};
 use crate::exchange::Exchange;
+use crate::host::Trap;
 use crate::limits;
 use crate::model::Model;
 use crate::observe;
@@ -51,8 +52,8 @@ pub fn serve(config: Config) -> Result<ExitCode, Failure> {
     };
     let cpu = Cpu::load(model.clone(), options, workers.crew()).map_err(Failure::config)?;
 
-    // One notice per instance may wait, so the engine never finds the channel full.
-    let (notices, evictions) = smol::channel::bounded(limits::INSTANCES);
+    // One notice per instance may wait, so the engine rarely finds the channel full.
+    let (notices, given_up) = smol::channel::bounded(limits::INSTANCES);
     let (fault, failing) = smol::channel::bounded::<String>(1);
     let on_fault = move |why| {
         let _ = fault.try_send(why); // nobody listens any more: the process is ending anyway
@@ -87,7 +88,7 @@ pub fn serve(config: Config) -> Result<ExitCode, Failure> {
 
         let broken = Fault::default();
         let until = until_told(signals, failing, runtime.clone(), broken.clone());
-        smol::future::or(server::run(listener, door, until), evict(runtime, evictions)).await;
+        smol::future::or(server::run(listener, door, until), end_given_up(runtime, given_up)).await;
         match broken.take() {
             None => Ok(ExitCode::SUCCESS),
             Some(why) => Err(Failure { sentence: why, status: EXIT_DEVICE }),
@@ -115,10 +116,17 @@ fn announce(model: &Model, engine: &engine::Handle, config: &Config) {
     );
 }
 
-/// Ends the instances whose pages the engine needs for older ones.
-async fn evict(runtime: Runtime, notices: Receiver<Notice>) {
-    while let Ok(Notice::Evict(instance)) = notices.recv().await {
-        runtime.end(instance, Ending::evicted());
+/// Ends the instances that the engine has given up.
+async fn end_given_up(runtime: Runtime, notices: Receiver<Notice>) {
+    while let Ok(notice) = notices.recv().await {
+        let (instance, ending) = match notice {
+            Notice::Evict(instance) => (instance, Ending::evicted()),
+            Notice::OutOfPages { instance, why } => {
+                (instance, Ending::Exception(format!("OOM unrecoverable: {why}")))
+            }
+            Notice::Misuse { instance, what } => (instance, Ending::trapped(Trap::error(what))),
+        };
+        runtime.end(instance, ending);
     }
     std::future::pending().await // the engine has ended; the server decides when it is over
 }

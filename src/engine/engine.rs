@@ -13,6 +13,7 @@ use crate::engine::state::State;
 use crate::limits::ENGINE_INBOX;
 use smol::channel::{Receiver, Sender, TrySendError};
 use std::any::Any;
+use std::collections::VecDeque;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -44,6 +45,9 @@ const CHUNK_ALONE: Duration = Duration::from_millis(400);
 const CHUNK_LEAST: u32 = 16;
 /// The first chunk's rows, before anything was measured.
 const CHUNK_FIRST: u32 = 32;
+
+/// How soon an idle engine tries again to tell what found the channel upward full.
+const UNTOLD_WAIT: Duration = Duration::from_millis(5);
 
 /// The engine has stopped; so will the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,12 +99,14 @@ pub struct Engine {
     settle: Box<dyn Settle>,
     inbox: Receiver<Command>,
     notices: Sender<Notice>,
+    /// Notices that found the channel full: at most one per instance.
+    untold: VecDeque<Notice>,
     state: State,
     pace: Pace,
 }
 
 impl Engine {
-    /// Starts the thread "engine". `notices` must never be full: give it room for one notice per instance.
+    /// Starts the thread "engine". `notices` wants room for one notice per instance; while it is full they wait here.
     /// `on_fault` is called once, last, if the device fails or the engine panics: every waiting guest has then been
     /// answered that its work is lost, and the process should end.
     pub fn start(
@@ -113,7 +119,7 @@ impl Engine {
         let (sender, inbox) = smol::channel::bounded(ENGINE_INBOX);
         let pace = Pace::new(info.batch_tokens);
         let state = State::new(&info);
-        let engine = Engine { backend, settle, inbox, notices, state, pace };
+        let engine = Engine { backend, settle, inbox, notices, untold: VecDeque::new(), state, pace };
         std::thread::Builder::new().name("engine".into()).spawn(move || engine.live(on_fault))?;
         Ok(Handle { inbox: sender, info })
     }
@@ -143,8 +149,12 @@ impl Engine {
     fn turns(&mut self) -> Result<(), Fault> {
         let mut outcome = Outcome::default();
         loop {
-            self.collect()?;
+            self.collect();
             let Some(plan) = self.state.plan(self.pace.budget()) else {
+                if !self.untold.is_empty() {
+                    std::thread::sleep(UNTOLD_WAIT);
+                    continue;
+                }
                 match self.inbox.recv_blocking() {
                     Ok(command) => self.state.apply(command),
                     Err(_) => return Ok(()),
@@ -153,12 +163,12 @@ impl Engine {
             };
             let took = self.run(&plan, &mut outcome)?;
             self.state.finish(plan, &mut outcome)?;
-            self.settle(took)?;
+            self.settle(took);
         }
     }
 
     /// Takes what is in the inbox now; true if that woke a guest or may have.
-    fn collect(&mut self) -> Result<bool, Fault> {
+    fn collect(&mut self) -> bool {
         let waiting = self.inbox.len(); // Not until it is empty: senders must not be able to hold us here.
         for _ in 0..waiting {
             match self.inbox.try_recv() {
@@ -166,12 +176,14 @@ impl Engine {
                 Err(_) => break,
             }
         }
-        for notice in self.state.take_notices() {
+        self.untold.extend(self.state.take_notices());
+        while let Some(notice) = self.untold.pop_front() {
             if let Err(TrySendError::Full(notice)) = self.notices.try_send(notice) {
-                return Err(Fault(format!("no room to tell upward: {notice:?}")));
+                self.untold.push_front(notice);
+                break;
             }
         }
-        Ok(self.state.take_answered() || waiting >= ENGINE_INBOX)
+        self.state.take_answered() || waiting >= ENGINE_INBOX
     }
 
     fn run(&mut self, plan: &Plan, outcome: &mut Outcome) -> Result<Duration, Fault> {
@@ -192,18 +204,18 @@ impl Engine {
     }
 
     /// Lets woken guests run while still collecting: an answer we give on the way (pages, names) wakes its guest too.
-    fn settle(&mut self, batch: Duration) -> Result<(), Fault> {
+    fn settle(&mut self, batch: Duration) {
         self.state.take_answered();
         let limit = (batch / SETTLE_SHARE).clamp(SETTLE_LEAST, SETTLE_MOST);
         let deadline = Instant::now() + limit;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return Ok(());
+                return;
             }
             self.settle.settle(left);
-            if !self.collect()? {
-                return Ok(());
+            if !self.collect() {
+                return;
             }
         }
     }
