@@ -17,6 +17,8 @@ use std::sync::Arc;
 pub mod directory;
 pub mod ending;
 pub mod instance;
+#[cfg(test)]
+mod preview1;
 pub mod quota;
 pub mod slice;
 pub mod table;

@@ -87,13 +87,13 @@ fn simple(imports: &[Import<'_>], run: &str) -> Vec<u8> {
     )
 }
 
-struct Bench {
+pub struct Bench {
     runtime: Runtime,
     house: House,
 }
 
 impl Bench {
-    fn new(threads: usize, quotas: Quotas) -> Bench {
+    pub fn new(threads: usize, quotas: Quotas) -> Bench {
         let house = House::new();
         let runtime = Runtime::new(RuntimeParts {
             engine: house.engine.clone(),
@@ -106,7 +106,7 @@ impl Bench {
         Bench { runtime, house }
     }
 
-    fn launch(&self, component: &[u8], arguments: &[&str]) -> (InstanceId, Receiver<InstanceEvent>) {
+    pub fn launch(&self, component: &[u8], arguments: &[&str]) -> (InstanceId, Receiver<InstanceEvent>) {
         let (events, receiver) = bounded(4);
         let program = Program::in_memory(component).unwrap_or_else(|rejected| panic!("{rejected}"));
         let arguments = arguments.iter().map(|argument| argument.to_string()).collect();
@@ -123,7 +123,7 @@ impl Bench {
 }
 
 /// Reads all events; checks that the last one, and only that, is the ending.
-fn ending(events: &Receiver<InstanceEvent>) -> Ending {
+pub fn ending(events: &Receiver<InstanceEvent>) -> Ending {
     let next = || smol::block_on(events.recv());
     loop {
         match next().expect("an ending").what {
