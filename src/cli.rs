@@ -71,7 +71,7 @@ const VERBS: &[Verb] = &[
             value("state", "DIR", "where uploaded programs live"),
             values("public-key", "FILE", "accept tokens signed by this key (k4.public.…); may be repeated"),
             switch("no-auth", "accept everyone; only on a loopback address"),
-            value("seed", "N", "make sampling repeatable: instances draw from N and their launch number"),
+            value("seed", "N", "make sampling repeatable: every instance draws from N"),
             switch("print-config", "print the default configuration, every key explained, and end"),
         ],
         summary: "serve a model to local apps over a WebSocket",
