@@ -123,6 +123,7 @@ impl Bed {
             returned: String::new(),
             table: Default::default(),
             queues: Default::default(),
+            names: Default::default(),
             held: Default::default(),
             model: Toy::default().model(),
             engine: house.engine.clone(),

@@ -62,6 +62,8 @@ pub struct Cx {
     pub table: Table,
     /// The guest's queues.
     pub queues: common::Queues,
+    /// The pages and embeddings that it holds.
+    pub names: common::Names,
     /// What the host keeps for the guest behind handles.
     pub held: held::Meter,
     pub model: Arc<Model>,

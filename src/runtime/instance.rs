@@ -97,6 +97,7 @@ pub(super) fn context(runtime: &Runtime, entry: &Entry, launch: Launch, seed: u6
         returned: String::new(),
         table: Table::default(),
         queues: common::Queues::default(),
+        names: common::Names::default(),
         held: held::Meter::default(),
         model: parts.model.clone(),
         engine: parts.engine.clone(),

@@ -4,11 +4,13 @@
 
 mod blob;
 mod model;
+mod names;
 mod queue;
 mod resources;
 
 pub use blob::{Blob, BlobResult};
 pub use model::TRAITS;
+pub use names::Names;
 pub use queue::{DebugQueryResult, Queue, Queues, Stream, given_up, submit};
 
 use super::{Interface, Trap};

@@ -1,7 +1,7 @@
 //! Pages and embeddings by name: allocate, give back, export, import. Each acts at once, in call order.
 
 use super::queue::{ask, given_up, tell};
-use super::{Queue, check_name};
+use super::{Names, Queue, check_name};
 use crate::engine::operation::{Command, Kind, Refusal, VirtualId};
 use crate::host::abi::Borrow;
 use crate::host::{Cx, Interface, Later, Trap};
@@ -29,7 +29,7 @@ fn kind(resource_type: u32) -> Result<Kind, Trap> {
     }
 }
 
-fn names(ptrs: Vec<u32>) -> Result<Vec<VirtualId>, Trap> {
+fn ids(ptrs: Vec<u32>) -> Result<Vec<VirtualId>, Trap> {
     match ptrs.len() > limits::NAMES_PER_INSTANCE {
         true => Err(Trap::error(format!(
             "ptrs has {} items; an instance holds at most {}",
@@ -52,7 +52,9 @@ async fn answer<R>(answer: Result<R, Refusal>) -> Result<R, Trap> {
     }
 }
 
-fn numbers(ids: Vec<VirtualId>) -> Vec<u32> {
+/// New names, noted and as the guest gets them.
+fn given(names: &Names, kind: Kind, ids: Vec<VirtualId>) -> Vec<u32> {
+    names.add(kind, &ids);
     ids.into_iter().map(|id| id.0).collect()
 }
 
@@ -68,9 +70,10 @@ fn allocate(
     if count == 0 {
         return Ok(Later::ready(vec![]));
     }
+    let names = cx.names.clone();
     Ok(Later::wait(async move {
         let reply = ask(&engine, |reply| Command::Allocate { instance, kind, count, reply }).await?;
-        answer(reply).await.map(numbers)
+        Ok(given(&names, kind, answer(reply).await?))
     }))
 }
 
@@ -81,7 +84,8 @@ fn deallocate(
     ptrs: Vec<u32>,
 ) -> Result<Later<()>, Trap> {
     cx.table.get(&queue)?;
-    let (instance, kind, ids) = (cx.instance, kind(resource_type)?, names(ptrs)?);
+    let (instance, kind, ids) = (cx.instance, kind(resource_type)?, ids(ptrs)?);
+    cx.names.remove(kind, &ids, "ptrs")?;
     Ok(tell(cx, Command::Deallocate { instance, kind, ids }))
 }
 
@@ -109,7 +113,8 @@ fn export(
 ) -> Result<Later<()>, Trap> {
     cx.table.get(&queue)?;
     check_name(&name, limits::EXPORT_NAME_BYTES)?;
-    let (kind, ids, instance, engine) = (kind(resource_type)?, names(ptrs)?, cx.instance, cx.engine.clone());
+    let (kind, ids, instance, engine) = (kind(resource_type)?, ids(ptrs)?, cx.instance, cx.engine.clone());
+    cx.names.check(kind, ids.iter().copied(), "ptrs")?;
     Ok(Later::wait(async move {
         answer(ask(&engine, |reply| Command::Export { instance, kind, ids, name, reply }).await?).await
     }))
@@ -124,8 +129,9 @@ fn import(
     cx.table.get(&queue)?;
     check_name(&name, limits::EXPORT_NAME_BYTES)?;
     let (kind, instance, engine) = (kind(resource_type)?, cx.instance, cx.engine.clone());
+    let names = cx.names.clone();
     Ok(Later::wait(async move {
         let reply = ask(&engine, |reply| Command::Import { instance, kind, name, reply }).await?;
-        answer(reply).await.map(numbers)
+        Ok(given(&names, kind, answer(reply).await?))
     }))
 }

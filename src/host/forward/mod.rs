@@ -9,12 +9,12 @@
 pub mod draft;
 
 use super::abi::{Borrow, Own};
-use super::common::{Queue, Stream, given_up, submit};
+use super::common::{Names, Queue, Stream, given_up, submit};
 use super::held::Charge;
 use super::wasi::io::Pollable;
 use super::{Cx, Interface, Later, Trap};
 use crate::backend::{Produced, Sampler, TokenId};
-use crate::engine::operation::{Operation, PassResult, Reply};
+use crate::engine::operation::{Kind, Operation, Pass, PassInput, PassOutput, PassResult, Reply};
 use crate::runtime::table::Resource;
 use draft::{Draft, Mistake};
 use std::sync::Arc;
@@ -188,6 +188,7 @@ fn execute(cx: &mut Cx, pass: Borrow<ForwardPass>) -> Result<Later<Option<Own<Fo
     let pass = building.draft.take(page_size)?;
     building.held.set(0)?;
     let queue = building.queue.id;
+    check_names(&cx.names, &pass)?;
     let reply = Reply::default();
     let result = match draft::yields(&pass) {
         true => {
@@ -197,6 +198,20 @@ fn execute(cx: &mut Cx, pass: Borrow<ForwardPass>) -> Result<Later<Option<Own<Fo
         false => None,
     };
     Ok(submit(cx, queue, Operation::Pass(pass, reply), result))
+}
+
+fn check_names(names: &Names, pass: &Pass) -> Result<(), Trap> {
+    names.check(Kind::Page, pass.pages.iter().copied(), "kv-page-ptrs")?;
+    let read = pass.inputs.iter().filter_map(|input| match *input {
+        PassInput::Embed(id) => Some(id),
+        PassInput::Token(_) => None,
+    });
+    names.check(Kind::Embed, read, "emb-ptrs of input-embeddings")?;
+    let stored = pass.outputs.iter().filter_map(|output| match *output {
+        PassOutput::Embed { to, .. } => Some(to),
+        PassOutput::Token { .. } | PassOutput::Distribution { .. } => None,
+    });
+    names.check(Kind::Embed, stored, "emb-ptrs of output-embeddings")
 }
 
 fn pollable(cx: &mut Cx, result: Borrow<ForwardPassResult>) -> Result<Own<Pollable>, Trap> {

@@ -1,7 +1,6 @@
 //! Passes and pages, against a running engine whose backend parrots.
 
 use super::{COMMON, FORWARD, POLL, queue};
-use crate::engine::operation::Notice;
 use crate::host::Trap;
 use crate::host::bed::{Bed, House, PAGES, float, number};
 use crate::identity::Subject;
@@ -174,17 +173,21 @@ fn more_pages_than_there_can_be_is_the_one_oom_that_has_a_name() {
 }
 
 #[test]
-fn a_page_that_is_not_held_ends_the_guest_and_names_it() {
+fn a_page_that_is_not_held_ends_the_guest_at_that_call_and_is_named() {
     let mut bed = Bed::new();
     let queue = queue(&mut bed);
-    let instance = bed.cx().instance;
-    let list = bed.list(&[77]);
+    let pages = allocate(&mut bed, &queue, 2);
+    let list = bed.list(&pages[1..]);
     bed.call(COMMON, "deallocate-resources", &[&queue, &number(PAGE_TYPE), &list]).unwrap();
-    match smol::block_on(bed.house.notices.recv()) {
-        Ok(Notice::Misuse { instance: ended, what }) => {
-            assert_eq!(ended, instance);
-            assert!(what.contains("77"), "{what}");
-        }
-        other => panic!("{other:?}"),
+    let list = bed.list(&pages[1..]);
+    let again = bed.sentence(COMMON, "deallocate-resources", &[&queue, &number(PAGE_TYPE), &list]);
+    let pass = pass(&mut bed, &queue, &pages, 1, 2);
+    let run = bed.sentence(FORWARD, "[method]forward-pass.execute", &[&pass]);
+    let (list, name) = (bed.list(&pages), bed.text("x"));
+    let export = bed.sentence(COMMON, "export-resources", &[&queue, &number(PAGE_TYPE), &list, &name]);
+    for sentence in [again, run, export] {
+        let named = format!("names page {}, which", pages[1]);
+        assert!(sentence.contains("ptrs") && sentence.contains(&named), "{sentence}");
     }
+    assert!(bed.house.notices.is_empty(), "the engine saw none of it");
 }
