@@ -16,6 +16,7 @@ use crate::engine::plant::{Bug, planted};
 use crate::identity::{InstanceId, Subject};
 use crate::limits::{EXPORT_NAME_BYTES, EXPORTED_PER_SUBJECT, EXPORTS_PER_SUBJECT, NAMES_PER_INSTANCE};
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::hash::{BuildHasherDefault, Hasher};
 
 /// A physical id of either kind; becomes a `PageId` or `EmbedId` at the border to the backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -46,7 +47,7 @@ pub(super) struct Holder {
     pub subject: Subject,
     /// Greater is newer.
     pub joined: u64,
-    pub names: HashMap<VirtualId, Physical>,
+    pub names: HashMap<VirtualId, Physical, BuildHasherDefault<IdHasher>>,
     next: u32,
 }
 
@@ -95,7 +96,7 @@ impl Pool {
     /// `joined` orders the instances: greater is newer.
     pub fn join(&mut self, instance: InstanceId, subject: Subject, joined: u64) {
         self.scopes.entry(subject.clone()).or_default().instances += 1;
-        self.holders.insert(instance, Holder { subject, joined, names: HashMap::new(), next: 0 });
+        self.holders.insert(instance, Holder { subject, joined, names: HashMap::default(), next: 0 });
     }
 
     /// Drops all names of the instance. Its exports stay.
@@ -318,6 +319,25 @@ impl Pool {
         if self.scopes.get(subject).is_some_and(empty) {
             self.scopes.remove(subject);
         }
+    }
+}
+
+/// Spreads ids that we gave ourselves, one after the other: no guest can choose keys that collide. A pass looks up
+/// every page of its context, so this is on the way of each token.
+#[derive(Default)]
+pub(super) struct IdHasher(u64);
+
+impl Hasher for IdHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write_u32(&mut self, id: u32) {
+        self.0 = u64::from(id).wrapping_mul(0x9e37_79b9_7f4a_7c15); // 2^64 over the golden ratio
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|&byte| self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
     }
 }
 

@@ -90,9 +90,11 @@ impl State {
 
         let first_written = (pass.len as usize - pass.rows()) / self.info.page_size as usize;
         let (read, written) = pass.pages.split_at(first_written);
-        let mut once = HashSet::new();
-        let twice = written.iter().find(|id| !once.insert(**id));
-        if let Some(id) = twice.or_else(|| read.iter().find(|id| once.contains(*id))) {
+        let mut once = written.to_vec();
+        once.sort_unstable();
+        let twice = once.windows(2).find(|pair| pair[0] == pair[1]).map(|pair| pair[0]);
+        let twice = twice.or_else(|| read.iter().copied().find(|id| once.binary_search(id).is_ok()));
+        if let Some(id) = twice {
             return Err(misuse(format!("kv-pages: page {} is written and listed twice", id.0)));
         }
         let shared = (first_written..pages.len()).filter(|&i| self.pages.owners(pages[i]) > 1);
