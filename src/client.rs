@@ -20,8 +20,6 @@ use std::time::Duration;
 /// Where `tartlet serve` listens unless told otherwise.
 pub const DEFAULT_SERVER: &str = "ws://127.0.0.1:8080";
 
-/// Events kept for instances that nobody has asked about yet.
-const EARLY_EVENTS: usize = 65_536;
 /// How long a program that was told to terminate may take to say so.
 const TERMINATE_WAIT: Duration = Duration::from_secs(5);
 
@@ -285,7 +283,9 @@ impl Client {
             // Of a request that was given up.
             ServerMessage::Response { .. } => return Ok(()),
             ServerMessage::ServerEvent { message } => {
-                self.server_events.push(message);
+                if self.server_events.len() < limits::SERVER_EVENTS_PER_CONNECTION {
+                    self.server_events.push(message);
+                }
                 return Ok(());
             }
             ServerMessage::InstanceEvent { instance_id, event: 0, message } => {
@@ -306,8 +306,9 @@ impl Client {
                 None => return Ok(()),
             },
         };
-        if self.early.len() >= EARLY_EVENTS {
-            return Err(ClientError::Protocol(format!("{EARLY_EVENTS} events came that nobody waits for")));
+        if self.early.len() >= limits::CLIENT_EVENTS {
+            let events = limits::CLIENT_EVENTS;
+            return Err(ClientError::Protocol(format!("{events} events came that nobody waits for")));
         }
         self.early.push_back((instance, event));
         Ok(())
@@ -329,6 +330,12 @@ impl Client {
         let Some(download) = download else {
             return Err(ClientError::Protocol(format!("chunk {index} of a blob came out of order")));
         };
+        if download.bytes.len() + data.len() > limits::CLIENT_BLOB_BYTES {
+            return Err(ClientError::Protocol(format!(
+                "a blob has more than {} bytes",
+                limits::CLIENT_BLOB_BYTES
+            )));
+        }
         download.bytes.extend_from_slice(data);
         download.next += 1;
         if download.next < total {

@@ -70,6 +70,8 @@ pub const INSTANCES_PER_CONNECTION: usize = 256;
 pub const STATUS_WAIT: Duration = Duration::from_secs(2);
 /// At least this often an open connection's token is held against the wall clock, which may be set meanwhile.
 pub const CLOCK_CHECK: Duration = Duration::from_secs(30);
+/// Bytes that the io thread itself hashes or copies in one go: a millisecond. More is done on a thread of its own.
+pub const IO_THREAD_BYTES: usize = 1 << 20;
 /// For the last events, and again for the close frame, when the server ends a connection.
 pub const FAREWELL: Duration = Duration::from_secs(1);
 /// For all connections to end when the server stops.
@@ -77,6 +79,13 @@ pub const SHUTDOWN: Duration = Duration::from_secs(3);
 
 const _: () = assert!(READ_STALL.as_secs() < TCP_USER_TIMEOUT.as_secs());
 const _: () = assert!(2 * FAREWELL.as_secs() < SHUTDOWN.as_secs());
+
+// ---- our client ----
+
+/// Events that a client keeps of instances it is not waiting for.
+pub const CLIENT_EVENTS: usize = 65_536;
+/// Bytes of a blob that a client takes: four guests' memories.
+pub const CLIENT_BLOB_BYTES: usize = 256 << 20;
 
 // ---- tokens ----
 

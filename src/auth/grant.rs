@@ -18,7 +18,7 @@ use time::format_description::well_known::Rfc3339;
 /// How far the clock of who signs may be ahead of ours, for `iat`. `exp` and `nbf` are taken at their word.
 const CLOCK_AHEAD: time::Duration = time::Duration::seconds(60);
 
-/// What the bearer may do. Admins may look at every subject's instances; both run programs.
+/// What the bearer may do. Both roles run programs; no request of the protocol asks for an admin yet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {

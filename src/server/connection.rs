@@ -8,64 +8,30 @@
 //! instance turns events into frames, and the writer alone writes. They meet in a short bounded queue, so a slow
 //! reader holds back its own instances and its own requests, nobody else's.
 
+use super::forward::{Shared, forward};
+use super::over::{Closing, Over, Until, Watch, refused};
+use super::paced::Paced;
 use super::session::{Effect, Session};
-use super::{Door, House, download};
+use super::{Door, House};
 use crate::identity::{InstanceId, ProgramHash};
 use crate::limits;
-use crate::runtime::{Ending, InstanceEvent, What};
+use crate::runtime::Ending;
 use crate::wire::{ClientMessage, ServerMessage, Undecodable};
 use async_tungstenite::tungstenite::error::Error as WsError;
-use async_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use async_tungstenite::tungstenite::protocol::{CloseFrame, Message};
 use async_tungstenite::{WebSocketReceiver, WebSocketSender, WebSocketStream};
-use event_listener::Event;
 use smol::channel::{Receiver, Sender};
 use smol::future::or;
-use smol::lock::Mutex;
 use smol::net::TcpStream;
 use smol::stream::StreamExt;
 use smol::{Executor, Timer};
-use std::convert::Infallible;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use time::OffsetDateTime;
 
-/// Closed (never written) when the server stops.
-pub type Closing = Receiver<Infallible>;
-
-/// Why a conversation ended.
-#[derive(Debug)]
-enum Over {
-    /// The client left, or cannot be written to.
-    Gone,
-    /// The client broke the carrier's rules.
-    Refused(CloseCode, &'static str),
-    /// Nobody authenticated in time.
-    Stranger,
-    TokenExpired,
-    Stopping,
-}
-
-impl Over {
-    /// How the client's instances end, and what is said to the client.
-    fn terms(&self) -> (Ending, Option<(CloseCode, &'static str)>) {
-        match self {
-            Over::Gone => (Ending::Disconnected, None),
-            Over::Refused(code, reason) => (Ending::Disconnected, Some((*code, reason))),
-            Over::Stranger => (Ending::Disconnected, Some((CloseCode::Policy, "not authenticated in time"))),
-            Over::TokenExpired => (Ending::Expired, Some((CloseCode::Policy, "token expired"))),
-            Over::Stopping => (
-                Ending::ServerError("The server is stopping".to_owned()),
-                Some((CloseCode::Away, "server stopping")),
-            ),
-        }
-    }
-}
-
 /// Serves one client until it, its token or the server ends.
-pub async fn serve<H: House>(socket: WebSocketStream<TcpStream>, door: &Door<H>, closing: Closing) {
-    let raw = socket.get_ref().clone();
+pub async fn serve<H: House>(socket: WebSocketStream<Paced>, door: &Door<H>, closing: Closing) {
+    let raw = socket.get_ref().stream().clone();
     let (sender, receiver) = socket.split();
     let (frames, outbox) = smol::channel::bounded(limits::FRAMES_IN_FLIGHT);
     let (ends, ended) = smol::channel::bounded(limits::INSTANCES_PER_CONNECTION);
@@ -118,7 +84,7 @@ enum Input {
 
 impl<H: House> Connection<'_, H> {
     /// Reads and answers until something ends it.
-    async fn converse(&mut self, mut receiver: WebSocketReceiver<TcpStream>) -> Over {
+    async fn converse(&mut self, mut receiver: WebSocketReceiver<Paced>) -> Over {
         loop {
             let watch = Watch { until: self.until(), closing: &self.closing };
             // A client that sends without pause must not outlive its token, nor starve the others.
@@ -254,7 +220,7 @@ impl<H: House> Io<'_, H> {
                 return Some(());
             }
             Effect::GiveBlob { corr_id, instance, upload } => {
-                house.give_blob(instance, upload.bytes.into());
+                house.give_blob(instance, shared_bytes(upload.bytes).await);
                 (corr_id, Ok("Blob sent to instance".to_owned()))
             }
             Effect::Terminate { instance } => {
@@ -304,96 +270,21 @@ impl<H: House> Io<'_, H> {
     }
 }
 
+/// Copies the bytes behind a counted pointer; many of them elsewhere, for the io thread serves everyone.
+async fn shared_bytes(bytes: Vec<u8>) -> Arc<[u8]> {
+    match bytes.len() {
+        0..=limits::IO_THREAD_BYTES => bytes.into(),
+        _ => smol::unblock(move || bytes.into()).await,
+    }
+}
+
 fn no_such_program(program: &str) -> String {
     format!("No such program with hash={program}")
 }
 
-/// Turns the events of one instance into frames, in order, the last one always. None: nobody reads any more.
-async fn forward(
-    instance: InstanceId,
-    events: Receiver<InstanceEvent>,
-    frames: &Sender<Message>,
-    ends: &Sender<InstanceId>,
-    shared: &Shared,
-) -> Option<()> {
-    let event = |event, message| {
-        let instance_id = instance.to_string();
-        Message::Binary(ServerMessage::InstanceEvent { instance_id, event, message }.encode().into())
-    };
-    let mut introduced = false;
-    loop {
-        // A channel that closes without a last event still makes one: clients wait for it.
-        let what = events.recv().await.map_or_else(
-            |_| What::Ended(Ending::ServerError("The server lost the instance".to_owned())),
-            |event| event.what,
-        );
-        match what {
-            What::Message(text) => frames.send(event(0, text)).await.ok()?,
-            What::Blob(blob) => {
-                if !introduced {
-                    shared.settle(frames).await?;
-                    introduced = true;
-                }
-                let _turn = shared.downloads.lock().await;
-                for frame in download::frames(instance, &blob) {
-                    frames.send(Message::Binary(frame.encode().into())).await.ok()?;
-                }
-            }
-            What::Ended(ending) => {
-                ends.send(instance).await.ok()?; // before the client can know
-                return frames.send(event(ending.code(), ending.message())).await.ok();
-            }
-        }
-    }
-}
-
-/// What the forwarders of one connection share.
-#[derive(Default)]
-struct Shared {
-    /// One blob at a time.
-    downloads: Mutex<()>,
-    /// Pings sent and answered, counted; a ping carries its number.
-    pings: AtomicU64,
-    pongs: AtomicU64,
-    answered: Event,
-}
-
-impl Shared {
-    /// Waits until the client has read what was sent before: pie-client drops a blob of an instance that it does not
-    /// know yet. A client that answers no pings is waited for only so long. None: nobody reads any more.
-    async fn settle(&self, frames: &Sender<Message>) -> Option<()> {
-        let number = self.pings.fetch_add(1, Ordering::Relaxed) + 1;
-        frames.send(Message::Ping(number.to_be_bytes().to_vec().into())).await.ok()?;
-        let answered = async {
-            loop {
-                let listener = self.answered.listen();
-                if self.pongs.load(Ordering::Acquire) >= number {
-                    return;
-                }
-                listener.await;
-            }
-        };
-        let late = async {
-            Timer::after(limits::PONG_WAIT).await;
-        };
-        or(answered, late).await;
-        Some(())
-    }
-
-    /// A pong answers its ping and all earlier ones: a peer may answer only the latest.
-    fn pong(&self, payload: &[u8]) {
-        if let Ok(number) = payload.try_into().map(u64::from_be_bytes)
-            && number <= self.pings.load(Ordering::Relaxed)
-        {
-            self.pongs.fetch_max(number, Ordering::Release);
-            self.answered.notify(usize::MAX);
-        }
-    }
-}
-
 /// Writes frames as they come. Ends when there are no more, when the client is gone, or when it has not taken one
 /// frame in [`limits::READ_STALL`].
-async fn write(mut sender: WebSocketSender<TcpStream>, outbox: Receiver<Message>) {
+async fn write(mut sender: WebSocketSender<Paced>, outbox: Receiver<Message>) {
     while let Ok(frame) = outbox.recv().await {
         let sent = async { sender.send(frame).await.is_ok() };
         let stalled = async {
@@ -414,65 +305,4 @@ async fn linger(mut raw: TcpStream) {
     let _ = raw.shutdown(std::net::Shutdown::Write);
     let mut scrap = [0; 4096];
     while raw.read(&mut scrap).await.is_ok_and(|bytes| bytes > 0) {}
-}
-
-fn refused(error: &WsError) -> Over {
-    match error {
-        WsError::Capacity(_) => Over::Refused(CloseCode::Size, "a frame may have 1 MiB"),
-        WsError::Protocol(_) => Over::Refused(CloseCode::Protocol, "not the WebSocket protocol"),
-        WsError::Utf8(_) => Over::Refused(CloseCode::Invalid, "a text frame that is not UTF-8"),
-        _ => Over::Gone,
-    }
-}
-
-/// When a conversation must end whatever the client does.
-#[derive(Clone, Copy)]
-enum Until {
-    Never,
-    Instant(Instant),
-    /// By the wall clock, which may be set while we wait.
-    Date(OffsetDateTime),
-}
-
-struct Watch<'c> {
-    until: Until,
-    closing: &'c Closing,
-}
-
-impl Watch<'_> {
-    fn passed(&self) -> Option<Over> {
-        if self.closing.is_closed() {
-            return Some(Over::Stopping);
-        }
-        match self.until {
-            Until::Instant(at) if at <= Instant::now() => Some(Over::Stranger),
-            Until::Date(at) if at <= OffsetDateTime::now_utc() => Some(Over::TokenExpired),
-            _ => None,
-        }
-    }
-
-    /// Waits until it has passed.
-    async fn ring(&self) -> Over {
-        loop {
-            if let Some(over) = self.passed() {
-                return over;
-            }
-            let timer = match self.until {
-                Until::Never => Timer::never(),
-                Until::Instant(at) => Timer::at(at),
-                Until::Date(at) => {
-                    // A clock that is set forward is noticed within the cap.
-                    let left = Duration::try_from(at - OffsetDateTime::now_utc()).unwrap_or_default();
-                    Timer::after(left.min(limits::CLOCK_CHECK) + Duration::from_millis(1))
-                }
-            };
-            let stopped = async {
-                let _ = self.closing.recv().await; // an error: closed
-            };
-            let rang = async {
-                timer.await;
-            };
-            or(stopped, rang).await;
-        }
-    }
 }

@@ -7,10 +7,21 @@
 use crate::identity::InstanceId;
 use crate::limits;
 use crate::wire::ServerMessage;
+use std::sync::Arc;
+
+/// The hash that names `blob` on the wire: of a large one elsewhere, for the io thread serves everyone.
+pub async fn hash(blob: &Arc<[u8]>) -> blake3::Hash {
+    match blob.len() {
+        0..=limits::IO_THREAD_BYTES => blake3::hash(blob),
+        _ => {
+            let blob = blob.clone();
+            smol::unblock(move || blake3::hash(&blob)).await
+        }
+    }
+}
 
 /// The frames of `blob`, made one at a time.
-pub fn frames(instance: InstanceId, blob: &[u8]) -> impl Iterator<Item = ServerMessage> {
-    let hash = blake3::hash(blob).to_hex().to_string();
+pub fn frames(instance: InstanceId, blob: &[u8], hash: blake3::Hash) -> impl Iterator<Item = ServerMessage> {
     let data_chunks = blob.len().div_ceil(limits::CHUNK_BYTES).max(1);
     (0..=data_chunks).map(move |index| {
         let from = (index * limits::CHUNK_BYTES).min(blob.len());
@@ -19,7 +30,7 @@ pub fn frames(instance: InstanceId, blob: &[u8]) -> impl Iterator<Item = ServerM
         ServerMessage::DownloadBlob {
             corr_id: 0,
             instance_id: instance.to_string(),
-            blob_hash: hash.clone(),
+            blob_hash: hash.to_hex().to_string(),
             chunk_index: index as u64,
             total_chunks: data_chunks as u64 + 1,
             chunk_data: blob[from..to].to_vec(),
@@ -38,7 +49,7 @@ mod tests {
             let blob: Vec<u8> = (0..bytes).map(|i| (i % 251) as u8).collect();
             let mut joined = Vec::new();
             let mut sizes = Vec::new();
-            for (at, frame) in frames(InstanceId::random(), &blob).enumerate() {
+            for (at, frame) in frames(InstanceId::random(), &blob, blake3::hash(&blob)).enumerate() {
                 let ServerMessage::DownloadBlob {
                     corr_id,
                     blob_hash,

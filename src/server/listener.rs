@@ -3,7 +3,9 @@
 //! Owns: the accept loop, which nothing slow can hold up (the handshake runs beside it, with a limit), socket options, and
 //! the border at which a panic of one connection stops. Never: what a connection says.
 
-use super::connection::{self, Closing};
+use super::connection;
+use super::over::Closing;
+use super::paced::Paced;
 use super::upgrade::{self, Judgement};
 use super::{Door, House};
 use crate::limits;
@@ -98,7 +100,7 @@ async fn serve<H: House>(stream: TcpStream, door: &Door<H>, closing: Closing) {
 async fn shake_hands<H: House>(
     mut stream: TcpStream,
     door: &Door<H>,
-) -> io::Result<Option<WebSocketStream<TcpStream>>> {
+) -> io::Result<Option<WebSocketStream<Paced>>> {
     let local = stream.local_addr()?.ip();
     let mut read = Vec::with_capacity(1024);
     loop {
@@ -118,8 +120,12 @@ async fn shake_hands<H: House>(
             Judgement::Welcome { reply, head } => {
                 stream.write_all(&reply).await?;
                 let rest = read.split_off(head);
-                let socket =
-                    WebSocketStream::from_partially_read(stream, rest, Role::Server, Some(frame_limits()));
+                let socket = WebSocketStream::from_partially_read(
+                    Paced::new(stream),
+                    rest,
+                    Role::Server,
+                    Some(frame_limits()),
+                );
                 return Ok(Some(socket.await));
             }
         }

@@ -1,16 +1,19 @@
 //! The door: what apps connect to.
 //!
 //! Owns: [`listener`] sockets and how many may be open, [`upgrade`] from an HTTP request to a WebSocket, [`session`] the
-//! pure state of one connection, [`connection`] its I/O, [`download`] blobs to frames; [`house`] names all that the door
-//! needs of the box behind it. Never: how programs are kept or run.
+//! pure state of one connection, [`connection`] its I/O, [`forward`] and [`download`] events and blobs to frames, [`over`] why and
+//! when a connection ends, [`paced`] fairness between sockets; [`house`] names all that the door needs of the box behind it. Never: how programs are kept or run.
 //!
 //! One connection is one future with an executor of its own: dropping it, or a panic in it, ends that connection, its
 //! uploads and its instances, and nothing else.
 
 mod connection;
 mod download;
+mod forward;
 pub mod house;
 mod listener;
+mod over;
+mod paced;
 mod session;
 #[cfg(test)]
 mod tests;

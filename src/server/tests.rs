@@ -143,7 +143,9 @@ impl Server {
         let house = Script::default();
         let door = Door::new(house.clone(), verifier, vec![], vec!["https://app.example".to_owned()]);
         let (stop, stopped) = smol::channel::bounded::<()>(1);
-        let shutdown = async move { drop(stopped.recv().await) };
+        let shutdown = async move {
+            let _ = stopped.recv().await; // closed
+        };
         let thread = std::thread::spawn(move || smol::block_on(run(listener, door, shutdown)));
         Server { url, house, stop, thread: Some(thread) }
     }
@@ -502,6 +504,29 @@ fn bad_frames_are_told_about_and_oversized_ones_end_the_connection() {
         }
         raw.socket.send(Message::binary(vec![0; limits::CLIENT_FRAME_BYTES + 1])).await.unwrap();
         assert_eq!(raw.close_code().await, CloseCode::Size);
+    });
+}
+
+/// Fragments that never make a message: the sender's own affair.
+#[test]
+fn endless_fragments_hold_up_nobody_else() {
+    let server = Server::open();
+    test(async {
+        let flooding = server.raw().await.socket.into_inner();
+        let mut pipe = flooding.clone();
+        let flood = smol::spawn(async move {
+            // A binary frame that does not end, then continuations of no bytes; masked with zeros, as clients must.
+            let mut frames = vec![0x02, 0x80, 0, 0, 0, 0];
+            (0..10_000).for_each(|_| frames.extend([0x00, 0x80, 0, 0, 0, 0]));
+            while pipe.write_all(&frames).await.is_ok() {
+                frames[0] = 0x00;
+            }
+        });
+        let mut client = server.client().await;
+        for _ in 0..100 {
+            assert!(!client.program_exists("x").await.unwrap());
+        }
+        flood.cancel().await;
     });
 }
 

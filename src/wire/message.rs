@@ -367,7 +367,7 @@ mod tests {
     /// Every prefix and every single-byte change of every message: an answer, never a panic.
     #[test]
     fn cut_and_changed_frames_never_panic() {
-        let seed = 0x7a27_1e7u64;
+        let seed = 0x7a27_01e7_u64;
         let mut state = seed;
         for message in client_messages() {
             let frame = message.encode();
