@@ -52,7 +52,7 @@ pub enum CpuError {
     Shape(ShapeError),
     /// One of [`CpuOptions`] is 0, by name.
     Zero(&'static str),
-    /// More memory than an address can tell, in pages.
+    /// The system has no room for so many KV pages.
     TooLarge(u32),
 }
 
@@ -62,7 +62,7 @@ impl fmt::Display for CpuError {
             CpuError::Shape(error) => error.fmt(f),
             CpuError::Zero(option) => write!(f, "{option} is 0: the CPU backend needs at least one"),
             CpuError::TooLarge(pages) => {
-                write!(f, "{pages} KV pages are more than this machine can address: configure fewer")
+                write!(f, "{pages} KV pages do not fit into this machine's memory: configure fewer")
             }
         }
     }
@@ -95,12 +95,16 @@ impl Cpu {
             }
         }
         let shape = &model.shape;
-        let bytes = Cpu::page_bytes(shape, page_size).checked_mul(pages as usize);
-        if bytes.is_none_or(|bytes| bytes > isize::MAX as usize) {
+        // Asked for and given back: where the real allocations would end the process, this one fails.
+        let room = |bytes| Vec::<u8>::new().try_reserve_exact(bytes).is_ok();
+        if !Cpu::page_bytes(shape, page_size).checked_mul(pages as usize).is_some_and(room) {
             return Err(CpuError::TooLarge(pages));
         }
         let info = Info {
-            device: format!("cpu, {} threads, plain f32", crew.size()),
+            device: match crew.size() {
+                1 => "cpu, 1 thread, plain f32".into(),
+                threads => format!("cpu, {threads} threads, plain f32"),
+            },
             page_size,
             pages,
             embeds,
