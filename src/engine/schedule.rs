@@ -377,7 +377,8 @@ impl Schedule {
 
     /// The instance has left: its jobs that nobody else needs are taken out and returned. Needed is what writes a page
     /// that is `owned` (the instance's own names are gone) or that another instance's operation reads, and what
-    /// those depend on.
+    /// those depend on. What stays is ordered by its hazards; the chain of its queue may have lost a link, which
+    /// nobody is left to see.
     pub fn leave(&mut self, instance: InstanceId, owned: impl Fn(Kind, Physical) -> bool) -> Vec<Job> {
         let mine: Vec<JobId> =
             self.jobs.iter().filter(|(_, j)| j.instance == instance).map(|(&id, _)| id).collect();

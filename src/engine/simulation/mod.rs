@@ -25,7 +25,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::panic::catch_unwind;
 
 /// Histories of one test run.
-const HISTORIES: u64 = 2_000;
+const HISTORIES: u64 = 10_000;
 /// A planted bug must show within so many.
 const HISTORIES_PER_BUG: u64 = 1_000;
 const STEPS: u32 = 120;
@@ -344,7 +344,9 @@ impl World {
             let done = |reply: &Reply<PassResult>| matches!(reply.get(), Some(Ok(_)));
             let first_open = replies.iter().position(|r| !r.is_initialized());
             let later = &replies[first_open.unwrap_or(replies.len())..];
-            assert!(!later.iter().any(done), "{queue:?} is out of order");
+            // What is left of an ended guest's queue has nobody to be in order for, except its contents.
+            let listens = self.oracle.members.contains_key(&queue.instance);
+            assert!(!listens || !later.iter().any(done), "{queue:?} is out of order");
         }
         for (queue, before, reply) in &self.synchronized {
             if reply.get() == Some(&true) {
