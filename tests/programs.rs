@@ -16,7 +16,7 @@ fn component(imports: &str, module: &str, instance: &str, lift: &str) -> Vec<u8>
                 {module})
             {instance}
             (func $run (result (result (error string)))
-                (canon lift (core func $i "run") (memory $i "memory") {lift}))
+                (canon lift (core func $i "run") (memory (core memory $i "memory")) {lift}))
             (instance $e (export "run" (func $run)))
             (export "inferlet:core/run" (instance $e)))"#
     );
@@ -54,7 +54,7 @@ fn what_is_no_program_is_refused_by_a_sentence() {
         r#"(component {bell}
             (core module $program {ringing} (memory (export "memory") 1))
             {with_bell}
-            (func $run (result (result (error string))) (canon lift (core func $i "run") (memory $i "memory")))
+            (func $run (result (result (error string))) (canon lift (core func $i "run") (memory (core memory $i "memory"))))
             (instance $e (export "run" (func $run)))
             (export "inferlet:core/run" (instance $e)))"#
     ))
@@ -67,7 +67,7 @@ fn what_is_no_program_is_refused_by_a_sentence() {
                 (func (export "callback") (param i32 i32 i32) (result i32) i32.const 0))
             (core instance $i (instantiate $program))
             (func $run async (result (result (error string)))
-                (canon lift (core func $i "run") (memory $i "memory") async (callback (func $i "callback"))))
+                (canon lift (core func $i "run") (memory (core memory $i "memory")) async (callback (core func $i "callback"))))
             (instance $e (export "run" (func $run)))
             (export "inferlet:core/run" (instance $e)))"#,
     )

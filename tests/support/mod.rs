@@ -198,7 +198,7 @@ impl Drop for Server {
         let _ = self.child.wait();
         if std::thread::panicking() {
             let log = self.log();
-            let tail = log.len().saturating_sub(16 * 1024);
+            let tail = log.len().saturating_sub(4 * 1024);
             let tail = (tail..=log.len()).find(|at| log.is_char_boundary(*at)).unwrap_or(0);
             eprintln!("---- what the server said ----\n{}", &log[tail..]);
         }

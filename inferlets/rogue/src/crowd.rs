@@ -9,7 +9,7 @@ pub const MODES: &[Mode] = &[
         "survived".to_string()
     }),
     ("send-flood", || {
-        for i in 0..20_000 {
+        for i in 0..5_000 {
             message::send(&format!("{i}"));
         }
         "sent".to_string()
@@ -38,11 +38,11 @@ pub const MODES: &[Mode] = &[
             kept.push(forward::create_forward_pass(&queue));
         }
     }),
-    // Work nobody waits for, without end.
+    // More work at once than one instance may queue, and nobody who waits for it.
     ("execute-flood", || {
         let queue = model().create_queue();
         let page = api::allocate_resources(&queue, 0, 1)[0];
-        for _ in 0..100_000 {
+        for _ in 0..400 {
             let pass = forward::create_forward_pass(&queue);
             forward::input_tokens(&pass, &[1], &[0]);
             forward::kv_cache(&pass, &[page], 1);
@@ -64,11 +64,9 @@ pub const MODES: &[Mode] = &[
         let _ = pass.execute();
         "survived".to_string()
     }),
-    // One word without a break is the slowest text of a byte-pair encoder.
-    ("tokenize-giant", || {
-        let tokens = tokenize::get_tokenizer(&model()).tokenize(&"ab".repeat(2 << 20));
-        format!("{} tokens", tokens.len())
-    }),
+    ("tokenize-giant", || tokenize(64 << 20)),
+    // As much as is allowed, of the kind that costs a byte-pair encoder most: one word without a break.
+    ("tokenize-large", || tokenize(4 << 20)),
     ("vocabulary-flood", || {
         let tokenizer = tokenize::get_tokenizer(&model());
         for _ in 0..8 {
@@ -104,6 +102,11 @@ pub const MODES: &[Mode] = &[
         "survived".to_string()
     }),
 ];
+
+fn tokenize(bytes: usize) -> String {
+    let tokens = tokenize::get_tokenizer(&model()).tokenize(&"ab".repeat(bytes / 2));
+    format!("{} tokens", tokens.len())
+}
 
 fn model() -> api::Model {
     let name = api::runtime::get_all_models().swap_remove(0);
