@@ -8,7 +8,7 @@
 
 mod stream;
 
-use inferlet::{Args, Context, Result, Sampler, ensure, get_auto_model, send};
+use inferlet::{Args, ChatFormatter, Context, Result, Sampler, ensure, get_auto_model, send};
 use stream::TextStream;
 
 const DEFAULT_SYSTEM: &str = "You are a helpful assistant.";
@@ -36,6 +36,7 @@ async fn main(mut args: Args) -> Result<String> {
     for (turn, user) in turns.iter().enumerate() {
         if turn > 0 {
             send("\n\n"); // between two answers
+            context.fill(&end_of_answer(&context));
         }
         context.fill_user(user);
         answer = say(&mut context, &sampler, &stops, max_tokens).await;
@@ -52,11 +53,11 @@ async fn say(context: &mut Context, sampler: &Sampler, stops: &[Vec<u32>], max_t
     while generated.len() < max_tokens {
         // One forward pass: everything pending goes in, one token comes out.
         let token = context.decode_step(sampler).await;
-        context.fill_token(token);
         generated.push(token);
         if stops.iter().any(|stop| generated.ends_with(stop)) {
-            break;
+            break; // the stop itself is part of what the template puts between two turns
         }
+        context.fill_token(token);
         if let Some(text) = stream.push(token) {
             send(&text);
             answer += &text;
@@ -67,6 +68,16 @@ async fn say(context: &mut Context, sampler: &Sampler, stops: &[Vec<u32>], max_t
         answer += &text;
     }
     answer
+}
+
+/// What the model's template puts after an answer. The answer itself is in the context already, token by token as it
+/// was generated, so it is not rendered again.
+fn end_of_answer(context: &Context) -> String {
+    const ANSWER: &str = "ANSWER";
+    let mut message = ChatFormatter::new();
+    message.assistant(ANSWER);
+    let rendered = message.render(&context.model.get_prompt_template(), false);
+    rendered.rsplit_once(ANSWER).map(|(_, end)| end.to_string()).unwrap_or_default()
 }
 
 fn sampler(args: &mut Args) -> Result<Sampler> {
