@@ -69,8 +69,11 @@ fn not_words() -> Vec<Field> {
     vec![Field::Flag(true), Field::Number(7), "word".into(), Field::List(vec![Field::Number(7)])]
 }
 
+/// Fields of a message and wrong values for each.
+type Wrong = Vec<(&'static str, Vec<Field>)>;
+
 /// Every kind of message that has an answer, in words the server understands.
-fn requests() -> Vec<(Outgoing, Vec<(&'static str, Vec<Field>)>)> {
+fn requests() -> Vec<(Outgoing, Wrong)> {
     let upload = |kind: &str, owner: &str| {
         let message = Outgoing::new(kind).with(owner, "0".repeat(64).as_str());
         let message = if owner == "blob_hash" { message.with("instance_id", "nobody") } else { message };
@@ -285,6 +288,9 @@ fn nothing_is_done_before_authentication() {
     still_well(server);
 }
 
+/// chunk_index, total_chunks, chunk_data
+type Lie<'a> = (i64, i64, &'a [u8]);
+
 /// One chunk of an upload.
 fn chunk(corr_id: u32, hash: &str, index: i64, total: i64, data: &[u8]) -> Outgoing {
     Outgoing::new("upload_program")
@@ -300,7 +306,7 @@ fn lying_chunks_have_one_answer_each() {
     let hash = blake3::hash(b"abc").to_hex().to_string();
     let long = vec![0; CHUNK + 1];
     let last = i64::from(u32::MAX);
-    let cases: [(&[(i64, i64, &[u8])], &str); 9] = [
+    let cases: [(&[Lie], &str); 9] = [
         (&[(0, 2, &long), (1, 2, b"c")], "Chunk size 262145 exceeds limit 262144"),
         (&[(1, 3, b"b"), (2, 3, b"c")], "First chunk index must be 0"),
         (&[(0, 3, b"a"), (1, 4, b"b"), (2, 3, b"c")], "Chunk count mismatch: expected 3, got 4"),
