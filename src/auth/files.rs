@@ -19,7 +19,10 @@ pub fn write_key_pair(out: &Path) -> Result<PublicKey, AuthError> {
     public_path.push(".pub");
     let public_path = PathBuf::from(public_path);
     let create = |path: &Path, mode| {
-        OpenOptions::new().write(true).create_new(true).mode(mode).open(path).map_err(|e| at(path, "made", e))
+        OpenOptions::new().write(true).create_new(true).mode(mode).open(path).map_err(|e| match e.kind() {
+            io::ErrorKind::AlreadyExists => AuthError::Exists(path.to_owned()),
+            _ => at(path, "made", e),
+        })
     };
     let mut public_file = create(&public_path, 0o644)?;
     let mut secret_file = match create(out, 0o600) {

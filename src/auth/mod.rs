@@ -17,8 +17,17 @@ pub use paseto::{Malformed, PublicKey, SecretKey, Token};
 /// Why a key or a token could not be made, read or written. `Display` is a sentence for the operator.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AuthError {
-    File { path: PathBuf, what: &'static str, error: String },
-    Key { path: PathBuf, malformed: Malformed },
+    File {
+        path: PathBuf,
+        what: &'static str,
+        error: String,
+    },
+    /// A key would be overwritten.
+    Exists(PathBuf),
+    Key {
+        path: PathBuf,
+        malformed: Malformed,
+    },
     Denied(Denial),
     Role(String),
     Ttl(String),
@@ -30,6 +39,13 @@ impl fmt::Display for AuthError {
         match self {
             AuthError::File { path, what, error } => {
                 write!(f, "{} cannot be {what}: {error}.", path.display())
+            }
+            AuthError::Exists(path) => {
+                write!(
+                    f,
+                    "{} is there already, and a key is not overwritten; name another file.",
+                    path.display()
+                )
             }
             AuthError::Key { path, malformed } => write!(f, "{}: {malformed}.", path.display()),
             AuthError::Denied(denial) => write!(f, "The token is not good: {denial}."),
