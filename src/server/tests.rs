@@ -388,7 +388,7 @@ fn a_client_that_leaves_takes_its_instances_along() {
     });
 }
 
-/// Its requests go unanswered and its guests wait; others are served as ever.
+/// Its requests go unanswered and its guests wait; others are served as ever; in the end it is disconnected.
 #[test]
 fn a_client_that_does_not_read_holds_up_nobody_else() {
     let server = Server::open();
@@ -408,6 +408,8 @@ fn a_client_that_does_not_read_holds_up_nobody_else() {
             );
             assert_eq!(client.next_event(&instance).await.unwrap(), completed());
         }
+        assert_eq!(server.told(5).await, vec![Ending::Disconnected; 5]);
+        drop(silent);
     });
 }
 
