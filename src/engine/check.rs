@@ -22,6 +22,10 @@ impl Pass {
         if self.positions.len() as u64 != rows {
             return Err(format!("positions: {} for {rows} inputs", self.positions.len()));
         }
+        if self.pages.len() > info.pages as usize {
+            let (named, all) = (self.pages.len(), info.pages);
+            return Err(format!("kv-pages: {named} named, repeated ones counted, of {all} in all"));
+        }
         let room = self.pages.len() as u64 * u64::from(info.page_size);
         let len = u64::from(self.len);
         if len > room || len + u64::from(info.page_size) <= room {
@@ -147,6 +151,7 @@ mod tests {
             ("kv-page-last-len", |p| p.len = 9),
             ("kv-page-last-len", |p| p.len = 4),
             ("kv-page-last-len", |p| p.pages.clear()),
+            ("kv-pages", |p| (p.len, p.pages) = (36, vec![VirtualId(0); 9])),
             ("kv-pages", |p| (p.len, p.pages) = (1, vec![VirtualId(0)])),
             ("tokens", |p| p.inputs[0] = PassInput::Token(TokenId(10))),
             ("mask", |p| p.mask = Mask::Runs(vec![vec![4]])),

@@ -58,7 +58,7 @@ impl Hazards {
         }
     }
 
-    /// Notes what a newly submitted operation touches; one edge to each operation that must come before it.
+    /// Notes what a newly submitted operation touches, each page at most once to read and once to write; one edge to each operation that must come before it.
     pub fn enter(&mut self, job: JobId, touches: &[Touch]) -> Vec<Edge> {
         let mut edges = Vec::new();
         for touch in touches {

@@ -162,6 +162,10 @@ impl State {
             let filled = self.pages.filled(at).max(to);
             self.pages.set_filled(at, filled);
         }
+        // A page that is only read may be listed again and again; each time it is the same access. With one touch for
+        // each, what follows (holds, hazards) is linear in the pages, however they are listed.
+        touches.sort_unstable_by_key(|touch| (touch.at, touch.write));
+        touches.dedup();
         let touch = |at, write| Touch { kind: Kind::Embed, at, from: 0, to: 1, write };
         touches.extend(found.reads.iter().map(|&at| touch(at, false)));
         self.hold(&touches); // Before the stores: one may take the name of an embed that is read here.

@@ -451,8 +451,12 @@ impl Schedule {
         self.jobs.is_empty()
     }
 
-    /// How often the queued jobs name each page.
+    /// How often the queued jobs name each page; a job names one at most once to read and once to write.
     pub fn holds(&self, kind: Kind) -> HashMap<Physical, u32> {
+        for job in self.jobs.values() {
+            let once: HashSet<_> = job.touches.iter().map(|t| (t.kind, t.at, t.write)).collect();
+            assert_eq!(once.len(), job.touches.len(), "an access is noted twice");
+        }
         let mut holds = HashMap::new();
         for touch in self.jobs.values().flat_map(|job| &job.touches).filter(|t| t.kind == kind) {
             *holds.entry(touch.at).or_default() += 1;

@@ -253,6 +253,13 @@ impl World {
         if context >= 2 * size && self.random.one_in(4) {
             pages[0] = pages[1]; // Seen twice, which is odd and allowed.
         }
+        let (mut len, mut context) = (len, context);
+        if context >= size && self.random.one_in(6) {
+            let room = self.state.pages.capacity() - count; // No more pages than there are, repeats counted.
+            let again = self.random.below(room.min(9) + 1);
+            pages.splice(0..0, vec![pages[0]; again as usize]);
+            (len, context) = (len + again * size, context + again * size);
+        }
         let held = self.held(actor, Kind::Embed);
         let member = self.oracle.members.get(&self.actors[actor].id)?;
         let written = held.iter().filter(|id| member.names[&(Kind::Embed, **id)].slots[0].is_some());

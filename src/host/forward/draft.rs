@@ -57,6 +57,11 @@ pub enum Mistake {
     TopKZero,
     NoInputs,
     NoPages,
+    /// More pages than the device has: some are named again and again, and each mention costs every row.
+    MorePages {
+        pages: usize,
+        pool: u32,
+    },
     LastPageLen {
         len: u32,
         page_size: u32,
@@ -107,6 +112,9 @@ impl fmt::Display for Mistake {
                 "the pass has no input tokens or embeddings (each execute takes what was set; set it again)",
             ),
             Mistake::NoPages => f.write_str("the pass has no kv pages to write to; call kv-cache first"),
+            Mistake::MorePages { pages, pool } => {
+                write!(f, "kv-page-ptrs names {pages} pages; the model has {pool} in all")
+            }
             Mistake::LastPageLen { len, page_size } => {
                 write!(f, "last-kv-page-len is {len}; it must be 1 to {page_size}, the page size")
             }
@@ -160,9 +168,13 @@ impl Draft {
         Ok(())
     }
 
-    /// Replaces the pages.
-    pub fn kv_cache(&mut self, pages: Vec<u32>, last_len: u32) -> Result<(), Mistake> {
+    /// Replaces the pages. At most as many as the `pool` has, repeated ones counted: a context is never longer than
+    /// what the device can hold.
+    pub fn kv_cache(&mut self, pages: Vec<u32>, last_len: u32, pool: u32) -> Result<(), Mistake> {
         bounded("kv pages", pages.len(), limits::NAMES_PER_INSTANCE)?;
+        if pages.len() > pool as usize {
+            return Err(Mistake::MorePages { pages: pages.len(), pool });
+        }
         self.pages = pages.into_iter().map(VirtualId).collect();
         self.last_len = last_len;
         Ok(())

@@ -88,7 +88,8 @@ fn attention_mask(cx: &mut Cx, pass: Borrow<ForwardPass>, mask: Vec<Vec<u32>>) -
 }
 
 fn kv_cache(cx: &mut Cx, pass: Borrow<ForwardPass>, pages: Vec<u32>, last_len: u32) -> Result<(), Trap> {
-    edit(cx, &pass, |draft| draft.kv_cache(pages, last_len))
+    let pool = cx.engine.info().pages;
+    edit(cx, &pass, |draft| draft.kv_cache(pages, last_len, pool))
 }
 
 fn input_embeddings(

@@ -6,13 +6,14 @@ use crate::model::toy::Random;
 
 const VOCAB: u32 = 100;
 const PAGE: u32 = 16;
+const POOL: u32 = 64;
 
 /// A context of `context` tokens, then `rows` new ones, with pages to match.
 fn draft(context: u32, rows: u32) -> Draft {
     let mut draft = Draft::default();
     let len = context + rows;
     let pages = len.div_ceil(PAGE);
-    draft.kv_cache((0..pages).collect(), len - PAGE * (pages - 1)).unwrap();
+    draft.kv_cache((0..pages).collect(), len - PAGE * (pages - 1), POOL).unwrap();
     draft.input_tokens((0..rows).collect(), (context..len).collect(), VOCAB).unwrap();
     draft
 }
@@ -77,32 +78,41 @@ fn a_wrong_mask_is_named_by_its_row() {
 #[test]
 fn geometry_counts_the_new_tokens() {
     let mut none = draft(0, 4);
-    none.kv_cache(vec![], 4).unwrap();
+    none.kv_cache(vec![], 4, POOL).unwrap();
     assert_eq!(refused(none), Mistake::NoPages);
     for len in [0, PAGE + 1, u32::MAX] {
         let mut last = draft(0, 4);
-        last.kv_cache(vec![0], len).unwrap();
+        last.kv_cache(vec![0], len, POOL).unwrap();
         assert_eq!(refused(last), Mistake::LastPageLen { len, page_size: PAGE });
     }
     let mut short = draft(0, 4);
-    short.kv_cache(vec![0], 3).unwrap();
+    short.kv_cache(vec![0], 3, POOL).unwrap();
     assert_eq!(refused(short), Mistake::TooShort { rows: 4, len: 3 });
     let mut only_pages = Draft::default();
-    only_pages.kv_cache(vec![0], 1).unwrap();
+    only_pages.kv_cache(vec![0], 1, POOL).unwrap();
     assert_eq!(refused(only_pages), Mistake::NoInputs);
 }
 
 #[test]
 fn a_page_that_is_written_stands_once() {
     let mut d = draft(30, 4);
-    d.kv_cache(vec![7, 7, 2], 2).unwrap();
+    d.kv_cache(vec![7, 7, 2], 2, POOL).unwrap();
     assert_eq!(refused(d), Mistake::PageTwice(VirtualId(7)), "slots 30 and 31 lie in the second page");
     let mut d = draft(32, 2);
-    d.kv_cache(vec![7, 7, 2], 2).unwrap();
+    d.kv_cache(vec![7, 7, 2], 2, POOL).unwrap();
     assert!(d.take(PAGE).is_ok(), "both are only read");
     let mut d = draft(14, 4);
-    d.kv_cache(vec![3, 3], 2).unwrap();
+    d.kv_cache(vec![3, 3], 2, POOL).unwrap();
     assert_eq!(refused(d), Mistake::PageTwice(VirtualId(3)));
+}
+
+#[test]
+fn a_pass_names_no_more_pages_than_there_are() {
+    let mut d = Draft::default();
+    let again_and_again = vec![7; POOL as usize + 1];
+    let refused = d.kv_cache(again_and_again, 1, POOL);
+    assert_eq!(refused, Err(Mistake::MorePages { pages: POOL as usize + 1, pool: POOL }));
+    assert!(d.kv_cache(vec![7; POOL as usize], 1, POOL).is_ok());
 }
 
 #[test]
@@ -179,7 +189,7 @@ fn what_the_draft_lets_through_the_engine_accepts() {
     let info = Info {
         device: String::new(),
         page_size: PAGE,
-        pages: 64,
+        pages: POOL,
         embeds: 8,
         batch_tokens: 64,
         vocab: VOCAB,
@@ -200,7 +210,7 @@ fn what_the_draft_lets_through_the_engine_accepts() {
                 1 => {
                     let pages = len.div_ceil(PAGE as usize);
                     let last = (len + PAGE as usize - 1) % PAGE as usize + 1;
-                    d.kv_cache((0..off(pages) as u32).collect(), off(last) as u32)
+                    d.kv_cache((0..off(pages) as u32).collect(), off(last) as u32, POOL)
                 }
                 2 => {
                     d.mask((0..off(rows)).map(|row| vec![1, off(0) as u32, (context + row) as u32]).collect())
@@ -226,7 +236,7 @@ fn every_list_has_a_bound() {
     let many = vec![0; limits::PASS_ROWS + 1];
     assert!(matches!(d.input_tokens(many.clone(), many.clone(), VOCAB), Err(Mistake::TooMany { .. })));
     assert!(d.mask(vec![vec![]; limits::PASS_ROWS + 1]).is_err());
-    assert!(d.kv_cache(vec![0; limits::NAMES_PER_INSTANCE + 1], 1).is_err());
+    assert!(d.kv_cache(vec![0; limits::NAMES_PER_INSTANCE + 1], 1, u32::MAX).is_err());
     let outputs = vec![0; limits::PASS_OUTPUTS];
     d.output_tokens(outputs.clone(), Sampler::Multinomial { temperature: 0.0 }).unwrap();
     assert!(d.output_tokens(vec![0], Sampler::Multinomial { temperature: 0.0 }).is_err());
