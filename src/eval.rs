@@ -208,19 +208,27 @@ fn evaluate(model: Arc<Model>, prompts: &[Prompt], crew: Arc<Crew>) -> Result<Re
         let ids_differ = !ids.iter().map(|id| id.0).eq(prompt.ids.iter().copied());
         let mut tally = Tally { ids_differ, ..Tally::default() };
         let fed: Vec<TokenId> = ids.iter().copied().chain(prompt.fed.iter().map(|&id| TokenId(id))).collect();
-        let logits = logits_after(&mut cpu, &fed, ids.len() - 1).map_err(Stop::Fault)?;
-        for (step, logits) in prompt.steps.iter().zip(logits) {
-            tally.add(step, &logits);
-        }
+        let mut steps = prompt.steps.iter();
+        let tell = |logits: &[f32]| {
+            if let Some(step) = steps.next() {
+                tally.add(step, logits);
+            }
+        };
+        logits_after(&mut cpu, &fed, ids.len() - 1, tell).map_err(Stop::Fault)?;
         all.join(&tally);
         reports.push(PromptReport { name: prompt.name.clone(), scores: tally.scores() });
     }
     Ok(Report { scores: all.scores(), device: cpu.info().device.clone(), prompts: reports })
 }
 
-/// Feeds a whole sequence in chunks and returns the logits of its rows from `first` on.
-fn logits_after(cpu: &mut Cpu, tokens: &[TokenId], first: usize) -> Result<Vec<Vec<f32>>, Fault> {
-    let mut logits = Vec::with_capacity(tokens.len() - first);
+/// Feeds a whole sequence in chunks and tells the logits of its rows from `first` on, in order. A chunk's are dropped
+/// before the next is fed: all of a long prompt's would take gigabytes.
+fn logits_after(
+    cpu: &mut Cpu,
+    tokens: &[TokenId],
+    first: usize,
+    mut tell: impl FnMut(&[f32]),
+) -> Result<(), Fault> {
     let mut done = 0;
     for chunk in tokens.chunks(BATCH_TOKENS as usize) {
         let len = done + chunk.len();
@@ -235,10 +243,12 @@ fn logits_after(cpu: &mut Cpu, tokens: &[TokenId], first: usize) -> Result<Vec<V
         };
         let wanted: Vec<usize> = (0..chunk.len()).filter(|row| done + row >= first).collect();
         let batch = Batch { sequences: vec![sequence] };
-        logits.extend(cpu.run_with_logits(&batch, &wanted, &mut Outcome::default())?);
+        for logits in cpu.run_with_logits(&batch, &wanted, &mut Outcome::default())? {
+            tell(&logits);
+        }
         done = len;
     }
-    Ok(logits)
+    Ok(())
 }
 
 /// Sums over steps.
