@@ -216,6 +216,9 @@ pub const PASS_DISTRIBUTION_ENTRIES: usize = 1 << 20;
 
 /// Bytes of text, or tokens, that are tokenized or detokenized in one call: a long book.
 pub const TOKENIZED_BYTES: usize = 4 << 20;
+/// Bytes that the tokens of one call may stand for: four to each of [`TOKENIZED_BYTES`], as in common text. As text
+/// it is at most three times this, should nothing of it be UTF-8.
+pub const DETOKENIZED_BYTES: usize = 4 * TOKENIZED_BYTES;
 /// Bytes that the host keeps for one guest behind handles (blobs, half-built passes, results): two full mailboxes.
 pub const HELD_BYTES: usize = 2 * MAILBOX_BLOB_BYTES;
 /// Characters of an unknown debug query that its answer repeats.

@@ -12,7 +12,7 @@ use std::sync::Arc;
 /// Bytes of text beyond which tokenizing leaves the worker for a thread that may be busy for long. Below, it takes
 /// about a slice.
 const LONG_TEXT: usize = 16 * 1024;
-/// Fuel for each byte tokenized: about what the same loop would cost the guest.
+/// Fuel for each byte tokenized and each token detokenized: about what the same loop would cost the guest.
 const FUEL_PER_BYTE: u64 = 16;
 /// Fuel for each token of the vocabulary beside its bytes.
 const FUEL_PER_TOKEN: u64 = 32;
@@ -22,7 +22,7 @@ pub fn interface() -> Interface {
         .resource::<Tokenizer>()
         .call("get-tokenizer", tokenizer)
         .wait("[method]tokenizer.tokenize", tokenize)
-        .call("[method]tokenizer.detokenize", detokenize)
+        .wait("[method]tokenizer.detokenize", detokenize)
         .call("[method]tokenizer.get-vocabs", vocabulary)
 }
 
@@ -66,7 +66,7 @@ fn elsewhere<R: Send + 'static>(work: impl FnOnce() -> R + Send + 'static) -> La
 }
 
 /// Special tokens come out verbatim, what is not UTF-8 as U+FFFD.
-fn detokenize(cx: &mut Cx, tokenizer: Borrow<Tokenizer>, tokens: Vec<u32>) -> Result<String, Trap> {
+fn detokenize(cx: &mut Cx, tokenizer: Borrow<Tokenizer>, tokens: Vec<u32>) -> Result<Later<String>, Trap> {
     if tokens.len() > limits::TOKENIZED_BYTES {
         return Err(Trap::error(format!(
             "tokens has {} items; at most {} are detokenized at once",
@@ -75,8 +75,23 @@ fn detokenize(cx: &mut Cx, tokenizer: Borrow<Tokenizer>, tokens: Vec<u32>) -> Re
         )));
     }
     let tokens: Vec<TokenId> = tokens.into_iter().map(TokenId).collect();
-    let text = cx.table.get(&tokenizer)?.0.tokenizer.decode(&tokens);
-    text.map_err(|bad| Trap::error(format!("tokens: {bad}")))
+    let model = cx.table.get(&tokenizer)?.0.clone();
+    // A vocabulary may have entries of any length: what comes out is measured before it is made.
+    let bytes = model.tokenizer.decoded_len(&tokens).map_err(|bad| Trap::error(format!("tokens: {bad}")))?;
+    if bytes > limits::DETOKENIZED_BYTES {
+        return Err(Trap::error(format!(
+            "tokens stand for {bytes} bytes of text; at most {} are made at once",
+            limits::DETOKENIZED_BYTES
+        )));
+    }
+    cx.owed_fuel += tokens.len() as u64 * FUEL_PER_BYTE + bytes as u64;
+    let long = tokens.len().max(bytes) > LONG_TEXT;
+    // Every id was looked up above: no token is bad now.
+    let work = move || model.tokenizer.decode(&tokens).unwrap_or_default();
+    Ok(match long {
+        true => elsewhere(work),
+        false => Later::ready(work()),
+    })
 }
 
 /// Ids ascending, raw bytes, special tokens left out. The one big answer: its fuel is charged by token too.

@@ -219,11 +219,17 @@ impl Tokenizer {
 
     /// The bytes of `tokens`, which may end within a character.
     pub fn decode_bytes(&self, tokens: &[TokenId]) -> Result<Vec<u8>, BadToken> {
-        let mut bytes = Vec::new();
+        let mut bytes = Vec::with_capacity(self.decoded_len(tokens)?);
         for &token in tokens {
             bytes.extend_from_slice(self.bytes_of(token)?);
         }
         Ok(bytes)
+    }
+
+    /// How many bytes [`Self::decode_bytes`] gives. The text is at most three times as long: each byte that is no
+    /// UTF-8 becomes U+FFFD.
+    pub fn decoded_len(&self, tokens: &[TokenId]) -> Result<usize, BadToken> {
+        tokens.iter().try_fold(0, |len, &token| Ok(len + self.bytes_of(token)?.len()))
     }
 
     /// The raw bytes of one token.
@@ -404,6 +410,11 @@ mod tests {
         let half: Vec<TokenId> = tokenizer.encode("ᚠ")[..1].to_vec();
         assert_eq!(tokenizer.decode(&half).unwrap(), "\u{fffd}");
         assert_eq!(tokenizer.decode_bytes(&half).unwrap().first(), Some(&0xe1));
+        assert_eq!(
+            tokenizer.decoded_len(&[TokenId(1), half[0]]),
+            Ok("<|im_start|>".len() + tokenizer.bytes_of(half[0]).unwrap().len())
+        );
+        assert_eq!(tokenizer.decoded_len(&[TokenId(1), TokenId(49152)]), Err(bad));
 
         let listed: Vec<(TokenId, &[u8])> = tokenizer.vocabulary().collect();
         assert_eq!(listed.len(), 49152 - 17);
