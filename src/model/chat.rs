@@ -10,6 +10,7 @@
 //! (`families.rs`), and an own template of another family serves only if it passes [`trial`].
 
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use minijinja::Environment;
 use serde::Serialize;
@@ -72,7 +73,7 @@ impl Chat {
             (None, Some(family), _) => (family.template.to_owned(), family.name.to_owned()),
             (None, None, Some(own)) => {
                 let own = without_block_lines(own);
-                match trial(&own) {
+                match multiplies_nothing(&own).and_then(|()| trial(&own)) {
                     Ok(()) => (own, "the model's own template".to_owned()),
                     Err(why) => {
                         (PLAIN.to_owned(), format!("plain (the model's own template does not serve: {why})"))
@@ -135,8 +136,26 @@ impl Message {
 fn render(template: &str, message: &Message, add_generation_prompt: bool) -> Result<String, String> {
     let mut environment = Environment::new();
     environment.set_fuel(Some(limits::TEMPLATE_STEPS));
+    // Fuel counts steps, and one step of these takes as much memory as a number in the template says.
+    for filter in ["indent", "batch", "slice", "format"] {
+        environment.remove_filter(filter);
+    }
     let context = minijinja::context! { messages => [message], add_generation_prompt };
-    environment.render_str(template, context).map_err(|error| format!("for role {}, {error}", message.role))
+    // A template is a stranger's program: should one bring the renderer to panic, it is the template that fails.
+    let text = catch_unwind(AssertUnwindSafe(|| environment.render_str(template, context)));
+    match text {
+        Ok(text) => text.map_err(|error| format!("for role {}, {error}", message.role)),
+        Err(_) => Err(format!("for role {}, the renderer gave up", message.role)),
+    }
+}
+
+/// Keeps a model's own template from multiplying a text or a list, which is one step however large the product.
+/// Templates of conversations have no use for it, so that any asterisk may count: no need to tell code from text.
+fn multiplies_nothing(template: &str) -> Result<(), String> {
+    match template.contains('*') {
+        true => Err("it has an asterisk, which might multiply a text without bound".to_owned()),
+        false => Ok(()),
+    }
 }
 
 /// Whether a template can serve guests: every role renders alone, with its content in it once, and a user's turn
@@ -292,6 +311,27 @@ mod tests {
             assert!(text.contains("\"name\": \"look\"") && text.contains("{\"at\": [1, \"x\"]"), "{text}");
             assert!(!text.contains("undefined") && !text.contains("none,"), "{text}");
             assert!(!text.starts_with(['\n', ' ']), "{text:?}");
+        }
+    }
+
+    /// A number in a stranger's template is no size of ours.
+    #[test]
+    fn a_template_that_asks_for_the_whole_memory_does_not_serve() {
+        for hostile in [
+            "{{ messages[0].content|indent(18446744073709551615) }}",
+            "{{ messages[0].content|indent(999999999999) }}",
+            "{{ messages[0].content }}{{ [1]|batch(18446744073709551615) }}",
+            "{{ messages[0].content }}{{ [1]|batch(999999999999, 0)|length }}",
+            "{{ messages[0].content }}{{ [1]|slice(999999999999)|list|length }}",
+            "{{ messages[0].content }}{{ '%999999999999d'|format(1) }}",
+            "{{ messages[0].content }}{{ ([1] * 999999999999)|list|length }}",
+            "{{ messages[0].content }}{{ 'x' * 99999999 }}",
+            "{{ messages[0].content }}{{ range(999999999999)|list|length }}",
+            "{{ messages[0].content }}{% for i in range(99999) %}{% for i in range(99999) %}{% endfor %}{% endfor %}",
+        ] {
+            let chat = own(hostile);
+            assert_eq!(chat.template, PLAIN, "{hostile}");
+            assert!(chat.source.contains("does not serve"), "{hostile}: {}", chat.source);
         }
     }
 
