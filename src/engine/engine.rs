@@ -4,7 +4,7 @@
 //! decision about pages or order, which is [`State`]'s; a tensor, which is the backend's. An idle engine blocks on
 //! its inbox; a lone request starts at once.
 
-use crate::backend::{Backend, Fault, Info, Outcome};
+use crate::backend::{Backend, Batch, Fault, Info, Outcome};
 use crate::engine::credit::Credits;
 use crate::engine::job::Move;
 use crate::engine::operation::{Command, Notice, Operation, QueueId};
@@ -45,6 +45,11 @@ const CHUNK_ALONE: Duration = Duration::from_millis(400);
 const CHUNK_LEAST: u32 = 16;
 /// The first chunk's rows, before anything was measured.
 const CHUNK_FIRST: u32 = 32;
+/// Slots whose attention costs what the rest of a row does, before anything was measured. A row of a small model reads
+/// 135 M weights and multiplies 35 k numbers per slot, which would be 4,000; attention runs less smoothly.
+const ROW_FIRST: f64 = 512.0;
+/// Bounds of what one batch may teach: a stall of the machine is not the device's pace.
+const SURPRISE: f64 = 4.0;
 
 /// How soon an idle engine tries again to tell what found the channel upward full.
 const UNTOLD_WAIT: Duration = Duration::from_millis(5);
@@ -199,7 +204,7 @@ impl Engine {
             self.backend.run(&plan.batch, outcome)?;
         }
         let took = started.elapsed();
-        self.pace.learn(plan, took);
+        self.pace.learn(&plan.batch, took);
         Ok(took)
     }
 
@@ -226,45 +231,75 @@ fn panic_text(panic: &(dyn Any + Send)) -> &str {
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no text")
 }
 
-/// Rows per batch from measured time. Which rows share a batch never changes a number, so this may follow the clock.
+/// What a batch may hold, from measured time: so much for each row, so much for each slot that a row sees. What
+/// shares a batch never changes a number, so this may follow the clock.
 struct Pace {
     most: u32,
-    /// Smoothed over batches that hold a chunk; none yet: no estimate.
-    row: Option<Duration>,
+    /// None yet: no estimate.
+    cost: Option<Cost>,
+}
+
+/// Nanoseconds, smoothed.
+#[derive(Clone, Copy)]
+struct Cost {
+    row: f64,
+    slot: f64,
 }
 
 impl Pace {
     fn new(most: u32) -> Pace {
-        Pace { most, row: None }
+        Pace { most, cost: None }
     }
 
     fn budget(&self) -> Budget {
-        let rows_in = |time: Duration| match self.row {
-            None => CHUNK_FIRST,
-            Some(row) => u32::try_from(time.as_nanos() / row.as_nanos().max(1)).unwrap_or(u32::MAX),
+        let Some(cost) = self.cost else {
+            let work = (f64::from(CHUNK_FIRST) * ROW_FIRST) as u64;
+            return Budget { rows: self.most, row: ROW_FIRST as u64, work, beside: work };
         };
-        let bounded = |rows: u32| rows.max(CHUNK_LEAST).min(self.most);
+        let row = (cost.row / cost.slot) as u64;
+        let within = |time: Duration| (time.as_nanos() as f64 / cost.slot) as u64;
+        let least = u64::from(CHUNK_LEAST) * (row + u64::from(CHUNK_LEAST));
         Budget {
             rows: self.most,
-            beside: bounded(rows_in(CHUNK_BESIDE)),
-            alone: bounded(rows_in(CHUNK_ALONE)),
+            row,
+            work: within(CHUNK_ALONE).max(least),
+            beside: within(CHUNK_BESIDE).max(least),
         }
     }
 
-    fn learn(&mut self, plan: &Plan, took: Duration) {
-        let rows: usize = plan.batch.sequences.iter().map(|s| s.inputs.len()).sum();
-        if rows < CHUNK_LEAST as usize {
+    fn learn(&mut self, batch: &Batch, took: Duration) {
+        let (mut rows, mut slots) = (0.0, 0.0);
+        for sequence in &batch.sequences {
+            let new = sequence.inputs.len() as f64;
+            rows += new;
+            slots += new * (f64::from(sequence.len) - (new - 1.0) / 2.0);
+        }
+        let cost = self.cost.unwrap_or(Cost { row: ROW_FIRST, slot: 1.0 }); // Before: in proportion only.
+        let (of_rows, of_slots) = (rows * cost.row, slots * cost.slot);
+        if of_rows + of_slots < f64::from(CHUNK_LEAST) * cost.row {
             return; // A few rows cost what reading the weights costs, not what a row costs.
         }
-        let row = took / rows as u32;
-        self.row = Some(self.row.map_or(row, |before| (before * 3 + row) / 4));
+        let took = took.as_nanos() as f64;
+        let Some(before) = self.cost else {
+            let scale = (took / (of_rows + of_slots)).max(1e-9);
+            self.cost = Some(Cost { row: cost.row * scale, slot: cost.slot * scale });
+            return;
+        };
+        // The batch teaches about what it was mostly made of.
+        let smooth =
+            |before: f64, now: f64| (before * 3.0 + now.clamp(before / SURPRISE, before * SURPRISE)) / 4.0;
+        self.cost = Some(if of_rows >= of_slots {
+            Cost { row: smooth(before.row, (took - of_slots) / rows), ..before }
+        } else {
+            Cost { slot: smooth(before.slot, (took - of_rows) / slots), ..before }
+        });
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::{Batch, Mask, PageId, Sampler, TokenId};
+    use crate::backend::{DrawKey, Input, Mask, PageId, Sampler, Sequence, TokenId};
     use crate::engine::operation::{Kind, Lost, Pass, PassInput, PassOutput, PassResult, Reply, VirtualId};
     use crate::engine::simulation::fake::Fake;
     use crate::identity::{InstanceId, Subject};
@@ -439,6 +474,34 @@ mod tests {
             let reply = spark.decode(len % 4).expect("the engine runs");
             assert!(smol::block_on(reply.wait()).is_ok());
             len += 1;
+        }
+    }
+
+    /// A device that takes what it takes; budgets are kept to it, whatever the contexts.
+    #[test]
+    fn a_batch_within_the_budget_takes_no_longer_than_it_should() {
+        let (row_ns, slot_ns) = (5e6, 7e3);
+        let time = |rows: f64, slots: f64| Duration::from_nanos((rows * row_ns + slots * slot_ns) as u64);
+        let mut pace = Pace::new(1 << 20);
+        let chunk = |context: u32, rows: u32| Sequence {
+            pages: Vec::new(),
+            len: context + rows,
+            inputs: vec![Input::Token(TokenId(0)); rows as usize],
+            positions: Vec::new(),
+            mask: Mask::Causal,
+            outputs: Vec::new(),
+            draw: DrawKey { seed: 0, queue: 0, pass: 0 },
+        };
+        for round in 0..200 {
+            let context = [0, 20_000, 300, 2_000][round % 4];
+            let (rows, budget) = (4, pace.budget());
+            let each = u64::from(rows) * (budget.row + u64::from(context));
+            let sequences = vec![chunk(context, rows); (budget.work / each).max(1) as usize];
+            let all = sequences.len() as f64 * f64::from(rows);
+            let took = time(all, all * f64::from(context));
+            let fits = took <= CHUNK_ALONE * 3 / 2 || sequences.len() == 1;
+            assert!(round < 40 || fits, "round {round}: {took:?} behind {context}");
+            pace.learn(&Batch { sequences }, took);
         }
     }
 }

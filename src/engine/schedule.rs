@@ -4,8 +4,9 @@
 //! (it sees physical ids), a reply. Pure: the same calls give the same plans.
 //!
 //! The choice: moves of pages first; then passes, higher priority first (a pass that gets nothing rises a level every
-//! [`AGE_BATCHES`] batches), short before long, the instance served least recently first. Short passes (decodes) go
-//! whole; long ones (prompts) in chunks, within a budget that keeps the decodes beside them from stalling.
+//! [`AGE_BATCHES`] batches), short before long, the instance served least recently first. A batch is bounded in rows
+//! and in work, so that it ends soon whatever the contexts are; within that, short passes (decodes) go whole, and long
+//! ones (prompts) in chunks that keep the decodes beside them from stalling.
 
 use crate::backend::{Batch, Fault, Outcome};
 use crate::engine::credit::Credit;
@@ -25,15 +26,33 @@ const SHORT_ROWS: u32 = 8;
 /// Batches without service after which a pass counts as one priority level higher.
 const AGE_BATCHES: u64 = 16;
 
-/// How many rows the next batch may have.
+/// What the next batch may cost. Work is counted in attended slots: a row costs as much as [`Budget::row`] of them, and
+/// one for each slot that it sees, so a row deep in a context is dear however short its pass.
 #[derive(Clone, Copy, Debug)]
 pub struct Budget {
-    /// In all.
+    /// Rows in all.
     pub rows: u32,
-    /// Of long passes together, when short ones run beside them.
-    pub beside: u32,
-    /// Of long passes together, when there are only such.
-    pub alone: u32,
+    /// Slots whose attention costs what the rest of a row does.
+    pub row: u64,
+    /// Work in all. The first pass gets one row even if that is more.
+    pub work: u64,
+    /// Work of long passes together, when short ones run beside them. One row of the first goes in any case.
+    pub beside: u64,
+}
+
+impl Budget {
+    /// Work of `rows` rows behind `context` slots.
+    fn cost(&self, context: u32, rows: u32) -> u64 {
+        let rows = u64::from(rows);
+        rows * (self.row + u64::from(context)) + rows * (rows + 1) / 2
+    }
+
+    /// Rows behind `context` slots that cost at most `work`: the root of [`Budget::cost`], rounded down.
+    fn rows_for(&self, work: u64, context: u32) -> u32 {
+        let twice = 2 * (u128::from(self.row) + u128::from(context)) + 1;
+        let rows = ((twice * twice + 8 * u128::from(work)).isqrt() - twice) / 2;
+        u32::try_from(rows).unwrap_or(u32::MAX)
+    }
 }
 
 /// One turn's work: the moves in order, then the batch.
@@ -230,23 +249,41 @@ impl Schedule {
     fn choose(&mut self, budget: Budget, plan: &mut Plan) {
         let mut rank: BinaryHeap<Rank> = self.ready.iter().filter_map(|&id| self.rank(id)).collect();
         let any_short = rank.iter().any(|r| !r.long.0);
-        let mut rows = budget.rows;
-        let mut long_rows = if any_short { budget.beside } else { budget.alone };
+        let (mut rows, mut work) = (budget.rows, budget.work);
+        let mut long_work = if any_short { budget.beside } else { budget.work };
+        let mut long_yet = false;
         while rows > 0
+            && work > 0
             && let Some(best) = rank.pop()
         {
             let id = best.job.0;
             match self.rank(id) {
                 Some(now) if now < best => rank.push(now), // Its instance was served since.
                 Some(now) => {
-                    let allowed = if now.long.0 { rows.min(long_rows) } else { rows };
+                    let long = now.long.0;
+                    let Some(context) = self.context(id) else { continue };
+                    let left = if long { work.min(long_work) } else { work };
+                    // However deep its context, the first gets on; else it would never.
+                    let least = u32::from(plan.runs.is_empty() || long && !long_yet);
+                    let allowed = budget.rows_for(left, context).max(least).min(rows);
                     let Some((taken, freed)) = self.take(id, allowed, plan) else { continue };
+                    let cost = budget.cost(context, taken);
                     rows -= taken;
-                    long_rows -= if now.long.0 { taken } else { 0 };
+                    work = work.saturating_sub(cost);
+                    long_work = long_work.saturating_sub(if long { cost } else { 0 });
+                    long_yet |= long;
                     rank.extend(freed.into_iter().filter_map(|id| self.rank(id)));
                 }
                 None => {}
             }
+        }
+    }
+
+    /// Slots that the next row of the pass sees behind it.
+    fn context(&self, id: JobId) -> Option<u32> {
+        match &self.jobs.get(&id)?.work {
+            Work::Pass(_, pass) => Some(pass.context),
+            _ => None,
         }
     }
 
@@ -499,10 +536,14 @@ mod tests {
 
         /// A pass of `rows` rows, known in the batch by the guest's number.
         fn submit(&mut self, guest: usize, rows: u32) {
+            self.submit_behind(0, guest, rows);
+        }
+
+        fn submit_behind(&mut self, context: u32, guest: usize, rows: u32) {
             let pass = PassWork {
                 pages: Vec::new(),
                 page_size: 1 << 20,
-                context: 0,
+                context,
                 begun: 0,
                 inputs: vec![Input::Token(TokenId(0)); rows as usize],
                 positions: vec![0; rows as usize],
@@ -518,7 +559,12 @@ mod tests {
 
         /// Guest and rows of each sequence of the next batch.
         fn batch(&mut self, rows: u32, beside: u32) -> Vec<(usize, u32)> {
-            let budget = Budget { rows, beside, alone: rows };
+            let row = 1 << 28; // Rows are all that counts, and half a row more for what they see.
+            let work = |rows| u64::from(rows) * row + row / 2;
+            self.batch_of(Budget { rows, row, work: work(rows), beside: work(beside) })
+        }
+
+        fn batch_of(&mut self, budget: Budget) -> Vec<(usize, u32)> {
             let Some(plan) = self.schedule.plan(budget) else { return Vec::new() };
             let sequences = plan.batch.sequences.iter();
             let chosen = sequences.map(|s| (s.draw.seed as usize, s.inputs.len() as u32)).collect();
@@ -543,6 +589,40 @@ mod tests {
         w.submit(2, 1);
         let last = w.batch(64, 16);
         assert!(last.contains(&(0, 4)) && last.len() == 3, "{last:?}");
+    }
+
+    #[test]
+    fn rows_for_is_the_inverse_of_cost() {
+        let budget = Budget { rows: 0, row: 700, work: 0, beside: 0 };
+        for context in [0, 1, 4096, 1 << 20, u32::MAX] {
+            for work in [0, 1, 700, 701, 100_000, 1 << 30, u64::from(u32::MAX) * 1000] {
+                let rows = budget.rows_for(work, context);
+                assert!(budget.cost(context, rows) <= work, "{rows} rows of {work} behind {context}");
+                assert!(budget.cost(context, rows + 1) > work, "{rows} rows of {work} behind {context}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_batch_is_bounded_in_attended_slots_too_and_everyone_gets_on() {
+        let (row, deep) = (1000, 1 << 16);
+        let budget = Budget { rows: 512, row, work: 200_000, beside: 50_000 };
+        let mut w = World::new(17);
+        (0..15).for_each(|guest| w.submit_behind(deep, guest, 8));
+        w.submit(15, 1);
+        w.submit_behind(deep, 16, 40);
+        let mut left = [8; 17];
+        (left[15], left[16]) = (1, 40);
+        let mut batches = 0;
+        while left != [0; 17] {
+            let chosen = w.batch_of(budget);
+            let deep_rows: u32 = chosen.iter().filter(|(guest, _)| *guest != 15).map(|(_, rows)| rows).sum();
+            assert!(deep_rows <= 4, "three fit, and one of a long pass: {chosen:?}");
+            chosen.into_iter().for_each(|(guest, rows)| left[guest] -= rows);
+            batches += 1;
+            assert!(batches < 17 || left[15] == 0, "the shallow one has its turn");
+        }
+        assert!(w.schedule.is_idle());
     }
 
     #[test]

@@ -313,8 +313,9 @@ impl World {
     /// One turn of the engine; false if there was nothing to do.
     fn turn(&mut self) -> bool {
         let rows = 1 + self.random.below(16);
-        let (beside, alone) = (1 + self.random.below(rows), 1 + self.random.below(rows));
-        let Some(plan) = self.state.plan(Budget { rows, beside, alone }) else { return false };
+        let (row, work) = (u64::from(self.random.below(16)), u64::from(1 + self.random.below(400)));
+        let beside = u64::from(self.random.below(200));
+        let Some(plan) = self.state.plan(Budget { rows, row, work, beside }) else { return false };
         for step in &plan.moves {
             let moved = match *step {
                 Move::Copy { from, to } => self.fake.copy_page(from, to),
