@@ -156,6 +156,11 @@ pub const NAMES_PER_INSTANCE: usize = 1 << 16;
 pub const EXPORTS_PER_SUBJECT: usize = 1024;
 /// Pages in the exports of one subject and kind together: as many as one instance can name, four times.
 pub const EXPORTED_PER_SUBJECT: usize = 4 * NAMES_PER_INSTANCE;
+/// One part in so many of the pool (of each kind, 1 page at least) may lie in the exports of one subject, each page
+/// counted once. Exports outlive their maker and nobody's end gives them back, so what a subject can put there is
+/// what it can keep from all others for good: never the whole pool. A full share refuses further exports until some
+/// are released. Several subjects can still fill the pool together; whoever hands out tokens chooses them.
+pub const EXPORTED_SHARE: usize = 2;
 /// Bytes of an exported name.
 pub const EXPORT_NAME_BYTES: usize = 1024;
 /// Commands of an instance that waits for pages, kept until it has them: its operations, and as many names given

@@ -14,8 +14,12 @@ use crate::engine::operation::{Refusal, VirtualId};
 #[cfg(test)]
 use crate::engine::plant::{Bug, planted};
 use crate::identity::{InstanceId, Subject};
-use crate::limits::{EXPORT_NAME_BYTES, EXPORTED_PER_SUBJECT, EXPORTS_PER_SUBJECT, NAMES_PER_INSTANCE};
-use std::collections::{BTreeMap, HashMap, HashSet};
+use crate::limits::{
+    EXPORT_NAME_BYTES, EXPORTED_PER_SUBJECT, EXPORTED_SHARE, EXPORTS_PER_SUBJECT, NAMES_PER_INSTANCE,
+};
+#[cfg(test)]
+use std::collections::HashSet;
+use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasherDefault, Hasher};
 
 /// A physical id of either kind; becomes a `PageId` or `EmbedId` at the border to the backend.
@@ -37,6 +41,8 @@ pub struct Pool {
 struct Entry {
     owners: u32,
     holds: u32,
+    /// Entries of exports among the owners.
+    exported: u32,
     /// Whom it is charged to; `None` exactly when free.
     subject: Option<Subject>,
     /// Slots `0..filled` have contents or will, once the queued operations have run.
@@ -59,6 +65,8 @@ pub(super) struct Scope {
     exports: BTreeMap<String, Export>,
     /// Pages in `exports`, all together.
     exported: usize,
+    /// The same, each physical page once.
+    distinct: u32,
 }
 
 struct Export {
@@ -87,8 +95,7 @@ impl Pool {
 
     /// Distinct pages that some export holds.
     pub fn exported(&self) -> u32 {
-        let exports = self.scopes.values().flat_map(|s| s.exports.values());
-        exports.flat_map(|e| &e.pages).collect::<HashSet<_>>().len() as u32
+        self.scopes.values().map(|scope| scope.distinct).sum()
     }
 
     // ---- instances ----
@@ -188,9 +195,20 @@ impl Pool {
         if scope.exported + pages.len() > EXPORTED_PER_SUBJECT {
             return Ok(Err(Refusal::Full("exported pages per subject", EXPORTED_PER_SUBJECT)));
         }
+        let mut new: Vec<Physical> =
+            pages.iter().copied().filter(|page| self.entries[page.0 as usize].exported == 0).collect();
+        new.sort_unstable();
+        new.dedup();
+        let most = (self.entries.len() / EXPORTED_SHARE).max(1);
+        if scope.distinct as usize + new.len() > most {
+            return Ok(Err(Refusal::Full("pages in the exports of one subject", most)));
+        }
+        scope.distinct += new.len() as u32;
         scope.exported += pages.len();
         for page in &pages {
-            self.entries[page.0 as usize].owners += 1;
+            let entry = &mut self.entries[page.0 as usize];
+            entry.owners += 1;
+            entry.exported += 1;
         }
         scope.exports.insert(name, Export { by: instance, pages });
         Ok(Ok(()))
@@ -244,6 +262,11 @@ impl Pool {
         let Some(scope) = self.scopes.get_mut(subject) else { return false };
         let Some(export) = scope.exports.remove(name) else { return false };
         scope.exported -= export.pages.len();
+        for page in &export.pages {
+            let entry = &mut self.entries[page.0 as usize];
+            entry.exported -= 1;
+            scope.distinct -= u32::from(entry.exported == 0);
+        }
         for page in export.pages {
             self.disown(page);
         }
@@ -287,7 +310,7 @@ impl Pool {
         let page = self.free.pop()?;
         let entry = &mut self.entries[page.0 as usize];
         debug_assert!(entry.owners == 0 && entry.holds == 0 && entry.subject.is_none());
-        *entry = Entry { owners: 1, holds: 0, subject: Some(subject.clone()), filled: 0 };
+        *entry = Entry { owners: 1, holds: 0, exported: 0, subject: Some(subject.clone()), filled: 0 };
         self.scopes.entry(subject.clone()).or_default().used += 1;
         Some(page)
     }
@@ -395,6 +418,8 @@ impl Pool {
             assert_eq!(scope.used, used.get(subject).copied().unwrap_or(0), "used by {subject:?}");
             let instances = self.holders.values().filter(|h| h.subject == *subject).count();
             assert_eq!(scope.instances as usize, instances);
+            let exported: HashSet<_> = scope.exports.values().flat_map(|e| &e.pages).collect();
+            assert_eq!(scope.distinct as usize, exported.len(), "exported by {subject:?}");
         }
     }
 }
@@ -424,6 +449,23 @@ mod tests {
         assert_eq!(w.pool.release(reader, "x"), Ok(()));
         assert_eq!(w.pool.deallocate(reader, &names), Ok(()));
         assert_eq!(w.pool.deallocate(reader, &names), Err(names[0]), "ids are not given twice");
+        w.pool.check(&HashMap::new());
+    }
+
+    #[test]
+    fn exports_hold_half_the_pool_at_most_each_page_counted_once() {
+        let mut w = World::new(8);
+        let maker = w.join("a", 6);
+        let ids: Vec<VirtualId> = (0..6).map(VirtualId).collect();
+        let full = Refusal::Full("pages in the exports of one subject", 4);
+        assert_eq!(w.pool.export(maker, &ids[..5], "x".into()), Ok(Err(full.clone())));
+        assert_eq!(w.pool.export(maker, &[ids[0], ids[1], ids[0]], "x".into()), Ok(Ok(())));
+        assert_eq!(w.pool.export(maker, &ids[..4], "y".into()), Ok(Ok(())));
+        assert_eq!(w.pool.export(maker, &ids[4..5], "z".into()), Ok(Err(full)));
+        assert_eq!((w.pool.exported(), w.pool.release(maker, "y")), (4, Ok(())));
+        assert_eq!(w.pool.export(maker, &ids[2..4], "z".into()), Ok(Ok(())));
+        let other = w.join("b", 1);
+        assert_eq!(w.pool.export(other, &[VirtualId(0)], "x".into()), Ok(Ok(())), "a half of its own");
         w.pool.check(&HashMap::new());
     }
 
