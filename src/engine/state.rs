@@ -336,6 +336,12 @@ impl State {
     fn end_with(&mut self, notice: Notice) {
         let (Notice::Evict(instance) | Notice::OutOfPages { instance, .. } | Notice::Misuse { instance, .. }) =
             &notice;
+        // One that has completed, but waits for pages with commands it sent before, has nobody left to be told, and its
+        // exports are to stay.
+        let backlog = self.backlog.get(instance);
+        if let Some(&Command::Leave { how, .. }) = backlog.and_then(VecDeque::back) {
+            return self.end(*instance, how);
+        }
         self.end(*instance, Leave::Killed);
         self.notices.push(notice);
     }
