@@ -5,7 +5,7 @@
 //! One file per WIT interface: a function is its arguments, its rights, its operation. The table a file gives is a
 //! list of typed one-liners; `abi.rs` and `function.rs` do the rest:
 //!
-//! ```ignore
+//! ```text
 //! pub fn interface() -> Interface {
 //!     Interface::new("inferlet:core/kvs")
 //!         .call("store-get", store_get)        // fn(&mut Cx, String) -> Result<Option<String>, Trap>
