@@ -28,7 +28,7 @@ impl Default for Quotas {
         Quotas {
             memory_bytes: 256 << 20,
             table_elements: 1 << 20,
-            // About two core-hours.
+            // About an hour of one core.
             fuel: 4_000_000_000_000,
             wall_clock: Duration::from_secs(24 * 3600),
             log_bytes: 16 << 20,

@@ -261,6 +261,9 @@ fn quotas_end_what_runs_away() {
     );
     assert_eq!(bench.ending(&huge), quota("table elements, limit 1000"));
     assert_eq!(bench.ending(&simple(&[], "(loop (br 0))")), quota("fuel, limit 3000000"));
+    // What is left may be too little for the next stretch of code, and is then as good as nothing.
+    let strides = "(local $i i64) (loop (local.set $i (i64.mul (i64.add (local.get $i) (i64.const 1)) (i64.const 7))) (br 0))";
+    assert_eq!(bench.ending(&simple(&[], strides)), quota("fuel, limit 3000000"));
     // Host work is paid for too: this one does little else.
     let talks = simple(&[SET_RETURN], "(loop (call $set-return (i32.const 65536) (i32.const 65536)) (br 0))");
     assert_eq!(bench.ending(&talks), quota("fuel, limit 3000000"));
