@@ -9,9 +9,9 @@
 //! first. Nobody is ended unless that suffices, and nobody whose end would bring nothing.
 
 use crate::engine::operation::Refusal;
-use crate::engine::pages::{Physical, Pool, Scope};
+use crate::engine::pages::{Physical, Pool};
 use crate::identity::{InstanceId, Subject};
-use std::collections::HashMap;
+use std::collections::{BinaryHeap, HashMap};
 
 /// Whether `asked` pages can be had.
 #[derive(Debug, PartialEq, Eq)]
@@ -50,33 +50,38 @@ impl Pool {
 
         let mut fall = Fall::new(self);
         if own.used.saturating_add(asked) <= share {
-            while fall.gained < missing {
-                let over = |subject: &Subject, scope: &Scope| {
-                    scope.used.saturating_sub(fall.gained_from(subject)).checked_sub(share + 1)
-                };
-                let most = self
-                    .scopes
-                    .iter()
-                    .filter(|(subject, _)| **subject != holder.subject)
-                    .filter(|(subject, _)| fall.newest(subject, 0).is_some())
-                    .filter_map(|(subject, scope)| Some((over(subject, scope)?, subject)))
-                    .max();
-                let Some((_, subject)) = most else { break };
-                let Some(victim) = fall.newest(subject, 0) else { break };
+            let over = |fall: &Fall, subject: &Subject| {
+                let used = self.scopes.get(subject).map_or(0, |scope| scope.used);
+                used.saturating_sub(fall.gained_from(subject)).checked_sub(share + 1)
+            };
+            let others = self.scopes.keys().filter(|subject| **subject != holder.subject);
+            let mut most: BinaryHeap<(u32, &Subject)> =
+                others.filter_map(|subject| Some((over(&fall, subject)?, subject))).collect();
+            while fall.gained < missing
+                && let Some((_, subject)) = most.pop()
+            {
+                // Nobody left of it: what it holds lies in exports.
+                let Some(victim) = fall.newest(subject, 0) else { continue };
                 fall.end(victim);
+                most.extend(over(&fall, subject).map(|over| (over, subject)));
             }
         }
         while fall.gained < missing {
-            fall.end(fall.newest(&holder.subject, holder.joined + 1)?);
+            let victim = fall.newest(&holder.subject, holder.joined + 1)?;
+            fall.end(victim);
         }
         Some(fall.least(missing))
     }
 }
 
-/// What would come free if these instances were ended. Nothing is changed.
+/// What would come free if these instances were ended. Nothing is changed. Each name is looked at three times at most: the
+/// engine's thread must not be held by whoever holds much.
 struct Fall<'a> {
     pool: &'a Pool,
+    /// Those who hold anything and have not fallen, oldest first.
+    left: HashMap<&'a Subject, Vec<(u64, InstanceId)>>,
     ended: Vec<InstanceId>,
+    /// Per page, how many of its owners would be gone.
     lost: HashMap<Physical, u32>,
     gained: u32,
     by_subject: HashMap<&'a Subject, u32>,
@@ -84,19 +89,19 @@ struct Fall<'a> {
 
 impl<'a> Fall<'a> {
     fn new(pool: &'a Pool) -> Fall<'a> {
-        Fall { pool, ended: Vec::new(), lost: HashMap::new(), gained: 0, by_subject: HashMap::new() }
+        let mut left: HashMap<_, Vec<_>> = HashMap::new();
+        for (&instance, holder) in pool.holders.iter().filter(|(_, h)| !h.names.is_empty()) {
+            left.entry(&holder.subject).or_default().push((holder.joined, instance));
+        }
+        left.values_mut().for_each(|instances| instances.sort_unstable());
+        let (lost, by_subject) = (HashMap::new(), HashMap::new());
+        Fall { pool, left, ended: Vec::new(), lost, gained: 0, by_subject }
     }
 
-    /// The newest instance of the subject that holds anything, has not fallen, and joined at `since` or later.
-    fn newest(&self, subject: &Subject, since: u64) -> Option<InstanceId> {
-        let holders = self.pool.holders.iter();
-        let left = holders.filter(|(instance, h)| {
-            h.subject == *subject
-                && h.joined >= since
-                && !h.names.is_empty()
-                && !self.ended.contains(instance)
-        });
-        left.max_by_key(|(_, h)| h.joined).map(|(&instance, _)| instance)
+    /// Takes the newest instance of the subject that has not fallen and joined at `since` or later.
+    fn newest(&mut self, subject: &Subject, since: u64) -> Option<InstanceId> {
+        let newest = self.left.get_mut(subject)?.pop_if(|(joined, _)| *joined >= since)?;
+        Some(newest.1)
     }
 
     fn gained_from(&self, subject: &Subject) -> u32 {
@@ -116,14 +121,25 @@ impl<'a> Fall<'a> {
         }
     }
 
+    /// What would no longer come free if the victim were spared after all.
+    fn spare(&mut self, victim: InstanceId) {
+        let Some(holder) = self.pool.holders.get(&victim) else { return };
+        for page in holder.names.values() {
+            let Some(lost) = self.lost.get_mut(page) else { continue };
+            self.gained -= u32::from(*lost == self.pool.owners(*page));
+            *lost -= 1;
+        }
+    }
+
     /// The ended ones without whom it would not suffice: an instance that only shares pages gains nothing alone.
-    fn least(self, missing: u32) -> Vec<InstanceId> {
-        let mut kept = self.ended.clone();
-        for spare in self.ended.iter().rev() {
-            let mut without = Fall::new(self.pool);
-            kept.iter().filter(|v| *v != spare).for_each(|&v| without.end(v));
-            if without.gained >= missing {
-                kept.retain(|v| v != spare);
+    fn least(mut self, missing: u32) -> Vec<InstanceId> {
+        let ended = std::mem::take(&mut self.ended);
+        let mut kept = ended.clone();
+        for &spare in ended.iter().rev() {
+            self.spare(spare);
+            match self.gained >= missing {
+                true => kept.retain(|v| *v != spare),
+                false => self.end(spare), // It falls after all.
             }
         }
         kept
