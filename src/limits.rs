@@ -240,6 +240,11 @@ pub const HANDLES: usize = 65_536;
 pub const LIFTED_BYTES: usize = 32 * 1024 * 1024;
 /// Fuel of one call of a guest's allocator: a thousand times what dlmalloc needs, and still far below a second.
 pub const ALLOCATOR_FUEL: u64 = 10_000_000;
+/// Linear memory that every instance is sure of, whatever others hold: stock programs start with 1.1 MB and stay
+/// below 1.6.
+pub const MEMORY_FLOOR_BYTES: usize = 2 * 1024 * 1024;
+/// Linear memory that all instances together may hold beyond that: what a box with 8 GB can spare beside the model.
+pub const MEMORY_POOL_BYTES: usize = 1024 * 1024 * 1024;
 /// Fuel of a module's start function, which cannot be suspended: some 20 ms. Rust programs have none.
 pub const START_FUEL: u64 = 5_000_000;
 /// Core instances in one guest: program, adapter, shim, fixups, and as many again.

@@ -134,7 +134,7 @@ impl Bed {
             directory: Directory::default(),
             insecure: super::wasi::random::Insecure::seeded(seed),
             log: super::wasi::cli::Log::new(instance, 1 << 16),
-            allowance: Allowance::new(Quotas::default()),
+            allowance: Allowance::new(Quotas::default(), Default::default()),
             pending: None,
             may_leave: true,
             owed_fuel: 0,

@@ -25,7 +25,7 @@ pub struct Program {
     pub hash: ProgramHash,
     /// Where its bytes are, for one that was found on the disk and has not run yet.
     path: PathBuf,
-    code: OnceCell<Result<Arc<Code>, Rejected>>,
+    code: OnceCell<Arc<Code>>,
 }
 
 impl Program {
@@ -37,11 +37,12 @@ impl Program {
     #[cfg(test)]
     pub(crate) fn in_memory(component: &[u8]) -> Result<Arc<Program>, Rejected> {
         let code = OnceCell::new();
-        let _ = code.set_blocking(Ok(Arc::new(Code::of(component)?)));
+        let _ = code.set_blocking(Arc::new(Code::of(component)?));
         Ok(Arc::new(Program { hash: ProgramHash::of(component), path: PathBuf::new(), code }))
     }
 
-    /// The translated program. Translated by the first caller, off its thread; the others wait.
+    /// The translated program. Translated by the first caller, off its thread; the others wait. A failure (of the
+    /// disk) is not remembered.
     pub async fn code(&self) -> Result<Arc<Code>, Rejected> {
         let load = || async {
             let path = self.path.clone();
@@ -52,6 +53,6 @@ impl Program {
             })
             .await
         };
-        self.code.get_or_init(load).await.clone()
+        self.code.get_or_try_init(load).await.cloned()
     }
 }

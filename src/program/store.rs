@@ -102,7 +102,7 @@ impl Store {
         written.map_err(|e| Rejected::NotKept(e.to_string()))?;
         let mut index = self.0.lock();
         index.bytes += len;
-        index.programs.insert(hash, Arc::new(Program { hash, path, code: OnceCell::from(Ok(code)) }));
+        index.programs.insert(hash, Arc::new(Program { hash, path, code: OnceCell::from(code) }));
         Ok(hash)
     }
 

@@ -108,7 +108,7 @@ pub(super) fn context(runtime: &Runtime, entry: &Entry, launch: Launch, seed: u6
         directory: runtime.directory.clone(),
         insecure: Insecure::seeded(seed),
         log: Log::new(entry.instance, parts.quotas.log_bytes),
-        allowance: Allowance::new(parts.quotas),
+        allowance: Allowance::new(parts.quotas, runtime.memory.clone()),
         pending: None,
         may_leave: true,
         owed_fuel: 0,

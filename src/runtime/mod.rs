@@ -91,11 +91,12 @@ pub struct RuntimeParts {
 pub struct Runtime {
     parts: Arc<RuntimeParts>,
     directory: Directory,
+    memory: quota::Pool,
 }
 
 impl Runtime {
     pub fn new(parts: RuntimeParts) -> Runtime {
-        Runtime { parts: Arc::new(parts), directory: Directory::default() }
+        Runtime { parts: Arc::new(parts), directory: Directory::default(), memory: quota::Pool::default() }
     }
 
     /// Registers an instance. It can be named, fed and ended from now on, and runs from [`Prepared::start`] on.

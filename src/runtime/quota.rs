@@ -3,7 +3,10 @@
 //! Owns: the quotas of an instance and the limiter that the interpreter asks before memory or a table grows.
 //! Never: ending anybody; exceeding a quota is a [`Trap`](crate::host::Trap) or an [`Ending`](super::Ending).
 
+use crate::limits;
 use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use wasmi::ResourceLimiter;
 use wasmi_core::LimiterError;
@@ -40,6 +43,8 @@ impl Default for Quotas {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Quota {
     MemoryBytes(usize),
+    /// What all instances hold together beyond the share that each is sure of.
+    PooledMemoryBytes(usize),
     TableElements(usize),
     Fuel(u64),
     WallClock(Duration),
@@ -53,6 +58,7 @@ impl fmt::Display for Quota {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (name, value) = match *self {
             Quota::MemoryBytes(bytes) => ("memory bytes", bytes as u64),
+            Quota::PooledMemoryBytes(bytes) => ("memory bytes of all instances together", bytes as u64),
             Quota::TableElements(elements) => ("table elements", elements as u64),
             Quota::Fuel(fuel) => ("fuel", fuel),
             Quota::WallClock(time) => ("wall clock seconds", time.as_secs()),
@@ -64,6 +70,26 @@ impl fmt::Display for Quota {
     }
 }
 
+/// The memory that instances may hold beyond what each is sure of ([`limits::MEMORY_FLOOR_BYTES`]), so that they
+/// cannot together take the box down, nor some of them keep the others from starting. Clones are one pool.
+#[derive(Clone, Debug, Default)]
+pub struct Pool(Arc<AtomicUsize>);
+
+impl Pool {
+    /// Takes from the pool what an instance that grows from `before` to `after` bytes holds beyond its sure share.
+    fn grow(&self, before: usize, after: usize) -> bool {
+        let more = beyond_floor(after) - beyond_floor(before);
+        let taken = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |held| {
+            held.checked_add(more).filter(|held| *held <= limits::MEMORY_POOL_BYTES)
+        });
+        taken.is_ok()
+    }
+}
+
+fn beyond_floor(bytes: usize) -> usize {
+    bytes.saturating_sub(limits::MEMORY_FLOOR_BYTES)
+}
+
 /// The growth of one guest's memories and tables against its quotas.
 #[derive(Debug)]
 pub struct Allowance {
@@ -71,11 +97,18 @@ pub struct Allowance {
     memory_bytes: usize,
     table_elements: usize,
     exceeded: Option<Quota>,
+    pool: Pool,
+}
+
+impl Drop for Allowance {
+    fn drop(&mut self) {
+        self.pool.0.fetch_sub(beyond_floor(self.memory_bytes), Ordering::Relaxed);
+    }
 }
 
 impl Allowance {
-    pub fn new(quotas: Quotas) -> Allowance {
-        Allowance { quotas, memory_bytes: 0, table_elements: 0, exceeded: None }
+    pub fn new(quotas: Quotas, pool: Pool) -> Allowance {
+        Allowance { quotas, memory_bytes: 0, table_elements: 0, exceeded: None, pool }
     }
 
     /// The quota that refused a growth, if one did: the guest's last act.
@@ -103,6 +136,9 @@ impl ResourceLimiter for Allowance {
         if total > self.quotas.memory_bytes {
             return self.refuse(Quota::MemoryBytes(self.quotas.memory_bytes));
         }
+        if !self.pool.grow(self.memory_bytes, total) {
+            return self.refuse(Quota::PooledMemoryBytes(limits::MEMORY_POOL_BYTES));
+        }
         self.memory_bytes = total;
         Ok(true)
     }
@@ -125,15 +161,37 @@ impl ResourceLimiter for Allowance {
     }
 
     fn instances(&self) -> usize {
-        crate::limits::CORE_INSTANCES
+        limits::CORE_INSTANCES
     }
 
     fn tables(&self) -> usize {
-        crate::limits::CORE_TABLES
+        limits::CORE_TABLES
     }
 
     /// The interpreter counts a memory again for each module that imports it.
     fn memories(&self) -> usize {
-        crate::limits::CORE_MEMORIES + crate::limits::CORE_INSTANCES
+        limits::CORE_MEMORIES + limits::CORE_INSTANCES
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hogs_cannot_keep_small_guests_from_starting() {
+        let pool = Pool::default();
+        let quotas = Quotas { memory_bytes: limits::MEMORY_POOL_BYTES, ..Quotas::default() };
+        let mut hog = Allowance::new(quotas, pool.clone());
+        assert!(hog.memory_growing(0, limits::MEMORY_POOL_BYTES, None).is_ok());
+        let mut second = Allowance::new(quotas, pool.clone());
+        assert!(
+            second.memory_growing(0, limits::MEMORY_FLOOR_BYTES, None).is_ok(),
+            "each is sure of its share"
+        );
+        assert!(second.memory_growing(0, 2 * limits::MEMORY_FLOOR_BYTES, None).is_err());
+        assert_eq!(second.exceeded(), Some(Quota::PooledMemoryBytes(limits::MEMORY_POOL_BYTES)));
+        drop((hog, second));
+        assert_eq!(pool.0.load(Ordering::Relaxed), 0, "all of it comes back");
     }
 }

@@ -89,9 +89,54 @@ impl Table {
 }
 
 fn absent<R: Resource>(handle: u32) -> Trap {
-    Trap::error(format!("handle {handle} is not held, and a {} was expected", R::NAME))
+    Trap::error(format!("handle {handle} is not held, and one of type {} was expected", R::NAME))
 }
 
 fn mistaken<R: Resource>(handle: u32, name: &str) -> Trap {
-    Trap::error(format!("handle {handle} is a {name}, not a {}", R::NAME))
+    Trap::error(format!("handle {handle} is of type {name}, not {}", R::NAME))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, PartialEq)]
+    struct Apple(u32);
+    impl Resource for Apple {
+        const NAME: &'static str = "apple";
+    }
+
+    #[derive(Debug)]
+    struct Pear;
+    impl Resource for Pear {
+        const NAME: &'static str = "pear";
+    }
+
+    #[test]
+    fn handles_are_typed_and_forgeries_are_told() {
+        let mut table = Table::default();
+        let (first, second) = (table.insert(Apple(7)).unwrap(), table.insert(Pear).unwrap());
+        assert_eq!((first, second, table.len()), (1, 2, 2));
+        for forged in [0, 3, u32::MAX] {
+            let what = format!("handle {forged} is not held, and one of type apple was expected");
+            assert_eq!(table.check::<Apple>(forged), Err(Trap::Error(what)));
+        }
+        assert_eq!(
+            table.take::<Apple>(second).unwrap_err(),
+            Trap::error("handle 2 is of type pear, not apple")
+        );
+        assert_eq!(table.take::<Apple>(first), Ok(Apple(7)));
+        assert!(table.take::<Apple>(first).is_err(), "it has left");
+        assert_eq!(table.insert(Apple(8)), Ok(first), "a freed handle is used again");
+    }
+
+    #[test]
+    fn the_table_is_bounded() {
+        let mut table = Table::default();
+        for _ in 0..limits::HANDLES {
+            table.insert(Pear).unwrap();
+        }
+        assert_eq!(table.insert(Pear), Err(Trap::Quota(Quota::Handles(limits::HANDLES))));
+        assert!(table.take::<Pear>(5).is_ok() && table.insert(Pear).is_ok());
+    }
 }
