@@ -145,7 +145,8 @@ pub const ENGINE_INBOX: usize = 1024;
 /// Operations of one instance that are queued and not yet done. A tree search of 64 branches, four deep. Full: the
 /// guest waits at the call.
 pub const OPERATIONS_PER_INSTANCE: usize = 256;
-/// u32s (tokens, positions, page ids, mask runs) in one instance's queued operations: 4 MiB. Full: the guest waits.
+/// Words of 4 bytes that one instance's queued operations take (rows, pages with what waits on them, mask runs): 4 MiB.
+/// Full: the guest waits; a single operation that takes more is let in alone.
 pub const QUEUED_WORDS_PER_INSTANCE: usize = 1 << 20;
 /// Queues of one instance that are open at a time. The SDK opens one per context and fork. More ends the guest.
 pub const QUEUES_PER_INSTANCE: usize = 1024;

@@ -140,14 +140,19 @@ impl Operation {
             Operation::Pass(pass, _) => {
                 let runs = match &pass.mask {
                     Mask::Causal => 0,
-                    Mask::Runs(rows) => rows.iter().map(Vec::len).sum(),
+                    Mask::Runs(rows) => rows.iter().map(|row| ROW_WORDS + row.len()).sum(),
                 };
-                pass.pages.len() + 3 * pass.inputs.len() + 8 * pass.outputs.len() + runs
+                PAGE_WORDS * pass.pages.len() + 3 * pass.inputs.len() + 8 * pass.outputs.len() + runs
             }
             Operation::Synchronize(_) => 0,
         }
     }
 }
+
+/// A page of a queued pass: its two names, what the pass does to it, and what others must wait for (44 bytes).
+const PAGE_WORDS: usize = 11;
+/// A mask row beside its runs: the list that holds them (24 bytes).
+const ROW_WORDS: usize = 6;
 
 /// How an instance left, which decides what becomes of its queued work and its exports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
