@@ -246,8 +246,14 @@ pub const ALLOCATOR_FUEL: u64 = 10_000_000;
 pub const MEMORY_FLOOR_BYTES: usize = 2 * 1024 * 1024;
 /// Linear memory that all instances together may hold beyond that: what a box with 8 GB can spare beside the model.
 pub const MEMORY_POOL_BYTES: usize = 1024 * 1024 * 1024;
-/// Fuel of a module's start function, which cannot be suspended: some 20 ms. Rust programs have none.
-pub const START_FUEL: u64 = 5_000_000;
+/// Fuel of a module's start function, which cannot be suspended. Rust programs have none.
+pub const START_FUEL: u64 = 200_000;
+/// Bytes of a worker's native stack. The interpreter's instructions call each other in tail position; should a
+/// compiler leave a frame behind at every one of them, a run that cannot be interrupted still fits. Only pages that
+/// are used cost memory.
+pub const WORKER_STACK_BYTES: usize = 64 * 1024 * 1024;
+const _: () = assert!(START_FUEL as usize * 256 < WORKER_STACK_BYTES);
+const _: () = assert!(crate::runtime::slice::SLICE_FUEL as usize * 256 < WORKER_STACK_BYTES);
 /// Core instances in one guest: program, adapter, shim, fixups, and as many again.
 pub const CORE_INSTANCES: usize = 16;
 /// Tables in one guest: one per core instance and one to spare each.

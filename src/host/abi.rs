@@ -7,6 +7,7 @@
 //! call may make the host hold is bounded ([`limits::LIFTED_BYTES`]), because lists in memory may overlap and so
 //! claim far more than the guest owns.
 
+use super::function::nested;
 use super::shape::Shape;
 use super::{Cx, Trap};
 use crate::limits;
@@ -237,8 +238,7 @@ impl<'a> Target<'a> {
 
     /// Asks the guest's own allocator for memory. Even an empty list needs a pointer that the guest may own.
     ///
-    /// The nested call cannot be suspended, so it runs on a fuel grant of its own, which is then charged; and the
-    /// allocator may not call the host, or host and guest could recurse without end.
+    /// The allocator may not call the host, or host and guest could recurse without end.
     pub(super) fn allocate(&mut self, size: usize, align: usize) -> Result<usize, Trap> {
         let Some(realloc) = self.canon.realloc else {
             return Err(Trap::error("the component gave this function no allocator to answer with"));
@@ -248,19 +248,10 @@ impl<'a> Target<'a> {
         })?;
         let mut place = [Val::I32(0)];
         let arguments = [Val::I32(0), Val::I32(0), Val::I32(align as i32), Val::I32(size)];
-        let fuel = self.ctx.get_fuel().unwrap_or(0);
-        let refuel = |ctx: &mut StoreContextMut<'_, Cx>, fuel| {
-            // Fails only where fuel is off, and it is on in every engine of ours.
-            let _ = ctx.set_fuel(fuel);
-        };
         self.allocations += 1;
-        refuel(&mut self.ctx, limits::ALLOCATOR_FUEL);
         self.cx().may_leave = false;
-        let outcome = realloc.call(self.ctx.as_context_mut(), &arguments, &mut place);
+        let outcome = nested(&mut self.ctx, realloc, &arguments, &mut place, limits::ALLOCATOR_FUEL);
         self.cx().may_leave = true;
-        let used = limits::ALLOCATOR_FUEL - self.ctx.get_fuel().unwrap_or(0).min(limits::ALLOCATOR_FUEL);
-        refuel(&mut self.ctx, fuel);
-        super::function::charge(&mut self.ctx, used);
         outcome.map_err(|error| Trap::of(error, self.cx()).within("cabi_realloc"))?;
         let place = match place {
             [Val::I32(place)] => place as u32 as usize,

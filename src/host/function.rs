@@ -9,12 +9,16 @@
 use super::abi::{Canon, Flat, Lift, Lower, Rest, Source, Target};
 use super::shape::{FLAT_PARAMETERS, FLAT_RESULTS, Shape, Signature};
 use super::{Cx, Trap};
+use crate::runtime::slice::SLICE_FUEL;
 use crate::runtime::table::Resource;
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use wasmi::errors::HostError;
-use wasmi::{AsContextMut, Error, Func, FuncType, Store, StoreContextMut, Val, ValType};
+use wasmi::{
+    AsContextMut, Error, Func, FuncType, ResumableCall, Store, StoreContextMut, TrapCode, Val, ValType,
+};
 
 /// Fuel of crossing the border once, beside the bytes: about what the crossing takes in interpreted instructions.
 const CROSSING_FUEL: u64 = 64;
@@ -198,25 +202,26 @@ impl HostFunction {
     pub fn link(&self, store: &mut Store<Cx>, canon: Canon) -> Func {
         let (run, place) = (self.run.clone(), self.place.clone());
         Func::new(store, self.lowered.clone(), move |mut caller, values, results| {
-            let mut ctx = caller.as_context_mut();
-            let outcome = leave(ctx.data(), &place).and_then(|()| run(ctx.as_context_mut(), canon, values));
-            match outcome {
-                Ok(Answer::Now(value)) => {
-                    if let (Some(slot), Some(value)) = (results.first_mut(), value) {
-                        *slot = value;
+            guarded(|| {
+                let mut ctx = caller.as_context_mut();
+                leave(ctx.data(), &place)?;
+                let answer = run(ctx.as_context_mut(), canon, values).map_err(|trap| trap.within(&place))?;
+                settle(&mut ctx);
+                match answer {
+                    Answer::Now(value) => {
+                        if let (Some(slot), Some(value)) = (results.first_mut(), value) {
+                            *slot = value;
+                        }
+                        Ok(true)
                     }
-                    settle(&mut ctx);
-                    Ok(())
+                    Answer::Later(pending) => {
+                        let place = place.clone();
+                        let pending = async move { pending.await.map_err(|trap| trap.within(&place)) };
+                        ctx.data_mut().pending = Some(Box::pin(pending));
+                        Ok(false)
+                    }
                 }
-                Ok(Answer::Later(pending)) => {
-                    let place = place.clone();
-                    let pending = async move { pending.await.map_err(|trap| trap.within(&place)) };
-                    ctx.data_mut().pending = Some(Box::pin(pending));
-                    settle(&mut ctx);
-                    Err(Error::host(Suspended))
-                }
-                Err(trap) => Err(Error::host(trap.within(&place))),
-            }
+            })
         })
     }
 }
@@ -226,15 +231,24 @@ impl HostResource {
     pub fn link(&self, store: &mut Store<Cx>) -> Func {
         let (drop, name) = (self.drop, self.name);
         Func::new(store, FuncType::new([ValType::I32], []), move |mut caller, values, _| {
-            let place = || format!("[resource-drop]{name}");
-            let mut ctx = caller.as_context_mut();
-            charge(&mut ctx, CROSSING_FUEL);
-            let outcome = Flat::new(values).u32().and_then(|handle| {
+            guarded(|| {
+                let mut ctx = caller.as_context_mut();
+                charge(&mut ctx, CROSSING_FUEL);
                 leave(ctx.data(), name)?;
-                drop(ctx.data_mut(), handle)
-            });
-            outcome.map_err(|trap| Error::host(trap.within(&place())))
+                let dropped = Flat::new(values).u32().and_then(|handle| drop(ctx.data_mut(), handle));
+                dropped.map(|()| true).map_err(|trap| trap.within(&format!("[resource-drop]{name}")))
+            })
         })
+    }
+}
+
+/// The border to the interpreter, which a panic must not cross: there it would end the process. `true` lets the guest
+/// go on, `false` suspends it.
+fn guarded(call: impl FnOnce() -> Result<bool, Trap>) -> Result<(), Error> {
+    match catch_unwind(AssertUnwindSafe(call)).unwrap_or(Err(Trap::Panicked)) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(Error::host(Suspended)),
+        Err(trap) => Err(Error::host(trap)),
     }
 }
 
@@ -305,6 +319,48 @@ pub fn charge(ctx: &mut StoreContextMut<'_, Cx>, fuel: u64) {
     ctx.data_mut().owed_fuel += fuel.saturating_sub(have);
 }
 
+/// Calls guest code from inside a host function. The guest cannot be suspended there, so the call has `fuel` of its
+/// own, which is then charged.
+///
+/// It is given a slice at a time though nobody runs in between: an instruction that the compiler did not make a tail
+/// call (`memory.grow` is one) keeps a native frame until its slice ends.
+pub fn nested(
+    ctx: &mut StoreContextMut<'_, Cx>,
+    function: Func,
+    arguments: &[Val],
+    results: &mut [Val],
+    fuel: u64,
+) -> Result<(), Error> {
+    let before = ctx.get_fuel()?;
+    // `left` does not count what is given.
+    let mut given = SLICE_FUEL.min(fuel);
+    let mut left = fuel - given;
+    ctx.set_fuel(given)?;
+    let mut call = function.call_resumable(ctx.as_context_mut(), arguments, results);
+    let outcome = loop {
+        call = match call {
+            Ok(ResumableCall::Finished) => break Ok(()),
+            Ok(ResumableCall::HostTrap(paused)) => break Err(paused.into_host_error()),
+            Ok(ResumableCall::OutOfFuel(paused)) => {
+                left = left.saturating_add(ctx.get_fuel()?);
+                if paused.required_fuel() > left {
+                    left = 0;
+                    break Err(TrapCode::OutOfFuel.into());
+                }
+                given = SLICE_FUEL.max(paused.required_fuel()).min(left);
+                left -= given;
+                ctx.set_fuel(given)?;
+                paused.resume(ctx.as_context_mut(), results)
+            }
+            Err(error) => break Err(error),
+        };
+    };
+    let unused = left.saturating_add(ctx.get_fuel()?);
+    ctx.set_fuel(before)?;
+    charge(ctx, fuel.saturating_sub(unused));
+    outcome
+}
+
 /// Not an error: the call waits for [`Cx::pending`].
 #[derive(Debug)]
 pub struct Suspended;
@@ -316,3 +372,28 @@ impl fmt::Display for Suspended {
 }
 
 impl HostError for Suspended {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::bed::Bed;
+    use wasmi::{Linker, Module};
+
+    /// The story: a panic in a host function met the interpreter's frames, which cannot unwind, and ended the process.
+    #[test]
+    fn a_panic_ends_its_guest_and_not_the_process() {
+        let mut bed = Bed::new();
+        let panics = |_: &mut Cx| -> Result<u32, Trap> { panic!("a mistake of the host") };
+        let interface = Interface::new("test:host/faults").call("panics", panics);
+        let function = interface.functions[0].link(&mut bed.store, Canon::default());
+        let text =
+            r#"(module (import "h" "f" (func $f (result i32))) (func (export "run") (drop (call $f))))"#;
+        let module = Module::new(bed.store.engine(), wat::parse_str(text).unwrap()).unwrap();
+        let mut linker = Linker::new(bed.store.engine());
+        linker.define("h", "f", function).unwrap();
+        let program = linker.instantiate_and_start(&mut bed.store, &module).unwrap();
+        let run = program.get_func(&bed.store, "run").unwrap();
+        let error = run.call(&mut bed.store, &[], &mut []).unwrap_err();
+        assert_eq!(Trap::of(error, bed.cx()), Trap::Panicked);
+    }
+}

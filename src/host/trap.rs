@@ -20,6 +20,8 @@ pub enum Trap {
     Quota(Quota),
     /// The guest asked to end (`wasi:cli/exit`).
     Exit { ok: bool },
+    /// A fault of ours, not the guest's: a host function panicked.
+    Panicked,
 }
 
 impl Trap {
@@ -83,6 +85,7 @@ impl fmt::Display for Trap {
         match self {
             Trap::Error(what) | Trap::Exception(what) => f.write_str(what),
             Trap::Quota(quota) => quota.fmt(f),
+            Trap::Panicked => f.write_str("the server failed while it ran this instance; its log says where"),
             Trap::Exit { ok } => {
                 f.write_str(if *ok { "the program exited" } else { "the program exited with an error" })
             }

@@ -7,7 +7,7 @@ use super::rejected::Rejected;
 use crate::limits;
 use std::collections::HashMap;
 use std::sync::LazyLock;
-use wasmi::{CompilationMode, Config, CustomFuelCosts, Engine, Module};
+use wasmi::{CompilationMode, Config, CustomFuelCosts, Engine, Module, OperatorCost};
 
 /// A component ready to be instantiated any number of times.
 pub struct Code {
@@ -57,6 +57,13 @@ pub fn interpreter() -> &'static Engine {
                 bytes_copied_per_fuel: 64,
                 fuel_per_bytes_translated: 0,
                 fuel_per_bytes_validated: 0,
+            })
+            // The dearest there are, and the two whose code keeps a frame on the native stack until the slice ends:
+            // at this price a slice has some hundreds of them.
+            .operator_cost(OperatorCost {
+                memory_grow: u8::MAX,
+                table_grow: u8::MAX,
+                ..OperatorCost::default()
             })
             // Validated at upload, translated at a function's first call: a stock program uses a tenth of its
             // functions, and keeps a third of the memory this way.

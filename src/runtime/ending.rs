@@ -45,6 +45,7 @@ impl Ending {
             Trap::Error(what) => Ending::Exception(format!("Runtime error: Call error: {what}")),
             Trap::Exception(text) => Ending::Exception(text),
             Trap::Quota(quota) => Ending::quota(quota),
+            Trap::Panicked => Ending::ServerError(trap.to_string()),
             Trap::Exit { ok: true } => Ending::Completed(String::new()),
             Trap::Exit { ok: false } => Ending::failed("the program exited with an error"),
         }

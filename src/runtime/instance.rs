@@ -36,12 +36,7 @@ pub(super) async fn live(runtime: Runtime, entry: Entry, launch: Launch, slice: 
             Ending::quota(Quota::WallClock(quotas.wall_clock))
         };
         let run = AssertUnwindSafe(run(&runtime, &entry, launch, slice)).catch_unwind();
-        let run = async {
-            run.await.unwrap_or_else(|_| {
-                tracing::error!(target: "runtime", instance = %entry.instance, "the server panicked in a guest's call");
-                Ending::ServerError("the server failed while it ran this instance; its log says where".to_owned())
-            })
-        };
+        let run = async { run.await.unwrap_or(Ending::trapped(Trap::Panicked)) };
         // First whoever can end it, so that a guest that never waits is ended at its next slice.
         or(or(decided, late), run).await
     };
@@ -52,7 +47,11 @@ pub(super) async fn live(runtime: Runtime, entry: Entry, launch: Launch, slice: 
     };
     // An engine that is gone has nothing to forget.
     let _ = runtime.parts.engine.send(Command::Leave { instance: entry.instance, how }).await;
-    tracing::info!(target: "runtime", instance = %entry.instance, code = ending.code(), "ended");
+    match &ending {
+        // What exactly went wrong, a panic for instance, stands in the lines before.
+        Ending::ServerError(text) => tracing::error!(target: "runtime", instance = %entry.instance, "{text}"),
+        _ => tracing::info!(target: "runtime", instance = %entry.instance, code = ending.code(), "ended"),
+    }
     runtime.directory.end(entry.instance);
     // A client that is gone wants no event.
     let _ = events.send(InstanceEvent { instance: entry.instance, what: What::Ended(ending) }).await;

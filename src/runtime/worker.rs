@@ -8,6 +8,7 @@
 
 use crate::backend::crew::Crew;
 use crate::engine::Settle;
+use crate::limits;
 use async_task::Runnable;
 use std::collections::VecDeque;
 use std::io;
@@ -65,6 +66,7 @@ impl Workers {
             let (shared, crew) = (pool.0.shared.clone(), pool.0.crew.clone());
             std::thread::Builder::new()
                 .name(format!("worker-{rank}"))
+                .stack_size(limits::WORKER_STACK_BYTES)
                 .spawn(move || shared.work(&crew, rank))?;
         }
         Ok(pool)
@@ -196,7 +198,7 @@ impl Shared {
             } else if let Some((runnable, woken)) = state.next() {
                 state.running += woken as usize;
                 drop(state);
-                // A guest's panic ends at its own border (`instance.rs`); this one keeps the thread whatever comes.
+                // A panic for a guest ends at the guest's border (`instance.rs`); this keeps the thread whatever comes.
                 let outcome = catch_unwind(AssertUnwindSafe(|| runnable.run()));
                 if outcome.is_err() {
                     tracing::error!(target: "runtime", "a guest's future panicked past its border");
