@@ -24,6 +24,8 @@ pub const FRAME_DEPTH: usize = 8;
 
 /// Chunks of one upload: 64 MiB, the most a blob mailbox or a guest's memory could take.
 pub const UPLOAD_CHUNKS: u64 = 256;
+/// Characters kept of an upload's claimed hash, and of its first error, until its last chunk.
+pub const UPLOAD_TEXT_CHARS: usize = 512;
 /// Uploads begun and not yet answered, per connection and kind; stock clients have one.
 pub const UPLOADS_PER_CONNECTION: usize = 16;
 /// Bytes that unfinished uploads of all connections hold together: four of the largest.
@@ -64,8 +66,8 @@ pub const READ_STALL: Duration = Duration::from_secs(15);
 pub const PONG_WAIT: Duration = Duration::from_secs(1);
 /// `server_event`s about unreadable frames in a connection's life; part of the protocol.
 pub const SERVER_EVENTS_PER_CONNECTION: usize = 16;
-/// Instances that one connection owns, those included whose last event is still to be read.
-pub const INSTANCES_PER_CONNECTION: usize = 256;
+/// Instances that one connection owns, those included whose last event is still to be read: half the box.
+pub const INSTANCES_PER_CONNECTION: usize = INSTANCES / 2;
 /// How long `model_status` waits for the engine: a step of a large batch takes less.
 pub const STATUS_WAIT: Duration = Duration::from_secs(2);
 /// At least this often an open connection's token is held against the wall clock, which may be set meanwhile.
@@ -239,8 +241,9 @@ const _: () = assert!(NAMES_PER_INSTANCE as u64 * PAGE_TOKENS_MAX as u64 <= u32:
 pub const HANDLES: usize = 65_536;
 /// Bytes that the arguments of one call may make the host hold: the largest blob upload or tokenized book, times two.
 pub const LIFTED_BYTES: usize = 32 * 1024 * 1024;
-/// Fuel of one call of a guest's allocator: a thousand times what dlmalloc needs, and still far below a second.
-pub const ALLOCATOR_FUEL: u64 = 10_000_000;
+/// Fuel of one call of a guest's allocator, which cannot be suspended: 4 ms at most. Growing memory by 32 MiB takes
+/// half of it, dlmalloc itself a few hundred.
+pub const ALLOCATOR_FUEL: u64 = 1_000_000;
 /// Linear memory that every instance is sure of, whatever others hold: stock programs start with 1.1 MB and stay
 /// below 1.6.
 pub const MEMORY_FLOOR_BYTES: usize = 2 * 1024 * 1024;

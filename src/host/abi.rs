@@ -11,6 +11,7 @@ use super::function::nested;
 use super::shape::Shape;
 use super::{Cx, Trap};
 use crate::limits;
+use crate::runtime::slice::SLICE_FUEL;
 use wasmi::{AsContextMut, Func, Memory, StoreContextMut, Val};
 
 pub use super::values::{Borrow, Cases, Own, one_byte};
@@ -167,12 +168,17 @@ fn outside(at: usize, len: usize, size: usize) -> Trap {
     Trap::error(format!("{len} bytes at {at:#x} lie outside the guest's memory of {size} bytes"))
 }
 
+/// Calls of the guest's allocator in one go: about a slice, as each takes some microseconds of interpreted code.
+const ALLOCATIONS_AT_ONCE: usize = 24;
+
 /// Where values are lowered to: the guest's memory, through its own allocator, and its handles.
 pub struct Target<'a> {
     ctx: StoreContextMut<'a, Cx>,
     canon: Canon,
     written: usize,
     allocations: usize,
+    /// Fuel of these calls.
+    spent: i64,
     rest: Vec<Rest>,
 }
 
@@ -181,12 +187,13 @@ pub type Rest = Box<dyn FnOnce(&mut Target<'_>) -> Result<(), Trap> + Send>;
 
 impl<'a> Target<'a> {
     pub fn new(ctx: StoreContextMut<'a, Cx>, canon: Canon) -> Target<'a> {
-        Target { ctx, canon, written: 0, allocations: 0, rest: Vec::new() }
+        Target { ctx, canon, written: 0, allocations: 0, spent: 0, rest: Vec::new() }
     }
 
-    /// Calls of the guest's allocator so far.
-    pub fn allocations(&self) -> usize {
-        self.allocations
+    /// Whether the guest's allocator has had a slice's worth of this thread: counted in calls and in fuel, as a
+    /// guest's allocator may be slow on purpose.
+    pub fn slice_is_over(&self) -> bool {
+        self.allocations >= ALLOCATIONS_AT_ONCE || self.spent >= SLICE_FUEL as i64
     }
 
     /// Leaves a part for the next go.
@@ -249,9 +256,11 @@ impl<'a> Target<'a> {
         let mut place = [Val::I32(0)];
         let arguments = [Val::I32(0), Val::I32(0), Val::I32(align as i32), Val::I32(size)];
         self.allocations += 1;
+        let account = self.balance();
         self.cx().may_leave = false;
         let outcome = nested(&mut self.ctx, realloc, &arguments, &mut place, limits::ALLOCATOR_FUEL);
         self.cx().may_leave = true;
+        self.spent += account.saturating_sub(self.balance());
         outcome.map_err(|error| Trap::of(error, self.cx()).within("cabi_realloc"))?;
         let place = match place {
             [Val::I32(place)] => place as u32 as usize,
@@ -263,6 +272,12 @@ impl<'a> Target<'a> {
             )));
         }
         Ok(place)
+    }
+
+    /// Fuel left to the guest, less what it owes; only differences mean anything.
+    fn balance(&mut self) -> i64 {
+        let fuel = self.ctx.get_fuel().unwrap_or(0) as i64;
+        fuel.saturating_sub(self.cx().owed_fuel as i64)
     }
 
     /// Two words, pointer and length, as lists and strings are held in memory.

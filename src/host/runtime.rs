@@ -60,13 +60,16 @@ fn models_with_traits(cx: &mut Cx, traits: Vec<String>) -> Result<Vec<String>, T
     Ok(if has_all { vec![cx.model.name.clone()] } else { vec![] })
 }
 
+/// Fuel of a question about all instances: some 50 µs for a full box.
+const DEBUG_QUERY_FUEL: u64 = 12_500;
+
 /// What the lists show is the subject's own.
 fn debug_query(cx: &mut Cx, query: String) -> Result<Own<DebugQueryResult>, Trap> {
     let lines = |lines: Vec<String>| lines.join("\n");
     let running = || cx.directory.of(&cx.subject);
     let answer = match query.as_str() {
         "ping" => "pong".to_owned(),
-        "get_instance_count" => running().len().to_string(),
+        "get_instance_count" => cx.directory.count_of(&cx.subject).to_string(),
         "get_server_instance_count" => "0".to_owned(),
         "list_running_instances" => lines(
             running()
@@ -84,5 +87,7 @@ fn debug_query(cx: &mut Cx, query: String) -> Result<Own<DebugQueryResult>, Trap
             format!("Unknown query: {}", other.chars().take(limits::DEBUG_QUERY_ECHO).collect::<String>())
         }
     };
-    Ok(Own(DebugQueryResult::now(answer)))
+    cx.owed_fuel += DEBUG_QUERY_FUEL;
+    let charge = cx.held.charge(answer.len())?;
+    Ok(Own(DebugQueryResult::now(answer, charge)))
 }

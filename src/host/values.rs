@@ -180,9 +180,6 @@ impl<T: Lift> Lift for Vec<T> {
     }
 }
 
-/// Calls of the guest's allocator in one go: about a slice, as each takes some microseconds of interpreted code.
-const ALLOCATIONS_AT_ONCE: usize = 24;
-
 impl<T: Lower> Lower for Vec<T> {
     fn lower(self, _: &mut Target<'_>) -> Result<Val, Trap> {
         not_one_value()
@@ -206,7 +203,7 @@ fn fill<T: Lower>(
     mut at: usize,
 ) -> Result<(), Trap> {
     while items.len() > 0 {
-        if into.allocations() >= ALLOCATIONS_AT_ONCE {
+        if into.slice_is_over() {
             into.leave(Box::new(move |into| fill(items, into, at)));
             return Ok(());
         }

@@ -21,8 +21,6 @@ pub struct Entry {
     pub instance: InstanceId,
     pub program: ProgramHash,
     pub subject: Subject,
-    /// Of the launch request.
-    pub arguments: Vec<String>,
     pub(crate) mailbox: Arc<Mailbox>,
     /// Written once: the ending that somebody else decided on.
     pub(crate) end: Arc<OnceCell<Ending>>,
@@ -43,6 +41,11 @@ impl Directory {
 
     pub fn find(&self, instance: InstanceId) -> Option<Entry> {
         self.lock().get(&instance).filter(|entry| !entry.ended).cloned()
+    }
+
+    /// How many instances one subject has.
+    pub fn count_of(&self, subject: &Subject) -> usize {
+        self.lock().values().filter(|entry| entry.subject == *subject).count()
     }
 
     /// The instances of one subject, by id.

@@ -105,7 +105,6 @@ impl Runtime {
             instance: InstanceId::random(),
             program: launch.program.hash,
             subject: launch.subject.clone(),
-            arguments: launch.arguments.clone(),
             mailbox: Arc::new(Mailbox::default()),
             end: Arc::new(OnceCell::new()),
             ended: false,

@@ -439,7 +439,8 @@ mod tests {
         (0..limits::INSTANCES_PER_CONNECTION).for_each(|_| session.own(InstanceId::random()));
         let launch =
             ClientMessage::LaunchInstance { corr_id: 1, program_hash: "h".into(), arguments: vec![] };
-        assert!(brief(session.step(launch.clone(), now())).starts_with("false: 256 instances"));
+        let refused = format!("false: {} instances", limits::INSTANCES_PER_CONNECTION);
+        assert!(brief(session.step(launch.clone(), now())).starts_with(&refused));
         let one = *session.owned().iter().next().unwrap();
         session.ended(one);
         assert_eq!(brief(session.step(launch, now())), "Launch");

@@ -123,7 +123,7 @@ impl Uploads {
                 Some(error) => self.fail(&chunk, chunk.total, error),
                 None => {
                     let upload = Receiving {
-                        hash: chunk.hash.clone(),
+                        hash: clipped(&chunk.hash),
                         total: chunk.total,
                         next: 0,
                         bytes: Vec::new(),
@@ -211,7 +211,7 @@ impl Uploads {
             }
             Progress::Failed(error)
         } else {
-            self.keep(chunk.corr_id, State::Failed { error, total });
+            self.keep(chunk.corr_id, State::Failed { error: clipped(&error), total });
             Progress::Pending
         }
     }
@@ -233,6 +233,12 @@ impl Uploads {
         let found = self.begun.iter().position(|(_, state)| matches!(state, State::Answered { .. }));
         found.map(|at| self.begun.remove(at)).is_some()
     }
+}
+
+/// What is kept of a text that the client chose: a claim or an error stays until the upload's last chunk, and must not
+/// be a way around the budget. Anything honest is shorter.
+fn clipped(text: &str) -> String {
+    text.chars().take(limits::UPLOAD_TEXT_CHARS).collect()
 }
 
 fn oversized(chunk: &Chunk) -> String {

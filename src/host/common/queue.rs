@@ -3,6 +3,7 @@
 use crate::engine::operation::{Command, Operation, Priority, QueueId, Reply};
 use crate::engine::{Gone, Handle};
 use crate::host::abi::{Borrow, Own};
+use crate::host::held::Charge;
 use crate::host::wasi::io::Pollable;
 use crate::host::{Cx, Interface, Later, Trap};
 use crate::runtime::table::Resource;
@@ -56,6 +57,8 @@ impl Resource for SynchronizationResult {
 pub struct DebugQueryResult {
     answer: String,
     after: Reply<bool>,
+    /// Counts the answer against what the host keeps for this guest.
+    _held: Charge,
 }
 
 impl Resource for DebugQueryResult {
@@ -64,8 +67,8 @@ impl Resource for DebugQueryResult {
 
 impl DebugQueryResult {
     /// There already.
-    pub fn now(answer: String) -> DebugQueryResult {
-        DebugQueryResult { answer, after: Arc::new(OnceCell::from(true)) }
+    pub fn now(answer: String, held: Charge) -> DebugQueryResult {
+        DebugQueryResult { answer, after: Arc::new(OnceCell::from(true)), _held: held }
     }
 }
 
@@ -178,7 +181,8 @@ fn debug_query(
     let answer = if query == "ping" { "pong" } else { "unknown query" }.to_owned();
     let after = Reply::default();
     let operation = Operation::Synchronize(after.clone());
-    Ok(submit(cx, id, operation, Own(DebugQueryResult { answer, after })))
+    let held = cx.held.charge(answer.len())?;
+    Ok(submit(cx, id, operation, Own(DebugQueryResult { answer, after, _held: held })))
 }
 
 fn synchronization_pollable(

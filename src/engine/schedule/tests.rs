@@ -1,0 +1,167 @@
+//! What the choice of a batch promises: order, fairness, and its bound in work.
+
+use super::*;
+use crate::backend::{DrawKey, Input, Mask, TokenId};
+
+/// Guests with a queue each and passes without pages: only the choice is looked at.
+struct World {
+    schedule: Schedule,
+    guests: Vec<QueueId>,
+}
+
+impl World {
+    fn new(guests: usize) -> World {
+        let mut schedule = Schedule::new(0, 0);
+        let guests: Vec<QueueId> =
+            (0..guests).map(|_| QueueId { instance: InstanceId::random(), ordinal: 0 }).collect();
+        for queue in &guests {
+            schedule.join(queue.instance);
+            assert!(schedule.open(*queue));
+        }
+        World { schedule, guests }
+    }
+
+    /// A pass of `rows` rows, known in the batch by the guest's number.
+    fn submit(&mut self, guest: usize, rows: u32) {
+        self.submit_behind(0, guest, rows);
+    }
+
+    fn submit_behind(&mut self, context: u32, guest: usize, rows: u32) {
+        let pass = PassWork {
+            pages: Vec::new(),
+            page_size: 1 << 20,
+            context,
+            begun: 0,
+            inputs: vec![Input::Token(TokenId(0)); rows as usize],
+            positions: vec![0; rows as usize],
+            mask: Mask::Causal,
+            outputs: Vec::new(),
+            draw: DrawKey { seed: guest as u64, queue: 0, pass: 0 },
+            yielded: Vec::new(),
+            reply: Reply::default(),
+        };
+        let pass = PassWork { pages: vec![crate::backend::PageId(0)], ..pass };
+        self.schedule.add_pass(self.guests[guest], pass, Vec::new(), None);
+    }
+
+    /// Guest and rows of each sequence of the next batch.
+    fn batch(&mut self, rows: u32, beside: u32) -> Vec<(usize, u32)> {
+        let row = 1 << 28; // Rows are all that counts, and half a row more for what they see.
+        let work = |rows| u64::from(rows) * row + row / 2;
+        self.batch_of(Budget { rows, row, work: work(rows), beside: work(beside) })
+    }
+
+    fn batch_of(&mut self, budget: Budget) -> Vec<(usize, u32)> {
+        let Some(plan) = self.schedule.plan(budget) else { return Vec::new() };
+        let sequences = plan.batch.sequences.iter();
+        let chosen = sequences.map(|s| (s.draw.seed as usize, s.inputs.len() as u32)).collect();
+        let produced = vec![Vec::new(); plan.batch.sequences.len()];
+        self.schedule.finish(plan, &mut Outcome { produced }).expect("all answered");
+        self.schedule.take_done();
+        chosen
+    }
+}
+
+#[test]
+fn a_long_prompt_runs_in_chunks_and_never_holds_up_a_decode() {
+    let mut w = World::new(3);
+    w.submit(0, 100);
+    assert_eq!(w.batch(64, 16), [(0, 64)], "alone it may have the whole batch");
+    for _ in 0..2 {
+        w.submit(1, 1);
+        w.submit(2, 1);
+        assert_eq!(w.batch(64, 16), [(1, 1), (2, 1), (0, 16)]);
+    }
+    w.submit(1, 1);
+    w.submit(2, 1);
+    let last = w.batch(64, 16);
+    assert!(last.contains(&(0, 4)) && last.len() == 3, "{last:?}");
+}
+
+#[test]
+fn rows_for_is_the_inverse_of_cost() {
+    let budget = Budget { rows: 0, row: 700, work: 0, beside: 0 };
+    for context in [0, 1, 4096, 1 << 20, u32::MAX] {
+        for work in [0, 1, 700, 701, 100_000, 1 << 30, u64::from(u32::MAX) * 1000] {
+            let rows = budget.rows_for(work, context);
+            assert!(budget.cost(context, rows) <= work, "{rows} rows of {work} behind {context}");
+            assert!(budget.cost(context, rows + 1) > work, "{rows} rows of {work} behind {context}");
+        }
+    }
+}
+
+#[test]
+fn a_batch_is_bounded_in_attended_slots_too_and_everyone_gets_on() {
+    let (row, deep) = (1000, 1 << 16);
+    let budget = Budget { rows: 512, row, work: 200_000, beside: 50_000 };
+    let mut w = World::new(17);
+    (0..15).for_each(|guest| w.submit_behind(deep, guest, 8));
+    w.submit(15, 1);
+    w.submit_behind(deep, 16, 40);
+    let mut left = [8; 17];
+    (left[15], left[16]) = (1, 40);
+    let mut batches = 0;
+    while left != [0; 17] {
+        let chosen = w.batch_of(budget);
+        let deep_rows: u32 = chosen.iter().filter(|(guest, _)| *guest != 15).map(|(_, rows)| rows).sum();
+        assert!(deep_rows <= 4, "three fit, and one of a long pass: {chosen:?}");
+        chosen.into_iter().for_each(|(guest, rows)| left[guest] -= rows);
+        batches += 1;
+        assert!(batches < 17 || left[15] == 0, "the shallow one has its turn");
+    }
+    assert!(w.schedule.is_idle());
+}
+
+#[test]
+fn equals_take_turns_when_the_batch_is_too_small() {
+    let mut w = World::new(64);
+    let mut served = [0u32; 64];
+    (0..64).for_each(|guest| w.submit(guest, 1));
+    for _ in 0..80 {
+        for (guest, _) in w.batch(8, 8) {
+            served[guest] += 1;
+            w.submit(guest, 1);
+        }
+    }
+    assert_eq!(served, [10; 64]);
+}
+
+#[test]
+fn one_with_many_queued_passes_gets_no_more_than_one_with_few() {
+    let mut w = World::new(2);
+    (0..40).for_each(|_| w.submit(0, 1));
+    (0..10).for_each(|_| w.submit(1, 1));
+    let firsts: Vec<usize> = (0..10).flat_map(|_| w.batch(2, 2)).map(|(guest, _)| guest).collect();
+    assert_eq!(firsts.iter().filter(|guest| **guest == 1).count(), 10);
+}
+
+#[test]
+fn higher_priority_goes_first_and_lower_is_not_starved() {
+    let mut w = World::new(2);
+    w.schedule.set_priority(w.guests[0], Priority::High);
+    w.schedule.set_priority(w.guests[1], Priority::Low);
+    w.submit(1, 1);
+    let mut waited = 0;
+    loop {
+        w.submit(0, 1);
+        match w.batch(1, 1)[..] {
+            [(0, 1)] => waited += 1,
+            [(1, 1)] => break,
+            ref other => panic!("{other:?}"),
+        }
+        assert!(waited <= 3 * AGE_BATCHES, "starved");
+    }
+    assert!(waited >= AGE_BATCHES, "priority means something");
+}
+
+#[test]
+fn passes_of_one_queue_share_a_batch_in_order_and_synchronize_waits_for_them() {
+    let mut w = World::new(1);
+    let reply = Reply::default();
+    w.submit(0, 20);
+    w.submit(0, 1);
+    w.schedule.add_synchronize(w.guests[0], reply, None);
+    assert_eq!(w.batch(8, 8), [(0, 8)], "the second may not overtake the first");
+    assert_eq!(w.batch(13, 13), [(0, 12), (0, 1)]);
+    assert!(w.schedule.is_idle());
+}
