@@ -46,12 +46,11 @@ impl Program {
     pub async fn code(&self) -> Result<Arc<Code>, Rejected> {
         let load = || async {
             let path = self.path.clone();
-            smol::unblock(move || {
-                let bytes =
-                    fs::read(&path).map_err(|e| Rejected::NotKept(format!("{}: {e}", path.display())))?;
-                Code::of(&bytes).map(Arc::new)
-            })
-            .await
+            let read = move || match fs::read(&path) {
+                Ok(bytes) => Ok(bytes.into()),
+                Err(error) => Err(Rejected::NotKept(format!("{}: {error}", path.display()))),
+            };
+            Code::translate(read).await.map(Arc::new)
         };
         self.code.get_or_try_init(load).await.cloned()
     }

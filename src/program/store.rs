@@ -15,6 +15,7 @@ use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Why the store's folder cannot be used.
@@ -78,13 +79,14 @@ impl Store {
     /// Checks, translates and keeps a program; it is on the disk when this answers. One that is there already is
     /// answered at once.
     pub async fn put(&self, component: Vec<u8>) -> Result<ProgramHash, Rejected> {
-        let (hash, component, code) = smol::unblock(move || {
-            let hash = ProgramHash::of(&component);
-            let code = Code::of(&component);
-            (hash, component, code)
-        })
-        .await;
-        let code = Arc::new(code?);
+        let component: Arc<[u8]> = component.into();
+        let bytes = component.clone();
+        let hash = smol::unblock(move || ProgramHash::of(&bytes)).await;
+        if self.contains(&hash) {
+            return Ok(hash);
+        }
+        let bytes = component.clone();
+        let code = Arc::new(Code::translate(move || Ok(bytes)).await?);
         let _alone = self.0.writing.lock().await;
         let len = component.len();
         {
@@ -153,7 +155,9 @@ impl Index {
 
 /// Whole or not at all, whenever the power goes.
 fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let beside = path.with_extension(UNFINISHED.trim_start_matches('.'));
+    // A writer whose client has vanished goes on; the next one of the same program must not meet it in one file.
+    static WRITES: AtomicU64 = AtomicU64::new(0);
+    let beside = path.with_extension(format!("{}{UNFINISHED}", WRITES.fetch_add(1, Ordering::Relaxed)));
     let mut file = File::create(&beside)?;
     file.write_all(bytes)?;
     file.sync_all()?;

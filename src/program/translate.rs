@@ -5,8 +5,9 @@
 use super::plan::{Plan, Step};
 use super::rejected::Rejected;
 use crate::limits;
+use smol::lock::Semaphore;
 use std::collections::HashMap;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 use wasmi::{CompilationMode, Config, CustomFuelCosts, Engine, Module, OperatorCost};
 
 /// A component ready to be instantiated any number of times.
@@ -17,6 +18,16 @@ pub struct Code {
 }
 
 impl Code {
+    /// What [`Code::of`] makes, off the caller's thread and a few at a time: uploads must not take all the cores.
+    pub async fn translate<B>(bytes: B) -> Result<Code, Rejected>
+    where
+        B: FnOnce() -> Result<Arc<[u8]>, Rejected> + Send + 'static,
+    {
+        static TRANSLATIONS: Semaphore = Semaphore::new(limits::TRANSLATIONS);
+        let _one_of_few = TRANSLATIONS.acquire().await;
+        smol::unblock(move || Code::of(&bytes()?)).await
+    }
+
     /// Validates and translates. Takes milliseconds per megabyte: not for the io thread.
     pub fn of(component: &[u8]) -> Result<Code, Rejected> {
         let mut plan = super::component::read(component)?;
