@@ -6,6 +6,7 @@
 //! programs, listener. An upper part holds handles of those below it; nothing below names anything above.
 
 use crate::auth::Verifier;
+use crate::backend::Backend;
 use crate::backend::cpu::{Cpu, CpuOptions};
 use crate::cli::{EXIT_DEVICE, Failure};
 use crate::config::Config;
@@ -35,65 +36,93 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 #[derive(Clone, Default)]
 struct Fault(Arc<Mutex<Option<String>>>);
 
+/// All parts behind the listener, built and connected; nobody is let in yet.
+pub struct Appliance {
+    door: Door<Served>,
+    runtime: Runtime,
+    /// Instances that the engine has given up.
+    given_up: Receiver<Notice>,
+    /// Why the device failed, if it does.
+    failing: Receiver<String>,
+}
+
 /// Serves until SIGINT, SIGTERM or a device fault. The fault's status makes systemd start the process afresh.
 pub fn serve(config: Config) -> Result<ExitCode, Failure> {
     observe::log::start(config.log);
-    let name = config.model.name.as_deref();
-    let model = Arc::new(
-        Model::open(&config.model.path, name, config.model.template.as_deref()).map_err(Failure::config)?,
-    );
-    let workers =
-        Workers::start(config.engine.threads).map_err(failed("The worker threads cannot be started"))?;
-    let options = CpuOptions {
-        pages: config.engine.kv_pages,
-        page_size: config.engine.page_size,
-        embeds: config.engine.embeds,
-        batch_tokens: config.engine.batch_tokens,
-    };
-    let cpu = Cpu::load(model.clone(), options, workers.crew()).map_err(Failure::config)?;
-
-    // One notice per instance may wait, so the engine rarely finds the channel full.
-    let (notices, given_up) = smol::channel::bounded(limits::INSTANCES);
-    let (fault, failing) = smol::channel::bounded::<String>(1);
-    let on_fault = move |why| {
-        let _ = fault.try_send(why); // nobody listens any more: the process is ending anyway
-    };
-    let engine = Engine::start(Box::new(cpu), Box::new(workers.clone()), notices, on_fault)
-        .map_err(failed("The engine's thread cannot be started"))?;
-    announce(&model, &engine, &config);
-
-    let runtime = Runtime::new(RuntimeParts {
-        engine: engine.clone(),
-        model: model.clone(),
-        workers,
-        exchange: Arc::new(Exchange::default()),
-        quotas: Quotas::default(),
-        seed: config.engine.seed,
-    });
-    let store = Store::open(&config.state.join("programs")).map_err(Failure::config)?;
-
+    let listen = config.listen;
+    let appliance = Appliance::build(config, |cpu| Box::new(cpu))?;
     smol::block_on(async {
-        let listener = TcpListener::bind(config.listen)
-            .await
-            .map_err(failed(&format!("{} cannot be listened on", config.listen)))?;
+        let listener =
+            TcpListener::bind(listen).await.map_err(failed(&format!("{listen} cannot be listened on")))?;
         let address = listener.local_addr().map_err(failed("The listener has no address"))?;
-        let verifier = config.auth.map(|keys| Verifier::new(keys.public, keys.revoked));
-        let served = Served { store, runtime: runtime.clone(), engine, model: model.name.clone() };
-        let door = Door::new(served, verifier, config.hosts, config.origins);
-
-        let signals =
+        let mut signals =
             Signals::new([Signal::Int, Signal::Term]).map_err(failed("Signals cannot be awaited"))?;
         println!("listening on ws://{address}");
         let _ = std::io::stdout().flush(); // a supervisor that closed our output may still connect
+        let told = async {
+            signals.next().await;
+            tracing::info!("asked to end");
+        };
+        appliance.run(listener, told).await
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
 
+impl Appliance {
+    /// Builds the parts in their order. `device` says what the engine runs batches on, given the backend: the backend
+    /// itself, or something around it (`bench` puts a clock there).
+    pub fn build(config: Config, device: impl FnOnce(Cpu) -> Box<dyn Backend>) -> Result<Appliance, Failure> {
+        let name = config.model.name.as_deref();
+        let model = Arc::new(
+            Model::open(&config.model.path, name, config.model.template.as_deref())
+                .map_err(Failure::config)?,
+        );
+        let workers =
+            Workers::start(config.engine.threads).map_err(failed("The worker threads cannot be started"))?;
+        let options = CpuOptions {
+            pages: config.engine.kv_pages,
+            page_size: config.engine.page_size,
+            embeds: config.engine.embeds,
+            batch_tokens: config.engine.batch_tokens,
+        };
+        let cpu = Cpu::load(model.clone(), options, workers.crew()).map_err(Failure::config)?;
+
+        // One notice per instance may wait, so the engine rarely finds the channel full.
+        let (notices, given_up) = smol::channel::bounded(limits::INSTANCES);
+        let (fault, failing) = smol::channel::bounded::<String>(1);
+        let on_fault = move |why| {
+            let _ = fault.try_send(why); // nobody listens any more: the process is ending anyway
+        };
+        let engine = Engine::start(device(cpu), Box::new(workers.clone()), notices, on_fault)
+            .map_err(failed("The engine's thread cannot be started"))?;
+        announce(&model, &engine, &config);
+
+        let runtime = Runtime::new(RuntimeParts {
+            engine: engine.clone(),
+            model: model.clone(),
+            workers,
+            exchange: Arc::new(Exchange::default()),
+            quotas: Quotas::default(),
+            seed: config.engine.seed,
+        });
+        let store = Store::open(&config.state.join("programs")).map_err(Failure::config)?;
+        let verifier = config.auth.map(|keys| Verifier::new(keys.public, keys.revoked));
+        let served = Served { store, runtime: runtime.clone(), engine, model: model.name.clone() };
+        let door = Door::new(served, verifier, config.hosts, config.origins);
+        Ok(Appliance { door, runtime, given_up, failing })
+    }
+
+    /// Serves `listener` until `told`, or until the device fails, which is the error.
+    pub async fn run(self, listener: TcpListener, told: impl Future<Output = ()>) -> Result<(), Failure> {
+        let Appliance { door, runtime, given_up, failing } = self;
         let broken = Fault::default();
-        let until = until_told(signals, failing, runtime.clone(), broken.clone());
+        let until = smol::future::or(told, device_fails(failing, runtime.clone(), broken.clone()));
         smol::future::or(server::run(listener, door, until), end_given_up(runtime, given_up)).await;
         match broken.take() {
-            None => Ok(ExitCode::SUCCESS),
+            None => Ok(()),
             Some(why) => Err(Failure { sentence: why, status: EXIT_DEVICE }),
         }
-    })
+    }
 }
 
 /// Turns the cause of a failed step into a sentence.
@@ -131,23 +160,16 @@ async fn end_given_up(runtime: Runtime, notices: Receiver<Notice>) {
     std::future::pending().await // the engine has ended; the server decides when it is over
 }
 
-/// Returns when the server shall close: at a signal, or once every client has had time to hear of a device fault.
-async fn until_told(mut signals: Signals, failing: Receiver<String>, runtime: Runtime, broken: Fault) {
-    let told = async {
-        signals.next().await;
-        tracing::info!("asked to end");
-    };
-    let fault = async {
-        match failing.recv().await {
-            Ok(why) => {
-                runtime.end_all(Ending::ServerError(why.clone()));
-                broken.set(why);
-                smol::Timer::after(LAST_WORDS).await;
-            }
-            Err(_) => std::future::pending().await, // the engine ended without a fault: we are being dropped
+/// Returns once the device has failed and every client has had time to hear of it.
+async fn device_fails(failing: Receiver<String>, runtime: Runtime, broken: Fault) {
+    match failing.recv().await {
+        Ok(why) => {
+            runtime.end_all(Ending::ServerError(why.clone()));
+            broken.set(why);
+            smol::Timer::after(LAST_WORDS).await;
         }
-    };
-    smol::future::or(told, fault).await;
+        Err(_) => std::future::pending().await, // the engine ended without a fault: we are being dropped
+    }
 }
 
 impl Fault {
