@@ -14,6 +14,14 @@ impl InstanceId {
     pub fn random() -> InstanceId {
         InstanceId(uuid::Uuid::new_v4())
     }
+
+    pub const fn from_bits(bits: u128) -> InstanceId {
+        InstanceId(uuid::Uuid::from_u128(bits))
+    }
+
+    pub const fn to_bits(self) -> u128 {
+        self.0.as_u128()
+    }
 }
 
 impl fmt::Display for InstanceId {

@@ -49,7 +49,7 @@
 //! | [`engine`] | queues, pages, batches |
 //! | [`model`], [`eval`] | GGUF, shape, tokenizer, prompt template; comparison with golden logits |
 //! | [`backend`] | what computes a batch, and how tokens are drawn |
-//! | [`observe`] | the log |
+//! | [`observe`] | the log, the stage clock |
 //!
 //! Numbers do not depend on neighbours: a row's bits follow from model, tokens, positions and mask alone.
 

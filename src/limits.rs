@@ -304,6 +304,11 @@ pub const CALL_DEPTH: usize = 8192;
 /// Bytes of a guest's value stack, beside its linear memory; grows as needed.
 pub const VALUE_STACK_BYTES: usize = 2 * 1024 * 1024;
 
+// ---- the stage clock ----
+
+/// Marks of one recording: some 40 a token, so 100,000 tokens; 96 MiB, only while somebody records.
+pub const STAGE_MARKS: usize = 4 << 20;
+
 // ---- evaluation ----
 
 /// Bytes of a golden file: some 1 kB per step of ten tokens, so tens of thousands of steps.

@@ -11,6 +11,7 @@ use crate::engine::operation::{Command, Notice, Operation, QueueId};
 use crate::engine::schedule::{Budget, Plan};
 use crate::engine::state::State;
 use crate::limits::ENGINE_INBOX;
+use crate::observe::stages::{self, Stage};
 use smol::channel::{Receiver, Sender, TrySendError};
 use std::any::Any;
 use std::collections::VecDeque;
@@ -201,7 +202,9 @@ impl Engine {
         }
         outcome.produced.clear();
         if !plan.batch.sequences.is_empty() {
+            mark_all(Stage::Started, plan);
             self.backend.run(&plan.batch, outcome)?;
+            mark_all(Stage::Finished, plan);
         }
         let took = started.elapsed();
         self.pace.learn(&plan.batch, took);
@@ -223,6 +226,12 @@ impl Engine {
                 return;
             }
         }
+    }
+}
+
+fn mark_all(stage: Stage, plan: &Plan) {
+    if stages::recording() {
+        plan.instances().for_each(|instance| stages::mark(stage, instance));
     }
 }
 

@@ -17,6 +17,7 @@ use crate::engine::pages::Physical;
 use crate::engine::plant::{Bug, planted};
 use crate::engine::state::{Got, Held, State, not_held};
 use crate::identity::InstanceId;
+use crate::observe::stages::{self, Stage};
 use std::collections::HashSet;
 
 /// The physical side of a pass, before anything is changed.
@@ -40,9 +41,11 @@ impl State {
         reply: Reply<PassResult>,
         credit: Credit,
     ) -> Result<(), Held> {
+        stages::mark(Stage::Received, queue.instance);
         match self.resolve(queue, &pass) {
             Ok(Some(found)) => {
                 self.queue_pass(queue, pass, found, reply, credit);
+                stages::mark(Stage::Queued, queue.instance);
                 Ok(())
             }
             Ok(None) => {

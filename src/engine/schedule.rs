@@ -63,8 +63,16 @@ pub struct Plan {
     runs: Vec<Run>, // [sequence]
 }
 
+impl Plan {
+    /// Whose rows are in the batch; an instance with several sequences comes several times.
+    pub fn instances(&self) -> impl Iterator<Item = InstanceId> {
+        self.runs.iter().map(|run| run.instance)
+    }
+}
+
 struct Run {
     job: JobId,
+    instance: InstanceId,
     /// Which of the pass's yielding outputs the sequence fills.
     fills: Vec<usize>,
 }
@@ -312,7 +320,7 @@ impl Schedule {
         let whole = pass.left() == 0;
         job.since = self.batch + 1;
         plan.batch.sequences.push(sequence);
-        plan.runs.push(Run { job: id, fills });
+        plan.runs.push(Run { job: id, instance: job.instance, fills });
         self.services += 1;
         let followers: Vec<JobId> = job.then.iter().filter(|t| t.planned).map(|t| t.job).collect();
         if let Some(guest) = self.guests.get_mut(&job.instance) {

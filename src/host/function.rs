@@ -9,6 +9,7 @@
 use super::abi::{Canon, Flat, Lift, Lower, Rest, Source, Target};
 use super::shape::{FLAT_PARAMETERS, FLAT_RESULTS, Shape, Signature};
 use super::{Cx, Trap};
+use crate::observe::stages::{self, Stage};
 use crate::runtime::slice::SLICE_FUEL;
 use crate::runtime::table::Resource;
 use std::fmt;
@@ -204,6 +205,7 @@ impl HostFunction {
         Func::new(store, self.lowered.clone(), move |mut caller, values, results| {
             guarded(|| {
                 let mut ctx = caller.as_context_mut();
+                stages::mark(Stage::Called, ctx.data().instance);
                 leave(ctx.data(), &place)?;
                 let answer = run(ctx.as_context_mut(), canon, values).map_err(|trap| trap.within(&place))?;
                 settle(&mut ctx);
@@ -212,6 +214,7 @@ impl HostFunction {
                         if let (Some(slot), Some(value)) = (results.first_mut(), value) {
                             *slot = value;
                         }
+                        stages::mark(Stage::Returned, ctx.data().instance);
                         Ok(true)
                     }
                     Answer::Later(pending) => {

@@ -1,3 +1,4 @@
 //! What the operator sees of the box.
 
 pub mod log;
+pub mod stages;

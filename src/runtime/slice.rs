@@ -11,6 +11,7 @@ use super::quota::Quota;
 use super::worker::Slice;
 use crate::host::function::{Lowered, Pending, Suspended};
 use crate::host::{Cx, Trap};
+use crate::observe::stages::{self, Stage};
 use std::future::poll_fn;
 use std::task::Poll;
 use wasmi::{AsContextMut, Func, ResumableCall, Store, Val};
@@ -79,14 +80,19 @@ impl Guest {
         let (finish, waited) = waiting(&mut pending).await;
         drop(pending);
         let mut finish = finish?;
+        let instance = self.store.data().instance;
         if waited {
+            stages::mark(Stage::Resumed, instance);
             // The thread was given up: a new slice. An answer that was there all along does not earn one, or a
             // guest could hold its thread with calls alone.
             self.refuel(0)?;
         }
         loop {
             match finish(self.store.as_context_mut())? {
-                Lowered::Done(value) => return Ok(value),
+                Lowered::Done(value) => {
+                    stages::mark(Stage::Returned, instance);
+                    return Ok(value);
+                }
                 Lowered::More(next) => {
                     self.slice.end().await;
                     self.refuel(0)?;

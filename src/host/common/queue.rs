@@ -6,6 +6,7 @@ use crate::host::abi::{Borrow, Own};
 use crate::host::held::Charge;
 use crate::host::wasi::io::Pollable;
 use crate::host::{Cx, Interface, Later, Trap};
+use crate::observe::stages::{self, Stage};
 use crate::runtime::table::Resource;
 use smol::lock::OnceCell;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -139,6 +140,8 @@ pub fn submit<R: Send + 'static>(cx: &mut Cx, queue: QueueId, operation: Operati
             Ok(then)
         });
     };
+    // Before it is sent: the engine may have it the same moment.
+    stages::mark(Stage::Submitted, queue.instance);
     match tell(cx, Command::Submit { queue, operation, credit }) {
         Later::Ready(()) => Later::ready(then),
         Later::Wait(sent) => Later::wait(async move {
