@@ -45,7 +45,7 @@ pub(super) fn describe(gguf: &Gguf) -> String {
                 if shape.tied_head { "tied" } else { "separate" }
             ),
         );
-        fact("rope", format!("base {}, {} of {} values", shape.rope_base, shape.rope_dims, shape.head_dim));
+        fact("rope", format!("base {}, {} of {} values", shape.rope.base, shape.rope.dims, shape.head_dim));
         fact("context", format!("{} tokens", shape.context));
         // K and V, f32, of all layers.
         let kv = 2 * 4 * shape.kv_width() * shape.layers;

@@ -10,6 +10,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::fs::File;
+use std::ops::Range;
 use std::path::Path;
 
 use super::cursor::{Cursor, Flaw, Record, format_name, kind};
@@ -86,6 +87,12 @@ impl<'a> Tensor<'a> {
     /// Bytes of one row.
     pub fn row_bytes(&self) -> usize {
         self.kind.row_bytes(self.dims[0])
+    }
+
+    /// The part that consists of these rows: fused matrices are cut so.
+    pub fn rows_of(&self, rows: Range<usize>) -> Tensor<'a> {
+        let bytes = &self.bytes[rows.start * self.row_bytes()..rows.end * self.row_bytes()];
+        Tensor { dims: [self.dims[0], rows.len(), 1, 1], bytes, ..*self }
     }
 
     /// The bytes of row `row`, below [`Tensor::rows`].

@@ -7,6 +7,7 @@ use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
+mod architecture;
 pub mod chat;
 mod cursor;
 mod describe;
@@ -16,6 +17,7 @@ mod merge;
 pub mod quant;
 pub mod shape;
 mod split;
+mod tensors;
 pub mod tokenizer;
 #[cfg(test)]
 pub(crate) mod toy;
@@ -133,8 +135,8 @@ mod tests {
             (shape.layers, shape.hidden, shape.ffn, shape.heads, shape.kv_heads),
             (30, 576, 1536, 9, 3)
         );
-        assert_eq!((shape.head_dim, shape.rope_dims, shape.vocab, shape.context), (64, 64, 49152, 8192));
-        assert_eq!((shape.rope_base, shape.norm_eps, shape.tied_head), (100_000.0, 1e-5, true));
+        assert_eq!((shape.head_dim, shape.rope.dims, shape.vocab, shape.context), (64, 64, 49152, 8192));
+        assert_eq!((shape.rope.base, shape.norm_eps, shape.tied_head), (100_000.0, 1e-5, true));
         assert_eq!(model.chat.source, "ChatML");
         assert_eq!(model.chat.stops, ["<|im_end|>", "<|endoftext|>"]);
     }

@@ -202,7 +202,7 @@ impl Step<'_> {
                 let from = kv_head * head_dim..(kv_head + 1) * head_dim;
                 let key = &mut kv.keys[to..to + head_dim];
                 key.copy_from_slice(&k.row(piece)[from.clone()]);
-                rotate(key, turns.row(piece), self.shape.rope_dims);
+                rotate(key, turns.row(piece), self.shape.rope.dims);
                 kv.values[to..to + head_dim].copy_from_slice(&v.row(piece)[from]);
             }
         }
@@ -211,14 +211,14 @@ impl Step<'_> {
     fn attend(&self, claims: Claims, room: &mut Rank, kv: &RwLock<Kv>) {
         let [q, turns] = [&self.scratch.q, &self.scratch.turns].map(read);
         let kv = read(kv);
-        let Shape { heads, kv_heads, head_dim, rope_dims, .. } = *self.shape;
+        let Shape { heads, kv_heads, head_dim, .. } = *self.shape;
         let scale = 1.0 / (head_dim as f32).sqrt();
         for piece in claims.of(self.rows.len() * heads) {
             let (row, head) = (piece / heads, piece % heads);
             let numbers = head * head_dim..(head + 1) * head_dim;
             let query = &mut room.query[..head_dim]; // the padding stays 0
             query.copy_from_slice(&q.row(row)[numbers.clone()]);
-            rotate(query, turns.row(row), rope_dims);
+            rotate(query, turns.row(row), self.shape.rope.dims);
             query.iter_mut().for_each(|x| *x *= scale);
 
             let Row { slot, index, .. } = self.rows[row];

@@ -74,7 +74,7 @@ pub(super) struct Rank {
 impl Scratch {
     pub fn new(shape: &Shape, options: &CpuOptions, ranks: usize) -> Scratch {
         let rows = options.batch_tokens as usize;
-        let Shape { hidden, ffn, vocab, head_dim, rope_dims, .. } = *shape;
+        let Shape { hidden, ffn, vocab, head_dim, rope, .. } = *shape;
         let (q, kv) = (shape.q_width(), shape.kv_width());
         let rank = || Rank {
             rows: Rows::new(hidden.max(ffn).max(q)),
@@ -85,7 +85,7 @@ impl Scratch {
             sampling: Sampling::new(vocab),
         };
         Scratch {
-            turns: Plane::new(rows, rope_dims),
+            turns: Plane::new(rows, rope.dims),
             stream: Plane::new(rows, hidden),
             normed: Plane::new(rows, hidden),
             q: Plane::new(rows, q),

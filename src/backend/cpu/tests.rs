@@ -119,8 +119,8 @@ fn naive(model: &Model, text: &Text, embeds: &[Vec<f64>]) -> (Vec<Vec<f64>>, Vec
     };
     let rotate = |heads: &mut [f64], position: u32| {
         for head in heads.chunks_exact_mut(shape.head_dim) {
-            for pair in 0..shape.rope_dims / 2 {
-                let per = f64::from(shape.rope_base).powf(-2.0 * pair as f64 / shape.rope_dims as f64);
+            for pair in 0..shape.rope.dims / 2 {
+                let per = f64::from(shape.rope.base).powf(-2.0 * pair as f64 / shape.rope.dims as f64);
                 let (sin, cos) = (f64::from(position) * per).sin_cos();
                 let (a, b) = (head[2 * pair], head[2 * pair + 1]);
                 (head[2 * pair], head[2 * pair + 1]) = (a * cos - b * sin, a * sin + b * cos);

@@ -4,7 +4,7 @@
 //! kilobytes, and the rope's angles are kept as numbers.
 
 use crate::model::gguf::{Gguf, Quant, Tensor};
-use crate::model::shape::{self, Shape, ShapeError};
+use crate::model::shape::{self, Activation, Pairing, Shape, ShapeError};
 
 /// A matrix in the file: `rows` rows of `width` values.
 pub(super) struct Matrix {
@@ -52,6 +52,7 @@ pub(super) struct Weights {
 impl Weights {
     pub fn read(gguf: &Gguf, shape: &Shape) -> Result<Weights, ShapeError> {
         let tensors = shape::Weights::read(gguf, shape)?;
+        refuse_what_is_not_computed(shape, &tensors)?;
         let matrix = |tensor: &Tensor| Matrix::of(gguf, tensor);
         let layers = tensors.layers.iter().map(|layer| Layer {
             attn_norm: values(&layer.attn_norm),
@@ -64,19 +65,36 @@ impl Weights {
             up: matrix(&layer.ffn_up),
             down: matrix(&layer.ffn_down),
         });
-        // theta_i = base^(-2i / rope_dims), Su et al., "RoFormer" (2021), divided by the factor of stretched models.
         let factors = tensors.rope_factors.as_ref().map(values);
-        let turn = |pair: usize| {
-            let theta = f64::from(shape.rope_base).powf(-2.0 * pair as f64 / shape.rope_dims as f64);
-            theta / factors.as_ref().map_or(1.0, |factors| f64::from(factors[pair]))
-        };
         Ok(Weights {
             embedding: matrix(&tensors.embedding),
             output_norm: values(&tensors.output_norm),
             head: matrix(&tensors.head),
             layers: layers.collect(),
-            turns: (0..shape.rope_dims / 2).map(turn).collect(),
+            turns: shape.turns_of(0, factors.as_deref()),
         })
+    }
+}
+
+/// This forward pass is the plain Llama one.
+fn refuse_what_is_not_computed(shape: &Shape, tensors: &shape::Weights) -> Result<(), ShapeError> {
+    let plain = shape.rope.pairing == Pairing::Adjacent
+        && shape.rope.attention_scale == 1.0
+        && shape.activation == Activation::Silu
+        && shape.embedding_scale == 1.0
+        && shape.query_scale == 1.0 / (shape.head_dim as f32).sqrt()
+        && (shape.score_cap, shape.logit_cap, shape.window) == (None, None, None)
+        && tensors.layers.iter().all(|layer| {
+            let biases = [layer.q_bias, layer.k_bias, layer.v_bias];
+            let norms = [layer.q_norm, layer.k_norm, layer.attn_post_norm, layer.ffn_post_norm];
+            biases.iter().chain(&norms).all(Option::is_none)
+        });
+    match plain {
+        true => Ok(()),
+        false => {
+            let what = format!("the CPU backend does not compute this `{}` model yet", shape.architecture);
+            Err(ShapeError::Unsupported(what))
+        }
     }
 }
 
