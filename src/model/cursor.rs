@@ -236,21 +236,14 @@ fn scalar_bytes(kind: u32) -> Option<usize> {
 }
 
 /// The name of a tensor format, as every tool prints it.
-pub(super) fn format_name(number: u32) -> &'static str {
-    match number {
-        0 => "F32",
-        1 => "F16",
-        2 => "Q4_0",
-        3 => "Q4_1",
-        6 => "Q5_0",
-        7 => "Q5_1",
-        8 => "Q8_0",
+pub(super) fn format_name(number: u32) -> String {
+    if let Some(quant) = Quant::from_ggml(number) {
+        return quant.to_string();
+    }
+    let name = match number {
         9 => "Q8_1",
         10 => "Q2_K",
         11 => "Q3_K",
-        12 => "Q4_K",
-        13 => "Q5_K",
-        14 => "Q6_K",
         15 => "Q8_K",
         16 => "IQ2_XXS",
         17 => "IQ2_XS",
@@ -266,10 +259,11 @@ pub(super) fn format_name(number: u32) -> &'static str {
         27 => "I64",
         28 => "F64",
         29 => "IQ1_M",
-        30 => "BF16",
         34 => "TQ1_0",
         35 => "TQ2_0",
         39 => "MXFP4",
-        _ => "a number unknown to Tartlet",
-    }
+        40 => "NVFP4",
+        _ => return format!("number {number}, unknown to Tartlet,"),
+    };
+    name.to_owned()
 }

@@ -61,7 +61,7 @@ pub(super) fn describe(gguf: &Gguf) -> String {
         }
     }
 
-    let mut formats: BTreeMap<&str, (usize, usize)> = BTreeMap::new();
+    let mut formats: BTreeMap<String, (usize, usize)> = BTreeMap::new();
     for tensor in gguf.tensors() {
         let (tensors, total) = formats.entry(tensor.format).or_default();
         *tensors += 1;
@@ -97,11 +97,12 @@ pub(super) fn describe(gguf: &Gguf) -> String {
 pub(super) fn line(gguf: &Gguf) -> String {
     let name = gguf.str("general.name").unwrap_or("unnamed");
     let architecture = gguf.str("general.architecture").unwrap_or("unknown");
-    let mut formats: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut formats: BTreeMap<String, usize> = BTreeMap::new();
     for tensor in gguf.tensors() {
         *formats.entry(tensor.format).or_default() += tensor.bytes.unwrap_or(0);
     }
-    let most = formats.into_iter().max_by_key(|(_, bytes)| *bytes).map_or("", |(format, _)| format);
+    let most =
+        formats.into_iter().max_by_key(|(_, bytes)| *bytes).map_or(String::new(), |(format, _)| format);
     format!("{name}, {architecture}, {} parameters, {most}", count(parameters(gguf)))
 }
 
@@ -162,10 +163,10 @@ mod tests {
         let other = Writer::new()
             .str("general.architecture", "whisper")
             .str("general.name", "a\u{1b}[2Jb\u{9b}c")
-            .tensor_of("t", &[256, 1 << 20], 12, Vec::new());
+            .tensor_of("t", &[256, 1 << 20], 10, Vec::new());
         let text = described(other);
         assert!(text.contains("a [2Jb c") && text.contains("268.4 M in 1 tensors"), "{text}");
-        assert!(text.contains("Q4_K  size unknown in 1 tensor\n"), "{text}");
+        assert!(text.contains("Q2_K  size unknown in 1 tensor\n"), "{text}");
         assert!(text.contains("cannot serve it: the model's architecture is `whisper`"), "{text}");
         assert!(described(Writer::new()).contains("cannot serve it"));
         assert!(described(Toy::default().writer().str("tokenizer.ggml.pre", "tekken")).contains("`tekken`"));

@@ -102,11 +102,11 @@ impl<'a> Tensor<'a> {
 }
 
 /// A tensor record, whether Tartlet computes with its format or not.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Listed<'a> {
     pub name: &'a str,
     /// The format's name, as every tool prints it.
-    pub format: &'a str,
+    pub format: String,
     pub dims: [usize; 4],
     /// Bytes in the file; `None` for a format whose size we do not know.
     pub bytes: Option<usize>,
@@ -147,11 +147,14 @@ impl fmt::Display for GgufError {
                 write!(f, "the GGUF metadata key `{key}` should be {want}, but is {found}")
             }
             GgufError::NoTensor { name } => write!(f, "the GGUF file has no tensor `{name}`"),
-            GgufError::Format { name, format } => write!(
-                f,
-                "tensor `{name}` is of type {format}; Tartlet computes with F32, F16, BF16, Q8_0, Q4_0 and Q4_1: \
-                 convert the model to one of these"
-            ),
+            GgufError::Format { name, format } => {
+                let known = Quant::ALL.map(|quant| quant.to_string()).join(", ");
+                write!(
+                    f,
+                    "tensor `{name}` is of type {format}; Tartlet computes with {known}: convert the model to one \
+                     of these"
+                )
+            }
         }
     }
 }
@@ -343,10 +346,8 @@ impl Gguf {
     pub fn tensor(&self, name: &str) -> Result<Tensor<'_>, GgufError> {
         let missing = || GgufError::NoTensor { name: name.to_owned() };
         let record = &self.records[*self.names.get(name).ok_or_else(missing)? as usize];
-        let kind = Quant::from_ggml(record.number).ok_or_else(|| GgufError::Format {
-            name: name.to_owned(),
-            format: format_name(record.number).to_owned(),
-        })?;
+        let kind = Quant::from_ggml(record.number)
+            .ok_or_else(|| GgufError::Format { name: name.to_owned(), format: format_name(record.number) })?;
         Ok(Tensor {
             name: &record.name,
             kind,
@@ -526,8 +527,13 @@ mod tests {
         assert!(refusal(with(&[0], 0)).contains("a dimension of 0"));
         assert!(refusal(with(&[1; 5], 0)).contains("it has 5 dimensions"));
         assert!(refusal(with(&[1 << 20, 1 << 20, 1 << 20], 0)).contains("more than any memory"));
-        let k_quant = Gguf::from_bytes(with(&[256], 12)).unwrap();
-        assert!(k_quant.tensor("t").unwrap_err().to_string().contains("`t` is of type Q4_K"));
+        assert!(refusal(with(&[128], 14)).contains("rows of 128 values are not whole Q6_K blocks of 256"));
+        let other = Gguf::from_bytes(with(&[256], 10)).unwrap();
+        let said = other.tensor("t").unwrap_err().to_string();
+        assert!(
+            said.contains("`t` is of type Q2_K; Tartlet computes with F32,") && said.contains("Q6_K"),
+            "{said}"
+        );
 
         assert!(refusal(Writer::new().u32("general.alignment", 33).bytes()).contains("`general.alignment`"));
         let mut deep = Writer::new().str("deep", "").bytes();

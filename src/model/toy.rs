@@ -184,6 +184,15 @@ impl Default for Toy {
     }
 }
 
+impl Toy {
+    /// A toy whose rows are whole blocks of `format`: hidden 128, or 256 for formats with blocks of 256.
+    pub fn of(format: Quant) -> Toy {
+        let wide = format.block_len() > 32;
+        let (head_dim, ffn) = if wide { (64, 256) } else { (32, 96) };
+        Toy { format, head_dim, ffn, ..Toy::default() }
+    }
+}
+
 /// Special tokens of every toy: ids 256, 257, 258.
 pub(crate) const TOY_SPECIALS: [&str; 3] = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"];
 /// Tokens of every toy: the 256 bytes in their order, then [`TOY_SPECIALS`], then 61 unused ones.
@@ -272,6 +281,10 @@ impl Toy {
 pub(crate) fn random_bytes(format: Quant, values: usize, deviation: f32, random: &mut Random) -> Vec<u8> {
     // Halves of powers of two keep the exponent arithmetic of a writer out of a test.
     let half = |x: f32| ((x.log2().round() as i32 + 15).clamp(1, 30) as u16) << 10;
+    let times = |half: u16, log: u16| half + (log << 10);
+    let any_bytes = |out: &mut Vec<u8>, count: usize, random: &mut Random| {
+        out.extend((0..count).map(|_| random.next() as u8));
+    };
     let mut out = Vec::with_capacity(format.row_bytes(values));
     for _ in 0..values / format.block_len() {
         match format {
@@ -287,18 +300,39 @@ pub(crate) fn random_bytes(format: Quant, values: usize, deviation: f32, random:
             }
             Quant::Q8_0 => {
                 out.extend(half(deviation / 64.0).to_le_bytes());
-                out.extend((0..32).map(|_| random.next() as u8));
+                any_bytes(&mut out, 32, random);
             }
             Quant::Q4_0 => {
                 out.extend(half(deviation / 4.0).to_le_bytes());
-                out.extend((0..16).map(|_| random.next() as u8));
+                any_bytes(&mut out, 16, random);
             }
             Quant::Q4_1 => {
-                // The minimum is -8 times the scale: 8 is 2^3.
                 let scale = half(deviation / 4.0);
                 out.extend(scale.to_le_bytes());
-                out.extend((0x8000 | (scale + (3 << 10))).to_le_bytes());
-                out.extend((0..16).map(|_| random.next() as u8));
+                out.extend((0x8000 | times(scale, 3)).to_le_bytes()); // minimum: -8 scales
+                any_bytes(&mut out, 16, random);
+            }
+            Quant::Q5_0 => {
+                out.extend(half(deviation / 8.0).to_le_bytes());
+                any_bytes(&mut out, 4 + 16, random);
+            }
+            Quant::Q5_1 => {
+                let scale = half(deviation / 8.0);
+                out.extend(scale.to_le_bytes());
+                out.extend((0x8000 | times(scale, 4)).to_le_bytes()); // minimum: -16 scales
+                any_bytes(&mut out, 4 + 16, random);
+            }
+            // Group scales and minima are any bits: 32 of 64 on average.
+            Quant::Q4_K | Quant::Q5_K => {
+                let (fifth, log) = if format == Quant::Q4_K { (0, 3) } else { (32, 4) };
+                let scale = half(deviation / if format == Quant::Q4_K { 256.0 } else { 512.0 });
+                out.extend(scale.to_le_bytes());
+                out.extend(times(scale, log).to_le_bytes());
+                any_bytes(&mut out, 12 + fifth + 128, random);
+            }
+            Quant::Q6_K => {
+                any_bytes(&mut out, 128 + 64 + 16, random);
+                out.extend(half(deviation / 1024.0).to_le_bytes());
             }
         }
     }
@@ -313,12 +347,13 @@ mod tests {
     fn every_format_makes_a_model() {
         for format in Quant::ALL {
             for tied_head in [true, false] {
-                let model = Toy { format, tied_head, head_dim: 32, ..Toy::default() }.model();
-                assert_eq!(model.shape.hidden, 128);
+                let toy = Toy { tied_head, ..Toy::of(format) };
+                let model = toy.model();
+                assert_eq!(model.shape.hidden, 4 * toy.head_dim);
                 assert_eq!(model.chat.source, "ChatML");
-                let mut row = vec![0.0; 128];
+                let mut row = vec![0.0; model.shape.hidden];
                 format.dequantize(model.gguf.tensor("token_embd.weight").unwrap().row(7), &mut row);
-                let mean_square = row.iter().map(|x| x * x).sum::<f32>() / 128.0;
+                let mean_square = row.iter().map(|x| x * x).sum::<f32>() / row.len() as f32;
                 assert!((1e-4..1.0).contains(&mean_square), "{format}: {mean_square}");
             }
         }

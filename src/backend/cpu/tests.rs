@@ -191,14 +191,7 @@ fn toys() -> Vec<Toy> {
     let mut toys = vec![Toy::default(), odd, Toy { tied_head: false, ..odd }];
     for (seed, format) in Quant::ALL.into_iter().enumerate() {
         let kv_heads = [1, 2, 4][seed % 3];
-        toys.push(Toy {
-            seed: seed as u64,
-            format,
-            kv_heads,
-            head_dim: 32,
-            tied_head: seed % 2 == 0,
-            ..Toy::default()
-        });
+        toys.push(Toy { seed: seed as u64, kv_heads, tied_head: seed % 2 == 0, ..Toy::of(format) });
     }
     toys
 }
