@@ -169,6 +169,6 @@ mod tests {
         assert!(text.contains("Q2_K  size unknown in 1 tensor\n"), "{text}");
         assert!(text.contains("cannot serve it: the model's architecture is `whisper`"), "{text}");
         assert!(described(Writer::new()).contains("cannot serve it"));
-        assert!(described(Toy::default().writer().str("tokenizer.ggml.pre", "tekken")).contains("`tekken`"));
+        assert!(described(Toy::default().writer().str("tokenizer.ggml.pre", "viking")).contains("`viking`"));
     }
 }

@@ -61,7 +61,7 @@ pub enum Value<'a> {
     Float(f64),
     Bool(bool),
     Text(&'a str),
-    /// Items are read by [`Gguf::strings`] and [`Gguf::integers`].
+    /// Items are read by [`Gguf::strings`], [`Gguf::integers`] and [`Gguf::floats`].
     Array {
         len: usize,
     },
@@ -339,6 +339,17 @@ impl Gguf {
         }
         let items: Result<Vec<i64>, Flaw> =
             (0..len).map(|_| cursor.integer(kind).map(|n| n as i64)).collect();
+        items.map_err(|flaw| flaw.at(&format!("the value of `{key}`")))
+    }
+
+    /// The array of numbers under `key`, f32.
+    pub fn floats(&self, key: &str) -> Result<Vec<f32>, GgufError> {
+        const WANT: &str = "an array of f32 numbers";
+        let (mut cursor, kind, len) = self.array(key, WANT)?;
+        if kind != kind::F32 {
+            return Err(kind_error(key, WANT, Value::Array { len }));
+        }
+        let items: Result<Vec<f32>, Flaw> = (0..len).map(|_| cursor.u32().map(f32::from_bits)).collect();
         items.map_err(|flaw| flaw.at(&format!("the value of `{key}`")))
     }
 

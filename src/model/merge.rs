@@ -1,129 +1,217 @@
 //! Byte-pair merging: the tokens of one word.
 //!
-//! Owns: the merge table and the order of merges (lowest rank first, leftmost among equals). Never: how text becomes
-//! words, nor what a token's bytes are.
+//! Owns: the order of merges (lowest rank first, leftmost among equals) and the table of a vocabulary that lists its
+//! merges. Never: how text becomes words, nor what a token's bytes are.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
-use std::hash::{BuildHasherDefault, Hasher};
+use std::collections::BinaryHeap;
+use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 
-/// Which two neighbouring tokens become which third, and how early.
-#[derive(Default)]
-pub(super) struct Merges {
-    table: HashMap<u64, Merge, BuildHasherDefault<PairHasher>>, // (left, right) -> merge
-}
+use super::vocabulary::{mix, place, room};
+use crate::backend::TokenId;
+use crate::limits;
 
+/// What two neighbours become, and how early: lower ranks first.
 #[derive(Clone, Copy)]
-struct Merge {
-    rank: u32,
-    product: u32,
+pub(super) struct Merge {
+    pub rank: u32,
+    pub product: u32,
 }
 
-/// Buffers that one text's words share. 12 bytes per symbol and 12 per pair that may merge, at most 3 pairs per
-/// symbol: 48 bytes per byte of the longest word.
+/// Two neighbouring symbols of a word.
+#[derive(Clone)]
+pub(super) struct Pair {
+    pub left: u32,
+    pub right: u32,
+    /// Where the second one begins.
+    pub middle: usize,
+    /// The positions that both take.
+    pub span: Range<usize>,
+}
+
+/// Which two neighbouring tokens become which third: 16 bytes a merge.
+pub(super) struct Merges {
+    keys: Vec<u64>,  // left, right, product: 20 bits each; EMPTY: none
+    ranks: Vec<u32>, // [keys]
+    len: usize,
+}
+
+const EMPTY: u64 = u64::MAX;
+const ID_BITS: u32 = 20;
+const _: () = assert!(limits::MODEL_VOCAB <= 1 << ID_BITS);
+
+impl Merges {
+    /// Room for `merges` merges, and no more may be inserted.
+    pub fn with_capacity(merges: usize) -> Merges {
+        Merges { keys: vec![EMPTY; room(merges)], ranks: vec![0; room(merges)], len: 0 }
+    }
+
+    /// A later merge of the same pair replaces an earlier one, as in the reference tokenizer.
+    pub fn insert(&mut self, left: u32, right: u32, merge: Merge) {
+        let at = self.slot(left, right);
+        self.len += usize::from(self.keys[at] == EMPTY);
+        self.keys[at] = pair(left, right) << ID_BITS | u64::from(merge.product);
+        self.ranks[at] = merge.rank;
+    }
+
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    pub fn of(&self, left: u32, right: u32) -> Option<Merge> {
+        let at = self.slot(left, right);
+        let key = self.keys[at];
+        let product = (key & ((1 << ID_BITS) - 1)) as u32;
+        (key != EMPTY).then(|| Merge { rank: self.ranks[at], product })
+    }
+
+    /// Where this pair is, or else the empty place for it.
+    fn slot(&self, left: u32, right: u32) -> usize {
+        let pair = pair(left, right);
+        let mut at = place(mix(0, pair), self.keys.len());
+        while self.keys[at] != EMPTY && self.keys[at] >> ID_BITS != pair {
+            at = if at + 1 == self.keys.len() { 0 } else { at + 1 };
+        }
+        at
+    }
+}
+
+fn pair(left: u32, right: u32) -> u64 {
+    u64::from(left) << ID_BITS | u64::from(right)
+}
+
+/// One word while it is merged. 12 bytes per position and 12 per pair that may merge, at most 3 pairs per position:
+/// 48 bytes per byte of the word.
 #[derive(Default)]
-pub(super) struct Scratch {
-    symbols: Vec<Symbol>,
+pub(super) struct Word {
+    symbols: Vec<Symbol>,                        // by position
+    last: u32,                                   // position of the last symbol
     queue: BinaryHeap<Reverse<(u32, u32, u32)>>, // (rank, position of the left symbol, product)
 }
 
 /// A token of the word so far, in a doubly linked list over positions.
 struct Symbol {
     token: u32, // GONE once merged into its left neighbour
-    left: u32,  // END: none
-    right: u32, // END: none
+    left: u32,  // NONE: it is the first
+    right: u32, // as long as the word: it is the last
 }
 
-const END: u32 = u32::MAX;
 const GONE: u32 = u32::MAX;
+const NONE: u32 = u32::MAX;
 
-impl Merges {
-    /// A later merge of the same pair replaces an earlier one, as in the reference tokenizer.
-    pub fn insert(&mut self, left: u32, right: u32, rank: u32, product: u32) {
-        self.table.insert(pair(left, right), Merge { rank, product });
+impl Word {
+    pub fn clear(&mut self) {
+        self.symbols.clear();
+        self.queue.clear();
     }
 
-    pub fn len(&self) -> usize {
-        self.table.len()
+    /// Adds a symbol that takes `width` positions, at least 1.
+    pub fn push(&mut self, token: u32, width: usize) {
+        let at = self.symbols.len() as u32;
+        let left = if at == 0 { NONE } else { self.last };
+        self.symbols.push(Symbol { token, left, right: at + width as u32 });
+        for _ in 1..width {
+            self.symbols.push(Symbol { token: GONE, left: NONE, right: NONE });
+        }
+        self.last = at;
     }
 
-    fn of(&self, left: u32, right: u32) -> Option<Merge> {
-        self.table.get(&pair(left, right)).copied()
-    }
-
-    /// Calls `emit` with the tokens of a word that starts as `first`, in order. O(n log n) for n symbols, however
-    /// long the word is.
-    pub fn tokens(&self, first: impl Iterator<Item = u32>, scratch: &mut Scratch, mut emit: impl FnMut(u32)) {
-        let Scratch { symbols, queue } = scratch;
-        symbols.clear();
-        queue.clear();
-        for (at, token) in first.enumerate() {
-            let at = at as u32;
-            symbols.push(Symbol { token, left: at.wrapping_sub(1), right: at + 1 });
-        }
-        let Some(last) = symbols.last_mut() else { return };
-        last.right = END;
-        for (at, two) in symbols.windows(2).enumerate() {
-            if let Some(Merge { rank, product }) = self.of(two[0].token, two[1].token) {
-                queue.push(Reverse((rank, at as u32, product)));
-            }
-        }
-        while let Some(Reverse((_, at, product))) = queue.pop() {
-            let Symbol { token, left, right } = symbols[at as usize];
-            if token == GONE || right == END {
-                continue;
-            }
-            // The pair may have changed since it was queued.
-            let next = &mut symbols[right as usize];
-            if self.of(token, next.token).is_none_or(|merge| merge.product != product) {
-                continue;
-            }
-            next.token = GONE;
-            let after = next.right;
-            symbols[at as usize] = Symbol { token: product, left, right: after };
-            if after != END {
-                symbols[after as usize].left = at;
-                if let Some(Merge { rank, product }) = self.of(product, symbols[after as usize].token) {
-                    queue.push(Reverse((rank, at, product)));
-                }
-            }
-            if left != END
-                && let Some(Merge { rank, product }) = self.of(symbols[left as usize].token, product)
-            {
-                queue.push(Reverse((rank, left, product)));
-            }
-        }
-        // The first symbol is never merged into a left neighbour.
+    /// Merges until nothing is left to merge: O(n log n) for n symbols, however long the word is. `of` knows the
+    /// merges; `queued` hears of each pair that may be merged.
+    pub fn merge(&mut self, of: impl Fn(&Pair) -> Option<Merge>, mut queued: impl FnMut(&Pair, Merge)) {
+        let end = self.symbols.len() as u32;
         let mut at = 0;
-        while at != END {
-            let symbol = &symbols[at as usize];
-            emit(symbol.token);
-            at = symbol.right;
+        while at < end {
+            self.queue(at, &of, &mut queued);
+            at = self.symbols[at as usize].right;
         }
+        while let Some(Reverse((_, at, product))) = self.queue.pop() {
+            // The pair may have changed since it was queued.
+            let Some(pair) = self.pair(at) else { continue };
+            if of(&pair).is_none_or(|merge| merge.product != product) {
+                continue;
+            }
+            self.symbols[pair.middle].token = GONE;
+            let after = self.symbols[pair.middle].right;
+            let symbol = &mut self.symbols[at as usize];
+            let left = symbol.left;
+            (symbol.token, symbol.right) = (product, after);
+            if after != end {
+                self.symbols[after as usize].left = at;
+                self.queue(at, &of, &mut queued);
+            }
+            if left != NONE {
+                self.queue(left, &of, &mut queued);
+            }
+        }
+    }
+
+    /// The symbols from left to right: the positions each takes, and its token.
+    pub fn symbols(&self) -> impl Iterator<Item = (Range<usize>, u32)> {
+        let mut at = 0;
+        std::iter::from_fn(move || {
+            let symbol = self.symbols.get(at)?;
+            let span = at..symbol.right as usize;
+            at = span.end;
+            Some((span, symbol.token))
+        })
+    }
+
+    fn queue(
+        &mut self,
+        at: u32,
+        of: &impl Fn(&Pair) -> Option<Merge>,
+        queued: &mut impl FnMut(&Pair, Merge),
+    ) {
+        if let Some(pair) = self.pair(at)
+            && let Some(merge) = of(&pair)
+        {
+            queued(&pair, merge);
+            self.queue.push(Reverse((merge.rank, at, merge.product)));
+        }
+    }
+
+    /// The symbol at `at` and its right neighbour, if both are there.
+    fn pair(&self, at: u32) -> Option<Pair> {
+        let left = &self.symbols[at as usize];
+        if left.token == GONE {
+            return None;
+        }
+        let right = self.symbols.get(left.right as usize)?;
+        Some(Pair {
+            left: left.token,
+            right: right.token,
+            middle: left.right as usize,
+            span: at as usize..right.right as usize,
+        })
     }
 }
 
-fn pair(left: u32, right: u32) -> u64 {
-    u64::from(left) << 32 | u64::from(right)
+/// The tokens of a text so far, and the buffers that its words share.
+pub(super) struct Encoding<'a> {
+    pub tokens: Vec<TokenId>,
+    word: Word,
+    long_word: &'a Mutex<()>,
 }
 
-/// One multiplication: the keys are two small numbers from the model's own file, and this is the inner loop.
-#[derive(Default)]
-struct PairHasher(u64);
-
-impl Hasher for PairHasher {
-    fn finish(&self) -> u64 {
-        self.0
+impl<'a> Encoding<'a> {
+    pub fn new(long_word: &'a Mutex<()>) -> Encoding<'a> {
+        Encoding { tokens: Vec::new(), word: Word::default(), long_word }
     }
 
-    fn write(&mut self, bytes: &[u8]) {
-        for &byte in bytes {
-            self.write_u64(u64::from(byte));
+    pub fn push(&mut self, id: u32) {
+        self.tokens.push(TokenId(id));
+    }
+
+    /// Has `work` merge a word of `len` bytes. Those longer than [`limits::SHORT_WORD_BYTES`] wait for each other:
+    /// many guests could ask at once, and the memory for one is 48 times its length.
+    pub fn word(&mut self, len: usize, work: impl FnOnce(&mut Word, &mut Vec<TokenId>)) {
+        if len <= limits::SHORT_WORD_BYTES {
+            self.word.clear();
+            return work(&mut self.word, &mut self.tokens);
         }
-    }
-
-    fn write_u64(&mut self, key: u64) {
-        let mixed = (self.0 ^ key).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        self.0 = mixed ^ mixed >> 32;
+        let _turn = self.long_word.lock().unwrap_or_else(PoisonError::into_inner);
+        work(&mut Word::default(), &mut self.tokens);
     }
 }

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 mod architecture;
+mod bytelevel;
 pub mod chat;
 mod cursor;
 mod describe;
@@ -15,12 +16,14 @@ mod families;
 pub mod gguf;
 mod merge;
 pub mod quant;
+mod sentencepiece;
 pub mod shape;
 mod split;
 mod tensors;
 pub mod tokenizer;
 #[cfg(test)]
 pub(crate) mod toy;
+mod vocabulary;
 
 pub use chat::{Chat, ChatError};
 pub use gguf::{Gguf, GgufError, Quant, Tensor};

@@ -27,6 +27,7 @@ pub(crate) struct Writer {
 pub(crate) enum Items<'a> {
     Strings(&'a [String]),
     I32(&'a [i32]),
+    F32(&'a [f32]),
 }
 
 impl Writer {
@@ -75,6 +76,9 @@ impl Writer {
             }
             Items::I32(items) => {
                 (kind::I32, items.len(), items.iter().flat_map(|n| n.to_le_bytes()).collect())
+            }
+            Items::F32(items) => {
+                (kind::F32, items.len(), items.iter().flat_map(|x| x.to_le_bytes()).collect())
             }
         };
         let mut payload = kind_of_items.to_le_bytes().to_vec();
@@ -210,7 +214,7 @@ impl Toy {
         let Toy { layers, heads, kv_heads, head_dim, ffn, .. } = self;
         let hidden = heads * head_dim;
         let mut tokens: Vec<String> =
-            super::tokenizer::letters().iter().map(|letter| letter.to_string()).collect();
+            super::bytelevel::letters().iter().map(|letter| letter.to_string()).collect();
         tokens.extend(TOY_SPECIALS.map(str::to_owned));
         tokens.extend((tokens.len()..TOY_VOCAB).map(|id| format!("[unused {id}]")));
         let types: Vec<i32> = (0..TOY_VOCAB)
