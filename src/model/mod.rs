@@ -18,6 +18,8 @@ mod merge;
 pub mod quant;
 mod sentencepiece;
 pub mod shape;
+#[cfg(test)]
+pub(crate) mod specimens;
 mod split;
 mod tensors;
 pub mod tokenizer;

@@ -103,6 +103,33 @@ impl Writer {
         self
     }
 
+    /// The vocabulary of every toy.
+    pub fn vocabulary(self) -> Writer {
+        let mut tokens: Vec<String> =
+            super::bytelevel::letters().iter().map(|letter| letter.to_string()).collect();
+        tokens.extend(TOY_SPECIALS.map(str::to_owned));
+        tokens.extend((tokens.len()..TOY_VOCAB).map(|id| format!("[unused {id}]")));
+        let types: Vec<i32> = (0..TOY_VOCAB)
+            .map(|id| {
+                if id < 256 {
+                    1
+                } else if id < 259 {
+                    3
+                } else {
+                    5
+                }
+            })
+            .collect();
+        self.str("tokenizer.ggml.model", "gpt2")
+            .str("tokenizer.ggml.pre", "smollm")
+            .array("tokenizer.ggml.tokens", Items::Strings(&tokens))
+            .array("tokenizer.ggml.token_type", Items::I32(&types))
+            .array("tokenizer.ggml.merges", Items::Strings(&[]))
+            .u32("tokenizer.ggml.bos_token_id", 257)
+            .u32("tokenizer.ggml.eos_token_id", 258)
+            .bool("tokenizer.ggml.add_bos_token", false)
+    }
+
     /// The file.
     pub fn bytes(&self) -> Vec<u8> {
         let mut out = b"GGUF".to_vec();
@@ -213,22 +240,6 @@ impl Toy {
     pub fn writer(self) -> Writer {
         let Toy { layers, heads, kv_heads, head_dim, ffn, .. } = self;
         let hidden = heads * head_dim;
-        let mut tokens: Vec<String> =
-            super::bytelevel::letters().iter().map(|letter| letter.to_string()).collect();
-        tokens.extend(TOY_SPECIALS.map(str::to_owned));
-        tokens.extend((tokens.len()..TOY_VOCAB).map(|id| format!("[unused {id}]")));
-        let types: Vec<i32> = (0..TOY_VOCAB)
-            .map(|id| {
-                if id < 256 {
-                    1
-                } else if id < 259 {
-                    3
-                } else {
-                    5
-                }
-            })
-            .collect();
-
         let mut w = Writer::new()
             .str("general.architecture", "llama")
             .str("general.name", "Toy")
@@ -242,14 +253,7 @@ impl Toy {
             .u32("llama.vocab_size", TOY_VOCAB as u32)
             .f32("llama.rope.freq_base", 10_000.0)
             .f32("llama.attention.layer_norm_rms_epsilon", 1e-5)
-            .str("tokenizer.ggml.model", "gpt2")
-            .str("tokenizer.ggml.pre", "smollm")
-            .array("tokenizer.ggml.tokens", Items::Strings(&tokens))
-            .array("tokenizer.ggml.token_type", Items::I32(&types))
-            .array("tokenizer.ggml.merges", Items::Strings(&[]))
-            .u32("tokenizer.ggml.bos_token_id", 257)
-            .u32("tokenizer.ggml.eos_token_id", 258)
-            .bool("tokenizer.ggml.add_bos_token", false);
+            .vocabulary();
 
         let mut random = Random::new(self.seed);
         let mut matrix = |w: Writer, name: &str, rows: usize, row: usize| {

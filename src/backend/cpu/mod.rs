@@ -15,6 +15,8 @@ mod forward;
 mod matmul;
 mod outputs;
 mod pages;
+#[cfg(test)]
+mod reference;
 mod scratch;
 #[cfg(test)]
 mod tests;

@@ -1,10 +1,10 @@
 //! The plain path against a naive forward pass in f64, and against itself: a row's bits must not depend on what ran
 //! beside it, on chunks, pages, or threads.
 
+use super::reference::{Reference, Rows};
 use super::*;
 use crate::backend::{DrawKey, EmbedId, Input, Mask, Output, Produced, Sampler, Sequence, TokenId, sample};
-use crate::model::gguf::{Quant, Tensor};
-use crate::model::shape;
+use crate::model::gguf::Quant;
 use crate::model::toy::{Random, TOY_VOCAB, Toy};
 
 const KEY: DrawKey = DrawKey { seed: 7, queue: 1, pass: 2 };
@@ -100,78 +100,9 @@ fn bits(logits: &[Vec<f32>]) -> Vec<Vec<u32>> {
     logits.iter().map(|row| row.iter().map(|logit| logit.to_bits()).collect()).collect()
 }
 
-/// The forward pass by the formulas, in f64, one row after the other: (logits, last hidden states).
-fn naive(model: &Model, text: &Text, embeds: &[Vec<f64>]) -> (Vec<Vec<f64>>, Vec<Vec<f64>>) {
-    let shape = &model.shape;
-    let weights = shape::Weights::read(&model.gguf, shape).unwrap_or_else(|error| panic!("{error}"));
-    let row_of = |tensor: &Tensor, row: usize| -> Vec<f64> {
-        let mut values = vec![0.0; tensor.dims[0]];
-        tensor.kind.dequantize(tensor.row(row), &mut values);
-        values.into_iter().map(f64::from).collect()
-    };
-    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
-    let times = |tensor: &Tensor, x: &[f64]| -> Vec<f64> {
-        (0..tensor.rows()).map(|row| dot(&row_of(tensor, row), x)).collect()
-    };
-    let norm = |x: &[f64], gains: &Tensor| -> Vec<f64> {
-        let scale = (dot(x, x) / x.len() as f64 + f64::from(shape.norm_eps)).sqrt();
-        x.iter().zip(row_of(gains, 0)).map(|(x, gain)| x / scale * gain).collect()
-    };
-    let rotate = |heads: &mut [f64], position: u32| {
-        for head in heads.chunks_exact_mut(shape.head_dim) {
-            for pair in 0..shape.rope.dims / 2 {
-                let per = f64::from(shape.rope.base).powf(-2.0 * pair as f64 / shape.rope.dims as f64);
-                let (sin, cos) = (f64::from(position) * per).sin_cos();
-                let (a, b) = (head[2 * pair], head[2 * pair + 1]);
-                (head[2 * pair], head[2 * pair + 1]) = (a * cos - b * sin, a * sin + b * cos);
-            }
-        }
-    };
-    let mut cache = vec![(Vec::new(), Vec::new()); shape.layers];
-    let (mut all, mut hidden) = (Vec::new(), Vec::new());
-    for (row, (input, &position)) in text.inputs.iter().zip(&text.positions).enumerate() {
-        let mut x = match input {
-            Input::Token(token) => row_of(&weights.embedding, token.0 as usize),
-            Input::Embed(embed) => embeds[embed.0 as usize].clone(),
-        };
-        let mut seen = vec![true; row + 1];
-        if let Mask::Runs(rows) = &text.mask {
-            let runs = rows[row].iter().enumerate();
-            seen = runs.flat_map(|(run, &len)| vec![run % 2 == 0; len as usize]).collect();
-        }
-        for (layer, (keys, values)) in weights.layers.iter().zip(&mut cache) {
-            let h = norm(&x, &layer.attn_norm);
-            let [mut q, mut k, v] = [&layer.attn_q, &layer.attn_k, &layer.attn_v].map(|w| times(w, &h));
-            rotate(&mut q, position);
-            rotate(&mut k, position);
-            keys.push(k);
-            values.push(v);
-            let mut attended = vec![0.0; q.len()];
-            for head in 0..shape.heads {
-                let of = |head: usize| head * shape.head_dim..(head + 1) * shape.head_dim;
-                let (q_head, kv_head) = (of(head), of(head / (shape.heads / shape.kv_heads)));
-                let score = |slot: usize| {
-                    dot(&q[q_head.clone()], &keys[slot][kv_head.clone()]) / (shape.head_dim as f64).sqrt()
-                };
-                let slots: Vec<usize> = (0..=row).filter(|&slot| seen[slot]).collect();
-                let largest = slots.iter().map(|&slot| score(slot)).fold(f64::NEG_INFINITY, f64::max);
-                let total: f64 = slots.iter().map(|&slot| (score(slot) - largest).exp()).sum();
-                for &slot in &slots {
-                    let weight = (score(slot) - largest).exp() / total;
-                    let value = &values[slot][kv_head.clone()];
-                    attended[q_head.clone()].iter_mut().zip(value).for_each(|(sum, v)| *sum += weight * v);
-                }
-            }
-            x.iter_mut().zip(times(&layer.attn_output, &attended)).for_each(|(x, y)| *x += y);
-            let h = norm(&x, &layer.ffn_norm);
-            let (gate, up) = (times(&layer.ffn_gate, &h), times(&layer.ffn_up, &h));
-            let inner: Vec<f64> = gate.iter().zip(up).map(|(g, u)| g / (1.0 + (-g).exp()) * u).collect();
-            x.iter_mut().zip(times(&layer.ffn_down, &inner)).for_each(|(x, y)| *x += y);
-        }
-        all.push(times(&weights.head, &norm(&x, &weights.output_norm)));
-        hidden.push(x);
-    }
-    (all, hidden)
+/// What the formulas give for `text`.
+fn naive(model: &Model, text: &Text, embeds: &[Vec<f64>]) -> Rows {
+    Reference::of(model).run(&text.inputs, &text.positions, &text.mask, embeds)
 }
 
 fn assert_close(got: &[Vec<f32>], want: &[Vec<f64>], what: &str) {
@@ -202,7 +133,7 @@ fn logits_are_those_of_the_formulas() {
         let model = toy.model();
         let mut cpu = load(&model, 4, 2);
         for (seed, text) in [(1, Text::random(1, 23)), (2, Text::random(2, 19).masked(3, 6))] {
-            let (want, _) = naive(&model, &text, &[]);
+            let want = naive(&model, &text, &[]).logits;
             let got = logits(&mut cpu, &text, 64, &pages(0, 6));
             assert_close(&got, &want, &format!("{toy:?}, seed {seed}"));
         }
@@ -275,7 +206,7 @@ fn embeds_go_out_after_the_last_layer_and_come_in_before_the_first() {
     let model = Toy::default().model();
     let mut cpu = load(&model, 4, 2);
     let text = Text::random(30, 6);
-    let (_, hidden) = naive(&model, &text, &[]);
+    let hidden = naive(&model, &text, &[]).hidden;
     let mut pass = text.pass(0..6, &pages(0, 2));
     let store = |row: u32, to: u32| Output::Embed { row, to: EmbedId(to) };
     pass.outputs = vec![store(5, 3), store(0, 7), store(2, 0), store(4, 0)]; // the last one to slot 0 stays
@@ -289,7 +220,7 @@ fn embeds_go_out_after_the_last_layer_and_come_in_before_the_first() {
     for (row, embed) in [(0, 7), (2, 0), (3, 3)] {
         text.inputs[row] = Input::Embed(EmbedId(embed));
     }
-    let (want, _) = naive(&model, &text, &embeds);
+    let want = naive(&model, &text, &embeds).logits;
     assert_close(&logits(&mut cpu, &text, 2, &pages(2, 2)), &want, "embeds as inputs, seed 31");
 }
 
