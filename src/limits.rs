@@ -119,6 +119,8 @@ pub const THREADS_MAX: usize = 64;
 pub const GGUF_KEYS: usize = 4096;
 /// Tensors of a GGUF file; the largest dense models have about 2,000.
 pub const GGUF_TENSORS: usize = 65_536;
+/// Files that a model is cut into; the largest in use have under 200. Each is mapped apart.
+pub const GGUF_SHARDS: u32 = 1024;
 /// Bytes of a key's or a tensor's name; real ones stay under 80. With the two counts above, the names of a file
 /// take at most 68 MiB of memory.
 pub const GGUF_NAME_BYTES: usize = 1024;

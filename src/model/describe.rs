@@ -76,7 +76,11 @@ pub(super) fn describe(gguf: &Gguf) -> String {
         );
         label = "";
     }
-    fact("file", format!("{}, GGUF version {}", bytes(gguf.file_bytes()), gguf.version()));
+    let (label, files) = match gguf.files() {
+        1 => ("file", String::new()),
+        files => ("files", format!(" in {files} files")),
+    };
+    fact(label, format!("{}{files}, GGUF version {}", bytes(gguf.file_bytes()), gguf.version()));
 
     let refusal = match (&shape, &tokenizer) {
         (Err(error), _) => Some(error.to_string()),

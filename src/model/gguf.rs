@@ -1,55 +1,27 @@
-//! The memory-mapped GGUF reader (versions 2 and 3, little endian).
+//! The memory-mapped GGUF reader (versions 2 and 3, little endian), of models in one file or several.
 //!
-//! Owns: the map of the file, where each metadata value and each tensor lies in it, and that all of it lies inside
-//! the file. Never: what a key means (`shape.rs`, `tokenizer.rs`, `chat.rs`), nor a copy of the weights.
+//! Owns: the maps of the files, and what a model's metadata and tensors are by name. Never: what a key means
+//! (`shape.rs`, `tokenizer.rs`, `chat.rs`), nor a copy of the weights.
 //!
-//! The file is input from outside. Every count is compared with the bytes that are left and with `limits.rs` before
+//! The files are input from outside. Every count is compared with the bytes that are left and with `limits.rs` before
 //! anything is reserved for it; values stay in the map until they are asked for. A corrupt, truncated or foreign
 //! file gives an error that names the field and its byte offset.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::fs::File;
 use std::ops::Range;
 use std::path::Path;
 
-use super::cursor::{Cursor, Flaw, Record, format_name, kind};
+use super::cursor::{Cursor, Flaw, format_name, kind};
 pub use super::quant::{Quant, f16_to_f32};
-use crate::limits;
+use super::shard::{Bytes, Names, Shard};
+use super::sharded::Split;
 
-/// An open model file: metadata and tensors, by name.
+/// An open model: metadata and tensors, by name.
 pub struct Gguf {
-    bytes: Bytes,
-    version: u32,
-    entries: Vec<Entry>,
-    keys: HashMap<Box<str>, u32>, // name -> index in `entries`
-    records: Vec<Record>,
-    names: HashMap<Box<str>, u32>, // name -> index in `records`
-}
-
-/// Where the file's bytes are.
-enum Bytes {
-    Mapped(memmap2::Mmap),
-    #[cfg(test)]
-    Owned(Vec<u8>),
-}
-
-impl std::ops::Deref for Bytes {
-    type Target = [u8];
-    fn deref(&self) -> &[u8] {
-        match self {
-            Bytes::Mapped(map) => map,
-            #[cfg(test)]
-            Bytes::Owned(bytes) => bytes,
-        }
-    }
-}
-
-/// One metadata value: its payload is `bytes[at..]`, checked when the file was opened.
-struct Entry {
-    key: Box<str>,
-    kind: u32,
-    at: usize,
+    /// The files in their order; the first, which is always there, holds the metadata.
+    shards: Vec<Shard>,
+    names: Names,
 }
 
 /// A metadata value, borrowed from the map.
@@ -74,7 +46,8 @@ pub struct Tensor<'a> {
     pub kind: Quant,
     /// GGUF order: `dims[0]` is the row length, `dims[1]` the number of rows; unused ones are 1.
     pub dims: [usize; 4],
-    /// Row after row, `kind.row_bytes(dims[0])` each; aligned to the file's alignment (32 by default).
+    /// Row after row, `kind.row_bytes(dims[0])` each, in whichever file; aligned to that file's alignment (32 by
+    /// default).
     pub bytes: &'a [u8],
 }
 
@@ -119,6 +92,8 @@ pub enum GgufError {
     Open { error: std::io::Error },
     /// Not a GGUF file, or not a flavour of it that we read.
     Foreign { offset: usize, what: String },
+    /// One of the files that the model is cut into is not there, or does not belong to the others.
+    Shard { file: String, what: String },
     /// The bytes contradict themselves, the file's length, or a limit.
     Corrupt { field: String, offset: usize, what: String },
     /// No such metadata key.
@@ -142,6 +117,7 @@ impl fmt::Display for GgufError {
                 f,
                 "the GGUF file is damaged at byte {offset}, {field}: {what}; fetch it again and compare its checksum"
             ),
+            GgufError::Shard { file, what } => write!(f, "the model's file `{file}`: {what}"),
             GgufError::Missing { key } => write!(f, "the GGUF file has no metadata key `{key}`"),
             GgufError::Kind { key, want, found } => {
                 write!(f, "the GGUF metadata key `{key}` should be {want}, but is {found}")
@@ -170,125 +146,108 @@ pub fn optional<T>(result: Result<T, GgufError>) -> Result<Option<T>, GgufError>
     }
 }
 
+impl GgufError {
+    /// `key` holds `found`, where `want` is wanted.
+    pub(super) fn kind(key: &str, want: &'static str, found: Value<'_>) -> GgufError {
+        let found = match found {
+            Value::Integer(n) => format!("the whole number {n}"),
+            Value::Float(x) => format!("the number {x}"),
+            Value::Bool(b) => b.to_string(),
+            Value::Text(_) => "text".to_owned(),
+            Value::Array { len } => format!("another array of {len} items"),
+        };
+        GgufError::Kind { key: key.to_owned(), want, found }
+    }
+}
+
 impl Gguf {
-    /// Maps the file and checks its whole structure; the weights themselves are not touched.
+    /// Maps the file and, if it is one of several that make the model, the others beside it, and checks their whole
+    /// structure; the weights themselves are not touched.
     pub fn open(path: &Path) -> Result<Gguf, GgufError> {
-        let fail = |error| GgufError::Open { error };
-        // Asked of the path first: opening a FIFO would wait for a writer.
-        if !std::fs::metadata(path).map_err(fail)?.is_file() {
-            return Err(fail(std::io::Error::other("it is not a regular file")));
-        }
-        let file = File::open(path).map_err(fail)?;
-        // SAFETY: the map is private to this process and read only, and is only ever seen as plain bytes, for
-        // which every bit pattern is valid; text is checked each time it is read. That nobody shortens the file
-        // in place while it is served is the operator's contract (models are replaced by rename): the kernel would
-        // end the process (SIGBUS), no memory of ours could be corrupted.
-        let map = unsafe { memmap2::Mmap::map(&file) }.map_err(fail)?;
-        Gguf::read(Bytes::Mapped(map))
+        Gguf::read(path, map)
     }
 
-    /// The same from memory, for tests.
+    /// The same with files of memory, for tests.
+    #[cfg(test)]
+    pub(crate) fn from_files(
+        files: &std::collections::BTreeMap<String, Vec<u8>>,
+        path: &str,
+    ) -> Result<Gguf, GgufError> {
+        let absent = || GgufError::Open { error: std::io::ErrorKind::NotFound.into() };
+        let find = |path: &Path| files.get(path.to_str()?).cloned().map(Bytes::Owned);
+        Gguf::read(Path::new(path), |path| find(path).ok_or_else(absent))
+    }
+
+    /// The same with one file.
     #[cfg(test)]
     pub(crate) fn from_bytes(bytes: Vec<u8>) -> Result<Gguf, GgufError> {
-        Gguf::read(Bytes::Owned(bytes))
+        let name = "model.gguf".to_owned();
+        Gguf::from_files(&std::collections::BTreeMap::from([(name.clone(), bytes)]), &name)
     }
 
-    fn read(bytes: Bytes) -> Result<Gguf, GgufError> {
-        let mut cursor = Cursor { bytes: &bytes, at: 0 };
-        let foreign = |offset, what: &str| GgufError::Foreign { offset, what: what.to_owned() };
-        if cursor.bytes.get(..4) != Some(b"GGUF".as_slice()) {
-            return Err(foreign(0, "the magic `GGUF` is not there"));
-        }
-        cursor.at = 4;
-        let version = cursor.u32().map_err(|flaw| flaw.at("the version"))?;
-        match version {
-            2 | 3 => {}
-            1 => return Err(foreign(4, "version 1 is out of use; convert the model again")),
-            v if v.swap_bytes() <= 3 => {
-                return Err(foreign(4, "it is big endian; convert it to little endian"));
-            }
-            v => return Err(foreign(4, &format!("version {v}; versions 2 and 3 are supported"))),
-        }
-        // The smallest tensor record is 24 bytes (empty name, no dims), the smallest metadata entry 13.
-        let tensors = cursor.count(24, limits::GGUF_TENSORS).map_err(|flaw| flaw.at("the tensor count"))?;
-        let pairs = cursor.count(13, limits::GGUF_KEYS).map_err(|flaw| flaw.at("the metadata count"))?;
-
-        let (mut entries, mut keys) = (Vec::new(), HashMap::new());
-        for index in 0..pairs {
-            let start = cursor.at;
-            let key = cursor.name().map_err(|flaw| flaw.at(&format!("the key of metadata {index}")))?;
-            let in_key = |flaw: Flaw| flaw.at(&format!("the value of `{key}`"));
-            if keys.insert(Box::from(key), index as u32).is_some() {
-                return Err(
-                    Flaw { offset: start, what: "the key appears twice".into() }.at(&format!("`{key}`"))
-                );
-            }
-            let kind = cursor.u32().map_err(in_key)?;
-            entries.push(Entry { key: key.into(), kind, at: cursor.at });
-            cursor.skip(kind, 0).map_err(in_key)?;
-        }
-
-        let alignment = alignment(&bytes, &entries, &keys)?;
-        let (mut records, mut names) = (Vec::new(), HashMap::new());
-        for index in 0..tensors {
-            let start = cursor.at;
-            let name = cursor.name().map_err(|flaw| flaw.at(&format!("the name of tensor {index}")))?;
-            let in_tensor = |flaw: Flaw| flaw.at(&format!("tensor `{name}`"));
-            if names.insert(Box::from(name), index as u32).is_some() {
-                return Err(in_tensor(Flaw { offset: start, what: "the name appears twice".into() }));
-            }
-            records.push(cursor.record(name, alignment).map_err(in_tensor)?);
-        }
-
-        // Tensor offsets count from here.
-        let data = cursor.at.next_multiple_of(alignment);
-        for record in &mut records {
-            let end = data.checked_add(record.at).and_then(|at| at.checked_add(record.len));
-            if end.is_none_or(|end| end > bytes.len()) {
-                let what = format!(
-                    "its {} bytes at data offset {} reach past the end of the file ({} bytes)",
-                    record.len,
-                    record.at,
-                    bytes.len()
-                );
-                return Err(Flaw { offset: data, what }.at(&format!("the data of tensor `{}`", record.name)));
-            }
-            record.at += data;
-        }
-        Ok(Gguf { bytes, version, entries, keys, records, names })
+    /// `open` hands out the bytes of a file.
+    fn read(path: &Path, open: impl Fn(&Path) -> Result<Bytes, GgufError>) -> Result<Gguf, GgufError> {
+        let mut names = Names::new();
+        let shard = Shard::read(open(path)?, 0, &mut names)?;
+        let Some(split) = Split::of(&shard)? else { return Ok(Gguf { shards: vec![shard], names }) };
+        drop(shard); // whichever of the files it is, they are read in their order
+        let (shards, names) = split.read(&split.paths(path)?, open)?;
+        Ok(Gguf { shards, names })
     }
 
     /// The format version, 2 or 3.
     pub fn version(&self) -> u32 {
-        self.version
+        self.first().version
     }
 
-    /// Bytes of the whole file.
+    /// Files that the model consists of.
+    pub fn files(&self) -> usize {
+        self.shards.len()
+    }
+
+    /// Bytes of all its files.
     pub fn file_bytes(&self) -> usize {
-        self.bytes.len()
+        self.shards.iter().map(|shard| shard.bytes.len()).sum()
     }
 
-    /// The whole file as mapped: a backend keeps offsets into it where it cannot keep a borrow.
+    /// The first file as mapped, which is the whole model unless it has several.
     pub fn file(&self) -> &[u8] {
-        &self.bytes
+        &self.first().bytes
+    }
+
+    /// Gives the memory of all tensors' pages back to the system: for when the weights are held elsewhere. They stay
+    /// readable; whoever reads one again has the system fetch its page again.
+    pub fn forget(&self) -> std::io::Result<()> {
+        for shard in &self.shards {
+            match &shard.bytes {
+                // SAFETY: what is seen through the map does not change: it is shared with the file and cannot be
+                // written to, so a page that is dropped comes back with the same bytes of the file.
+                Bytes::Mapped(map) => unsafe {
+                    let len = map.len() - shard.data;
+                    map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, shard.data, len)?;
+                },
+                #[cfg(test)]
+                Bytes::Owned(_) => {}
+            }
+        }
+        Ok(())
     }
 
     /// The metadata value under `key`.
     pub fn get(&self, key: &str) -> Option<Value<'_>> {
-        let entry = &self.entries[*self.keys.get(key)? as usize];
-        decode(&self.bytes, entry)
+        self.first().get(key)
     }
 
     /// Metadata keys in file order.
     pub fn keys(&self) -> impl Iterator<Item = &str> {
-        self.entries.iter().map(|entry| &*entry.key)
+        self.first().keys()
     }
 
     /// The text under `key`.
     pub fn str(&self, key: &str) -> Result<&str, GgufError> {
         match self.need(key)? {
             Value::Text(text) => Ok(text),
-            other => Err(kind_error(key, "text", other)),
+            other => Err(GgufError::kind(key, "text", other)),
         }
     }
 
@@ -299,14 +258,14 @@ impl Gguf {
             Value::Integer(n) => u32::try_from(n).ok(),
             _ => None,
         }
-        .ok_or_else(|| kind_error(key, "a whole number below 2^32", value))
+        .ok_or_else(|| GgufError::kind(key, "a whole number below 2^32", value))
     }
 
     /// The number under `key`, f32 or f64.
     pub fn f32(&self, key: &str) -> Result<f32, GgufError> {
         match self.need(key)? {
             Value::Float(x) => Ok(x as f32),
-            other => Err(kind_error(key, "a floating-point number", other)),
+            other => Err(GgufError::kind(key, "a floating-point number", other)),
         }
     }
 
@@ -314,7 +273,7 @@ impl Gguf {
     pub fn bool(&self, key: &str) -> Result<bool, GgufError> {
         match self.need(key)? {
             Value::Bool(b) => Ok(b),
-            other => Err(kind_error(key, "true or false", other)),
+            other => Err(GgufError::kind(key, "true or false", other)),
         }
     }
 
@@ -323,7 +282,7 @@ impl Gguf {
         const WANT: &str = "an array of text";
         let (mut cursor, kind, len) = self.array(key, WANT)?;
         if kind != kind::STRING {
-            return Err(kind_error(key, WANT, Value::Array { len }));
+            return Err(GgufError::kind(key, WANT, Value::Array { len }));
         }
         // `len` items were walked when the file was opened, at 8 bytes or more each.
         let items: Result<Vec<&str>, Flaw> = (0..len).map(|_| cursor.text()).collect();
@@ -335,7 +294,7 @@ impl Gguf {
         const WANT: &str = "an array of integers of at most 32 bits";
         let (mut cursor, kind, len) = self.array(key, WANT)?;
         if !matches!(kind, kind::U8 | kind::I8 | kind::U16 | kind::I16 | kind::U32 | kind::I32) {
-            return Err(kind_error(key, WANT, Value::Array { len }));
+            return Err(GgufError::kind(key, WANT, Value::Array { len }));
         }
         let items: Result<Vec<i64>, Flaw> =
             (0..len).map(|_| cursor.integer(kind).map(|n| n as i64)).collect();
@@ -347,7 +306,7 @@ impl Gguf {
         const WANT: &str = "an array of f32 numbers";
         let (mut cursor, kind, len) = self.array(key, WANT)?;
         if kind != kind::F32 {
-            return Err(kind_error(key, WANT, Value::Array { len }));
+            return Err(GgufError::kind(key, WANT, Value::Array { len }));
         }
         let items: Result<Vec<f32>, Flaw> = (0..len).map(|_| cursor.u32().map(f32::from_bits)).collect();
         items.map_err(|flaw| flaw.at(&format!("the value of `{key}`")))
@@ -356,14 +315,16 @@ impl Gguf {
     /// The tensor called `name`, if it is there in a format that Tartlet computes with.
     pub fn tensor(&self, name: &str) -> Result<Tensor<'_>, GgufError> {
         let missing = || GgufError::NoTensor { name: name.to_owned() };
-        let record = &self.records[*self.names.get(name).ok_or_else(missing)? as usize];
+        let place = self.names.get(name).ok_or_else(missing)?;
+        let shard = &self.shards[place.shard as usize];
+        let record = &shard.records[place.record as usize];
         let kind = Quant::from_ggml(record.number)
             .ok_or_else(|| GgufError::Format { name: name.to_owned(), format: format_name(record.number) })?;
         Ok(Tensor {
             name: &record.name,
             kind,
             dims: record.dims,
-            bytes: &self.bytes[record.at..][..record.len],
+            bytes: &shard.bytes[record.at..][..record.len],
         })
     }
 
@@ -372,9 +333,9 @@ impl Gguf {
         self.names.contains_key(name)
     }
 
-    /// All tensor records in file order.
+    /// All tensor records in the order of the files.
     pub fn tensors(&self) -> impl Iterator<Item = Listed<'_>> {
-        self.records.iter().map(|record| Listed {
+        self.shards.iter().flat_map(|shard| &shard.records).map(|record| Listed {
             name: &record.name,
             format: format_name(record.number),
             dims: record.dims,
@@ -388,53 +349,30 @@ impl Gguf {
 
     /// A cursor on the first item of an array, the items' kind and their number.
     fn array(&self, key: &str, want: &'static str) -> Result<(Cursor<'_>, u32, usize), GgufError> {
-        match self.need(key)? {
-            Value::Array { .. } => {}
-            other => return Err(kind_error(key, want, other)),
-        }
-        let entry = &self.entries[self.keys[key] as usize];
-        let mut cursor = Cursor { bytes: &self.bytes, at: entry.at };
-        let (kind, len) = cursor.array_head().map_err(|flaw| flaw.at(&format!("the value of `{key}`")))?;
-        Ok((cursor, kind, len))
+        let value = self.need(key)?;
+        let array = self.first().array(key).ok_or_else(|| GgufError::kind(key, want, value))?;
+        array.map_err(|flaw| flaw.at(&format!("the value of `{key}`")))
+    }
+
+    fn first(&self) -> &Shard {
+        &self.shards[0]
     }
 }
 
-/// `None` only if the file changed under us since it was opened.
-fn decode<'a>(bytes: &'a [u8], entry: &Entry) -> Option<Value<'a>> {
-    let mut cursor = Cursor { bytes, at: entry.at };
-    Some(match entry.kind {
-        kind::F32 => Value::Float(f64::from(f32::from_bits(cursor.u32().ok()?))),
-        kind::F64 => Value::Float(f64::from_bits(cursor.u64().ok()?)),
-        kind::BOOL => Value::Bool(cursor.take(1).ok()? == [1]),
-        kind::STRING => Value::Text(cursor.text().ok()?),
-        kind::ARRAY => Value::Array { len: cursor.array_head().ok()?.1 },
-        kind => Value::Integer(cursor.integer(kind).ok()?),
-    })
-}
-
-/// `general.alignment` of the tensor data, 32 when absent.
-fn alignment(bytes: &[u8], entries: &[Entry], keys: &HashMap<Box<str>, u32>) -> Result<usize, GgufError> {
-    let Some(&index) = keys.get("general.alignment") else { return Ok(32) };
-    let entry = &entries[index as usize];
-    let alignment = match decode(bytes, entry) {
-        Some(Value::Integer(n)) => usize::try_from(n).ok(),
-        _ => None,
-    };
-    alignment.filter(|n| n.is_power_of_two() && (8..=limits::GGUF_ALIGNMENT).contains(n)).ok_or_else(|| {
-        let what = format!("should be a power of two from 8 to {}", limits::GGUF_ALIGNMENT);
-        Flaw { offset: entry.at, what }.at("`general.alignment`")
-    })
-}
-
-fn kind_error(key: &str, want: &'static str, found: Value<'_>) -> GgufError {
-    let found = match found {
-        Value::Integer(n) => format!("the whole number {n}"),
-        Value::Float(x) => format!("the number {x}"),
-        Value::Bool(b) => b.to_string(),
-        Value::Text(_) => "text".to_owned(),
-        Value::Array { len } => format!("another array of {len} items"),
-    };
-    GgufError::Kind { key: key.to_owned(), want, found }
+/// The bytes of a file.
+fn map(path: &Path) -> Result<Bytes, GgufError> {
+    let fail = |error| GgufError::Open { error };
+    // Asked of the path first: opening a FIFO would wait for a writer.
+    if !std::fs::metadata(path).map_err(fail)?.is_file() {
+        return Err(fail(std::io::Error::other("it is not a regular file")));
+    }
+    let file = File::open(path).map_err(fail)?;
+    // SAFETY: the map is read only, and is only ever seen as plain bytes, for which every bit pattern is valid; text
+    // is checked each time it is read. That nobody shortens the file in place while it is served is the operator's
+    // contract (models are replaced by rename): the kernel would end the process (SIGBUS), no memory of ours could be
+    // corrupted.
+    let map = unsafe { memmap2::Mmap::map(&file) }.map_err(fail)?;
+    Ok(Bytes::Mapped(map))
 }
 
 #[cfg(test)]
@@ -554,6 +492,29 @@ mod tests {
             deep.extend(if deep.len() == 40 { vec![] } else { 1u64.to_le_bytes().to_vec() });
         }
         assert!(refusal(deep).contains("the value of `deep`"));
+    }
+
+    /// The memory goes, the values stay.
+    #[test]
+    fn forgotten_pages_come_back() {
+        let path = std::env::temp_dir().join(format!("tartlet-forget-{}.gguf", std::process::id()));
+        let bytes: Vec<u8> = (0..1u32 << 16).flat_map(u32::to_le_bytes).collect();
+        let writer = Writer::new().tensor("t", &[1 << 16], Quant::F32, bytes.clone());
+        std::fs::write(&path, writer.bytes()).unwrap();
+        let gguf = Gguf::open(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        let resident = || {
+            let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+            let ours = maps.split_once(&*path.to_string_lossy()).expect("mapped").1;
+            let line = ours.lines().find(|line| line.starts_with("Rss:")).expect("its size");
+            line.split_whitespace().nth(1).and_then(|kib| kib.parse::<usize>().ok()).expect("a number")
+        };
+        for _ in 0..2 {
+            assert!(gguf.tensor("t").unwrap().bytes == bytes);
+            assert!(resident() >= 256, "{} KiB", resident());
+            gguf.forget().unwrap();
+            assert!(resident() < 16, "{} KiB", resident());
+        }
     }
 
     #[test]

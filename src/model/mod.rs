@@ -18,6 +18,8 @@ mod merge;
 pub mod quant;
 mod sentencepiece;
 pub mod shape;
+mod shard;
+mod sharded;
 #[cfg(test)]
 pub(crate) mod specimens;
 mod split;
@@ -34,7 +36,7 @@ pub use tokenizer::{BadToken, Tokenizer, TokenizerError};
 
 /// One model, shared as `Arc<Model>` by the backend and by every guest; immutable.
 pub struct Model {
-    /// What guests and clients call it: as configured, else the file's name without its extension.
+    /// What guests and clients call it: as configured, else the file's name without its extension and number.
     pub name: String,
     pub gguf: Arc<Gguf>,
     pub shape: Shape,
@@ -84,8 +86,8 @@ impl Model {
     pub fn open(path: &Path, name: Option<&str>, template: Option<&str>) -> Result<Model, ModelError> {
         let fail = |what| ModelError { path: path.display().to_string(), what };
         let gguf = Gguf::open(path).map_err(|error| fail(What::Gguf(error)))?;
-        let stem = path.file_stem().map_or_else(String::new, |stem| stem.to_string_lossy().into_owned());
-        Model::read(gguf, name.unwrap_or(&stem), template).map_err(fail)
+        let own = sharded::model_name(path, gguf.files());
+        Model::read(gguf, name.unwrap_or(&own), template).map_err(fail)
     }
 
     /// The same from a file that is open already.

@@ -143,11 +143,6 @@ impl Shape {
     pub fn read(gguf: &Gguf) -> Result<Shape, ShapeError> {
         let architecture = gguf.str("general.architecture")?.to_owned();
         let table = Architecture::named(&architecture)?;
-        if let Some(parts @ 2..) = optional(gguf.u32("split.count"))? {
-            let what =
-                format!("the model is split into {parts} files; join them into one (gguf-split --merge)");
-            return Err(ShapeError::Unsupported(what));
-        }
         let keys = Keys { gguf, architecture: &architecture };
         keys.refuse_what_changes_the_numbers()?;
 
@@ -509,7 +504,6 @@ mod tests {
             assert!(said.contains(&format!("`llama.rope.scaling.type` = {kind}")), "{said}");
         }
         assert!(unread(keys("qwen2", 2).u32("qwen2.attention.sliding_window", 8)).contains("which layers"));
-        assert!(said(toy().u32("split.count", 2)).contains("split into 2 files"));
         assert!(
             said(toy().without("llama.context_length")).contains("no metadata key `llama.context_length`")
         );

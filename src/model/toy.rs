@@ -2,6 +2,7 @@
 //!
 //! Owns: files that are valid by construction. Never: part of the binary.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::gguf::{Gguf, Quant};
@@ -128,6 +129,22 @@ impl Writer {
             .u32("tokenizer.ggml.bos_token_id", 257)
             .u32("tokenizer.ggml.eos_token_id", 258)
             .bool("tokenizer.ggml.add_bos_token", false)
+    }
+
+    /// The model in several files, by name: `STEM-00001-of-0000N.gguf` and so on. The first has the metadata and the
+    /// first tensors.
+    pub fn files(&self, stem: &str, count: usize) -> BTreeMap<String, Vec<u8>> {
+        let each = self.tensors.len().div_ceil(count);
+        let file = |number: usize| {
+            let mut file = if number == 0 { self.clone() } else { Writer::new() };
+            file.tensors = self.tensors.iter().skip(number * each).take(each).cloned().collect();
+            let file = file
+                .u32("split.no", number as u32)
+                .u32("split.count", count as u32)
+                .u32("split.tensors.count", self.tensors.len() as u32);
+            (format!("{stem}-{:05}-of-{count:05}.gguf", number + 1), file.bytes())
+        };
+        (0..count).map(file).collect()
     }
 
     /// The file.

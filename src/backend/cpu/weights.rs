@@ -53,6 +53,10 @@ impl Weights {
     pub fn read(gguf: &Gguf, shape: &Shape) -> Result<Weights, ShapeError> {
         let tensors = shape::Weights::read(gguf, shape)?;
         refuse_what_is_not_computed(shape, &tensors)?;
+        if gguf.files() > 1 {
+            let what = "the CPU backend does not compute a model in several files yet";
+            return Err(ShapeError::Unsupported(what.to_owned()));
+        }
         let matrix = |tensor: &Tensor| Matrix::of(gguf, tensor);
         let layers = tensors.layers.iter().map(|layer| Layer {
             attn_norm: values(&layer.attn_norm),
