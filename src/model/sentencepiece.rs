@@ -100,16 +100,16 @@ impl SentencePiece {
             .ids_of(Kind::Text)
             .chain(vocabulary.ids_of(Kind::UserDefined))
             .for_each(|id| pieces.insert(id, raw));
-        // What pads a vocabulary is unused too, but nothing makes it. Parts are shorter than what they make.
+        // An unused character is as good as none. Nor can longer ones be made that only pad the vocabulary. Parts come
+        // before what they make.
         let mut falls_apart = false;
         let mut unused: Vec<u32> =
             vocabulary.ids_of(Kind::Unused).filter(|&id| pieces.find(raw(id), raw).is_none()).collect();
         unused.sort_by_key(|&id| raw(id).len());
         for id in unused {
-            let two = two_parts(raw(id), |part| pieces.find(part, raw).is_some());
-            if two || one_character(raw(id)) {
+            if two_parts(raw(id), |part| pieces.find(part, raw).is_some()) {
                 pieces.insert(id, raw);
-                falls_apart |= two;
+                falls_apart = true;
             }
         }
         let made = || vocabulary.ids().filter(|&id| pieces.find(raw(id), raw) == Some(id));

@@ -17,6 +17,8 @@ use crate::backend::TokenId;
 use crate::limits;
 
 #[cfg(test)]
+mod golden;
+#[cfg(test)]
 mod tests;
 
 /// Shared by all guests; immutable.
