@@ -10,7 +10,7 @@ use crate::engine::job::Move;
 use crate::engine::operation::{Command, Notice, Operation, QueueId};
 use crate::engine::schedule::{Budget, Plan};
 use crate::engine::state::State;
-use crate::limits::ENGINE_INBOX;
+use crate::limits::{ENGINE_INBOX, WORKER_STACK_BYTES};
 use crate::observe::stages::{self, Stage};
 use smol::channel::{Receiver, Sender, TrySendError};
 use std::any::Any;
@@ -22,13 +22,19 @@ use std::time::{Duration, Instant};
 
 /// Lets the guests that a batch woke go first, so that what they ask next joins the next batch.
 pub trait Settle: Send {
+    /// The calling thread is going to run batches, and between them may do what there is to do for guests.
+    fn attend(&self);
     /// Blocks until the woken guests have run (each to its next wait or the end of its slice), `limit` at most.
     fn settle(&self, limit: Duration);
+    /// The calling thread is about to sleep or to end.
+    fn rest(&self);
 }
 
 /// Nobody to wait for: for tests and for an engine without guests.
 impl Settle for () {
+    fn attend(&self) {}
     fn settle(&self, _limit: Duration) {}
+    fn rest(&self) {}
 }
 
 /// Settling takes at most this share of the batch before it, ...
@@ -126,12 +132,15 @@ impl Engine {
         let pace = Pace::new(info.batch_tokens);
         let state = State::new(&info);
         let engine = Engine { backend, settle, inbox, notices, untold: VecDeque::new(), state, pace };
-        std::thread::Builder::new().name("engine".into()).spawn(move || engine.live(on_fault))?;
+        // It runs guests too, so it has a worker's stack.
+        let thread = std::thread::Builder::new().name("engine".into()).stack_size(WORKER_STACK_BYTES);
+        thread.spawn(move || engine.live(on_fault))?;
         Ok(Handle { inbox: sender, info })
     }
 
     fn live(mut self, on_fault: impl FnOnce(String)) {
         let ended = catch_unwind(AssertUnwindSafe(|| self.turns()));
+        self.settle.rest(); // Those who are told that their work is lost still have to run.
         let why = match ended {
             Ok(Ok(())) => return, // Every handle is gone: nobody is left to tell.
             Ok(Err(fault)) => format!("the device failed: {fault}"),
@@ -157,6 +166,7 @@ impl Engine {
         loop {
             self.collect();
             let Some(plan) = self.state.plan(self.pace.budget()) else {
+                self.settle.rest();
                 if !self.untold.is_empty() {
                     std::thread::sleep(UNTOLD_WAIT);
                     continue;
@@ -167,6 +177,7 @@ impl Engine {
                 }
                 continue;
             };
+            self.settle.attend();
             let took = self.run(&plan, &mut outcome)?;
             self.state.finish(plan, &mut outcome)?;
             self.settle(took);
@@ -459,6 +470,8 @@ mod tests {
     struct Workers(Arc<OnceLock<[Guest; 3]>>, Mutex<Vec<Reply<PassResult>>>);
 
     impl Settle for Workers {
+        fn attend(&self) {}
+        fn rest(&self) {}
         fn settle(&self, _limit: Duration) {
             let Some(guests) = self.0.get() else { return };
             let mut waiting = self.1.lock().expect("no panic holds it");

@@ -5,6 +5,12 @@
 //! Freshly woken guests go first: they wait for a model's answer no longer and will soon wait again. Those that have
 //! used up a slice go last, though not never. Between two slices a worker looks whether the crew wants it for a
 //! batch, so guests and kernels do not fight for a core. A worker with nothing to do sleeps on a condition variable.
+//!
+//! Waking a thread takes some 30 µs, and a token would need it four times: the engine, a worker, the engine, the workers.
+//! So while batches follow each other the engine's thread stands in for the first worker: it runs that worker's share
+//! of the batch, then the guests whom the batch woke, then the next batch; and the other workers, once their share is
+//! done, look out for the next one for a few microseconds before they sleep. There are never more threads at work
+//! than there are workers.
 
 use crate::backend::crew::Crew;
 use crate::engine::Settle;
@@ -14,13 +20,19 @@ use std::collections::VecDeque;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::task::{Context, Poll};
+use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 
 /// One slice in this many goes to a guest that used its last one up, even while others are freshly woken.
 const EXHAUSTED_TURN: u32 = 16;
+/// How long a thread that has had part in a batch looks out for the next before it sleeps: some times what lies
+/// between two batches of one instance, and far less than a batch.
+const LOOKOUT: Duration = Duration::from_micros(200);
+/// Looks of one thread before it reads the clock again.
+const LOOKS: u32 = 64;
 
 /// Cheap to clone. The threads end when the last clone is dropped.
 #[derive(Clone)]
@@ -32,11 +44,18 @@ struct Pool {
 }
 
 struct Shared {
+    size: usize,
     state: Mutex<State>,
-    /// Something to run, a call of the crew, or the end.
+    /// For all workers but the first: something to run, a call of the crew, or the end.
     work: Condvar,
-    /// No woken guest waits or runs.
+    /// The same for the first.
+    first: Condvar,
+    /// A slice is over: for a stand-in that waits until the woken have run.
     settled: Condvar,
+    /// Copies of the state's counts, for those who look without the lock.
+    woken: AtomicUsize,
+    exhausted: AtomicUsize,
+    running: AtomicUsize,
 }
 
 #[derive(Default)]
@@ -47,24 +66,53 @@ struct State {
     running: usize,
     /// Slices started, to give the exhausted their turn.
     slices: u32,
+    /// The thread that stands in for the first worker, ...
+    stand_in: Option<ThreadId>,
+    /// ... and whether it is in a slice, or sleeps until others have settled.
+    stand_in_busy: bool,
+    /// Whether it sleeps.
+    settling: bool,
+    /// The first worker runs a guest or its share of a batch, and nobody stands in for it meanwhile.
+    first_runs: bool,
+    /// The crew's call wants the first worker itself.
+    first_called: bool,
+    first_sleeps: bool,
+    /// Of the others, those that sleep and those that look out.
+    sleeping: usize,
+    looking: usize,
     ended: bool,
 }
 
 impl Workers {
     /// Starts `size` (at least 1) threads and the crew that they form.
     pub fn start(size: usize) -> io::Result<Workers> {
-        let shared =
-            Arc::new(Shared { state: Mutex::default(), work: Condvar::new(), settled: Condvar::new() });
-        let waker = shared.clone();
-        let crew = Crew::new(size, move || {
-            // Under the lock, so that no worker is between its look at the crew and its sleep.
-            let _state = waker.lock();
-            waker.work.notify_all();
+        let shared = Arc::new(Shared {
+            size,
+            state: Mutex::default(),
+            work: Condvar::new(),
+            first: Condvar::new(),
+            settled: Condvar::new(),
+            woken: AtomicUsize::new(0),
+            exhausted: AtomicUsize::new(0),
+            running: AtomicUsize::new(0),
         });
+        // The crew's wake needs the crew: to serve on the thread of a stand-in, which is the one that calls it.
+        let own = Arc::new(OnceLock::<Weak<Crew>>::new());
+        let crew = {
+            let (shared, own) = (shared.clone(), own.clone());
+            Crew::new(size, move || {
+                if shared.call()
+                    && let Some(crew) = own.get().and_then(Weak::upgrade)
+                {
+                    crew.serve(0);
+                }
+            })
+        };
+        own.get_or_init(|| Arc::downgrade(&crew));
         let pool = Workers(Arc::new(Pool { shared, crew }));
         for rank in 0..size {
             let (shared, crew) = (pool.0.shared.clone(), pool.0.crew.clone());
-            std::thread::Builder::new()
+            thread::Builder::new()
                 .name(format!("worker-{rank}"))
                 .stack_size(limits::WORKER_STACK_BYTES)
                 .spawn(move || shared.work(&crew, rank))?;
@@ -127,15 +175,16 @@ impl Future for EndSlice {
 }
 
 impl Settle for Workers {
+    fn attend(&self) {
+        self.0.shared.lock().stand_in = Some(thread::current().id());
+    }
+
     fn settle(&self, limit: Duration) {
-        let end = Instant::now() + limit;
-        let mut state = self.0.shared.lock();
-        while !state.settled() && !state.ended {
-            let Some(left) = end.checked_duration_since(Instant::now()) else { return };
-            let (next, _) =
-                self.0.shared.settled.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner);
-            state = next;
-        }
+        self.0.shared.settle(Instant::now() + limit);
+    }
+
+    fn rest(&self) {
+        self.0.shared.rest();
     }
 }
 
@@ -149,23 +198,40 @@ impl Drop for Pool {
         // Outside the lock: dropping a guest may wake another.
         drop((woken, exhausted));
         self.shared.work.notify_all();
+        self.shared.first.notify_all();
         self.shared.settled.notify_all();
     }
 }
+
+/// A guest to run, and whether it counts as woken.
+type Turn = (Runnable, bool);
 
 impl State {
     fn settled(&self) -> bool {
         self.woken.is_empty() && self.running == 0
     }
 
-    /// The next guest, and whether it counts as woken.
-    fn next(&mut self) -> Option<(Runnable, bool)> {
+    fn queued(&self) -> usize {
+        self.woken.len() + self.exhausted.len()
+    }
+
+    fn next(&mut self) -> Option<Turn> {
         self.slices = self.slices.wrapping_add(1);
-        let turn = self.slices.is_multiple_of(EXHAUSTED_TURN).then(|| self.exhausted.pop_front()).flatten();
-        let exhausted = |runnable| (runnable, false);
-        turn.map(exhausted)
-            .or_else(|| self.woken.pop_front().map(|runnable| (runnable, true)))
-            .or_else(|| self.exhausted.pop_front().map(exhausted))
+        let turn = self.slices.is_multiple_of(EXHAUSTED_TURN).then(|| self.next_exhausted()).flatten();
+        turn.or_else(|| self.next_woken()).or_else(|| self.next_exhausted())
+    }
+
+    fn next_woken(&mut self) -> Option<Turn> {
+        self.woken.pop_front().map(|runnable| (runnable, true))
+    }
+
+    fn next_exhausted(&mut self) -> Option<Turn> {
+        self.exhausted.pop_front().map(|runnable| (runnable, false))
+    }
+
+    /// Threads that will look at the queues without being told.
+    fn looking(&self) -> usize {
+        self.looking + usize::from(self.stand_in.is_some() && !self.stand_in_busy)
     }
 }
 
@@ -173,6 +239,13 @@ impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
         // The queues are whole between any two statements that can panic.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// For those who look without the lock.
+    fn publish(&self, state: &State) {
+        self.woken.store(state.woken.len(), Ordering::Relaxed);
+        self.exhausted.store(state.exhausted.len(), Ordering::Relaxed);
+        self.running.store(state.running, Ordering::Relaxed);
     }
 
     fn push(&self, runnable: Runnable, exhausted: bool) {
@@ -185,32 +258,189 @@ impl Shared {
             true => state.exhausted.push_back(runnable),
             false => state.woken.push_back(runnable),
         }
-        self.work.notify_one();
+        self.publish(&state);
+        if state.queued() > state.looking() {
+            self.wake_one(&state);
+        }
+    }
+
+    fn wake_one(&self, state: &State) {
+        if state.first_sleeps && state.stand_in.is_none() {
+            self.first.notify_one();
+        } else if state.sleeping > 0 {
+            self.work.notify_one();
+        }
+    }
+
+    /// A call of the crew is open. True: the caller is to serve as the first worker; false: the first worker will.
+    fn call(&self) -> bool {
+        // Under the lock, so that no worker is between its look at the crew and its sleep.
+        let mut state = self.lock();
+        let stands_in = state.stand_in == Some(thread::current().id()) && !state.first_runs;
+        if !stands_in {
+            state.first_called = true;
+            self.first.notify_one();
+        }
+        if state.sleeping > 0 {
+            self.work.notify_all();
+        }
+        stands_in
+    }
+
+    /// Runs woken guests until all have come to their next wait, here and on the other threads.
+    fn settle(&self, end: Instant) {
+        let mut state = self.lock();
+        let here = state.stand_in == Some(thread::current().id());
+        while !state.settled() && !state.ended {
+            let now = Instant::now();
+            if now >= end {
+                return;
+            }
+            // The first worker may still be in the slice that it was in when somebody came to stand in for it.
+            if here
+                && !state.first_runs
+                && let Some(turn) = state.next_woken()
+            {
+                state = self.slice_here(state, turn);
+                continue;
+            }
+            if !state.first_runs {
+                drop(state);
+                let changed = || match self.woken.load(Ordering::Relaxed) {
+                    0 => self.running.load(Ordering::Relaxed) == 0,
+                    _ => here,
+                };
+                let seen = look_out(end.min(now + LOOKOUT), changed);
+                state = self.lock();
+                if seen || state.settled() {
+                    continue;
+                }
+            }
+            (state.stand_in_busy, state.settling) = (here, true);
+            let left = end.saturating_duration_since(Instant::now());
+            let waited = self.settled.wait_timeout(state, left);
+            (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+            (state.stand_in_busy, state.settling) = (false, false);
+        }
+        // There is no other worker whose turn these could be, as long as batches follow each other.
+        if here
+            && self.size == 1
+            && !state.first_runs
+            && let Some(turn) = state.next_exhausted()
+        {
+            drop(self.slice_here(state, turn));
+        }
+    }
+
+    fn slice_here<'s>(&'s self, mut state: MutexGuard<'s, State>, turn: Turn) -> MutexGuard<'s, State> {
+        state.stand_in_busy = true;
+        let mut state = self.slice(state, turn);
+        state.stand_in_busy = false;
+        state
+    }
+
+    /// Nobody stands in for the first worker any more.
+    fn rest(&self) {
+        let mut state = self.lock();
+        if state.stand_in.take().is_some() && state.queued() > state.looking {
+            self.first.notify_one();
+        }
+    }
+
+    /// Runs one slice of a guest.
+    fn slice<'s>(
+        &'s self,
+        mut state: MutexGuard<'s, State>,
+        (runnable, woken): Turn,
+    ) -> MutexGuard<'s, State> {
+        state.running += woken as usize;
+        self.publish(&state);
+        drop(state);
+        // A panic for a guest ends at the guest's border (`instance.rs`); this keeps the thread whatever comes.
+        let outcome = catch_unwind(AssertUnwindSafe(|| runnable.run()));
+        if outcome.is_err() {
+            tracing::error!(target: "runtime", "a guest's future panicked past its border");
+        }
+        let mut state = self.lock();
+        state.running -= woken as usize;
+        self.publish(&state);
+        if state.settling {
+            self.settled.notify_all();
+        }
+        state
     }
 
     fn work(&self, crew: &Crew, rank: usize) {
+        match rank {
+            0 => self.work_first(crew),
+            _ => self.work_other(crew, rank),
+        }
+    }
+
+    fn work_first(&self, crew: &Crew) {
         let mut state = self.lock();
+        while !state.ended {
+            if std::mem::take(&mut state.first_called) {
+                state.first_runs = true;
+                drop(state);
+                crew.serve(0);
+                state = self.lock();
+            } else if state.stand_in.is_none()
+                && let Some(turn) = state.next()
+            {
+                state.first_runs = true;
+                state = self.slice(state, turn);
+            } else {
+                state.first_sleeps = true;
+                state = self.first.wait(state).unwrap_or_else(PoisonError::into_inner);
+                state.first_sleeps = false;
+            }
+            state.first_runs = false;
+        }
+    }
+
+    fn work_other(&self, crew: &Crew, rank: usize) {
+        let mut state = self.lock();
+        // Until when this thread looks out: only after a batch, and between batches.
+        let mut until: Option<Instant> = None;
         while !state.ended {
             if crew.wanted(rank) {
                 drop(state);
                 crew.serve(rank);
+                until = Some(Instant::now() + LOOKOUT);
                 state = self.lock();
-            } else if let Some((runnable, woken)) = state.next() {
-                state.running += woken as usize;
+            } else if let Some(turn) = state.next() {
+                state = self.slice(state, turn);
+                until = state.stand_in.map(|_| Instant::now() + LOOKOUT);
+            } else if let Some(at) = until.filter(|at| Instant::now() < *at) {
+                state.looking += 1;
                 drop(state);
-                // A panic for a guest ends at the guest's border (`instance.rs`); this keeps the thread whatever comes.
-                let outcome = catch_unwind(AssertUnwindSafe(|| runnable.run()));
-                if outcome.is_err() {
-                    tracing::error!(target: "runtime", "a guest's future panicked past its border");
-                }
+                look_out(at, || {
+                    let queued = self.woken.load(Ordering::Relaxed) + self.exhausted.load(Ordering::Relaxed);
+                    queued > 0 || crew.wanted(rank)
+                });
                 state = self.lock();
-                state.running -= woken as usize;
-                if state.settled() {
-                    self.settled.notify_all();
-                }
+                state.looking -= 1;
             } else {
+                state.sleeping += 1;
                 state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
+                state.sleeping -= 1;
             }
+        }
+    }
+}
+
+/// Spins until `seen` (true) or `until` (false).
+fn look_out(until: Instant, seen: impl Fn() -> bool) -> bool {
+    loop {
+        for _ in 0..LOOKS {
+            if seen() {
+                return true;
+            }
+            std::hint::spin_loop();
+        }
+        if Instant::now() >= until {
+            return false;
         }
     }
 }
@@ -292,6 +522,61 @@ mod tests {
         }
         assert_eq!(shares.load(Ordering::Relaxed), 100);
         smol::block_on(sender.send(())).unwrap();
+    }
+
+    /// A thread that runs batches and settles, as the engine does.
+    #[test]
+    fn while_batches_follow_each_other_one_thread_stands_in_and_nobody_starves() {
+        for size in [1, 2, 3] {
+            let workers = Workers::start(size).unwrap();
+            let crew = workers.crew();
+            let spins = Arc::new(AtomicUsize::new(0));
+            workers.spawn(|slice| {
+                let spins = spins.clone();
+                async move {
+                    loop {
+                        spins.fetch_add(1, Ordering::Relaxed);
+                        slice.end().await;
+                    }
+                }
+            });
+            let (question, asked) = channel::bounded::<usize>(1);
+            let (answer, answers) = channel::bounded(1);
+            let here = thread::current().id();
+            workers.spawn(|_| async move {
+                while let Ok(round) = asked.recv().await {
+                    answer.send((round, thread::current().id() == here)).await.unwrap();
+                }
+            });
+            let (mut shares, mut by_stand_in) = (0, 0);
+            for round in 0..300 {
+                workers.attend();
+                let counted = AtomicUsize::new(0);
+                crew.run(&|_rank| {
+                    counted.fetch_add(1, Ordering::Relaxed);
+                    crew.barrier();
+                });
+                shares += counted.into_inner();
+                question.send_blocking(round).unwrap();
+                workers.settle(Duration::from_secs(60));
+                let (said, stood_in) = answers.try_recv().expect("whoever the batch woke has run");
+                assert_eq!(said, round);
+                by_stand_in += usize::from(stood_in);
+                if round % 100 == 99 {
+                    workers.rest();
+                    let before = spins.load(Ordering::Relaxed);
+                    while spins.load(Ordering::Relaxed) < before + 100 {
+                        thread::yield_now(); // the spinning guest has the workers to itself again
+                    }
+                }
+            }
+            assert_eq!(shares, 300 * size, "every rank of every batch once");
+            assert!(size > 1 || by_stand_in > 0, "nobody stood in for the only worker");
+            // The next question comes while nobody stands in.
+            workers.rest();
+            question.send_blocking(300).unwrap();
+            assert_eq!(answers.recv_blocking().map(|(round, _)| round), Ok(300));
+        }
     }
 
     #[test]
