@@ -23,6 +23,8 @@ pub(super) struct Architecture {
     pub fused_gate: bool,
     pub factors: Factors,
     pub window: Windows,
+    /// The base of the rope where the file does not say.
+    pub rope_base: f32,
     /// What caps scores and logits where the file does not say; 0 for none.
     pub score_cap: f32,
     pub logit_cap: f32,
@@ -64,6 +66,7 @@ const LLAMA: Architecture = Architecture {
     fused_gate: false,
     factors: Factors::One,
     window: Windows::All,
+    rope_base: 10_000.0,
     score_cap: 0.0,
     logit_cap: 0.0,
     wide_query_layers: None,
@@ -102,6 +105,7 @@ pub(super) const ARCHITECTURES: [Architecture; 6] = [
         name: "gemma3",
         head_norms: true,
         window: Windows::Alternating { every: 6, size: None, base: Some(10_000.0) },
+        rope_base: 1_000_000.0,
         score_cap: 0.0,
         logit_cap: 0.0,
         wide_query_layers: Some(62),

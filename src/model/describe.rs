@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 use super::Weights;
 use super::chat::Chat;
 use super::gguf::Gguf;
-use super::shape::Shape;
+use super::shape::{Pairing, Rope, Shape};
 use super::tokenizer::Tokenizer;
 
 /// A description for the terminal, a line per fact, ending with whether Tartlet can serve the file.
@@ -45,7 +45,17 @@ pub(super) fn describe(gguf: &Gguf) -> String {
                 if shape.tied_head { "tied" } else { "separate" }
             ),
         );
-        fact("rope", format!("base {}, {} of {} values", shape.rope.base, shape.rope.dims, shape.head_dim));
+        fact("rope", rope(shape));
+        if let Some(window) = shape.window {
+            let layers = (0..shape.layers).filter(|&layer| shape.window_of(layer).is_some()).count();
+            fact("window", format!("{} tokens in {layers} of {} layers", window.size, shape.layers));
+        }
+        let caps = [("scores", shape.score_cap), ("logits", shape.logit_cap)];
+        let caps: Vec<String> =
+            caps.into_iter().filter_map(|(of, cap)| cap.map(|cap| format!("{of} at {cap}"))).collect();
+        if !caps.is_empty() {
+            fact("caps", caps.join(", "));
+        }
         fact("context", format!("{} tokens", shape.context));
         // K and V, f32, of all layers.
         let kv = 2 * 4 * shape.kv_width() * shape.layers;
@@ -110,6 +120,25 @@ pub(super) fn line(gguf: &Gguf) -> String {
     format!("{name}, {architecture}, {} parameters, {most}", count(parameters(gguf)))
 }
 
+/// Its base, how much of a head it turns, and what a plain Llama's has not.
+fn rope(shape: &Shape) -> String {
+    let Rope { dims, base, local_base, pairing, linear_scale, attention_scale } = shape.rope;
+    let mut text = format!("base {base}, {dims} of {} values", shape.head_dim);
+    if pairing == Pairing::Halves {
+        text += " in halves";
+    }
+    if local_base != base {
+        let _ = write!(text, ", base {local_base} within the window");
+    }
+    if linear_scale != 1.0 {
+        let _ = write!(text, ", positions / {linear_scale}");
+    }
+    if attention_scale != 1.0 {
+        let _ = write!(text, ", turned values * {attention_scale:.3}");
+    }
+    text
+}
+
 fn parameters(gguf: &Gguf) -> u128 {
     // Each product was checked to fit; the sum of 65,536 of them fits here.
     gguf.tensors().map(|t| t.dims.iter().product::<usize>() as u128).sum()
@@ -138,6 +167,7 @@ fn bytes(n: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::super::gguf::Quant;
+    use super::super::specimens::specimens;
     use super::super::toy::{Toy, Writer};
     use super::*;
 
@@ -158,6 +188,35 @@ mod tests {
             "can serve it",
         ] {
             assert!(text.contains(fact), "{fact}: {text}");
+        }
+    }
+
+    #[test]
+    fn what_a_family_adds_is_shown() {
+        let text = |name: &str| {
+            let specimens = specimens();
+            described(specimens.iter().find(|specimen| specimen.name == name).expect("a specimen").writer())
+        };
+        for (name, facts) in [
+            ("llama-2", &["base 10000, 16 of 16 values\n"][..]),
+            ("qwen2", &["base 1000000, 16 of 16 values in halves\n"]),
+            (
+                "gemma-2",
+                &["window        8 tokens in 2 of 4 layers\n", "caps          scores at 2, logits at 6\n"],
+            ),
+            ("gemma-3", &["base 10000 within the window, positions / 8\n", "8 tokens in 6 of 7 layers\n"]),
+            ("phi-3", &["window        8 tokens in 2 of 2 layers\n"]),
+            ("phi-4-mini", &["12 of 16 values in halves, turned values * 1.225\n"]),
+        ] {
+            let text = text(name);
+            assert!(text.contains("can serve it\n") && text.lines().count() <= 24, "{text}");
+            for fact in facts {
+                assert!(text.contains(fact), "{fact}: {text}");
+            }
+            assert_eq!(
+                text.contains("window "),
+                !name.contains("llama") && !["qwen2", "phi-4-mini"].contains(&name)
+            );
         }
     }
 

@@ -14,6 +14,7 @@ mod cursor;
 mod describe;
 mod families;
 pub mod gguf;
+mod keys;
 mod merge;
 pub mod quant;
 mod sentencepiece;

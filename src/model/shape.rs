@@ -1,12 +1,13 @@
 //! The hyperparameters of a model.
 //!
-//! Owns: the reading of `{architecture}.*`, the ranges in which they make sense, and what follows from them for each
-//! layer. Never: a tensor (`tensors.rs`), nor what an architecture's name alone settles (`architecture.rs`).
+//! Owns: what a backend must know besides the tensors, and what follows from it for each layer. Never: a tensor
+//! (`tensors.rs`), a key's range (`keys.rs`), nor what an architecture's name alone settles (`architecture.rs`).
 
 use std::fmt;
 
-use super::architecture::{ARCHITECTURES, Architecture, Factors, Windows};
-use super::gguf::{Gguf, GgufError, optional};
+use super::architecture::{ARCHITECTURES, Architecture};
+use super::gguf::{Gguf, GgufError};
+use super::keys::{Keys, optional_size};
 pub use super::tensors::{Layer, Weights};
 use crate::limits;
 
@@ -225,179 +226,9 @@ impl Shape {
     }
 }
 
-/// The keys of one architecture.
-struct Keys<'a> {
-    gguf: &'a Gguf,
-    architecture: &'a str,
-}
-
-impl Keys<'_> {
-    fn full(&self, key: &str) -> String {
-        format!("{}.{key}", self.architecture)
-    }
-
-    fn f32(&self, key: &str) -> Result<f32, GgufError> {
-        self.gguf.f32(&self.full(key))
-    }
-
-    /// A number from 1 to `limit`.
-    fn size(&self, key: &str, limit: u32) -> Result<usize, ShapeError> {
-        let size = self.gguf.u32(&self.full(key))?;
-        if !(1..=limit).contains(&size) {
-            return Err(self.range(key, size, format!("from 1 to {limit}")));
-        }
-        Ok(size as usize)
-    }
-
-    /// The number under `key`, or `default`; finite and at least `least`.
-    fn at_least(&self, key: &str, least: f32, default: f32) -> Result<f32, ShapeError> {
-        let value = optional(self.f32(key))?.unwrap_or(default);
-        if !(value.is_finite() && value >= least) {
-            return Err(self.range(key, value, format!("at least {least} and finite")));
-        }
-        Ok(value)
-    }
-
-    fn range(&self, key: &str, value: impl ToString, want: String) -> ShapeError {
-        ShapeError::Range { key: self.full(key), value: value.to_string(), want }
-    }
-
-    fn head_dim(&self, hidden: usize, heads: usize) -> Result<usize, ShapeError> {
-        let key = optional_size(self.size("attention.key_length", limits::MODEL_HEAD))?;
-        let value = optional_size(self.size("attention.value_length", limits::MODEL_HEAD))?;
-        let head_dim = match key.or(value) {
-            Some(head_dim) => head_dim,
-            None if hidden.is_multiple_of(heads) => hidden / heads,
-            None => {
-                return Err(self.range("attention.head_count", heads, format!("a divisor of {hidden}")));
-            }
-        };
-        if let Some(value) = value
-            && value != head_dim
-        {
-            return Err(self.range("attention.value_length", value, format!("the key length, {head_dim}")));
-        }
-        if head_dim % 2 != 0 || head_dim > limits::MODEL_HEAD as usize {
-            let want = format!("such that a head has an even size of at most {}", limits::MODEL_HEAD);
-            return Err(self.range("attention.head_count", heads, want));
-        }
-        Ok(head_dim)
-    }
-
-    fn rope(&self, table: &Architecture, head_dim: usize) -> Result<Rope, ShapeError> {
-        let dims = optional_size(self.size("rope.dimension_count", limits::MODEL_HEAD))?.unwrap_or(head_dim);
-        if dims % 2 != 0 || dims > head_dim {
-            let want = format!("even and at most the head size, {head_dim}");
-            return Err(self.range("rope.dimension_count", dims, want));
-        }
-        let base = self.at_least("rope.freq_base", 1.0, 10_000.0)?;
-        let local_base = match table.window {
-            Windows::Alternating { base: Some(local), .. } => {
-                self.at_least("rope.freq_base_swa", 1.0, local)?
-            }
-            _ => base,
-        };
-        Ok(Rope {
-            dims,
-            base,
-            local_base,
-            pairing: table.pairing,
-            linear_scale: self.linear_scale(table)?,
-            attention_scale: self.at_least("rope.scaling.attn_factor", f32::MIN_POSITIVE, 1.0)?,
-        })
-    }
-
-    /// How far positions are stretched in equal measure; a stretch of any other kind is refused.
-    fn linear_scale(&self, table: &Architecture) -> Result<f32, ShapeError> {
-        let scaling = self.full("rope.scaling.type");
-        let kind = optional(self.gguf.str(&scaling))?.unwrap_or("linear");
-        match kind {
-            // `rope.scale_linear` is the older name; a factor of 0 stands for none.
-            "linear" => {
-                let older = self.at_least("rope.scale_linear", 0.0, 1.0)?;
-                let factor = self.at_least("rope.scaling.factor", 0.0, older)?;
-                Ok(if factor == 0.0 { 1.0 } else { factor })
-            }
-            "none" => Ok(1.0),
-            // Its numbers are in the tensors of factors and in `rope.scaling.attn_factor`.
-            "longrope" if table.factors == Factors::LongAndShort => Ok(1.0),
-            kind => Err(ShapeError::Unsupported(format!(
-                "the model stretches its positions (`{scaling}` = {kind}), which Tartlet does not compute"
-            ))),
-        }
-    }
-
-    /// A cap on scores or logits; 0 stands for none.
-    fn cap(&self, key: &str, default: f32) -> Result<Option<f32>, ShapeError> {
-        Ok(Some(self.at_least(key, 0.0, default)?).filter(|&cap| cap > 0.0))
-    }
-
-    fn window(&self, table: &Architecture) -> Result<Option<Window>, ShapeError> {
-        // 0 stands for none.
-        let key = "attention.sliding_window";
-        let named = optional(self.gguf.u32(&self.full(key)))?.map(|size| size as usize);
-        if let Some(size) = named
-            && size > limits::MODEL_CONTEXT as usize
-        {
-            return Err(self.range(key, size, format!("at most {}", limits::MODEL_CONTEXT)));
-        }
-        let window = match table.window {
-            Windows::None if named.is_some_and(|size| size > 0) => {
-                return Err(ShapeError::Unsupported(format!(
-                    "the model has `{}`, but not which layers it holds for: Tartlet does not compute it for `{}`",
-                    self.full(key),
-                    self.architecture
-                )));
-            }
-            Windows::None => None,
-            Windows::All => named.map(|size| Window { size, every: 0 }),
-            Windows::Alternating { every, size, .. } => {
-                let pattern = self.gguf.u32(&self.full("attention.sliding_window_pattern"));
-                let every = optional(pattern)?.map_or(every, |every| every as usize);
-                named.or(size).map(|size| Window { size, every })
-            }
-        };
-        Ok(window.filter(|window| window.size > 0))
-    }
-
-    /// Options that would change the result and that Tartlet does not compute.
-    fn refuse_what_changes_the_numbers(&self) -> Result<(), ShapeError> {
-        if optional(self.gguf.u32(&self.full("expert_count")))?.is_some_and(|experts| experts > 0) {
-            let what = "the model is a mixture of experts, which Tartlet does not compute";
-            return Err(ShapeError::Unsupported(what.into()));
-        }
-        if optional(self.gguf.bool(&self.full("attention.causal")))? == Some(false) {
-            let what = "the model attends in both directions: it makes embeddings and does not generate text";
-            return Err(ShapeError::Unsupported(what.into()));
-        }
-        // Of the same numeric kind in every file; 0 and 1 both stand for "not used".
-        for key in
-            ["logit_scale", "residual_scale", "embedding_scale", "attention.scale", "attention.clamp_kqv"]
-        {
-            if let Some(value) = optional(self.f32(key))?
-                && value != 0.0
-                && value != 1.0
-            {
-                return Err(ShapeError::Unsupported(format!(
-                    "the model's `{}` is {value}, which Tartlet does not compute",
-                    self.full(key)
-                )));
-            }
-        }
-        Ok(())
-    }
-}
-
-/// An absent key is `None`; every other error stays one.
-fn optional_size(size: Result<usize, ShapeError>) -> Result<Option<usize>, ShapeError> {
-    match size {
-        Err(ShapeError::Gguf(GgufError::Missing { .. })) => Ok(None),
-        size => size.map(Some),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::gguf::Quant;
     use super::super::toy::{Toy, Writer};
     use super::*;
 
@@ -426,7 +257,7 @@ mod tests {
             .u32(&key("feed_forward_length"), 96)
             .u32(&key("attention.head_count"), 4)
             .f32(&key("attention.layer_norm_rms_epsilon"), 1e-6)
-            .tensor("token_embd.weight", &[64, 2], super::super::Quant::F32, vec![0; 512])
+            .tensor("token_embd.weight", &[64, 2], Quant::F32, vec![0; 512])
     }
 
     fn shape(writer: Writer) -> Shape {
@@ -541,6 +372,76 @@ mod tests {
         let every_third = shape(gemma3.u32("gemma3.attention.sliding_window_pattern", 3));
         assert_eq!([1, 2].map(|layer| every_third.window_of(layer)), [Some(512), None]);
         assert_eq!(shape(keys("gemma3", 26)).window, None);
+    }
+
+    /// The keys of published files, as their converters wrote them, in the numbers that a backend works with.
+    #[test]
+    fn published_files_are_read() {
+        type Numbers<'a> = &'a [(&'a str, f32)];
+        let header = |architecture: &str, layers, sizes: [u32; 5], numbers: Numbers| {
+            let key = |key: &str| format!("{architecture}.{key}");
+            let [context, hidden, ffn, heads, kv_heads] = sizes;
+            let mut writer = keys(architecture, layers)
+                .u32(&key("context_length"), context)
+                .u32(&key("embedding_length"), hidden)
+                .u32(&key("feed_forward_length"), ffn)
+                .u32(&key("attention.head_count"), heads)
+                .u32(&key("attention.head_count_kv"), kv_heads);
+            for &(name, value) in numbers {
+                let whole = name.contains("length") || name.contains("window") || name.contains("count");
+                let name = key(name);
+                writer = if whole { writer.u32(&name, value as u32) } else { writer.f32(&name, value) };
+            }
+            shape(writer)
+        };
+        let qwen = header("qwen2", 24, [32_768, 896, 4864, 14, 2], &[("rope.freq_base", 1e6)]); // Qwen2.5 0.5B
+        assert_eq!((qwen.head_dim, qwen.rope.dims, qwen.rope.base), (64, 64, 1e6));
+        assert_eq!((qwen.query_scale, qwen.window), (0.125, None));
+
+        let head = [("attention.key_length", 128.0), ("attention.value_length", 128.0)];
+        let qwen = header("qwen3", 28, [40_960, 1024, 3072, 16, 8], &head); // Qwen3 0.6B
+        assert_eq!((qwen.q_width(), qwen.kv_width()), (2048, 1024));
+
+        let caps = [("attn_logit_softcapping", 50.0), ("final_logit_softcapping", 30.0)];
+        let window = ("attention.sliding_window", 4096.0);
+        let gemma = |layers, sizes, head: f32, more: Numbers| {
+            let head = [("attention.key_length", head), ("attention.value_length", head), window];
+            header("gemma2", layers, sizes, &[&head[..], &caps, more].concat())
+        };
+        let small = gemma(26, [8192, 2304, 9216, 8, 4], 256.0, &[]); // Gemma 2 2B
+        assert_eq!((small.embedding_scale, small.query_scale), (48.0, 1.0 / 16.0));
+        let large = gemma(46, [8192, 4608, 36_864, 32, 16], 128.0, &[]); // Gemma 2 27B
+        assert_eq!((large.query_scale, large.window_of(44)), (1.0 / 12.0, Some(4096)));
+        assert_eq!((large.window_of(45), large.score_cap, large.logit_cap), (None, Some(50.0), Some(30.0)));
+
+        let gemma = [
+            ("attention.key_length", 256.0),
+            ("attention.value_length", 256.0),
+            ("attention.sliding_window", 1024.0),
+            ("rope.freq_base", 1e6),
+            ("rope.scaling.factor", 8.0),
+        ];
+        let gemma = header("gemma3", 34, [131_072, 2560, 10_240, 8, 4], &gemma); // Gemma 3 4B
+        assert_eq!((gemma.rope.base, gemma.rope.local_base, gemma.rope.linear_scale), (1e6, 1e4, 8.0));
+        assert_eq!(
+            (gemma.query_scale, gemma.window_of(0), gemma.window_of(5)),
+            (1.0 / 16.0, Some(1024), None)
+        );
+
+        let phi = [
+            ("rope.scaling.original_context_length", 4096.0),
+            ("rope.scaling.attn_factor", 1.190_238),
+            ("rope.dimension_count", 96.0),
+            ("rope.freq_base", 1e4),
+            ("attention.sliding_window", 262_144.0),
+        ];
+        let phi = header("phi3", 32, [131_072, 3072, 8192, 24, 8], &phi); // Phi-4 mini
+        assert_eq!((phi.head_dim, phi.rope.dims, phi.rope.attention_scale), (128, 96, 1.190_238));
+        assert_eq!(phi.window, Some(Window { size: 262_144, every: 0 }));
+        assert_eq!(
+            header("phi3", 40, [16_384, 5120, 17_920, 40, 10], &[("attention.sliding_window", 0.0)]).window,
+            None
+        );
     }
 
     #[test]
