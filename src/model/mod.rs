@@ -149,6 +149,21 @@ mod tests {
         assert_eq!(model.chat.stops, ["<|im_end|>", "<|endoftext|>"]);
     }
 
+    /// Three files that PyPI `gguf` wrote (tests/golden/kquants.py), opened by any of them.
+    #[test]
+    fn a_model_of_many_formats_in_several_files_opens() {
+        for number in 1..=3 {
+            let path = format!("tests/golden/kquants-0000{number}-of-00003.gguf");
+            let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+            let model = Model::open(&path, None, None).unwrap_or_else(|error| panic!("{error}"));
+            assert_eq!((model.name.as_str(), model.gguf.files()), ("kquants", 3));
+            assert_eq!(model.description, "K-quants, llama, 199.9 k parameters, Q4_K");
+            assert_eq!((model.shape.hidden, model.shape.head_dim, model.tokenizer.vocab()), (256, 16, 264));
+            let text = describe(&path).unwrap();
+            assert!(text.contains("in 3 files, GGUF version 3") && text.contains("can serve it"), "{text}");
+        }
+    }
+
     #[test]
     fn the_error_names_the_file() {
         let error = Model::open(Path::new("/nonexistent.gguf"), None, None).err().expect("refused");
