@@ -122,7 +122,7 @@ pub(super) fn line(gguf: &Gguf) -> String {
 
 /// Its base, how much of a head it turns, and what a plain Llama's has not.
 fn rope(shape: &Shape) -> String {
-    let Rope { dims, base, local_base, pairing, linear_scale, attention_scale } = shape.rope;
+    let Rope { dims, base, local_base, pairing, linear_scale, yarn, attention_scale } = shape.rope;
     let mut text = format!("base {base}, {dims} of {} values", shape.head_dim);
     if pairing == Pairing::Halves {
         text += " in halves";
@@ -132,6 +132,9 @@ fn rope(shape: &Shape) -> String {
     }
     if linear_scale != 1.0 {
         let _ = write!(text, ", positions / {linear_scale}");
+    }
+    if let Some(yarn) = yarn {
+        let _ = write!(text, ", YaRN {} beyond {}", yarn.factor, yarn.original);
     }
     if attention_scale != 1.0 {
         let _ = write!(text, ", turned values * {attention_scale:.3}");
@@ -213,10 +216,7 @@ mod tests {
             for fact in facts {
                 assert!(text.contains(fact), "{fact}: {text}");
             }
-            assert_eq!(
-                text.contains("window "),
-                !name.contains("llama") && !["qwen2", "phi-4-mini"].contains(&name)
-            );
+            assert_eq!(text.contains("window "), ["gemma-2", "gemma-3", "phi-3"].contains(&name), "{text}");
         }
     }
 

@@ -5,7 +5,7 @@
 
 use super::architecture::{Architecture, Factors, Windows};
 use super::gguf::{Gguf, GgufError, optional};
-use super::shape::{Rope, ShapeError, Window};
+use super::shape::{Rope, ShapeError, Window, Yarn};
 use crate::limits;
 
 /// The keys of one architecture.
@@ -80,34 +80,58 @@ impl Keys<'_> {
             }
             _ => base,
         };
-        Ok(Rope {
+        let mut rope = Rope {
             dims,
             base,
             local_base,
             pairing: table.pairing,
-            linear_scale: self.linear_scale(table)?,
+            linear_scale: 1.0,
+            yarn: None,
             attention_scale: self.at_least("rope.scaling.attn_factor", f32::MIN_POSITIVE, 1.0)?,
-        })
-    }
-
-    /// How far positions are stretched in equal measure; a stretch of any other kind is refused.
-    fn linear_scale(&self, table: &Architecture) -> Result<f32, ShapeError> {
+        };
         let scaling = self.full("rope.scaling.type");
-        let kind = optional(self.gguf.str(&scaling))?.unwrap_or("linear");
-        match kind {
+        match optional(self.gguf.str(&scaling))?.unwrap_or("linear") {
             // `rope.scale_linear` is the older name; a factor of 0 stands for none.
             "linear" => {
                 let older = self.at_least("rope.scale_linear", 0.0, 1.0)?;
                 let factor = self.at_least("rope.scaling.factor", 0.0, older)?;
-                Ok(if factor == 0.0 { 1.0 } else { factor })
+                rope.linear_scale = if factor == 0.0 { 1.0 } else { factor };
             }
-            "none" => Ok(1.0),
+            "none" => {}
             // Its numbers are in the tensors of factors and in `rope.scaling.attn_factor`.
-            "longrope" if table.factors == Factors::LongAndShort => Ok(1.0),
-            kind => Err(ShapeError::Unsupported(format!(
-                "the model stretches its positions (`{scaling}` = {kind}), which Tartlet does not compute"
-            ))),
+            "longrope" if table.factors == Factors::LongAndShort => {}
+            "yarn" => {
+                let yarn = self.yarn(base)?;
+                rope.attention_scale *= 0.1 * yarn.factor.ln() + 1.0;
+                rope.yarn = Some(yarn);
+            }
+            kind => {
+                return Err(ShapeError::Unsupported(format!(
+                    "the model stretches its positions (`{scaling}` = {kind}), which Tartlet does not compute"
+                )));
+            }
         }
+        Ok(rope)
+    }
+
+    fn yarn(&self, base: f32) -> Result<Yarn, ShapeError> {
+        // What these mean differs from reader to reader.
+        self.refuse_unless("rope.scaling.yarn_log_multiplier", &[0.0])?;
+        self.refuse_unless("rope.scaling.yarn_attn_factor", &[1.0])?;
+        self.refuse_unless("rope.scaling.yarn_ext_factor", &[1.0])?;
+        if base <= 1.0 {
+            return Err(self.range(
+                "rope.freq_base",
+                base,
+                "above 1 where YaRN stretches the positions".into(),
+            ));
+        }
+        Ok(Yarn {
+            factor: self.at_least("rope.scaling.factor", 1.0, 1.0)?,
+            original: self.size("rope.scaling.original_context_length", limits::MODEL_CONTEXT)? as u32,
+            fast: self.at_least("rope.scaling.yarn_beta_fast", f32::MIN_POSITIVE, 32.0)?,
+            slow: self.at_least("rope.scaling.yarn_beta_slow", f32::MIN_POSITIVE, 1.0)?,
+        })
     }
 
     /// A cap on scores or logits; 0 stands for none.
@@ -153,21 +177,24 @@ impl Keys<'_> {
             let what = "the model attends in both directions: it makes embeddings and does not generate text";
             return Err(ShapeError::Unsupported(what.into()));
         }
-        // Of the same numeric kind in every file; 0 and 1 both stand for "not used".
+        // 0 and 1 both stand for "not used".
         for key in
             ["logit_scale", "residual_scale", "embedding_scale", "attention.scale", "attention.clamp_kqv"]
         {
-            if let Some(value) = optional(self.f32(key))?
-                && value != 0.0
-                && value != 1.0
-            {
-                return Err(ShapeError::Unsupported(format!(
-                    "the model's `{}` is {value}, which Tartlet does not compute",
-                    self.full(key)
-                )));
-            }
+            self.refuse_unless(key, &[0.0, 1.0])?;
         }
         Ok(())
+    }
+
+    /// A number that is refused unless it is absent or one of these.
+    fn refuse_unless(&self, key: &str, neutral: &[f32]) -> Result<(), ShapeError> {
+        match optional(self.f32(key))? {
+            Some(value) if !neutral.contains(&value) => Err(ShapeError::Unsupported(format!(
+                "the model's `{}` is {value}, which Tartlet does not compute",
+                self.full(key)
+            ))),
+            _ => Ok(()),
+        }
     }
 }
 

@@ -63,8 +63,21 @@ pub struct Rope {
     pub pairing: Pairing,
     /// A position is divided by this, but not in local layers.
     pub linear_scale: f32,
+    /// The slow pairs' angles are stretched, the fast ones' are not; in local layers none is.
+    pub yarn: Option<Yarn>,
     /// Cosine and sine are multiplied by this: turned queries and keys grow by it.
     pub attention_scale: f32,
+}
+
+/// Stretched positions by pairs: Peng et al., "YaRN" (2023). Pairs that turn at least `fast` times within the
+/// `original` context keep their angle, those that turn at most `slow` times divide it by `factor`, and those between
+/// go over by their number.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Yarn {
+    pub factor: f32,
+    pub original: u32,
+    pub fast: f32,
+    pub slow: f32,
 }
 
 /// Which values of a head turn together, i in `0..dims / 2`.
@@ -135,6 +148,22 @@ impl std::error::Error for ShapeError {}
 impl From<GgufError> for ShapeError {
     fn from(error: GgufError) -> ShapeError {
         ShapeError::Gguf(error)
+    }
+}
+
+impl Yarn {
+    /// What the angle of a pair is multiplied by.
+    fn stretch(&self, pair: usize, rope: &Rope) -> f64 {
+        let (dims, base) = (rope.dims as f64, f64::from(rope.base));
+        // The pair that turns so many times within the original context.
+        let pair_of = |turns: f32| {
+            let wave = f64::from(self.original) / (f64::from(turns) * std::f64::consts::TAU);
+            dims * wave.ln() / (2.0 * base.ln())
+        };
+        let first = pair_of(self.fast).floor().max(0.0);
+        let last = pair_of(self.slow).ceil().min(dims - 1.0).max(first + 0.001);
+        let share = ((pair as f64 - first) / (last - first)).clamp(0.0, 1.0);
+        1.0 - share + share / f64::from(self.factor)
     }
 }
 
@@ -215,11 +244,12 @@ impl Shape {
     /// Radians by which one position turns pair i of a head in this layer. `factors` divide the angles, one per pair
     /// ([`Weights::rope_factors`]).
     pub fn turns_of(&self, layer: usize, factors: Option<&[f32]>) -> Vec<f64> {
-        let Rope { dims, base, local_base, linear_scale, .. } = self.rope;
+        let Rope { dims, base, local_base, linear_scale, yarn, .. } = self.rope;
         let local = self.window.is_some_and(|window| window.every > 0) && self.window_of(layer).is_some();
-        let (base, scale) = if local { (local_base, 1.0) } else { (base, linear_scale) };
+        let (base, scale, yarn) = if local { (local_base, 1.0, None) } else { (base, linear_scale, yarn) };
         let turn = |pair: usize| {
             let turn = f64::from(base).powf(-2.0 * pair as f64 / dims as f64) / f64::from(scale);
+            let turn = yarn.map_or(turn, |yarn| turn * yarn.stretch(pair, &self.rope));
             factors.map_or(turn, |factors| turn / f64::from(factors[pair]))
         };
         (0..dims / 2).map(turn).collect()
@@ -330,10 +360,20 @@ mod tests {
                 "is `mamba`; Tartlet computes `llama`, `qwen2`, `qwen3`, `gemma2`, `gemma3`, `phi3`"
             )
         );
-        for kind in ["yarn", "longrope"] {
+        for kind in ["dynamic", "longrope"] {
             let said = said(toy().str("llama.rope.scaling.type", kind));
             assert!(said.contains(&format!("`llama.rope.scaling.type` = {kind}")), "{said}");
         }
+        let yarn = toy().str("llama.rope.scaling.type", "yarn").f32("llama.rope.scaling.factor", 4.0);
+        assert!(said(yarn.clone()).contains("no metadata key `llama.rope.scaling.original_context_length`"));
+        let yarn = yarn.u32("llama.rope.scaling.original_context_length", 128);
+        assert!(read(yarn.clone()).is_ok());
+        for key in ["yarn_log_multiplier", "yarn_attn_factor", "yarn_ext_factor"] {
+            let key = format!("llama.rope.scaling.{key}");
+            let said = said(yarn.clone().f32(&key, 0.5));
+            assert!(said.contains(&format!("`{key}` is 0.5, which Tartlet does not compute")), "{said}");
+        }
+        assert!(said(yarn.f32("llama.rope.freq_base", 1.0)).contains("should be above 1"));
         assert!(unread(keys("qwen2", 2).u32("qwen2.attention.sliding_window", 8)).contains("which layers"));
         assert!(
             said(toy().without("llama.context_length")).contains("no metadata key `llama.context_length`")

@@ -109,6 +109,12 @@ def cases():
     keys = {"rope.freq_base": 1e6, "attention.key_length": 24, "attention.value_length": 24}
     yield "qwen3", "qwen3", hf.Qwen3ForCausalLM(config), keys, {}
 
+    # As published files with YaRN: the converter writes no attention factor, readers derive it.
+    rope = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 64}
+    config = hf.Qwen3Config(**SIZES, max_position_embeddings=256, head_dim=24, rope_parameters=rope)
+    keys |= {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 64}
+    yield "qwen3-yarn", "qwen3", hf.Qwen3ForCausalLM(config), keys, {}
+
     sizes = SIZES | dict(num_hidden_layers=4, head_dim=24, query_pre_attn_scalar=24, max_position_embeddings=256)
     config = hf.Gemma2Config(**sizes, sliding_window=8, attn_logit_softcapping=2.0, final_logit_softcapping=6.0,
                              rope_parameters={"rope_type": "default", "rope_theta": 1e4})

@@ -291,7 +291,7 @@ mod tests {
         fn each(reference: &mut Reference, change: fn(&mut Layer)) {
             reference.layers.iter_mut().for_each(change);
         }
-        let otherwise: [(&str, &str, Change); 26] = [
+        let otherwise: [(&str, &str, Change); 28] = [
             ("llama-2", "pairing", |r| r.shape.rope.pairing = Pairing::Halves),
             ("llama-2", "own head", |r| r.head = None),
             ("llama-3.2", "factors", |r| {
@@ -305,6 +305,12 @@ mod tests {
             ("qwen2", "value bias", |r| each(r, |layer| layer.v_bias = None)),
             ("qwen3", "query norm", |r| each(r, |layer| layer.q.norm = None)),
             ("qwen3", "key norm", |r| each(r, |layer| layer.k.norm = None)),
+            ("qwen3-yarn", "attention scale", |r| r.shape.rope.attention_scale = 1.0),
+            ("qwen3-yarn", "stretch of slow pairs", |r| {
+                r.shape.rope.yarn = None;
+                let plain = r.shape.turns_of(0, None);
+                r.layers.iter_mut().for_each(|layer| layer.turns.clone_from(&plain));
+            }),
             ("gemma-2", "activation", |r| r.shape.activation = Activation::Silu),
             ("gemma-2", "embedding scale", |r| r.shape.embedding_scale = 1.0),
             ("gemma-2", "query scale", |r| r.shape.query_scale *= 1.1),
