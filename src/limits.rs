@@ -280,6 +280,12 @@ pub const RANDOM_BYTES: usize = 1024 * 1024;
 pub const SHORT_WORD_BYTES: usize = 64 * 1024;
 /// Bytes of a prompt template; published ones have up to 30 KiB. Guests fetch it with one host call.
 pub const TEMPLATE_BYTES: usize = 256 * 1024;
+/// Bytes of a model's own template that is tried: one that names no values is short, and what a single expression of
+/// it takes grows with the square.
+pub const OWN_TEMPLATE_BYTES: usize = 8 * 1024;
+/// Bytes of the stack on which a template is tried: the renderer goes as deep as a sum of 4,000 terms, at up to 2 KiB a
+/// level. Only pages that are used cost memory.
+pub const TEMPLATE_STACK_BYTES: usize = 64 * 1024 * 1024;
 /// minijinja instructions for one message in a template's trial; ours take about 50, published ones under 5,000.
 pub const TEMPLATE_STEPS: u64 = 100_000;
 

@@ -7,16 +7,17 @@
 //! `messages` (one entry) and `add_generation_prompt`; an error panics the guest. A model's own template is written
 //! for another renderer and for whole conversations: it may add a default system block to every user turn, call
 //! functions that are not there, or want other white space. So families we know get a template of ours
-//! (`families.rs`), and an own template of another family serves only if it passes [`trial`].
+//! (`families.rs`), and an own template of another family serves only if it may be tried (`own_template.rs`) and passes
+//! the [`trial`].
 
 use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use minijinja::Environment;
 use serde::Serialize;
 
 use super::families::{FAMILIES, Family, PLAIN};
 use super::gguf::{Gguf, GgufError, optional};
+use super::own_template;
 use super::tokenizer::Tokenizer;
 use crate::limits;
 
@@ -67,14 +68,15 @@ impl Chat {
         let family = Family::of(own, tokenizer);
         let (template, source) = match (over, family, own) {
             (Some(over), _, _) => {
-                trial(over).map_err(ChatError::Override)?;
+                trial(over, Environment::new()).map_err(ChatError::Override)?;
                 (over.to_owned(), "the configured template".to_owned())
             }
             (None, Some(family), _) => (family.template.to_owned(), family.name.to_owned()),
             (None, None, Some(own)) => {
-                let own = without_block_lines(own);
-                match multiplies_nothing(&own).and_then(|()| trial(&own)) {
-                    Ok(()) => (own, "the model's own template".to_owned()),
+                let tried = own_template::admit(own)
+                    .and_then(|own| trial(&own, own_template::environment()).map(|()| own));
+                match tried {
+                    Ok(own) => (own, "the model's own template".to_owned()),
                     Err(why) => {
                         (PLAIN.to_owned(), format!("plain (the model's own template does not serve: {why})"))
                     }
@@ -133,37 +135,36 @@ impl Message {
 }
 
 /// Renders one message under the guests' rules.
-fn render(template: &str, message: &Message, add_generation_prompt: bool) -> Result<String, String> {
-    let mut environment = Environment::new();
-    environment.set_fuel(Some(limits::TEMPLATE_STEPS));
-    // Fuel counts steps, and one step of these takes as much memory as a number in the template says.
-    for filter in ["indent", "batch", "slice", "format"] {
-        environment.remove_filter(filter);
-    }
+fn render(
+    environment: &Environment<'_>,
+    template: &str,
+    message: &Message,
+    add_generation_prompt: bool,
+) -> Result<String, String> {
     let context = minijinja::context! { messages => [message], add_generation_prompt };
-    // A template is a stranger's program: should one bring the renderer to panic, it is the template that fails.
-    let text = catch_unwind(AssertUnwindSafe(|| environment.render_str(template, context)));
-    match text {
-        Ok(text) => text.map_err(|error| format!("for role {}, {error}", message.role)),
-        Err(_) => Err(format!("for role {}, the renderer gave up", message.role)),
-    }
+    let text = environment.render_str(template, context);
+    text.map_err(|error| format!("for role {}, {error}", message.role))
 }
 
-/// Keeps a model's own template from multiplying a text or a list, which is one step however large the product.
-/// Templates of conversations have no use for it, so that any asterisk may count: no need to tell code from text.
-fn multiplies_nothing(template: &str) -> Result<(), String> {
-    match template.contains('*') {
-        true => Err("it has an asterisk, which might multiply a text without bound".to_owned()),
-        false => Ok(()),
-    }
-}
-
-/// Whether a template can serve guests: every role renders alone, with its content in it once, and a user's turn
-/// brings no system block along.
-fn trial(template: &str) -> Result<(), String> {
+/// Whether a template can serve guests, given what it has in reach. On a thread of its own: minijinja walks a template
+/// as deep as it nests, and should one bring the renderer to panic, it is the template that fails.
+fn trial(template: &str, mut environment: Environment<'_>) -> Result<(), String> {
     if template.len() > limits::TEMPLATE_BYTES {
         return Err(format!("it has {} bytes; the limit is {}", template.len(), limits::TEMPLATE_BYTES));
     }
+    environment.set_fuel(Some(limits::TEMPLATE_STEPS));
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new()
+            .name("template".to_owned())
+            .stack_size(limits::TEMPLATE_STACK_BYTES)
+            .spawn_scoped(scope, || renders_alone(template, &environment));
+        let thread = thread.map_err(|error| format!("there is no thread to try it on: {error}"))?;
+        thread.join().unwrap_or_else(|_| Err("the renderer gave up".to_owned()))
+    })
+}
+
+/// Every role renders alone, with its content in it once, and a user's turn brings no system block along.
+fn renders_alone(template: &str, environment: &Environment<'_>) -> Result<(), String> {
     const CONTENT: &str = "Quartz jackdaws";
     let call = Call { name: "lookup", arguments: serde_json::json!({"word": "quartz"}) };
     let rich = Message {
@@ -175,7 +176,7 @@ fn trial(template: &str) -> Result<(), String> {
     let mut system_head = String::new();
     for message in plain.iter().chain([&rich]) {
         for add_generation_prompt in [false, true] {
-            let text = render(template, message, add_generation_prompt)?;
+            let text = render(environment, template, message, add_generation_prompt)?;
             let Some((head, tail)) = text.split_once(CONTENT) else {
                 return Err(format!("the content of role {} is missing", message.role));
             };
@@ -192,48 +193,6 @@ fn trial(template: &str) -> Result<(), String> {
         }
     }
     Ok(())
-}
-
-/// Templates are published for a renderer that drops the line break after a block tag and the indentation before
-/// one. Plain minijinja keeps both, so they are taken out of the source: the same text comes out.
-fn without_block_lines(template: &str) -> String {
-    let mut out = String::with_capacity(template.len());
-    let mut rest = template;
-    let mut line_start = true; // whether `rest` begins a line of the source
-    while let Some(at) = rest.find("{%").into_iter().chain(rest.find("{#")).min() {
-        let (text, tag) = rest.split_at(at);
-        let kept = text.trim_end_matches([' ', '\t']);
-        let indents = if kept.is_empty() { line_start } else { kept.ends_with('\n') };
-        out.push_str(if indents && !tag[2..].starts_with('+') { kept } else { text });
-        let (tag, after) = tag.split_at(tag_len(tag));
-        out.push_str(tag);
-        let broken = after.strip_prefix("\r\n").or_else(|| after.strip_prefix('\n'));
-        let broken = broken.filter(|_| !tag.ends_with("+%}"));
-        line_start = broken.is_some();
-        rest = broken.unwrap_or(after);
-    }
-    out.push_str(rest);
-    out
-}
-
-/// Bytes of the block tag or comment that `tag` begins with; all of it if it does not end.
-fn tag_len(tag: &str) -> usize {
-    if tag.starts_with("{#") {
-        return tag.find("#}").map_or(tag.len(), |at| at + 2);
-    }
-    let (mut quote, mut escaped) = (None, false);
-    for (at, byte) in tag.bytes().enumerate().skip(2) {
-        match (quote, byte) {
-            (Some(_), _) if escaped => escaped = false,
-            (Some(_), b'\\') => escaped = true,
-            (Some(open), _) if byte == open => quote = None,
-            (Some(_), _) => {}
-            (None, b'"' | b'\'') => quote = Some(byte),
-            (None, b'}') if tag.as_bytes()[at - 1] == b'%' && at > 2 => return at + 1,
-            (None, _) => {}
-        }
-    }
-    tag.len()
 }
 
 #[cfg(test)]
@@ -271,7 +230,9 @@ mod tests {
             ("user", "Two?", true),
         ];
         turns
-            .map(|(role, content, open)| render(template, &Message::new(role, content), open).unwrap())
+            .map(|(role, content, open)| {
+                render(&Environment::new(), template, &Message::new(role, content), open).unwrap()
+            })
             .concat()
     }
 
@@ -294,44 +255,68 @@ mod tests {
         );
         // The model's own would bring one along with every user turn.
         assert_eq!(conversation(SMOLLM2).matches("<|im_start|>system").count(), 4);
-        assert!(trial(SMOLLM2).unwrap_err().contains("role user brings a system block along"));
+        assert!(
+            trial(SMOLLM2, Environment::new()).unwrap_err().contains("role user brings a system block along")
+        );
     }
 
     #[test]
     fn every_template_of_ours_serves() {
         for template in FAMILIES.iter().map(|family| family.template).chain([PLAIN]) {
-            trial(template).unwrap_or_else(|why| panic!("{why}: {template}"));
+            trial(template, Environment::new()).unwrap_or_else(|why| panic!("{why}: {template}"));
             let call = Call { name: "look", arguments: serde_json::json!({"at": [1, "x"], "deep": null}) };
             let rich = Message {
                 reasoning_content: Some("Hm."),
                 tool_calls: Some(vec![call]),
                 ..Message::new("assistant", " Wait ")
             };
-            let text = render(template, &rich, false).unwrap();
+            let text = render(&Environment::new(), template, &rich, false).unwrap();
             assert!(text.contains("\"name\": \"look\"") && text.contains("{\"at\": [1, \"x\"]"), "{text}");
             assert!(!text.contains("undefined") && !text.contains("none,"), "{text}");
             assert!(!text.starts_with(['\n', ' ']), "{text:?}");
         }
     }
 
-    /// A number in a stranger's template is no size of ours.
+    /// Whatever a stranger's template asks for, it gets no memory beyond what its length gives.
     #[test]
     fn a_template_that_asks_for_the_whole_memory_does_not_serve() {
-        for hostile in [
-            "{{ messages[0].content|indent(18446744073709551615) }}",
-            "{{ messages[0].content|indent(999999999999) }}",
-            "{{ messages[0].content }}{{ [1]|batch(18446744073709551615) }}",
-            "{{ messages[0].content }}{{ [1]|batch(999999999999, 0)|length }}",
-            "{{ messages[0].content }}{{ [1]|slice(999999999999)|list|length }}",
-            "{{ messages[0].content }}{{ '%999999999999d'|format(1) }}",
-            "{{ messages[0].content }}{{ ([1] * 999999999999)|list|length }}",
-            "{{ messages[0].content }}{{ 'x' * 99999999 }}",
-            "{{ messages[0].content }}{{ range(999999999999)|list|length }}",
-            "{{ messages[0].content }}{% for i in range(99999) %}{% for i in range(99999) %}{% endfor %}{% endfor %}",
-        ] {
-            let chat = own(hostile);
-            assert_eq!(chat.template, PLAIN, "{hostile}");
-            assert!(chat.source.contains("does not serve"), "{hostile}: {}", chat.source);
+        let content = "{{ messages[0].content }}";
+        let doubled = format!("{content}{{% set x = 'xxxxxxxx' %}}{}", "{% set x = x + x %}".repeat(35));
+        let nested = |open: &str, close: &str| {
+            format!("{content}{{{{ {}'\\\\'{} }}}}", open.repeat(30), close.repeat(30))
+        };
+        let sum =
+            |term: &str| format!("{content}{{{{ {} }}}}", vec![term; 8000 / (term.len() + 1)].join("+"));
+        let cases = [
+            (doubled.as_str(), "a `set` tag"),
+            (&doubled.replace("{% set", "{%- \n set"), "a `set` tag"),
+            ("{% macro f(x) %}{{ f(x + x) }}{% endmacro %}{{ f('x') }}", "a `macro` tag"),
+            ("{% filter upper %}x{% endfilter %}", "a `filter` tag"),
+            ("{% for x in ['%}{% set x = x + x %}'] %}{% endfor %}", "over something else"),
+            ("{% for m in messages recursive %}{{ loop([m, m]) }}{% endfor %}", "over something else"),
+            (&nested("[", "]~''"), "the sign `~`"),
+            (&nested("[", "]|trim"), "value is not a string"),
+            (&nested("([", "]|join)"), "join is unknown"),
+            ("{{ messages[0].content|indent(18446744073709551615) }}", "indent is unknown"),
+            ("{{ messages[0].content }}{{ 'aa'|replace('a', 'aa') }}", "replace is unknown"),
+            ("{{ messages[0].content }}{{ '%999999999999d'|format(1) }}", "format is unknown"),
+            ("{{ messages[0].content }}{{ 'x' * 99999999 }}", "the sign `*`"),
+            ("{{ messages[0].content }}{{ range(999999999999)|length }}", "range is unknown"),
+            (&sum(content.trim_matches(['{', '}', ' '])), "appears twice"),
+            (&sum("[]"), ""),
+            (&sum("'x'"), ""),
+            (&format!("{content}{{{{ {} 1 }}}}", "-".repeat(8000)), ""),
+            (&format!("{content}{{{{ messages{} }}}}", ".a".repeat(4000)), "undefined value"),
+            (&format!("{content}{{{{ 'x'{} }}}}", "|upper".repeat(1300)), ""),
+        ];
+        for (hostile, why) in cases {
+            let (chat, hostile) = (own(hostile), &hostile[..hostile.len().min(80)]);
+            match why {
+                "" => assert_eq!(chat.source, "the model's own template", "{hostile}"),
+                why => {
+                    assert!(chat.template == PLAIN && chat.source.contains(why), "{hostile}: {}", chat.source)
+                }
+            }
         }
     }
 
@@ -399,7 +384,7 @@ mod tests {
             "SYS Be brief.USER One?\nASSISTANTASSISTANT 1\nUSER Two?\nASSISTANT"
         );
 
-        let refused: [(&str, &str); 6] = [
+        let refused: [(&str, &str); 5] = [
             ("{{ bos_token }}{{ raise_exception('no') }}", "raise_exception is unknown"),
             ("{% for m in messages %}{{ m.content.strip() }}{% endfor %}", "no method named strip"),
             (
@@ -408,10 +393,6 @@ mod tests {
             ),
             ("{% for m in messages %}{{ m.content + m.content }}{% endfor %}", "appears twice"),
             ("{% for m in messages %}{{ m.content }}", "unexpected end of input"),
-            (
-                "{% for i in range(10000) %}{% for i in range(10000) %}{% endfor %}{% endfor %}{{ messages[0].content }}",
-                "engine ran out of fuel",
-            ),
         ];
         for (template, want) in refused {
             let chat = own(template);
@@ -424,12 +405,17 @@ mod tests {
         let toy = || Toy::default().writer();
         let chat =
             choose(toy(), Some("{% for m in messages %}[{{ m.role }}] {{ m.content }}{% endfor %}")).unwrap();
-        assert_eq!(render(&chat.template, &Message::new("user", "x"), true).unwrap(), "[user] x");
+        assert_eq!(
+            render(&Environment::new(), &chat.template, &Message::new("user", "x"), true).unwrap(),
+            "[user] x"
+        );
         let error = choose(toy(), Some("{{ nothing() }}")).unwrap_err().to_string();
         assert!(
             error.contains("configured prompt template") && error.contains("nothing is unknown"),
             "{error}"
         );
+        let endless = "{% for i in range(10000) %}{% for i in range(10000) %}{% endfor %}{% endfor %}";
+        assert!(choose(toy(), Some(endless)).unwrap_err().to_string().contains("ran out of fuel"));
         let long = format!("{{# {} #}}", "x".repeat(limits::TEMPLATE_BYTES));
         assert!(choose(toy(), Some(&long)).unwrap_err().to_string().contains("the limit is"));
     }

@@ -16,6 +16,7 @@ mod families;
 pub mod gguf;
 mod keys;
 mod merge;
+mod own_template;
 pub mod quant;
 mod sentencepiece;
 pub mod shape;
