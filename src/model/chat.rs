@@ -260,6 +260,22 @@ mod tests {
         );
     }
 
+    /// The marks of these two are text. Each message is a text of its own, which the vocabulary begins with a space.
+    #[test]
+    fn marks_that_are_no_tokens() {
+        let chat = |template| {
+            choose(speaking(&["</s>"]).str("tokenizer.chat_template", template), None).unwrap().template
+        };
+        assert_eq!(
+            conversation(&chat("[INST] <<SYS>>")),
+            "[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\n [/INST][INST] One? [/INST]1 </s>[INST] Two? [/INST]"
+        );
+        assert_eq!(
+            conversation(&chat("[INST] [/INST]")),
+            "[INST] Be brief. [/INST][INST] One? [/INST]1</s>[INST] Two? [/INST]"
+        );
+    }
+
     #[test]
     fn every_template_of_ours_serves() {
         for template in FAMILIES.iter().map(|family| family.template).chain([PLAIN]) {
@@ -324,7 +340,7 @@ mod tests {
     fn families_are_known_by_their_tokens() {
         // Special tokens, own template, source, stops.
         type Case<'a> = (&'a [&'a str], Option<&'a str>, &'a str, &'a [&'a str]);
-        let cases: [Case<'_>; 8] = [
+        let cases: [Case<'_>; 11] = [
             (&["<|im_end|>", "<|im_start|>"], None, "ChatML", &["<|im_end|>"]),
             (
                 &["<|im_end|>", "<|im_start|>"],
@@ -352,6 +368,14 @@ mod tests {
                 &["<|end|>", "<|endoftext|>"],
             ),
             (&["</s>", "[INST]", "[/INST]"], None, "Mistral", &["</s>"]),
+            (
+                &["</s>", "[INST]", "[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]"],
+                None,
+                "Mistral (v7)",
+                &["</s>"],
+            ),
+            (&["</s>", "<s>"], Some("{{ '<<SYS>>' }}[INST] [/INST]"), "Llama 2", &["</s>"]),
+            (&["</s>", "<s>"], Some("[INST] [/INST]"), "Mistral (v1)", &["</s>"]),
             (&["<end>"], None, "plain (the model has none)", &["<end>"]),
         ];
         for (specials, template, source, stops) in cases {

@@ -22,7 +22,7 @@ pub(super) struct Family {
 }
 
 /// The narrower families first.
-pub(super) const FAMILIES: [Family; 7] = [
+pub(super) const FAMILIES: [Family; 10] = [
     Family {
         name: "Phi (phi-4)",
         marks: &["<|im_start|>", "<|im_sep|>", "<|im_end|>"],
@@ -66,10 +66,25 @@ pub(super) const FAMILIES: [Family; 7] = [
         stops: &["<|end|>", "<|endoftext|>"],
     },
     Family {
+        name: "Mistral (v7)",
+        marks: &["[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[INST]", "[/INST]"],
+        hints: &[],
+        template: MISTRAL7,
+        stops: &["</s>"],
+    },
+    Family {
         name: "Mistral",
         marks: &["[INST]", "[/INST]"],
         hints: &[],
         template: MISTRAL,
+        stops: &["</s>"],
+    },
+    Family { name: "Llama 2", marks: &[], hints: &["[INST]", "<<SYS>>"], template: LLAMA2, stops: &["</s>"] },
+    Family {
+        name: "Mistral (v1)",
+        marks: &[],
+        hints: &["[INST]", "[/INST]"],
+        template: MISTRAL1,
         stops: &["</s>"],
     },
 ];
@@ -157,6 +172,53 @@ const MISTRAL: &str = r#"{% for message in messages -%}
 {{- '[TOOL_RESULTS]' ~ message.content ~ '[/TOOL_RESULTS]' }}
 {%- else %}
 {{- '[INST]' ~ message.content ~ '[/INST]' }}
+{%- endif %}
+{%- endfor %}"#;
+
+const MISTRAL7: &str = r#"{% for message in messages -%}
+{% if message.role == 'assistant' %}
+{%- if message.reasoning_content %}{{ '<think>\n' ~ message.reasoning_content ~ '\n</think>\n\n' }}{% endif %}
+{{- message.content }}
+{%- for call in message.tool_calls or [] %}
+{{- '[TOOL_CALLS][{"name": "' ~ call.name ~ '", "arguments": ' ~ call.arguments ~ '}]' }}
+{%- endfor %}
+{{- '</s>' }}
+{%- elif message.role == 'tool' %}
+{{- '[TOOL_RESULTS]' ~ message.content ~ '[/TOOL_RESULTS]' }}
+{%- elif message.role == 'system' %}
+{{- '[SYSTEM_PROMPT]' ~ message.content ~ '[/SYSTEM_PROMPT]' }}
+{%- else %}
+{{- '[INST]' ~ message.content ~ '[/INST]' }}
+{%- endif %}
+{%- endfor %}"#;
+
+// The marks of the two below are text, not tokens. No space begins a message: the vocabulary puts one before a text.
+// A system block is a turn of its own, since whoever renders a user's message does not know what came before it.
+const LLAMA2: &str = r#"{% for message in messages -%}
+{% if message.role == 'assistant' %}
+{%- if message.reasoning_content %}{{ '<think>\n' ~ message.reasoning_content ~ '\n</think>\n\n' }}{% endif %}
+{{- message.content | trim }}
+{%- for call in message.tool_calls or [] %}
+{{- '\n{"name": "' ~ call.name ~ '", "arguments": ' ~ call.arguments ~ '}' }}
+{%- endfor %}
+{{- ' </s>' }}
+{%- elif message.role == 'system' %}
+{{- '[INST] <<SYS>>\n' ~ message.content | trim ~ '\n<</SYS>>\n\n [/INST]' }}
+{%- else %}
+{{- '[INST] ' ~ message.content | trim ~ ' [/INST]' }}
+{%- endif %}
+{%- endfor %}"#;
+
+const MISTRAL1: &str = r#"{% for message in messages -%}
+{% if message.role == 'assistant' %}
+{%- if message.reasoning_content %}{{ '<think>\n' ~ message.reasoning_content ~ '\n</think>\n\n' }}{% endif %}
+{{- message.content }}
+{%- for call in message.tool_calls or [] %}
+{{- '\n{"name": "' ~ call.name ~ '", "arguments": ' ~ call.arguments ~ '}' }}
+{%- endfor %}
+{{- '</s>' }}
+{%- else %}
+{{- '[INST] ' ~ message.content ~ ' [/INST]' }}
 {%- endif %}
 {%- endfor %}"#;
 

@@ -8,7 +8,7 @@ use std::collections::BinaryHeap;
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
-use super::vocabulary::{mix, place, room};
+use super::vocabulary::{ID_BITS, mix, place, room};
 use crate::backend::TokenId;
 use crate::limits;
 
@@ -38,8 +38,6 @@ pub(super) struct Merges {
 }
 
 const EMPTY: u64 = u64::MAX;
-const ID_BITS: u32 = 20;
-const _: () = assert!(limits::MODEL_VOCAB <= 1 << ID_BITS);
 
 impl Merges {
     /// Room for `merges` merges, and no more may be inserted.

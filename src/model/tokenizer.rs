@@ -8,7 +8,7 @@ use std::fmt;
 use std::sync::Mutex;
 
 use super::bytelevel::ByteLevel;
-use super::gguf::{Gguf, GgufError, optional};
+use super::gguf::{Gguf, GgufError, Value, optional};
 use super::merge::Encoding;
 use super::sentencepiece::SentencePiece;
 use super::split::PreTokenizer;
@@ -105,13 +105,17 @@ impl Tokenizer {
             return Err(TokenizerError::Model(model.to_owned()));
         }
         let tokens = gguf.strings("tokenizer.ggml.tokens")?;
-        let types = gguf.integers("tokenizer.ggml.token_type")?;
         if tokens.len() > limits::MODEL_VOCAB as usize {
             return damaged(format!("{} tokens; the limit is {}", tokens.len(), limits::MODEL_VOCAB));
         }
-        if types.len() != tokens.len() {
-            return damaged(format!("{} tokens have {} types", tokens.len(), types.len()));
+        // Before they are read: types of one byte each take eight in memory.
+        const TYPES: &str = "tokenizer.ggml.token_type";
+        if let Some(Value::Array { len }) =
+            gguf.get(TYPES).filter(|types| *types != Value::Array { len: tokens.len() })
+        {
+            return damaged(format!("{} tokens have {len} types", tokens.len()));
         }
+        let types = gguf.integers(TYPES)?;
         let kinds: Vec<Kind> = types
             .into_iter()
             .enumerate()

@@ -104,14 +104,19 @@ impl Vocabulary {
     }
 }
 
-/// Token ids by their bytes: open addressing without the bytes, which the vocabulary has. 5.3 bytes a token.
+/// Token ids by their bytes: open addressing without the bytes, which the vocabulary has. 5.3 bytes a token. Part of
+/// the hash stands beside the id, so that text that is no token is known without a look at another token's bytes.
 #[derive(Default)]
 pub(super) struct Index {
-    slots: Vec<u32>, // EMPTY or an id
+    slots: Vec<u32>, // EMPTY or tag << ID_BITS | id
 }
 
 const EMPTY: u32 = u32::MAX;
-const _: () = assert!(limits::MODEL_VOCAB < EMPTY);
+/// Tags are below this, so that none looks like EMPTY.
+const TAGS: u64 = (1 << (32 - ID_BITS)) - 1;
+/// Bits of a token's id in the packed tables.
+pub(super) const ID_BITS: u32 = 20;
+const _: () = assert!(limits::MODEL_VOCAB <= 1 << ID_BITS);
 
 impl Index {
     /// Room for `tokens` tokens, and no more may be inserted.
@@ -121,26 +126,28 @@ impl Index {
 
     /// A later token replaces an earlier one of the same bytes, as in the reference tokenizers.
     pub fn insert<'a>(&mut self, id: u32, bytes_of: impl Fn(u32) -> &'a [u8]) {
-        let at = self.slot(bytes_of(id), bytes_of);
-        self.slots[at] = id;
+        let (at, tag) = self.slot(bytes_of(id), bytes_of);
+        self.slots[at] = tag | id;
     }
 
     /// The token with exactly these bytes.
     pub fn find<'a>(&self, bytes: &[u8], bytes_of: impl Fn(u32) -> &'a [u8]) -> Option<u32> {
-        let id = *self.slots.get(self.slot(bytes, bytes_of))?;
-        (id != EMPTY).then_some(id)
+        let slot = *self.slots.get(self.slot(bytes, bytes_of).0)?;
+        (slot != EMPTY).then_some(slot & ((1 << ID_BITS) - 1))
     }
 
-    /// Where these bytes are, or else the empty place for them.
-    fn slot<'a>(&self, bytes: &[u8], bytes_of: impl Fn(u32) -> &'a [u8]) -> usize {
-        let mut at = place(hash(bytes), self.slots.len());
-        while let Some(&id) = self.slots.get(at)
-            && id != EMPTY
-            && bytes_of(id) != bytes
+    /// Where these bytes are, or else the empty place for them; and their tag.
+    fn slot<'a>(&self, bytes: &[u8], bytes_of: impl Fn(u32) -> &'a [u8]) -> (usize, u32) {
+        let hash = hash(bytes);
+        let tag = ((hash & u64::from(u32::MAX)) * TAGS >> 32) as u32;
+        let mut at = place(hash, self.slots.len());
+        while let Some(&slot) = self.slots.get(at)
+            && slot != EMPTY
+            && (slot >> ID_BITS != tag || bytes_of(slot & ((1 << ID_BITS) - 1)) != bytes)
         {
             at = if at + 1 == self.slots.len() { 0 } else { at + 1 };
         }
-        at
+        (at, tag << ID_BITS)
     }
 }
 
