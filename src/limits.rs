@@ -121,6 +121,8 @@ pub const GGUF_KEYS: usize = 4096;
 pub const GGUF_TENSORS: usize = 65_536;
 /// Files that a model is cut into; the largest in use have under 200. Each is mapped apart.
 pub const GGUF_SHARDS: u32 = 1024;
+/// Characters of one line about a model file: its texts may be of any length.
+pub const MODEL_TEXT_CHARS: usize = 600;
 /// Bytes of a key's or a tensor's name; real ones stay under 80. With the two counts above, the names of a file
 /// take at most 68 MiB of memory.
 pub const GGUF_NAME_BYTES: usize = 1024;

@@ -10,14 +10,13 @@ use super::chat::Chat;
 use super::gguf::Gguf;
 use super::shape::{Pairing, Rope, Shape};
 use super::tokenizer::Tokenizer;
+use crate::limits;
 
 /// A description for the terminal, a line per fact, ending with whether Tartlet can serve the file.
 pub(super) fn describe(gguf: &Gguf) -> String {
     let mut out = String::new();
     let mut fact = |name: &str, value: String| {
-        // Metadata is foreign text: no control character of it reaches the terminal.
-        let value: String = value.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-        let _ = writeln!(out, "{name:<14}{value}");
+        let _ = writeln!(out, "{name:<14}{}", one_line(&value));
     };
     let text = |key: &str| gguf.str(key).ok().map(str::to_owned);
 
@@ -107,6 +106,17 @@ pub(super) fn describe(gguf: &Gguf) -> String {
     out
 }
 
+/// A text with foreign parts, for terminals and logs: no control character of a file reaches them, nor more of it
+/// than fits on a screen.
+pub(super) fn one_line(text: &str) -> String {
+    let printed = |c: char| if c.is_control() { ' ' } else { c };
+    let mut line: String = text.chars().take(limits::MODEL_TEXT_CHARS).map(printed).collect();
+    if line.len() < text.len() && text.chars().nth(limits::MODEL_TEXT_CHARS).is_some() {
+        line += " (and so on)";
+    }
+    line
+}
+
 /// One line: name, architecture, parameters, the format that most bytes have.
 pub(super) fn line(gguf: &Gguf) -> String {
     let name = gguf.str("general.name").unwrap_or("unnamed");
@@ -117,7 +127,7 @@ pub(super) fn line(gguf: &Gguf) -> String {
     }
     let most =
         formats.into_iter().max_by_key(|(_, bytes)| *bytes).map_or(String::new(), |(format, _)| format);
-    format!("{name}, {architecture}, {} parameters, {most}", count(parameters(gguf)))
+    one_line(&format!("{name}, {architecture}, {} parameters, {most}", count(parameters(gguf))))
 }
 
 /// Its base, how much of a head it turns, and what a plain Llama's has not.

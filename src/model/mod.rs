@@ -68,16 +68,17 @@ pub enum What {
 
 impl fmt::Display for ModelError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: ", self.path)?;
-        match &self.what {
-            What::Gguf(error) => error.fmt(f),
-            What::Shape(error) => error.fmt(f),
-            What::Tokenizer(error) => error.fmt(f),
-            What::Chat(error) => error.fmt(f),
+        let what = match &self.what {
+            What::Gguf(error) => error.to_string(),
+            What::Shape(error) => error.to_string(),
+            What::Tokenizer(error) => error.to_string(),
+            What::Chat(error) => error.to_string(),
             What::Vocabulary(tokens, rows) => {
-                write!(f, "the tokenizer has {tokens} tokens, but `token_embd.weight` has {rows} rows")
+                format!("the tokenizer has {tokens} tokens, but `token_embd.weight` has {rows} rows")
             }
-        }
+        };
+        // It may repeat names and texts of the file.
+        write!(f, "{}: {}", self.path, describe::one_line(&what))
     }
 }
 
