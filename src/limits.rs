@@ -140,6 +140,8 @@ pub const MODEL_WIDTH: u32 = 256 * 1024;
 pub const MODEL_HEAD: u32 = 1024;
 /// Tokens of a vocabulary: 4 times the largest in use. A logits row takes 4 MiB.
 pub const MODEL_VOCAB: u32 = 1024 * 1024;
+/// Bytes of an unused SentencePiece piece for which it is asked how merges could make it; pieces in use stay under 100.
+pub const UNUSED_PIECE_BYTES: usize = 256;
 /// Positions of a model's trained context; the longest claimed is 10 Mi.
 pub const MODEL_CONTEXT: u32 = 16 * 1024 * 1024;
 

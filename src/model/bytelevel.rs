@@ -47,6 +47,7 @@ impl ByteLevel {
         let letters = |id: u32| tokens[id as usize].as_bytes();
         let mut index = Index::with_capacity(tokens.len());
         vocabulary.ids().for_each(|id| index.insert(id, letters));
+        let lasting = |id: u32| index.find(letters(id), letters) == Some(id);
 
         let listed = gguf.strings("tokenizer.ggml.merges")?;
         let mut merges = Merges::with_capacity(listed.len());
@@ -76,11 +77,8 @@ impl ByteLevel {
             vocabulary.ids_of(Kind::Text).for_each(|id| whole.insert(id, |id| vocabulary.raw(id)));
         }
         // A token that another one of the same text replaces is no special one either.
-        let lasting = |&id: &u32| index.find(letters(id), letters) == Some(id);
-        let special = Specials::new(
-            &vocabulary,
-            vocabulary.ids().filter(|&id| kinds[id as usize].special()).filter(lasting),
-        );
+        let special = vocabulary.ids().filter(|&id| kinds[id as usize].special() && lasting(id));
+        let special = Specials::new(&vocabulary, special);
         Ok((ByteLevel { pre, merges, bytes, whole }, vocabulary, special))
     }
 

@@ -8,13 +8,13 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
-use std::ops::Range;
 
 use super::gguf::{Gguf, optional};
 use super::merge::{Encoding, Merge, Pair, Word};
 use super::tokenizer::{TokenizerError, damaged};
 use super::vocabulary::{Index, Kind, Specials, Vocabulary};
 use crate::backend::TokenId;
+use crate::limits;
 
 /// How a piece writes a space.
 const SPACE: &str = "\u{2581}";
@@ -103,8 +103,10 @@ impl SentencePiece {
         // An unused character is as good as none. Nor can longer ones be made that only pad the vocabulary. Parts come
         // before what they make.
         let mut falls_apart = false;
-        let mut unused: Vec<u32> =
-            vocabulary.ids_of(Kind::Unused).filter(|&id| pieces.find(raw(id), raw).is_none()).collect();
+        let mut unused: Vec<u32> = vocabulary
+            .ids_of(Kind::Unused)
+            .filter(|&id| raw(id).len() <= limits::UNUSED_PIECE_BYTES && pieces.find(raw(id), raw).is_none())
+            .collect();
         unused.sort_by_key(|&id| raw(id).len());
         for id in unused {
             if two_parts(raw(id), |part| pieces.find(part, raw).is_some()) {
@@ -210,30 +212,8 @@ impl SentencePiece {
             }
         });
 
-        let mut fallen: Vec<(Range<usize>, u32)> = Vec::new(); // what is still to be written, from the right
-        for symbol in symbols.symbols() {
-            fallen.push(symbol);
-            while let Some((span, token)) = fallen.pop() {
-                if let Some(seam) = seams.get(&token).map(|seam| span.start + seam) {
-                    for part in [seam..span.end, span.start..seam] {
-                        let piece = self.piece(&word.as_bytes()[part.clone()], vocabulary);
-                        fallen.push((part, piece.unwrap_or(NO_PIECE)));
-                    }
-                    continue;
-                }
-                let unknown = token == NO_PIECE && self.bytes.is_none();
-                match &self.bytes {
-                    _ if token != NO_PIECE => tokens.push(TokenId(token)),
-                    Some(bytes) => {
-                        let text = word.as_bytes()[span].iter();
-                        tokens.extend(text.map(|&byte| TokenId(bytes[usize::from(byte)])));
-                    }
-                    None if *after_unknown => {}
-                    None => tokens.extend(self.unknown.map(TokenId)),
-                }
-                *after_unknown = unknown;
-            }
-        }
+        let mut write = Write { pieces: self, vocabulary, seams: &seams, tokens, after_unknown };
+        symbols.symbols().for_each(|(span, token)| write.symbol(&word[span], token));
     }
 
     fn piece(&self, text: &[u8], vocabulary: &Vocabulary) -> Option<u32> {
@@ -241,6 +221,35 @@ impl SentencePiece {
             true => self.pieces.find(text, |id| vocabulary.raw(id)),
             false => None,
         }
+    }
+}
+
+/// The tokens of one word's symbols.
+struct Write<'a> {
+    pieces: &'a SentencePiece,
+    vocabulary: &'a Vocabulary,
+    seams: &'a HashMap<u32, usize>,
+    tokens: &'a mut Vec<TokenId>,
+    after_unknown: &'a mut bool,
+}
+
+impl Write<'_> {
+    /// Goes as deep as an unused piece has characters, at most [`limits::UNUSED_PIECE_BYTES`].
+    fn symbol(&mut self, text: &str, token: u32) {
+        if let Some(&seam) = self.seams.get(&token) {
+            for part in [&text[..seam], &text[seam..]] {
+                self.symbol(part, self.pieces.piece(part.as_bytes(), self.vocabulary).unwrap_or(NO_PIECE));
+            }
+            return;
+        }
+        let unknown = token == NO_PIECE && self.pieces.bytes.is_none();
+        match &self.pieces.bytes {
+            _ if token != NO_PIECE => self.tokens.push(TokenId(token)),
+            Some(bytes) => self.tokens.extend(text.bytes().map(|byte| TokenId(bytes[usize::from(byte)]))),
+            None if *self.after_unknown => {}
+            None => self.tokens.extend(self.pieces.unknown.map(TokenId)),
+        }
+        *self.after_unknown = unknown;
     }
 }
 
