@@ -141,7 +141,7 @@ impl Keys<'_> {
 
     pub fn window(&self, table: &Architecture) -> Result<Option<Window>, ShapeError> {
         // 0 stands for none.
-        let key = "attention.sliding_window";
+        let (key, pattern) = ("attention.sliding_window", self.full("attention.sliding_window_pattern"));
         let named = optional(self.gguf.u32(&self.full(key)))?.map(|size| size as usize);
         if let Some(size) = named
             && size > limits::MODEL_CONTEXT as usize
@@ -157,10 +157,15 @@ impl Keys<'_> {
                 )));
             }
             Windows::None => None,
+            Windows::All if self.gguf.get(&pattern).is_some() => {
+                return Err(ShapeError::Unsupported(format!(
+                    "the model has `{pattern}`, which Tartlet does not compute for `{}`",
+                    self.architecture
+                )));
+            }
             Windows::All => named.map(|size| Window { size, every: 0 }),
             Windows::Alternating { every, size, .. } => {
-                let pattern = self.gguf.u32(&self.full("attention.sliding_window_pattern"));
-                let every = optional(pattern)?.map_or(every, |every| every as usize);
+                let every = optional(self.gguf.u32(&pattern))?.map_or(every, |every| every as usize);
                 named.or(size).map(|size| Window { size, every })
             }
         };
@@ -183,7 +188,7 @@ impl Keys<'_> {
         {
             self.refuse_unless(key, &[0.0, 1.0])?;
         }
-        Ok(())
+        self.refuse_unless("attention.temperature_scale", &[0.0])
     }
 
     /// A number that is refused unless it is absent or one of these.

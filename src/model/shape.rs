@@ -374,6 +374,11 @@ mod tests {
             assert!(said.contains(&format!("`{key}` is 0.5, which Tartlet does not compute")), "{said}");
         }
         assert!(said(yarn.f32("llama.rope.freq_base", 1.0)).contains("should be above 1"));
+        let mixed = toy().u32("llama.attention.sliding_window_pattern", 2);
+        assert!(said(mixed).contains("sliding_window_pattern`, which Tartlet does not compute for `llama`"));
+        assert!(
+            said(toy().f32("llama.attention.temperature_scale", 0.1)).contains("temperature_scale` is 0.1")
+        );
         assert!(unread(keys("qwen2", 2).u32("qwen2.attention.sliding_window", 8)).contains("which layers"));
         assert!(
             said(toy().without("llama.context_length")).contains("no metadata key `llama.context_length`")
