@@ -79,6 +79,59 @@ fn a_model_is_described() {
     }
 }
 
+#[test]
+fn odd_files_are_described_or_refused() {
+    let golden = |number: u32| root().join(format!("tests/golden/kquants-0000{number}-of-00003.gguf"));
+    let said = |path: &std::path::Path| {
+        let output = tartlet_output(&["model", path.to_str().expect("UTF-8")]);
+        let (text, error) = (String::from_utf8(output.stdout), String::from_utf8(output.stderr));
+        (output.status.code(), text.expect("UTF-8") + &error.expect("UTF-8"))
+    };
+    // Any of a model's files shows the whole model, its K-quants among the formats.
+    let (status, text) = said(&golden(2));
+    for part in ["in 3 files, GGUF version 3", "Q4_K", "Q5_K", "Q6_K", "Q5_0", "Q5_1", "can serve it"] {
+        assert!(text.contains(part), "nothing of {part}:\n{text}");
+    }
+    assert_eq!(status, Some(0));
+
+    let folder = Folder::new();
+    let file = |name: &str, bytes: &[u8]| {
+        std::fs::write(folder.path(name), bytes).expect("written");
+        folder.path(name)
+    };
+    let bare = [&b"GGUF\x03\0\0\0"[..], &[0; 16]].concat();
+    // Mostly a hole, and larger than any memory.
+    let vast = file("vast.gguf", &bare);
+    std::fs::File::options().write(true).open(&vast).expect("opened").set_len(1 << 42).expect("grown");
+    let fifo = folder.path("fifo.gguf");
+    assert!(std::process::Command::new("mkfifo").arg(&fifo).status().expect("mkfifo runs").success());
+    let first = file("kquants-00001-of-00003.gguf", &std::fs::read(golden(1)).expect("golden"));
+    let renamed = file("kquants.gguf", &std::fs::read(golden(3)).expect("golden"));
+    let loose = folder.path("loose.gguf");
+    std::os::unix::fs::symlink(folder.path("nothing"), &loose).expect("a link");
+    for (path, status, part) in [
+        (file("empty.gguf", b""), 1, "at byte 0: the magic `GGUF` is not there"),
+        (
+            file("bare.gguf", &bare),
+            0,
+            "cannot serve it: the GGUF file has no metadata key `general.architecture`",
+        ),
+        (vast, 0, "4096.00 GiB"),
+        (file("cut.gguf", &bare[..20]), 1, "damaged at byte 16, the metadata count"),
+        (file("counts.gguf", &[&bare[..8], &[0xff; 16]].concat()), 1, "it counts 18446744073709551615"),
+        (file("text.gguf", b"GGUFFFFF"), 1, "version"),
+        (fifo, 1, "not a regular file"),
+        (folder.path("."), 1, "not a regular file"),
+        (loose, 1, "No such file"),
+        (first, 1, "`kquants-00002-of-00003.gguf`: cannot open the model file: No such file"),
+        (renamed, 1, "its name does not end in `-00003-of-00003.gguf`"),
+    ] {
+        let (code, text) = said(&path);
+        assert!(code == Some(status) && text.contains(part), "{}: {code:?}: {text}", path.display());
+        assert!(status == 0 || text.lines().count() == 1, "{text}");
+    }
+}
+
 /// The bar for the oracle of all kernels.
 #[test]
 fn the_plain_path_matches_the_golden_file() {

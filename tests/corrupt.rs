@@ -193,10 +193,12 @@ fn distort(bytes: &mut [u8], anchors: &[usize], random: &mut Random) {
             1 => put(bytes, anchor + 4 + 8 * (1 + random.below(2)), 4),
             _ => put(bytes, anchor + 8 + 8 * (1 + random.below(2)), 8),
         },
+        // Weights: scales that are infinite or no numbers among them.
         _ => {
             for _ in 0..64 {
                 let at = header + random.below(bytes.len() - header);
-                bytes.iter_mut().skip(at).take(1).for_each(|byte| *byte = random.next() as u8);
+                let word = [[0, 0x7c], [0xff, 0xff], (random.next() as u16).to_le_bytes()][random.below(3)];
+                bytes.iter_mut().skip(at).zip(word).for_each(|(byte, new)| *byte = new);
             }
         }
     }
