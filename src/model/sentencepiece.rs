@@ -93,34 +93,15 @@ impl SentencePiece {
             None => vocabulary.ids_of(Kind::Unknown).next(),
         };
 
-        // User-defined symbols are found before anything merges; but the space before a text may complete one.
-        let mut pieces = Index::with_capacity(tokens.len());
+        let space_first = optional(gguf.bool("tokenizer.ggml.add_space_prefix"))?.unwrap_or(true);
+        let (pieces, falls_apart) = pieces(&vocabulary);
         let raw = |id| vocabulary.raw(id);
-        vocabulary
-            .ids_of(Kind::Text)
-            .chain(vocabulary.ids_of(Kind::UserDefined))
-            .for_each(|id| pieces.insert(id, raw));
-        // An unused character is as good as none. Nor can longer ones be made that only pad the vocabulary. Parts come
-        // before what they make.
-        let mut falls_apart = false;
-        let mut unused: Vec<u32> = vocabulary
-            .ids_of(Kind::Unused)
-            .filter(|&id| raw(id).len() <= limits::UNUSED_PIECE_BYTES && pieces.find(raw(id), raw).is_none())
-            .collect();
-        unused.sort_by_key(|&id| raw(id).len());
-        for id in unused {
-            if two_parts(raw(id), |part| pieces.find(part, raw).is_some()) {
-                pieces.insert(id, raw);
-                falls_apart = true;
-            }
-        }
         let made = || vocabulary.ids().filter(|&id| pieces.find(raw(id), raw) == Some(id));
         let longest = made().map(|id| raw(id).len()).max().unwrap_or(0);
-        let words_apart = !falls_apart
-            && vocabulary
-                .ids_of(Kind::Text)
-                .all(|id| !raw(id).windows(2).any(|two| two[0] != b' ' && two[1] == b' '));
-        let space_first = optional(gguf.bool("tokenizer.ggml.add_space_prefix"))?.unwrap_or(true);
+        let crosses = |id| raw(id).windows(2).any(|two| two[0] != b' ' && two[1] == b' ');
+        let merged =
+            |&id: &u32| vocabulary.kind(id) != Kind::UserDefined || space_first && raw(id).starts_with(b" ");
+        let words_apart = !falls_apart && !made().filter(merged).any(crosses);
         let mut user = Specials::new(&vocabulary, vocabulary.ids_of(Kind::UserDefined));
         let mut control = Specials::new(
             &vocabulary,
@@ -222,6 +203,30 @@ impl SentencePiece {
             false => None,
         }
     }
+}
+
+/// What merges can make, and whether some of it is unused and falls into its parts again.
+fn pieces(vocabulary: &Vocabulary) -> (Index, bool) {
+    let raw = |id| vocabulary.raw(id);
+    let mut pieces = Index::with_capacity(vocabulary.len());
+    // User-defined symbols are found before anything merges; but the space before a text may complete one.
+    let used = vocabulary.ids_of(Kind::Text).chain(vocabulary.ids_of(Kind::UserDefined));
+    used.for_each(|id| pieces.insert(id, raw));
+    // An unused character is as good as none. Nor can longer ones be made that only pad the vocabulary. Parts come
+    // before what they make.
+    let mut unused: Vec<u32> = vocabulary
+        .ids_of(Kind::Unused)
+        .filter(|&id| raw(id).len() <= limits::UNUSED_PIECE_BYTES && pieces.find(raw(id), raw).is_none())
+        .collect();
+    unused.sort_by_key(|&id| raw(id).len());
+    let mut falls_apart = false;
+    for id in unused {
+        if two_parts(raw(id), |part| pieces.find(part, raw).is_some()) {
+            pieces.insert(id, raw);
+            falls_apart = true;
+        }
+    }
+    (pieces, falls_apart)
 }
 
 /// The tokens of one word's symbols.
