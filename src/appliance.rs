@@ -84,6 +84,8 @@ impl Appliance {
             page_size: config.engine.page_size,
             embeds: config.engine.embeds,
             batch_tokens: config.engine.batch_tokens,
+            kv: config.engine.kv_cache,
+            exact: false,
         };
         let cpu = Cpu::load(model.clone(), options, workers.crew()).map_err(Failure::config)?;
 

@@ -3,6 +3,7 @@
 //! Owns: the table, the parser, exit codes, and the step from words to one call. Never: what a verb does (the
 //! appliance serves, the client runs programs, `auth` makes tokens), and never a token as an argument (`ps` shows those).
 
+use crate::backend::cpu::KvFormat;
 use crate::{appliance, auth, client, config, eval, model};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -153,7 +154,11 @@ is 0 when it completed, 1 when it failed; the reason goes to standard error.
         rest: None,
         flags: &[
             value("model", "FILE", "the GGUF file to evaluate"),
-            switch("plain", "take the plain path of the CPU backend, the oracle of all kernels"),
+            switch(
+                "plain",
+                "take the plain path, the oracle of all kernels: exact f32 weights, f32 K/V, no vector code",
+            ),
+            value("kv", "f32|f16|q8", "how precisely keys and values are kept (f16)"),
         ],
         summary: "compare the model's logits with a golden file",
         about: "\
@@ -501,8 +506,16 @@ fn describe(words: &Words) -> Result<ExitCode, Failure> {
 }
 
 fn evaluate(words: &Words) -> Result<ExitCode, Failure> {
-    let report = eval::run(&words.required("model")?, words.positional[0].as_ref(), words.has("plain"))
-        .map_err(Failure::new)?;
+    let plain = words.has("plain");
+    let kv = words.text("kv")?.map(|name| config::kv_format(&name)).transpose();
+    let kv = kv.map_err(|what| Failure::usage(format!("--kv {what}")))?;
+    let default = if plain { KvFormat::F32 } else { KvFormat::F16 };
+    let report = eval::run(
+        &words.required("model")?,
+        words.positional[0].as_ref(),
+        eval::Options { plain, kv: kv.unwrap_or(default) },
+    )
+    .map_err(Failure::new)?;
     print(&format!("{report}\n"));
     Ok(ExitCode::SUCCESS)
 }

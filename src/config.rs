@@ -4,6 +4,7 @@
 //! models or stores; a `Config` is a promise that the values make sense together, not that the files are good.
 
 use crate::auth::{self, PublicKey};
+use crate::backend::cpu::KvFormat;
 use crate::limits;
 use serde::Deserialize;
 use std::collections::HashSet;
@@ -69,6 +70,8 @@ pub struct EngineConfig {
     pub embeds: u32,
     /// Rows in one batch.
     pub batch_tokens: u32,
+    /// How precisely keys and values are kept.
+    pub kv_cache: KvFormat,
     pub threads: usize,
     /// None: each server start draws its own.
     pub seed: Option<u64>,
@@ -110,6 +113,7 @@ struct RawEngine {
     page_size: Option<u32>,
     embeds: Option<u32>,
     batch_tokens: Option<u32>,
+    kv_cache: Option<String>,
     threads: Option<usize>,
     seed: Option<u64>,
 }
@@ -210,10 +214,20 @@ impl EngineConfig {
                 1,
                 limits::BATCH_TOKENS_MAX,
             )?,
+            kv_cache: kv_format(raw.kv_cache.as_deref().unwrap_or("f16"))
+                .map_err(|what| format!("[engine] kv_cache {what}"))?,
             threads,
             seed,
         })
     }
+}
+
+/// A precision of keys and values by its name. The error goes on from the name of what was set.
+pub fn kv_format(name: &str) -> Result<KvFormat, String> {
+    KvFormat::named(name).ok_or_else(|| {
+        let known = KvFormat::ALL.map(KvFormat::name).join(", ");
+        format!("is {name:?}, but should be one of {known}.")
+    })
 }
 
 fn keys(inline: &[String], files: &[PathBuf], revoked: Vec<String>) -> Result<Keys, String> {
@@ -270,7 +284,7 @@ mod tests {
         assert_eq!(sections, ["auth", "engine", "hosts", "listen", "log", "model", "origins", "state"]);
         for (section, keys) in [
             ("auth", &["enabled", "public_keys", "revoked"] as &[&str]),
-            ("engine", &["batch_tokens", "embeds", "kv_tokens", "page_size", "seed", "threads"]),
+            ("engine", &["batch_tokens", "embeds", "kv_cache", "kv_tokens", "page_size", "seed", "threads"]),
             ("model", &["name", "path", "template"]),
         ] {
             let found: Vec<&str> =
@@ -292,6 +306,11 @@ mod tests {
             ("[engine]\npage_size = 0", no_auth(), "[engine] page_size = 0 is outside 1 to"),
             ("[engine]\nthreads = 0", no_auth(), "[engine] threads = 0"),
             ("[engine]\npagesize = 3", no_auth(), "unknown field `pagesize`"),
+            (
+                "[engine]\nkv_cache = \"q4\"",
+                no_auth(),
+                "kv_cache is \"q4\", but should be one of f32, f16, q8",
+            ),
             ("log = \"loud\"", no_auth(), "none of error, warn"),
             ("[auth]\npublic_keys = [\"k4.secret.x\"]", with_model(), "[auth] public_keys: "),
         ] {

@@ -7,7 +7,7 @@
 //! was fed so far as `top` ([id, logit], descending) and the `logsumexp` of all logits. Step 0 follows the prompt,
 //! step n + 1 the n-th `greedy` token. A `name` is welcome; other fields are passed over.
 
-use crate::backend::cpu::{Cpu, CpuError, CpuOptions};
+use crate::backend::cpu::{Cpu, CpuError, CpuOptions, KvFormat};
 use crate::backend::crew::Crew;
 use crate::backend::{Backend, Batch, DrawKey, Fault, Input, Mask, Outcome, PageId, Sequence, TokenId};
 use crate::limits;
@@ -90,15 +90,22 @@ impl fmt::Display for EvalError {
 
 impl std::error::Error for EvalError {}
 
-/// Evaluates the model file against the golden file. `_plain` asks for the plain path of the CPU backend, which is
-/// the only one so far.
-pub fn run(model: &Path, golden: &Path, _plain: bool) -> Result<Report, EvalError> {
+/// How the logits are computed.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Exact f32 weights and plain Rust.
+    pub plain: bool,
+    pub kv: KvFormat,
+}
+
+/// Evaluates the model file against the golden file.
+pub fn run(model: &Path, golden: &Path, options: Options) -> Result<Report, EvalError> {
     let path = golden.display().to_string();
     let prompts = read(golden).map_err(|error| EvalError::File(path.clone(), error))?;
     let prompts = parse(&prompts).map_err(|what| EvalError::Form(path.clone(), what))?;
     let model = Arc::new(Model::open(model, None, None).map_err(EvalError::Model)?);
     let threads = std::thread::available_parallelism().map_or(1, |threads| threads.get());
-    evaluate(model, &prompts, Crew::threads(threads)).map_err(|error| match error {
+    evaluate(model, &prompts, options, Crew::threads(threads)).map_err(|error| match error {
         Stop::Form(what) => EvalError::Form(path, what),
         Stop::Load(error) => EvalError::Load(error),
         Stop::Fault(fault) => EvalError::Fault(fault),
@@ -184,7 +191,12 @@ enum Stop {
     Fault(Fault),
 }
 
-fn evaluate(model: Arc<Model>, prompts: &[Prompt], crew: Arc<Crew>) -> Result<Report, Stop> {
+fn evaluate(
+    model: Arc<Model>,
+    prompts: &[Prompt],
+    options: Options,
+    crew: Arc<Crew>,
+) -> Result<Report, Stop> {
     let ids: Vec<Vec<TokenId>> = prompts.iter().map(|prompt| model.tokenizer.encode(&prompt.text)).collect();
     let mut longest = 0;
     for (prompt, ids) in prompts.iter().zip(&ids) {
@@ -199,7 +211,14 @@ fn evaluate(model: Arc<Model>, prompts: &[Prompt], crew: Arc<Crew>) -> Result<Re
         longest = longest.max(ids.len() + prompt.fed.len());
     }
     let pages = longest.div_ceil(PAGE_SIZE as usize) as u32;
-    let options = CpuOptions { pages, page_size: PAGE_SIZE, embeds: 0, batch_tokens: BATCH_TOKENS };
+    let options = CpuOptions {
+        pages,
+        page_size: PAGE_SIZE,
+        embeds: 0,
+        batch_tokens: BATCH_TOKENS,
+        kv: options.kv,
+        exact: options.plain,
+    };
     let mut cpu = Cpu::load(model, options, crew).map_err(Stop::Load)?;
 
     let mut all = Tally::default();
@@ -329,7 +348,8 @@ mod tests {
     #[test]
     fn the_plain_path_matches_the_golden_file() {
         let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/smollm2-135m-q4_1.json");
-        let report = run(&real_model(), &golden, true).unwrap_or_else(|error| panic!("{error}"));
+        let options = Options { plain: true, kv: KvFormat::F32 };
+        let report = run(&real_model(), &golden, options).unwrap_or_else(|error| panic!("{error}"));
         let Scores { ids_equal, max_logit_diff, top1_clear, mean_kl, .. } = report.scores;
         assert!(ids_equal && max_logit_diff <= 0.02 && top1_clear == 1.0 && mean_kl < 1e-5, "{report}");
         assert_eq!(report.prompts.len(), 8);

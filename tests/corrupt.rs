@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
-use tartlet::backend::cpu::{Cpu, CpuOptions};
+use tartlet::backend::cpu::{Cpu, CpuOptions, KvFormat};
 use tartlet::backend::crew::Crew;
 use tartlet::backend::{
     Backend, Batch, DrawKey, Input, Mask, Outcome, Output, PageId, Sampler, Sequence, TokenId,
@@ -247,7 +247,8 @@ fn open(path: &Path) -> Result<Model, String> {
 
 /// Sends two tokens through the weights, whatever numbers they are.
 fn run(model: Model, crew: &Arc<Crew>) -> Result<(), String> {
-    let options = CpuOptions { pages: 1, page_size: 4, embeds: 0, batch_tokens: 2 };
+    let options =
+        CpuOptions { pages: 1, page_size: 4, embeds: 0, batch_tokens: 2, kv: KvFormat::F16, exact: false };
     let mut cpu = Cpu::load(Arc::new(model), options, crew.clone()).map_err(|error| error.to_string())?;
     let vocab = cpu.info().vocab;
     let sequence = Sequence {

@@ -16,6 +16,18 @@
 use super::exp::{FIXED_BITS, exp_fixed};
 use super::{DrawKey, Produced, Sampler, TokenId};
 
+/// Logits of which [`Logits::maxima`] has one largest.
+pub const LOGITS_PER_MAXIMUM: usize = 256;
+
+/// A row of logits.
+#[derive(Clone, Copy)]
+pub struct Logits<'a> {
+    pub all: &'a [f32], // [vocab]
+    /// The largest of each 256 that is not NaN, minus infinity if there is none: what made the logits has it in passing,
+    /// and most of a vocabulary is never looked at again.
+    pub maxima: &'a [f32], // [vocab / 256, rounded up]
+}
+
 /// Room to sample rows of one vocabulary; nothing is remembered from row to row.
 pub struct Sampling {
     weights: Vec<u64>, // [token]
@@ -32,7 +44,7 @@ impl Sampling {
     ///
     /// A `k` of 0 keeps all tokens, and so does a `p` of 1 or more (min-p: those that equal the largest). However
     /// small `k` and `p`, the best token is kept. Top-k comes before top-p, whose mass is then that of the k.
-    pub fn token(&mut self, logits: &[f32], sampler: Sampler, random: u64) -> TokenId {
+    pub fn token(&mut self, logits: Logits, sampler: Sampler, random: u64) -> TokenId {
         let (temperature, k, p) = match sampler {
             Sampler::Multinomial { temperature } => (temperature, 0, 1.0),
             Sampler::TopK { temperature, k } => (temperature, k as usize, 1.0),
@@ -44,6 +56,7 @@ impl Sampling {
         if scale.greedy() {
             return scale.best;
         }
+        let logits = logits.all;
         let Sampling { weights, kept } = self;
         if (1..logits.len()).contains(&k) {
             keep_first(kept, logits, k);
@@ -78,8 +91,9 @@ impl Sampling {
     /// The `top_k` most probable tokens (all, if there are fewer) with their probabilities in the whole of
     /// softmax(logits / temperature), by descending logit, ties by ascending id. At temperature 0 the first has
     /// probability 1 and the others 0.
-    pub fn distribution(&mut self, logits: &[f32], temperature: f32, top_k: u32) -> Produced {
+    pub fn distribution(&mut self, logits: Logits, temperature: f32, top_k: u32) -> Produced {
         let scale = Scale::of(logits, temperature);
+        let logits = logits.all;
         keep_first(&mut self.kept, logits, top_k as usize);
         self.kept.sort_unstable();
         let ids: Vec<TokenId> = self.kept.iter().map(|&place| TokenId(id(place) as u32)).collect();
@@ -104,13 +118,20 @@ struct Scale {
 }
 
 impl Scale {
-    fn of(logits: &[f32], temperature: f32) -> Scale {
-        let mut best = (0, f32::NEG_INFINITY);
-        for (id, &logit) in logits.iter().enumerate() {
-            if logit > best.1 {
-                best = (id, logit); // never for NaN; an equal one later does not displace
+    fn of(logits: Logits, temperature: f32) -> Scale {
+        let largest = |numbers: &[f32]| {
+            let mut best = (0, f32::NEG_INFINITY);
+            for (at, &number) in numbers.iter().enumerate() {
+                if number > best.1 {
+                    best = (at, number); // never for NaN; an equal one later does not displace
+                }
             }
-        }
+            best
+        };
+        let first = largest(logits.maxima).0 * LOGITS_PER_MAXIMUM;
+        let end = logits.all.len().min(first + LOGITS_PER_MAXIMUM);
+        let (at, logit) = largest(&logits.all[first..end]);
+        let best = (first + at, logit);
         Scale { best: TokenId(best.0 as u32), largest: best.1.min(f32::MAX), temperature }
     }
 
@@ -205,6 +226,14 @@ fn philox(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
     counter
 }
 
+/// A row with its maxima, for tests that have but the logits.
+#[cfg(test)]
+pub(super) fn row_of(all: &[f32]) -> Logits<'_> {
+    let largest = |part: &[f32]| part.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let maxima: Vec<f32> = all.chunks(LOGITS_PER_MAXIMUM).map(largest).collect();
+    Logits { all, maxima: maxima.leak() }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -296,7 +325,7 @@ mod tests {
                 let exact = exact(logits, sampler);
                 let mut counts = vec![0u32; logits.len()];
                 for pass in 0..DRAWS {
-                    counts[sampling.token(logits, sampler, random(key(pass), 0)).0 as usize] += 1;
+                    counts[sampling.token(row_of(logits), sampler, random(key(pass), 0)).0 as usize] += 1;
                 }
                 for (id, (&count, &prob)) in counts.iter().zip(&exact).enumerate() {
                     let mean = prob * DRAWS as f64;
@@ -317,7 +346,7 @@ mod tests {
         for temperature in [0.0, -0.0, -1.0, f32::NAN] {
             for sampler in samplers(temperature) {
                 let mut sampling = Sampling::new(4);
-                let drawn = sampling.token(&[f32::NAN, 1.0, 3.0, 3.0], sampler, u64::MAX);
+                let drawn = sampling.token(row_of(&[f32::NAN, 1.0, 3.0, 3.0]), sampler, u64::MAX);
                 assert_eq!(drawn, TokenId(2), "{sampler:?}");
             }
         }
@@ -331,11 +360,11 @@ mod tests {
             for temperature in [f32::MIN_POSITIVE, 1e-45, 1e-3, 1.0, f32::MAX, f32::INFINITY] {
                 for sampler in samplers(temperature) {
                     let mut sampling = Sampling::new(4);
-                    assert_eq!(sampling.token(&nothing, sampler, random), TokenId(0));
-                    assert_ne!(sampling.token(&[2.0, f32::NAN, 2.0], sampler, random), TokenId(1));
-                    let token = sampling.token(&best, sampler, random);
+                    assert_eq!(sampling.token(row_of(&nothing), sampler, random), TokenId(0));
+                    assert_ne!(sampling.token(row_of(&[2.0, f32::NAN, 2.0]), sampler, random), TokenId(1));
+                    let token = sampling.token(row_of(&best), sampler, random);
                     assert!(token != TokenId(1) || temperature > 1e30, "{sampler:?} drew {token:?}");
-                    let apart = sampling.token(&[0.0, 1.0, 0.0], sampler, random);
+                    let apart = sampling.token(row_of(&[0.0, 1.0, 0.0]), sampler, random);
                     assert!(apart == TokenId(1) || temperature > 1e-2, "{sampler:?} drew {apart:?}");
                 }
             }
@@ -348,7 +377,9 @@ mod tests {
             let mut sampling = Sampling::new(logits.len());
             let want = exact(&logits, Sampler::Multinomial { temperature: 0.7 });
             for top_k in [0, 1, 5, 32, 5000] {
-                let Produced::Distribution { ids, probs } = sampling.distribution(&logits, 0.7, top_k) else {
+                let Produced::Distribution { ids, probs } =
+                    sampling.distribution(row_of(&logits), 0.7, top_k)
+                else {
                     panic!("not a distribution");
                 };
                 assert_eq!(ids.len(), logits.len().min(top_k as usize));
@@ -367,7 +398,7 @@ mod tests {
                 }
             }
         }
-        let cold = Sampling::new(3).distribution(&[1.0, 3.0, 2.0], 0.0, 32);
+        let cold = Sampling::new(3).distribution(row_of(&[1.0, 3.0, 2.0]), 0.0, 32);
         let ids = vec![TokenId(1), TokenId(2), TokenId(0)];
         assert_eq!(cold, Produced::Distribution { ids, probs: vec![1.0, 0.0, 0.0] });
     }

@@ -1,115 +1,378 @@
-//! Attention of one row and one head over the slots that the row may see.
+//! Attention of some rows' heads that share a KV head, over the slots that each row may see.
 //!
-//! Owns: the walk over runs and pages, softmax, the weighted sum, and the rotation of positions. Never: threads.
+//! Owns: the walk over pages, softmax, the weighted sum of values. Never: threads, or which rows go together.
 //!
-//! Numbers are added by the slot's place in the sequence: the sum of the weights by `slot % 16`, each output value
-//! by rising slot. Pages, chunks and the length of the batch do not enter. A hidden slot adds nothing and is not
-//! read; a row that sees nothing gets zeros.
+//! The slots are taken in stretches that begin at multiples of 256, whatever the batch. In a stretch: scores, their
+//! largest, weights `exp(score - largest)`, the weights' sum (lane by lane, slot % 16), and the weighted sum of
+//! values, slot by slot. Stretches are joined from the first to the last, as in Milakov, Gimelshein, "Online
+//! normalizer calculation for softmax" (2018). So the bits follow from the row's own slots; pages, chunks, neighbours
+//! and threads leave no trace. A hidden slot adds exactly nothing, and a row that sees none gets zeros.
 
-use super::matmul::{dot_rows, padded, sum};
-use super::pages::{Kv, Layout};
-use crate::backend::exp::exp;
-use crate::backend::{Mask, PageId};
+use super::lanes::{LANES, Lanes};
+use super::pages::{Kept, Kv, Layout};
+use super::vector::{capped, exp};
+use crate::backend::PageId;
 use std::ops::Range;
 
-/// The slots that row `row` of a sequence sees, in order: runs of a mask, or everything up to the row's own `slot`.
-pub(super) fn visible(mask: &Mask, row: usize, slot: usize) -> impl Iterator<Item = Range<usize>> + Clone {
-    let (causal, runs): (_, &[u32]) = match mask {
-        Mask::Causal => (Some(slot as u32 + 1), &[]),
-        Mask::Runs(rows) => (None, &rows[row]),
-    };
-    let mut at = 0;
-    causal.into_iter().chain(runs.iter().copied()).enumerate().filter_map(move |(run, len)| {
-        let start = at;
-        at += len as usize;
-        (run % 2 == 0 && len > 0).then_some(start..at)
-    })
+/// Slots of a stretch.
+pub(super) const STRETCH: usize = 256;
+/// Queries that go through the pages together at most: their sums fill the registers.
+pub(super) const QUERIES: usize = 12;
+/// Largest head, as `limits` has it, in vectors.
+const STRIDE: usize = crate::limits::MODEL_HEAD as usize;
+
+/// Which slots a row sees.
+#[derive(Clone, Copy)]
+pub(super) struct Sight<'a> {
+    /// The row's own slot, the last that it may see.
+    pub slot: usize,
+    /// The first that it may see.
+    pub first: usize,
+    /// A bit per slot, if the row has a mask.
+    pub mask: Option<&'a [u64]>,
 }
 
-/// A stretch of visible slots within one page.
-struct Piece {
-    page: PageId,
-    /// In the page.
-    slots: Range<usize>,
-    /// The first one's place in the sequence.
-    at: usize,
+impl Sight<'_> {
+    /// Bits of slots `at..at + 16`.
+    #[inline(always)]
+    fn bits(&self, at: usize) -> u16 {
+        // Bits below `end` of slots counted from `at`.
+        let below = |end: usize| match end.saturating_sub(at) {
+            count @ 0..16 => (1u16 << count) - 1,
+            _ => u16::MAX,
+        };
+        let mut bits = below(self.slot + 1) & !below(self.first);
+        if let Some(mask) = self.mask {
+            let word = |index: usize| mask.get(index).copied().unwrap_or(0);
+            let (index, shift) = (at / 64, at % 64);
+            let pair = u128::from(word(index)) | u128::from(word(index + 1)) << 64;
+            bits &= (pair >> shift) as u16;
+        }
+        bits
+    }
 }
 
-fn pieces<'a>(
-    visible: impl Iterator<Item = Range<usize>> + 'a,
-    pages: &'a [PageId],
-    page_size: usize,
-) -> impl Iterator<Item = Piece> + 'a {
-    visible.flat_map(move |run| {
-        (run.start / page_size..=(run.end - 1) / page_size).map(move |page| {
-            let first = page * page_size;
-            let slots = run.start.max(first)..run.end.min(first + page_size);
-            Piece { page: pages[page], at: slots.start, slots: slots.start - first..slots.end - first }
-        })
-    })
+/// What one head of one row has gathered.
+#[derive(Clone, Copy)]
+pub(super) struct Gathered {
+    /// The largest score; minus infinity if nothing was seen.
+    pub largest: f32,
+    /// The sum of the weights.
+    pub total: f32,
+    /// The weighted sum of the values.
+    pub values: [f32; STRIDE],
 }
 
-/// One head's view of a layer's K/V.
-pub(super) struct View<'a> {
-    pub kv: &'a Kv,
+impl Gathered {
+    pub const NOTHING: Gathered = Gathered { largest: f32::NEG_INFINITY, total: 0.0, values: [0.0; STRIDE] };
+
+    /// Makes it nothing again.
+    pub fn reset(&mut self) {
+        (self.largest, self.total) = (f32::NEG_INFINITY, 0.0);
+        self.values.fill(0.0);
+    }
+
+    /// Adds what the next stretch gave.
+    #[inline(always)]
+    pub fn join<L: Lanes>(&mut self, l: L, largest: f32, total: f32, values: &[f32]) {
+        if largest == f32::NEG_INFINITY {
+            return;
+        }
+        let both = self.largest.max(largest);
+        let scale = |own: f32| if own == f32::NEG_INFINITY { 0.0 } else { one_exp(l, own - both) };
+        let (a, b) = (scale(self.largest), scale(largest));
+        self.largest = both;
+        self.total = self.total * a + total * b;
+        let (a, b) = (l.splat(a), l.splat(b));
+        for (own, next) in
+            self.values.as_chunks_mut::<LANES>().0.iter_mut().zip(values.as_chunks::<LANES>().0)
+        {
+            l.store(l.fma(l.load(next), b, l.mul(l.load(own), a)), own);
+        }
+    }
+
+    /// The attention's answer.
+    #[inline(always)]
+    pub fn finish<L: Lanes>(&self, l: L, to: &mut [f32]) {
+        let per = if self.total > 0.0 { 1.0 / self.total } else { 0.0 };
+        let mut rest = to.len();
+        for (to, value) in to.chunks_mut(LANES).zip(self.values.as_chunks::<LANES>().0) {
+            let mut scaled = [0.0; LANES];
+            l.store(l.mul(l.load(value), l.splat(per)), &mut scaled);
+            to.copy_from_slice(&scaled[..rest.min(LANES)]);
+            rest -= rest.min(LANES);
+        }
+    }
+}
+
+#[inline(always)]
+fn one_exp<L: Lanes>(l: L, x: f32) -> f32 {
+    let mut lanes = [0.0; LANES];
+    l.store(exp(l, l.splat(x)), &mut lanes);
+    lanes[0]
+}
+
+/// A KV head of a sequence in one layer.
+pub(super) struct View<'a, T: Kept> {
+    pub kv: &'a Kv<T>,
     pub layout: Layout,
     pub kv_head: usize,
     /// The sequence's pages.
     pub pages: &'a [PageId],
+    pub cap: Option<f32>,
 }
 
-impl View<'_> {
-    /// `attended = softmax(query . keys) . values` over the `visible` slots, all below `len`. `query` is rotated and
-    /// scaled; both vectors are padded like the keys. `scores` is room.
-    pub fn attend(
-        &self,
-        visible: impl Iterator<Item = Range<usize>> + Clone,
-        len: usize,
-        query: &[f32],
-        scores: &mut Vec<f32>,
-        attended: &mut [f32],
-    ) {
-        let pieces = || pieces(visible.clone(), self.pages, self.layout.page_size);
-        let slots = |piece: &Piece| self.layout.slots(piece.page, self.kv_head, piece.slots.clone());
-        scores.clear();
-        scores.resize(padded(len), 0.0);
-        attended.fill(0.0);
+/// A query: a head of a row, turned and scaled, and what the row sees.
+#[derive(Clone, Copy)]
+pub(super) struct Query<'a> {
+    pub q: &'a [f32], // [head_dim] and more
+    pub sight: Sight<'a>,
+}
 
-        let mut largest = f32::NEG_INFINITY;
-        for piece in pieces() {
-            let scores = &mut scores[piece.at..][..piece.slots.len()];
-            dot_rows(&self.kv.keys[slots(&piece)], query, scores);
-            largest = scores.iter().copied().fold(largest, f32::max);
+/// A rank's room.
+pub(super) struct Room {
+    scores: Box<[[f32; STRETCH + LANES]; QUERIES]>,
+    gathered: Box<[Gathered; QUERIES]>,
+}
+
+impl Room {
+    pub fn new() -> Room {
+        Room {
+            scores: Box::new([[0.0; STRETCH + LANES]; QUERIES]),
+            gathered: Box::new([Gathered::NOTHING; QUERIES]),
         }
-        for piece in pieces() {
-            let scores = &mut scores[piece.at..][..piece.slots.len()];
-            scores.iter_mut().for_each(|score| *score = exp(*score - largest));
+    }
+}
+
+impl<T: Kept> View<'_, T> {
+    /// Attends stretch `stretch` for 1 to 12 queries; `tell` gets each query's number and what it gathered.
+    pub fn attend<L: Lanes>(
+        &self,
+        l: L,
+        stretch: usize,
+        queries: &[Query],
+        room: &mut Room,
+        mut tell: impl FnMut(usize, &Gathered),
+    ) {
+        let mut first = 0;
+        while first < queries.len() {
+            let some = &queries[first..];
+            let count = match some.len() {
+                12.. if L::COLUMNS >= 16 => self.some::<L, 12>(l, stretch, some, room),
+                6.. if L::COLUMNS >= 16 => self.some::<L, 6>(l, stretch, some, room),
+                4.. => self.some::<L, 4>(l, stretch, some, room),
+                3.. => self.some::<L, 3>(l, stretch, some, room),
+                2.. => self.some::<L, 2>(l, stretch, some, room),
+                _ => self.some::<L, 1>(l, stretch, some, room),
+            };
+            for (i, gathered) in room.gathered[..count].iter().enumerate() {
+                tell(first + i, gathered);
+            }
+            first += count;
         }
-        let total = sum(scores);
-        for piece in pieces() {
-            let values = self.kv.values[slots(&piece)].chunks_exact(self.layout.stride);
-            for (&weight, value) in scores[piece.at..].iter().zip(values) {
-                attended.iter_mut().zip(value).for_each(|(sum, value)| *sum += weight * value);
+    }
+
+    /// The first `N` queries; returns `N`.
+    #[inline(never)]
+    fn some<L: Lanes, const N: usize>(
+        &self,
+        l: L,
+        stretch: usize,
+        queries: &[Query],
+        room: &mut Room,
+    ) -> usize {
+        l.enter(
+            #[inline(always)]
+            || {
+                let queries: &[Query; N] = queries.first_chunk().expect("as many as were counted");
+                let slots = stretch * STRETCH..(stretch + 1) * STRETCH;
+                let seen = self.score(l, slots.clone(), queries, room);
+                match (L::COLUMNS >= 16, N <= 3) {
+                    (true, true) => self.gather::<L, N, 4>(l, slots, seen, room),
+                    (true, false) => self.gather::<L, N, 2>(l, slots, seen, room),
+                    (false, _) => self.gather::<L, N, 1>(l, slots, seen, room),
+                }
+                N
+            },
+        )
+    }
+
+    /// Fills `room` with the weights of the slots, their largest score and their sum. Returns the slots between the
+    /// first and the last that any query sees.
+    #[inline(always)]
+    fn score<L: Lanes, const N: usize>(
+        &self,
+        l: L,
+        slots: Range<usize>,
+        queries: &[Query; N],
+        room: &mut Room,
+    ) -> Range<usize> {
+        let Layout { page_size, head_dim, .. } = self.layout;
+        let hidden = l.splat(f32::NEG_INFINITY);
+        for scores in &mut room.scores[..N] {
+            for lanes in scores.as_chunks_mut::<LANES>().0 {
+                l.store(hidden, lanes);
             }
         }
-        if total > 0.0 {
-            attended.iter_mut().for_each(|sum| *sum /= total);
+        let last = queries.iter().map(|query| query.sight.slot).max().unwrap_or(0);
+        let first = queries.iter().map(|query| query.sight.first).min().unwrap_or(0);
+        let span = slots.start.max(first)..slots.end.min(last + 1);
+        if span.is_empty() {
+            for gathered in &mut room.gathered[..N] {
+                gathered.largest = f32::NEG_INFINITY;
+            }
+            return 0..0;
+        }
+        for page in span.start / page_size..=(span.end - 1) / page_size {
+            let base = page * page_size;
+            let within = span.start.max(base) - base..span.end.min(base + page_size) - base;
+            for group in within.start / LANES..within.end.div_ceil(LANES) {
+                let at = base + group * LANES;
+                // Lanes of this group that are slots of this page and of this stretch.
+                let end = span.end.min(base + page_size);
+                let real = Sight { slot: end - 1, first: span.start, mask: None }.bits(at);
+                let mut bits = [0; N];
+                let mut any = 0;
+                for (bits, query) in bits.iter_mut().zip(queries) {
+                    *bits = query.sight.bits(at) & real;
+                    any |= *bits;
+                }
+                if any == 0 {
+                    continue;
+                }
+                // SAFETY: keys are written before the barrier that comes before attention.
+                let keys =
+                    unsafe { self.kv.keys.part(self.layout.keys(self.pages[page], self.kv_head, group)) };
+                let keys = &keys.as_chunks::<LANES>().0[..head_dim];
+                let mut sums = [l.splat(0.0); N];
+                for (dim, key) in keys.iter().enumerate() {
+                    let key = T::load(l, key);
+                    for i in 0..N {
+                        sums[i] = l.fma(key, l.splat(queries[i].q[dim]), sums[i]);
+                    }
+                }
+                if T::SCALED {
+                    let slots = group * LANES..(group + 1) * LANES;
+                    let scales = self.layout.scales(self.pages[page], self.kv_head, slots);
+                    // SAFETY: as above.
+                    let scales = unsafe { self.kv.key_scales.part(scales) };
+                    let scales = l.load(&scales.as_chunks::<LANES>().0[0]);
+                    for sum in &mut sums {
+                        *sum = l.mul(*sum, scales);
+                    }
+                }
+                for i in 0..N {
+                    let scores = l.select(bits[i], capped(l, sums[i], self.cap), hidden);
+                    match at.checked_sub(slots.start) {
+                        Some(at) => l.store(scores, lanes_mut(&mut room.scores[i], at)),
+                        None => {
+                            // A page that began in the stretch before.
+                            let mut lanes = [0.0; LANES];
+                            l.store(scores, &mut lanes);
+                            let skip = slots.start - at;
+                            room.scores[i][..LANES - skip].copy_from_slice(&lanes[skip..]);
+                        }
+                    }
+                }
+            }
+        }
+        for (scores, gathered) in room.scores[..N].iter_mut().zip(&mut room.gathered[..N]) {
+            let scores = scores[..STRETCH].as_chunks_mut::<LANES>().0;
+            let mut largest = hidden;
+            for lanes in scores.iter() {
+                largest = l.max(l.load(lanes), largest);
+            }
+            gathered.largest = l.largest(largest);
+            let minus = l.splat(gathered.largest);
+            let mut total = l.splat(0.0);
+            for lanes in scores {
+                // Of a query that sees nothing all are NaN here, which weighs nothing.
+                let weight = exp(l, l.sub(l.load(lanes), minus));
+                total = l.add(total, weight);
+                l.store(weight, lanes);
+            }
+            gathered.total = l.sum(total);
+        }
+        span
+    }
+
+    /// The weighted sums of the values, `D` vectors of a head at a time.
+    #[inline(always)]
+    fn gather<L: Lanes, const N: usize, const D: usize>(
+        &self,
+        l: L,
+        slots: Range<usize>,
+        seen: Range<usize>,
+        room: &mut Room,
+    ) {
+        let Layout { page_size, value_stride, .. } = self.layout;
+        let vectors = value_stride / LANES;
+        let mut from = 0;
+        while from < vectors {
+            // The last ones again rather than fewer: a head of few vectors has its own loop.
+            let wide = from + D <= vectors;
+            if wide {
+                self.gather_some::<L, N, D>(l, (slots.start, &seen, page_size), from, room);
+                from += D;
+            } else {
+                self.gather_some::<L, N, 1>(l, (slots.start, &seen, page_size), from, room);
+                from += 1;
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn gather_some<L: Lanes, const N: usize, const D: usize>(
+        &self,
+        l: L,
+        (start, seen, page_size): (usize, &Range<usize>, usize),
+        from: usize,
+        room: &mut Room,
+    ) {
+        let stride = self.layout.value_stride;
+        let mut sums = [[l.splat(0.0); D]; N];
+        let mut slot = seen.start;
+        while slot < seen.end {
+            let page = slot / page_size;
+            let within = slot - page * page_size..seen.end.min((page + 1) * page_size) - page * page_size;
+            let range = self.layout.values(self.pages[page], self.kv_head, within.clone());
+            // SAFETY: values are written before the barrier that comes before attention.
+            let values = unsafe { self.kv.values.part(range) };
+            let scales = match T::SCALED {
+                // SAFETY: as above.
+                true => unsafe {
+                    let scales = self.layout.scales(self.pages[page], self.kv_head, within.clone());
+                    self.kv.value_scales.part(scales)
+                },
+                false => &[],
+            };
+            for (i, value) in values.chunks_exact(stride).enumerate() {
+                let at = slot - start + i;
+                let value = &value[from * LANES..].as_chunks::<LANES>().0[..D];
+                let scale = if T::SCALED { scales[i] } else { 1.0 };
+                for d in 0..D {
+                    let mut value = T::load(l, &value[d]);
+                    if T::SCALED {
+                        value = l.mul(value, l.splat(scale));
+                    }
+                    for n in 0..N {
+                        sums[n][d] = l.fma(value, l.splat(room.scores[n][at]), sums[n][d]);
+                    }
+                }
+            }
+            slot += within.len();
+        }
+        for (gathered, sums) in room.gathered[..N].iter_mut().zip(sums) {
+            let values = gathered.values.as_chunks_mut::<LANES>().0;
+            for (value, sum) in values[from..from + D].iter_mut().zip(sums) {
+                l.store(sum, value);
+            }
         }
     }
 }
 
-/// Turns the pairs (2i, 2i + 1) of the first `dims` values of a head by the angles whose cos and sin are in `turns`.
-pub(super) fn rotate(head: &mut [f32], turns: &[f32], dims: usize) {
-    for (pair, turn) in head[..dims].chunks_exact_mut(2).zip(turns.chunks_exact(2)) {
-        let (a, b, cos, sin) = (pair[0], pair[1], turn[0], turn[1]);
-        (pair[0], pair[1]) = (a * cos - b * sin, a * sin + b * cos);
-    }
-}
-
-/// cos and sin of the angle of each pair at `position`, computed in f64: any u32 is a fair position.
-pub(super) fn turns_at(position: u32, per_position: &[f64], turns: &mut [f32]) {
-    for (turn, per_position) in turns.chunks_exact_mut(2).zip(per_position) {
-        let (sin, cos) = (f64::from(position) * per_position).sin_cos();
-        (turn[0], turn[1]) = (cos as f32, sin as f32);
-    }
+/// The sixteen numbers from `at` on.
+#[inline(always)]
+fn lanes_mut(numbers: &mut [f32], at: usize) -> &mut [f32; LANES] {
+    numbers[at..].first_chunk_mut().expect("there is a vector's room behind a stretch")
 }

@@ -1,29 +1,35 @@
 //! The forward pass of a batch, as every rank runs it.
 //!
-//! Owns: the phases of a batch, the pieces each is shared out in, and the barriers between them. Never: memory that
-//! outlives the batch, nor the order of a sum (`matmul.rs`, `attention.rs`).
+//! Owns: the phases of a batch, each rank's share of them, and the barriers between them. Never: memory that outlives
+//! the batch, nor the order of a sum (`kernels.rs`, `attention.rs`, `vector.rs`).
 //!
-//! A phase is a number of independent pieces: rows, heads of rows, rows of a matrix. Ranks claim pieces as they get
-//! free; which rank computes a piece, and with which others, leaves no trace in its bits.
+//! ```text
+//! a layer:  norm, quantise ▸ Q K V, bias, norm, RoPE, append ║ attend ║ quantise ▸ output + stream ║
+//!           norm, quantise ▸ gate · up ║ quantise ▸ down + stream ║
+//! ```
+//! ║ is a barrier: five a layer. ▸ is one too when the batch is more than a tile of sixteen rows: then the ranks share
+//! out the rows to quantise; for one tile each rank does all of it, which takes less time than to meet. A layer that
+//! norms what a block adds (Gemma) meets twice more. Between two barriers a rank writes parts of planes that are its
+//! own: a share of a matrix' rows, of the batch's rows, or what it claims of attention.
 //!
 //! Formulas: Touvron et al., "LLaMA" (2023); grouped heads: Ainslie et al., "GQA" (2023).
 
-use super::attention::{View, rotate, turns_at, visible};
-use super::matmul::{multiply, square_sum};
+use super::attend::Plan;
+use super::kernels::{Products, multiply};
+use super::lanes::{LANES, Lanes};
 use super::outputs::Wants;
-use super::pages::{Kv, Pages};
-use super::scratch::{HEAD_ROWS, Plane, ROWS_PER_CLAIM, Rank, Scratch, hold, read, write};
-use super::weights::{Layer, Matrix, Weights};
+use super::packed::Packed;
+use super::pages::{Kept, Kv, Layers, Pages, each_format};
+use super::scratch::{Rank, Scratch, head_stride, hold};
+use super::shared::Plane;
+use super::tiles::{Columns, TILE, Tile};
+use super::vector::{gated, norm, norm_scale, rotate, turns_at};
+use super::weights::{Heads, Layer, Weights};
 use crate::backend::crew::Crew;
-use crate::backend::exp::exp;
 use crate::backend::{Batch, Input, Sequence};
+use crate::model::gguf::Tensor;
 use crate::model::shape::Shape;
 use std::ops::Range;
-use std::sync::RwLock;
-use std::sync::atomic::{AtomicUsize, Ordering};
-
-/// Pieces that a rank should find in a matrix: enough that nobody waits long for the last one.
-const CLAIMS_PER_RANK: usize = 8;
 
 /// One row of the batch.
 #[derive(Clone, Copy)]
@@ -36,238 +42,317 @@ pub(super) struct Row {
 }
 
 /// A batch on its way, shared by all ranks.
-pub(super) struct Step<'a> {
+pub(super) struct Step<'a, L> {
+    pub l: L,
     pub shape: &'a Shape,
-    /// The mapped model file.
-    pub file: &'a [u8],
+    /// In the file: a token takes one row of it.
+    pub embedding: Tensor<'a>,
     pub weights: &'a Weights,
     pub pages: &'a Pages,
-    pub embeds: &'a RwLock<Plane>, // [embed, hidden]
+    pub embeds: &'a Plane, // [embed, hidden]
     pub scratch: &'a Scratch,
     pub crew: &'a Crew,
     pub batch: &'a Batch,
     pub rows: &'a [Row],
+    pub plan: &'a Plan,
     pub wants: &'a Wants<'a>,
-    /// Zeros, one per phase.
-    pub claims: &'a [AtomicUsize],
 }
 
-/// The claims of one phase.
+/// What becomes the columns of a matrix product.
 #[derive(Clone, Copy)]
-pub(super) struct Claims<'a>(&'a AtomicUsize);
-
-impl<'a> Claims<'a> {
-    /// Pieces of `0..count` that no other rank takes, until none is left.
-    pub fn of(self, count: usize) -> impl Iterator<Item = usize> + 'a {
-        std::iter::from_fn(move || {
-            let piece = self.0.fetch_add(1, Ordering::Relaxed);
-            (piece < count).then_some(piece)
-        })
-    }
+enum Source<'a> {
+    /// The stream, normed with these gains.
+    Normed(&'a [f32]),
+    Attended,
+    Inner,
 }
 
-/// The number of phases of a batch.
-pub(super) fn phases(layers: usize, wants: &Wants) -> usize {
-    1 + 8 * layers + 1 + 3 * wants.rows.len().div_ceil(HEAD_ROWS)
-}
-
-impl Step<'_> {
+impl<L: Lanes> Step<'_, L> {
     /// The whole batch, as `rank` takes part in it.
     pub fn run(&self, rank: usize) {
         let room = &mut *hold(&self.scratch.ranks[rank]);
-        let s = self.scratch;
-        let mut claims = self.claims.iter();
-        let mut phase = |work: &mut dyn FnMut(Claims)| {
-            work(Claims(claims.next().expect("`phases` counts them all")));
-            self.crew.barrier();
-        };
-        phase(&mut |claims| self.enter(claims));
-        for (layer, kv) in self.weights.layers.iter().zip(&self.pages.layers) {
-            let Layer { q, k, v, output, down, .. } = layer;
-            phase(&mut |claims| self.norm(claims, &layer.attn_norm));
-            phase(&mut |claims| {
-                let planes = [(q, &s.q), (k, &s.k), (v, &s.v)];
-                self.project(claims, room, &s.normed, &planes, |into, from| into.copy_from_slice(from));
-            });
-            phase(&mut |claims| self.append(claims, kv));
-            phase(&mut |claims| self.attend(claims, room, kv));
-            phase(&mut |claims| self.project(claims, room, &s.attended, &[(output, &s.stream)], add));
-            phase(&mut |claims| self.norm(claims, &layer.ffn_norm));
-            phase(&mut |claims| self.gate(claims, room, layer));
-            phase(&mut |claims| self.project(claims, room, &s.inner, &[(down, &s.stream)], add));
-        }
-        phase(&mut |claims| self.store_embeds(claims));
-        for group in self.wants.groups() {
-            phase(&mut |claims| self.last_norm(claims, group.clone()));
-            phase(&mut |claims| self.head(claims, room, group.len()));
-            phase(&mut |claims| self.produce(claims, room, group.clone()));
-        }
+        self.enter_rows(rank);
+        self.crew.barrier();
+        each_format!(&self.pages.layers, layers => {
+            for (number, (layer, kv)) in self.weights.layers.iter().zip(layers).enumerate() {
+                self.layer(rank, room, (number, layer), kv);
+            }
+        });
+        self.store_embeds(rank);
+        self.outputs(rank, room);
     }
 
-    fn sequence(&self, row: Row) -> &Sequence {
+    fn layer<T: Kept>(&self, rank: usize, room: &mut Rank, (number, layer): (usize, &Layer), kv: &Kv<T>) {
+        self.project(rank, room, layer, kv);
+        self.crew.barrier();
+        self.attend(room, number, layer, kv);
+        self.crew.barrier();
+        self.add(rank, room, &layer.output, Source::Attended, layer.attn_post_norm.as_deref());
+        self.crew.barrier();
+        self.gate(rank, room, layer);
+        self.crew.barrier();
+        self.add(rank, room, &layer.down, Source::Inner, layer.ffn_post_norm.as_deref());
+        self.crew.barrier();
+    }
+
+    pub(super) fn sequence(&self, row: Row) -> &Sequence {
         &self.batch.sequences[row.sequence]
     }
 
+    /// A rank's share of `count` equal things.
+    pub(super) fn share(&self, count: usize, rank: usize) -> Range<usize> {
+        let ranks = self.crew.size();
+        count * rank / ranks..count * (rank + 1) / ranks
+    }
+
     /// The rows' first hidden states and the angles of their positions.
-    fn enter(&self, claims: Claims) {
-        let embeds = read(self.embeds);
-        for piece in claims.of(self.rows.len()) {
-            let row = self.rows[piece];
+    fn enter_rows(&self, rank: usize) {
+        let Shape { hidden, embedding_scale, rope, .. } = *self.shape;
+        for number in self.share(self.rows.len(), rank) {
+            let row = self.rows[number];
             let sequence = self.sequence(row);
-            let stream = &mut *write(&self.scratch.stream);
+            // SAFETY: the row is of this rank's share.
+            let stream = unsafe { self.scratch.stream.row_mut(number, 0..hidden) };
             match sequence.inputs[row.index] {
                 Input::Token(token) => {
-                    let hidden = &mut stream.row_mut(piece)[..self.shape.hidden];
-                    self.weights.embedding.dequantize(self.file, token.0 as usize, hidden);
+                    self.embedding.kind.dequantize(self.embedding.row(token.0 as usize), stream);
+                    stream.iter_mut().for_each(|x| *x *= embedding_scale);
                 }
                 Input::Embed(embed) => {
-                    stream.row_mut(piece).copy_from_slice(embeds.row(embed.0 as usize));
+                    // SAFETY: embeds are written after the last layer.
+                    stream.copy_from_slice(unsafe { self.embeds.row(embed.0 as usize, 0..hidden) });
                 }
             }
-            let turns = &mut *write(&self.scratch.turns);
-            turns_at(sequence.positions[row.index], &self.weights.turns, turns.row_mut(piece));
+            for (turns, per_position) in self.scratch.turns.iter().zip(&self.weights.turns) {
+                // SAFETY: the row is of this rank's share.
+                let turns = unsafe { turns.row_mut(number, 0..rope.dims) };
+                turns_at(sequence.positions[row.index], per_position, rope.attention_scale, turns);
+            }
         }
     }
 
-    fn norm(&self, claims: Claims, gains: &[f32]) {
-        let stream = read(&self.scratch.stream);
-        for row in claims.of(self.rows.len()) {
-            self.norm_row(stream.row(row), gains, &self.scratch.normed, row);
+    /// Tiles of the batch.
+    fn tiles(&self) -> usize {
+        self.rows.len().div_ceil(TILE)
+    }
+
+    /// Makes `source` columns: all of them, or with the others a share each. Returns the values of a column.
+    fn prepare(&self, rank: usize, room: &mut Rank, source: Source) -> usize {
+        let width = match source {
+            Source::Normed(_) => self.shape.hidden,
+            Source::Attended => self.shape.q_width(),
+            Source::Inner => self.shape.ffn,
+        };
+        let tiles = if self.tiles() == 1 { 0..1 } else { self.share(self.tiles(), rank) };
+        self.l.enter(
+            #[inline(always)]
+            || {
+                for number in tiles.start * TILE..self.rows.len().min(tiles.end * TILE) {
+                    self.prepare_row(room, source, width, number);
+                }
+            },
+        );
+        if self.tiles() > 1 {
+            self.crew.barrier();
+        }
+        width
+    }
+
+    #[inline(always)]
+    fn prepare_row(&self, room: &mut Rank, source: Source, width: usize, number: usize) {
+        let (l, s) = (self.l, self.scratch);
+        let Rank { columns, line, joined, .. } = room;
+        let line = &mut line[..width.next_multiple_of(LANES)];
+        // SAFETY (all reads): planes are written by the phase before, whose barrier has been passed.
+        let x: &[f32] = match source {
+            Source::Normed(gains) => {
+                line.copy_from_slice(unsafe { s.stream.row(number, 0..s.stream.stride) });
+                norm(l, line, gains, width, self.shape.norm_eps);
+                line
+            }
+            Source::Attended if self.plan.split() => {
+                self.join_pieces(number, &mut joined[0], line);
+                line
+            }
+            Source::Attended => unsafe { s.attended.row(number, 0..s.attended.stride) },
+            Source::Inner => unsafe { s.inner.row(number, 0..s.inner.stride) },
+        };
+        let columns = if self.tiles() == 1 { &*columns } else { &s.columns };
+        // SAFETY: the columns are the rank's own, or the tile is of its share.
+        unsafe { columns.put(l, (number / TILE, number % TILE), x, width) };
+    }
+
+    /// The tiles of columns that [`prepare`](Step::prepare) made, each with its rows of the batch. `own` are the rank's.
+    #[inline(always)]
+    fn each_tile(&self, own: &Columns, width: usize, mut work: impl FnMut(Tile, Range<usize>)) {
+        let columns = if self.tiles() == 1 { own } else { &self.scratch.columns };
+        for tile in 0..self.tiles() {
+            let rows = tile * TILE..self.rows.len().min((tile + 1) * TILE);
+            // SAFETY: nobody writes these columns before the next barrier.
+            work(unsafe { columns.tile(tile, width) }, rows);
         }
     }
 
-    /// `x / sqrt(mean(x^2) + eps) * gain`; Zhang, Sennrich, "Root mean square layer normalization" (2019).
-    pub(super) fn norm_row(&self, x: &[f32], gains: &[f32], into: &RwLock<Plane>, row: usize) {
-        let mean = square_sum(x) / self.shape.hidden as f32;
-        let scale = 1.0 / (mean + self.shape.norm_eps).sqrt();
-        let into = &mut *write(into);
-        for ((into, x), gain) in into.row_mut(row).iter_mut().zip(x).zip(gains) {
-            *into = x * scale * gain;
+    /// Queries into their plane, keys and values into their slots.
+    fn project<T: Kept>(&self, rank: usize, room: &mut Rank, layer: &Layer, kv: &Kv<T>) {
+        let width = self.prepare(rank, room, Source::Normed(&layer.attn_norm));
+        let Shape { heads, kv_heads, .. } = *self.shape;
+        let groups = head_stride(self.shape) / LANES;
+        let Rank { columns, products: [products, _], heads: room, .. } = room;
+        let parts = [(&layer.q, heads), (&layer.k, kv_heads), (&layer.v, kv_heads)];
+        // Heads are shared out by the bytes of their weights.
+        let bytes = |part: &Heads, count: usize| part.matrix.bytes() / count;
+        let total: usize = parts.iter().map(|(part, _)| part.matrix.bytes()).sum();
+        let bounds = self.share(total, rank);
+        let mut at = 0;
+        for (kind, (part, count)) in parts.into_iter().enumerate() {
+            for head in 0..count {
+                let middle = at + bytes(part, count) / 2;
+                at += bytes(part, count);
+                if !bounds.contains(&middle) {
+                    continue;
+                }
+                self.each_tile(columns, width, |tile, rows| {
+                    self.project_head((products, room), (part, head, groups), tile, rows.len());
+                    self.l.enter(
+                        #[inline(always)]
+                        || {
+                            for (column, number) in rows.enumerate() {
+                                self.finish_head(room, column, number, (kind, part, head), layer, kv);
+                            }
+                        },
+                    );
+                });
+            }
         }
     }
 
-    /// The rows of `matrix` in each claim, the last one's perhaps fewer.
-    fn rows_per_claim(&self, matrix: &Matrix) -> usize {
-        let share = matrix.rows / (CLAIMS_PER_RANK * self.crew.size());
-        share.clamp(4, ROWS_PER_CLAIM).next_multiple_of(4)
-    }
-
-    /// Multiplies the rows of plane `from` with each matrix; `commit(into, products)` puts them in its plane.
-    fn project(
+    /// The products of one head with the columns of a tile, into `room`: [column, head].
+    fn project_head(
         &self,
-        claims: Claims,
-        room: &mut Rank,
-        from: &RwLock<Plane>,
-        planes: &[(&Matrix, &RwLock<Plane>)],
-        commit: impl Fn(&mut [f32], &[f32]),
+        (products, room): (&mut Products, &mut [f32]),
+        (part, head, groups): (&Heads, usize, usize),
+        tile: Tile,
+        count: usize,
     ) {
-        let from = read(from);
-        let columns = from.rows(self.rows.len());
-        let count = |matrix: &Matrix| matrix.rows.div_ceil(self.rows_per_claim(matrix));
-        for mut piece in claims.of(planes.iter().map(|(matrix, _)| count(matrix)).sum()) {
-            let mut planes = planes.iter();
-            let (matrix, into) = loop {
-                let (matrix, into) = planes.next().expect("pieces are counted over the planes");
-                match piece.checked_sub(count(matrix)) {
-                    Some(rest) => piece = rest,
-                    None => break (matrix, into),
+        for group in 0..groups {
+            let matrix = (&part.matrix, &self.weights.store);
+            multiply(self.l, matrix, head * groups + group, tile, count, products);
+            for (product, to) in products[..count].iter().zip(room.chunks_exact_mut(groups * LANES)) {
+                to[group * LANES..][..LANES].copy_from_slice(product);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn finish_head<T: Kept>(
+        &self,
+        room: &mut [f32],
+        column: usize,
+        number: usize,
+        (kind, part, head): (usize, &Heads, usize),
+        layer: &Layer,
+        kv: &Kv<T>,
+    ) {
+        let (l, shape, layout) = (self.l, self.shape, self.pages.layout);
+        let stride = head_stride(shape);
+        let x = &mut room[column * stride..][..stride];
+        if let Some(bias) = &part.bias {
+            x.iter_mut().zip(&bias[head * stride..][..stride]).for_each(|(x, bias)| *x += bias);
+        }
+        if let Some(gains) = &part.norm {
+            norm(l, x, gains, shape.head_dim, shape.norm_eps);
+        }
+        if kind < 2 {
+            // SAFETY: written by `enter_rows`, a barrier ago.
+            let turns = unsafe { self.scratch.turns[layer.turns].row(number, 0..shape.rope.dims) };
+            rotate(x, turns.as_chunks::<2>().0);
+        }
+        if kind == 0 {
+            // SAFETY: the head is of this rank's share.
+            let q = unsafe { self.scratch.q.row_mut(number, head * stride..(head + 1) * stride) };
+            q.iter_mut().zip(x).for_each(|(q, x)| *q = *x * shape.query_scale);
+            return;
+        }
+        let row = self.rows[number];
+        let page = self.sequence(row).pages[row.slot / layout.page_size];
+        let at = (page, head, row.slot % layout.page_size);
+        // SAFETY: the head is of this rank's share, and it alone writes its slots.
+        unsafe {
+            match kind {
+                1 => kv.put_key(l, layout, at, x),
+                _ => kv.put_value(l, layout, at, x),
+            }
+        }
+    }
+
+    /// Multiplies and adds to the stream, or with `post_norm` puts the normed product there.
+    fn add(&self, rank: usize, room: &mut Rank, matrix: &Packed, source: Source, post_norm: Option<&[f32]>) {
+        let width = self.prepare(rank, room, source);
+        let s = self.scratch;
+        let Rank { columns, products: [products, _], .. } = room;
+        for group in self.share(matrix.groups, rank) {
+            let own = group * LANES..(group + 1) * LANES;
+            self.each_tile(columns, width, |tile, rows| {
+                multiply(self.l, (matrix, &self.weights.store), group, tile, rows.len(), products);
+                for (number, product) in rows.zip(products.iter()) {
+                    // SAFETY: these numbers of a row are of this rank's share.
+                    let to = match post_norm {
+                        None => unsafe { s.stream.row_mut(number, own.clone()) },
+                        Some(_) => unsafe { s.branch.row_mut(number, own.clone()) },
+                    };
+                    match post_norm {
+                        None => to.iter_mut().zip(product).for_each(|(x, y)| *x += *y),
+                        Some(_) => to.copy_from_slice(product),
+                    }
                 }
-            };
-            let rows = self.claimed(matrix, piece);
-            let product = &mut room.product[0][..self.rows.len() * rows.len()];
-            multiply(matrix, self.file, rows.clone(), columns, &mut room.rows, product);
-            let into = &mut *write(into);
-            for (row, product) in product.chunks_exact(rows.len()).enumerate() {
-                commit(&mut into.row_mut(row)[rows.clone()], product);
-            }
+            });
+        }
+        let Some(gains) = post_norm else { return };
+        self.crew.barrier();
+        self.l.enter(
+            #[inline(always)]
+            || {
+                for number in self.share(self.rows.len(), rank) {
+                    // SAFETY: the row is of this rank's share, and the barrier has been passed.
+                    let (x, y) = unsafe {
+                        (
+                            s.stream.row_mut(number, 0..s.stream.stride),
+                            s.branch.row(number, 0..s.branch.stride),
+                        )
+                    };
+                    let scale = norm_scale(self.l, y, self.shape.hidden, self.shape.norm_eps);
+                    for ((x, y), gain) in x.iter_mut().zip(y).zip(gains) {
+                        *x += *y * scale * gain;
+                    }
+                }
+            },
+        );
+    }
+
+    /// `activation(gate . x) * (up . x)`.
+    fn gate(&self, rank: usize, room: &mut Rank, layer: &Layer) {
+        let width = self.prepare(rank, room, Source::Normed(&layer.ffn_norm));
+        let store = &self.weights.store;
+        let Rank { columns, products: [gate, up], .. } = room;
+        for group in self.share(layer.gate.groups, rank) {
+            let own = group * LANES..(group + 1) * LANES;
+            self.each_tile(columns, width, |tile, rows| {
+                multiply(self.l, (&layer.gate, store), group, tile, rows.len(), gate);
+                multiply(self.l, (&layer.up, store), group, tile, rows.len(), up);
+                let l = self.l;
+                l.enter(
+                    #[inline(always)]
+                    || {
+                        for (number, (gate, up)) in rows.zip(gate.iter().zip(up.iter())) {
+                            // SAFETY: these numbers of a row are of this rank's share.
+                            let to = unsafe { self.scratch.inner.row_mut(number, own.clone()) };
+                            let active = gated(l, self.shape.activation, l.load(gate), l.load(up));
+                            l.store(active, &mut to.as_chunks_mut::<LANES>().0[0]);
+                        }
+                    },
+                );
+            });
         }
     }
-
-    fn claimed(&self, matrix: &Matrix, piece: usize) -> Range<usize> {
-        let rows = self.rows_per_claim(matrix);
-        piece * rows..matrix.rows.min((piece + 1) * rows)
-    }
-
-    /// Puts the rows' keys, turned by their positions, and values into their slots.
-    fn append(&self, claims: Claims, kv: &RwLock<Kv>) {
-        let [k, v, turns] = [&self.scratch.k, &self.scratch.v, &self.scratch.turns].map(read);
-        let (head_dim, page_size) = (self.shape.head_dim, self.pages.layout.page_size);
-        for piece in claims.of(self.rows.len()) {
-            let row = self.rows[piece];
-            let page = self.sequence(row).pages[row.slot / page_size];
-            let slot = row.slot % page_size;
-            let kv = &mut *write(kv);
-            for kv_head in 0..self.shape.kv_heads {
-                let to = self.pages.layout.slots(page, kv_head, slot..slot + 1).start;
-                let from = kv_head * head_dim..(kv_head + 1) * head_dim;
-                let key = &mut kv.keys[to..to + head_dim];
-                key.copy_from_slice(&k.row(piece)[from.clone()]);
-                rotate(key, turns.row(piece), self.shape.rope.dims);
-                kv.values[to..to + head_dim].copy_from_slice(&v.row(piece)[from]);
-            }
-        }
-    }
-
-    fn attend(&self, claims: Claims, room: &mut Rank, kv: &RwLock<Kv>) {
-        let [q, turns] = [&self.scratch.q, &self.scratch.turns].map(read);
-        let kv = read(kv);
-        let Shape { heads, kv_heads, head_dim, .. } = *self.shape;
-        let scale = 1.0 / (head_dim as f32).sqrt();
-        for piece in claims.of(self.rows.len() * heads) {
-            let (row, head) = (piece / heads, piece % heads);
-            let numbers = head * head_dim..(head + 1) * head_dim;
-            let query = &mut room.query[..head_dim]; // the padding stays 0
-            query.copy_from_slice(&q.row(row)[numbers.clone()]);
-            rotate(query, turns.row(row), self.shape.rope.dims);
-            query.iter_mut().for_each(|x| *x *= scale);
-
-            let Row { slot, index, .. } = self.rows[row];
-            let sequence = self.sequence(self.rows[row]);
-            let kv_head = head / (heads / kv_heads);
-            let view = View { kv: &kv, layout: self.pages.layout, kv_head, pages: &sequence.pages };
-            let seen = visible(&sequence.mask, index, slot);
-            view.attend(seen, slot + 1, &room.query, &mut room.scores, &mut room.attended);
-            let attended = &mut *write(&self.scratch.attended);
-            attended.row_mut(row)[numbers].copy_from_slice(&room.attended[..head_dim]);
-        }
-    }
-
-    /// `silu(gate . x) * (up . x)`; Shazeer, "GLU variants improve transformer" (2020).
-    fn gate(&self, claims: Claims, room: &mut Rank, layer: &Layer) {
-        let normed = read(&self.scratch.normed);
-        let columns = normed.rows(self.rows.len());
-        let pieces = layer.gate.rows.div_ceil(self.rows_per_claim(&layer.gate));
-        for piece in claims.of(pieces) {
-            let rows = self.claimed(&layer.gate, piece);
-            let [gate, up] = room.product.each_mut().map(|room| &mut room[..self.rows.len() * rows.len()]);
-            multiply(&layer.gate, self.file, rows.clone(), columns, &mut room.rows, gate);
-            multiply(&layer.up, self.file, rows.clone(), columns, &mut room.rows, up);
-            for (gate, up) in gate.iter_mut().zip(up) {
-                *gate = *gate / (1.0 + exp(-*gate)) * *up;
-            }
-            let inner = &mut *write(&self.scratch.inner);
-            for (row, product) in gate.chunks_exact(rows.len()).enumerate() {
-                inner.row_mut(row)[rows.clone()].copy_from_slice(product);
-            }
-        }
-    }
-
-    /// The logits of the first `count` rows of the plane `last`.
-    fn head(&self, claims: Claims, room: &mut Rank, count: usize) {
-        let last = read(&self.scratch.last);
-        let head = &self.weights.head;
-        for piece in claims.of(head.rows.div_ceil(self.rows_per_claim(head))) {
-            let rows = self.claimed(head, piece);
-            let product = &mut room.product[0][..count * rows.len()];
-            multiply(head, self.file, rows.clone(), last.rows(count), &mut room.rows, product);
-            let logits = &mut *write(&self.scratch.logits);
-            for (row, product) in product.chunks_exact(rows.len()).enumerate() {
-                logits.row_mut(row)[rows.clone()].copy_from_slice(product);
-            }
-        }
-    }
-}
-
-fn add(into: &mut [f32], from: &[f32]) {
-    into.iter_mut().zip(from).for_each(|(into, from)| *into += from);
 }

@@ -1,38 +1,52 @@
-//! The CPU backend, plain: exact weights, f32 everywhere, one order for every sum. The oracle of all faster kernels.
+//! The CPU backend: every vector instruction of the machine, one order for every sum.
 //!
 //! Owns: K/V pages, embedding slots and scratch of one model; a batch is one call of the crew. Never: which pages
-//! belong to whom, or special instructions: what is here runs on any machine the compiler knows.
+//! belong to whom.
 //!
 //! ```text
-//! Cpu ── weights.rs   where the matrices lie in the mapped file
-//!     ── pages.rs     K/V                          ── scratch.rs    activations, each rank's room
-//!     ── forward.rs   the phases of a batch        ── outputs.rs    head, sampling, embeds
-//!        └ matmul.rs  products, in one order       └ attention.rs   one head of one row
+//! Cpu ── weights.rs   which matrix where           └ packed.rs     sixteen rows interleaved, once in memory
+//!     ── pages.rs     K/V                          ── scratch.rs   activations, each rank's room
+//!     ── forward.rs   the phases of a batch        ── outputs.rs   head, sampling, embeds
+//!        ├ tiles.rs   rows of the batch, quantised └ kernels.rs    products, in one order
+//!        ├ attend.rs  who attends what             └ attention.rs  softmax and sums over pages
+//!        └ vector.rs  norms, rotations, activations
+//!     lanes/          the machine's vectors under all of them     shared.rs  memory that ranks write together
 //! ```
+//! The instruction set is chosen when the model is loaded ([`Path`]). [`CpuOptions::exact`] makes all weights f32
+//! and plain Rust their kernels: slow, and what everything else is measured against.
 
+mod attend;
 mod attention;
 mod forward;
-mod matmul;
+mod kernels;
+mod lanes;
 mod outputs;
+mod packed;
 mod pages;
 #[cfg(test)]
 mod reference;
 mod scratch;
+mod shared;
 #[cfg(test)]
 mod tests;
+mod tiles;
+mod vector;
 mod weights;
 
 use super::crew::Crew;
 use super::{Backend, Batch, Fault, Info, Outcome, PageId};
 use crate::model::Model;
 use crate::model::shape::{Shape, ShapeError};
+use attend::Plan;
 use forward::{Row, Step};
+use lanes::{Lanes, Path};
 use outputs::Wants;
+pub use pages::KvFormat;
 use pages::Pages;
-use scratch::{Plane, Scratch};
+use scratch::Scratch;
+use shared::Plane;
 use std::fmt;
-use std::sync::atomic::AtomicUsize;
-use std::sync::{Arc, RwLock};
+use std::sync::Arc;
 use weights::Weights;
 
 /// The sizes that the operator chooses.
@@ -46,6 +60,10 @@ pub struct CpuOptions {
     pub embeds: u32,
     /// Rows in one batch at most.
     pub batch_tokens: u32,
+    /// How precisely keys and values are kept.
+    pub kv: KvFormat,
+    /// Exact weights as f32 (four bytes each), plain Rust instead of vector instructions.
+    pub exact: bool,
 }
 
 /// Why a model cannot be loaded. `Display` is a sentence for the operator.
@@ -56,6 +74,10 @@ pub enum CpuError {
     Zero(&'static str),
     /// The system has no room for so many KV pages.
     TooLarge(u32),
+    /// The system has no room for the weights: bytes.
+    Weights(usize),
+    /// The system has no room for what a batch of so many rows needs.
+    Scratch(u32),
 }
 
 impl fmt::Display for CpuError {
@@ -66,6 +88,15 @@ impl fmt::Display for CpuError {
             CpuError::TooLarge(pages) => {
                 write!(f, "{pages} KV pages do not fit into this machine's memory: configure fewer")
             }
+            CpuError::Weights(bytes) => {
+                write!(
+                    f,
+                    "the weights take {bytes} bytes, which this machine does not have: take a smaller model"
+                )
+            }
+            CpuError::Scratch(rows) => {
+                write!(f, "batches of {rows} rows do not fit into this machine's memory: configure fewer")
+            }
         }
     }
 }
@@ -75,22 +106,23 @@ impl std::error::Error for CpuError {}
 /// A model on the CPU.
 pub struct Cpu {
     model: Arc<Model>,
+    path: Path,
     info: Info,
     weights: Weights,
     pages: Pages,
-    embeds: RwLock<Plane>, // [embed, hidden]
+    embeds: Plane, // [embed, hidden]
     scratch: Scratch,
     crew: Arc<Crew>,
     // Kept between batches for their room.
     rows: Vec<Row>,
-    claims: Vec<AtomicUsize>,
+    plan: Plan,
 }
 
 impl Cpu {
-    /// Prepares to run `model` with the threads of `crew`. Allocates everything a batch needs; K/V pages take memory
-    /// as they are first written.
+    /// Prepares to run `model` with the threads of `crew`: packs its weights and gives the file's pages back.
+    /// Allocates everything a batch needs; K/V pages take memory as they are first written.
     pub fn load(model: Arc<Model>, options: CpuOptions, crew: Arc<Crew>) -> Result<Cpu, CpuError> {
-        let CpuOptions { pages, page_size, embeds, batch_tokens } = options;
+        let CpuOptions { pages, page_size, embeds, batch_tokens, kv, exact } = options;
         for (option, value) in [("pages", pages), ("page_size", page_size), ("batch_tokens", batch_tokens)] {
             if value == 0 {
                 return Err(CpuError::Zero(option));
@@ -99,14 +131,15 @@ impl Cpu {
         let shape = &model.shape;
         // Asked for and given back: where the real allocations would end the process, this one fails.
         let room = |bytes| Vec::<u8>::new().try_reserve_exact(bytes).is_ok();
-        if !Cpu::page_bytes(shape, page_size).checked_mul(pages as usize).is_some_and(room) {
+        if !Cpu::page_bytes(shape, page_size, kv).checked_mul(pages as usize).is_some_and(room) {
             return Err(CpuError::TooLarge(pages));
         }
+        let path = if exact { Path::plain() } else { Path::widest() };
+        let weights = Weights::read(&model, exact, crew.size())?;
+        let threads = if crew.size() == 1 { "thread" } else { "threads" };
+        let weight = if exact { ", exact weights" } else { "" };
         let info = Info {
-            device: match crew.size() {
-                1 => "cpu, 1 thread, plain f32".into(),
-                threads => format!("cpu, {threads} threads, plain f32"),
-            },
+            device: format!("cpu, {} {threads}, {path}{weight}, {} K/V", crew.size(), kv.name()),
             page_size,
             pages,
             embeds,
@@ -114,22 +147,24 @@ impl Cpu {
             vocab: shape.vocab as u32,
             hidden: shape.hidden as u32,
         };
+        let no_room = |_| CpuError::Scratch(batch_tokens);
         Ok(Cpu {
+            path,
             info,
-            weights: Weights::read(&model.gguf, shape).map_err(CpuError::Shape)?,
-            pages: Pages::new(shape, page_size, pages),
-            embeds: Plane::new(embeds as usize, shape.hidden),
-            scratch: Scratch::new(shape, &options, crew.size()),
+            pages: Pages::new(shape, page_size, pages, kv)?,
+            embeds: Plane::new(embeds as usize, shape.hidden).map_err(no_room)?,
+            scratch: Scratch::new(shape, &weights, &options, crew.size()).map_err(no_room)?,
+            plan: Plan::new(shape).map_err(no_room)?,
+            weights,
             model,
             crew,
             rows: Vec::with_capacity(batch_tokens as usize),
-            claims: Vec::new(),
         })
     }
 
     /// Bytes that one KV page of a model takes.
-    pub fn page_bytes(shape: &Shape, page_size: u32) -> usize {
-        Pages::page_bytes(shape, page_size)
+    pub fn page_bytes(shape: &Shape, page_size: u32, kv: KvFormat) -> usize {
+        Pages::page_bytes(shape, page_size, kv)
     }
 
     /// Runs a batch like [`Backend::run`] and hands out the raw logits ([vocab] each) of the rows `logits`, counted
@@ -152,24 +187,38 @@ impl Cpu {
         }
         let wants = Wants::of(batch, logits);
         if rows > 0 {
-            self.claims.clear();
-            self.claims.resize_with(forward::phases(self.weights.layers.len(), &wants), AtomicUsize::default);
-            let step = Step {
-                shape: &self.model.shape,
-                file: self.model.gguf.file(),
-                weights: &self.weights,
-                pages: &self.pages,
-                embeds: &self.embeds,
-                scratch: &self.scratch,
-                crew: &self.crew,
-                batch,
-                rows: &self.rows,
-                wants: &wants,
-                claims: &self.claims,
-            };
-            self.crew.run(&|rank| step.run(rank));
+            self.plan.make(batch, &self.rows, self.crew.size()).map_err(|error| {
+                Fault(format!("there is no memory for a long sequence's attention: {error}"))
+            })?;
+            match self.path {
+                Path::Plain(l) => self.step(l, batch, &wants)?,
+                #[cfg(target_arch = "x86_64")]
+                Path::Avx512(l) => self.step(l, batch, &wants)?,
+                #[cfg(test)]
+                Path::Fused(l) => self.step(l, batch, &wants)?,
+            }
         }
         Ok(wants.finish(batch.sequences.len(), outcome))
+    }
+
+    fn step<L: Lanes>(&self, l: L, batch: &Batch, wants: &Wants) -> Result<(), Fault> {
+        let embedding = self.model.gguf.tensor("token_embd.weight");
+        let step = Step {
+            l,
+            shape: &self.model.shape,
+            embedding: embedding.map_err(|error| Fault(format!("the model is gone: {error}")))?,
+            weights: &self.weights,
+            pages: &self.pages,
+            embeds: &self.embeds,
+            scratch: &self.scratch,
+            crew: &self.crew,
+            batch,
+            rows: &self.rows,
+            plan: &self.plan,
+            wants,
+        };
+        self.crew.run(&|rank| step.run(rank));
+        Ok(())
     }
 }
 

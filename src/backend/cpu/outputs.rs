@@ -3,8 +3,12 @@
 //! Owns: which rows need logits and who wants what of them, and the phases that make it. Never: how a token is drawn
 //! (`sample.rs`).
 
-use super::forward::{Claims, Step};
-use super::scratch::{HEAD_ROWS, Rank, hold, read, write};
+use super::forward::Step;
+use super::kernels::multiply;
+use super::lanes::{LANES, Lanes};
+use super::scratch::{HEAD_ROWS, Rank, hold};
+use super::vector::{capped, norm};
+use crate::backend::sample::{LOGITS_PER_MAXIMUM, Logits};
 use crate::backend::{Batch, EmbedId, Outcome, Output, Produced, sample};
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
@@ -93,38 +97,105 @@ impl<'a> Wants<'a> {
     }
 }
 
-impl Step<'_> {
-    /// Stores hidden states as they leave the last layer. One piece, so that the last of two writers to a slot wins.
-    pub(super) fn store_embeds(&self, claims: Claims) {
-        for _ in claims.of(1) {
-            let stream = read(&self.scratch.stream);
-            let embeds = &mut *write(self.embeds);
-            for &(row, to) in &self.wants.embeds {
-                embeds.row_mut(to.0 as usize).copy_from_slice(stream.row(row));
+impl<L: Lanes> Step<'_, L> {
+    /// Stores hidden states as they leave the last layer. One rank's work, so that the last of two writers to a slot
+    /// wins.
+    pub(super) fn store_embeds(&self, rank: usize) {
+        if rank > 0 {
+            return;
+        }
+        for &(row, to) in &self.wants.embeds {
+            let all = 0..self.shape.hidden;
+            // SAFETY: this rank alone writes embeds, and nobody reads them before the next batch.
+            let to = unsafe { self.embeds.row_mut(to.0 as usize, all.clone()) };
+            // SAFETY: the stream is written before the barrier that ends the last layer.
+            to.copy_from_slice(unsafe { self.scratch.stream.row(row, all) });
+        }
+    }
+
+    /// Makes everything wanted of the rows that have outputs.
+    pub(super) fn outputs(&self, rank: usize, room: &mut Rank) {
+        let groups = self.wants.rows.len().div_ceil(HEAD_ROWS);
+        for (number, group) in self.wants.groups().enumerate() {
+            self.head(rank, room, group.clone());
+            self.crew.barrier();
+            self.produce(rank, room, group);
+            if number + 1 < groups {
+                self.crew.barrier();
             }
         }
     }
 
-    pub(super) fn last_norm(&self, claims: Claims, group: Range<usize>) {
-        let stream = read(&self.scratch.stream);
-        for piece in claims.of(group.len()) {
-            let row = stream.row(self.wants.rows[group.start + piece]);
-            self.norm_row(row, &self.weights.output_norm, &self.scratch.last, piece);
+    /// The logits of a group of rows, and the largest of each 256.
+    fn head(&self, rank: usize, room: &mut Rank, group: Range<usize>) {
+        let (l, s, shape) = (self.l, self.scratch, self.shape);
+        let Rank { columns, line, products: [products, _], .. } = room;
+        let line = &mut line[..s.stream.stride];
+        l.enter(
+            #[inline(always)]
+            || {
+                for (column, &row) in self.wants.rows[group.clone()].iter().enumerate() {
+                    // SAFETY: the stream is written before the barrier that ends the last layer.
+                    line.copy_from_slice(unsafe { s.stream.row(row, 0..s.stream.stride) });
+                    norm(l, line, &self.weights.output_norm, shape.hidden, shape.norm_eps);
+                    // SAFETY: the columns are the rank's own.
+                    unsafe { columns.put(l, (0, column), line, shape.hidden) };
+                }
+            },
+        );
+        // SAFETY: as above.
+        let tile = unsafe { columns.tile(0, shape.hidden) };
+        let matrix = (&self.weights.head, &self.weights.store);
+        const GROUPS: usize = LOGITS_PER_MAXIMUM / LANES;
+        for part in self.share(self.weights.head.groups.div_ceil(GROUPS), rank) {
+            let mut maxima = [[f32::NEG_INFINITY; LANES]; HEAD_ROWS];
+            for head_group in part * GROUPS..self.weights.head.groups.min((part + 1) * GROUPS) {
+                multiply(l, matrix, head_group, tile, group.len(), products);
+                let own = head_group * LANES..(head_group + 1) * LANES;
+                // The rows that fill up the last group are no tokens.
+                let real = match shape.vocab - own.start {
+                    LANES.. => u16::MAX,
+                    count => (1 << count) - 1,
+                };
+                l.enter(
+                    #[inline(always)]
+                    || {
+                        for (column, product) in products[..group.len()].iter().enumerate() {
+                            // SAFETY: these numbers of a row are of this rank's share.
+                            let to = unsafe { s.logits.row_mut(column, own.clone()) };
+                            let logits = capped(l, l.load(product), shape.logit_cap);
+                            l.store(logits, &mut to.as_chunks_mut::<LANES>().0[0]);
+                            let logits = l.select(real, logits, l.splat(f32::NEG_INFINITY));
+                            l.store(l.max(logits, l.load(&maxima[column])), &mut maxima[column]);
+                        }
+                    },
+                );
+            }
+            for (column, maxima) in maxima[..group.len()].iter().enumerate() {
+                let largest = maxima.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+                // SAFETY: this number of a row is of this rank's share.
+                unsafe { s.maxima.row_mut(column, part..part + 1).fill(largest) };
+            }
         }
     }
 
     /// Everything wanted of a group of rows whose logits are there.
-    pub(super) fn produce(&self, claims: Claims, room: &mut Rank, group: Range<usize>) {
-        let wants = self.wants;
-        let logits = read(&self.scratch.logits);
+    fn produce(&self, rank: usize, room: &mut Rank, group: Range<usize>) {
+        let (wants, s) = (self.wants, self.scratch);
         let first = wants.by_row.partition_point(|&want| wants.list[want].head_row < group.start);
         let end = wants.by_row.partition_point(|&want| wants.list[want].head_row < group.end);
-        for piece in claims.of(end - first) {
-            let index = wants.by_row[first + piece];
+        for &index in wants.by_row[first..end].iter().skip(rank).step_by(self.crew.size()) {
             let want = &wants.list[index];
-            let logits = &logits.row(want.head_row - group.start)[..self.shape.vocab];
+            let row = want.head_row - group.start;
+            // SAFETY: logits and maxima are written before the barrier that comes before this phase.
+            let logits = unsafe {
+                Logits {
+                    all: s.logits.row(row, 0..self.shape.vocab),
+                    maxima: s.maxima.row(row, 0..self.shape.vocab.div_ceil(LOGITS_PER_MAXIMUM)),
+                }
+            };
             let made = match want.what {
-                What::Logits => Made::Logits(logits.to_vec()),
+                What::Logits => Made::Logits(logits.all.to_vec()),
                 What::Output(&Output::Token { sampler, ordinal, .. }) => {
                     let random = sample::random(self.batch.sequences[want.sequence].draw, ordinal);
                     Made::Produced(Produced::Token(room.sampling.token(logits, sampler, random)))

@@ -2,115 +2,99 @@
 //!
 //! Owns: the planes that the ranks fill and read in turns, and each rank's own room. Never: anything that outlives
 //! a batch.
-//!
-//! A plane is behind a lock so that sharing it is plain safe code: a phase either reads a plane (all ranks hold the
-//! read lock) or commits finished pieces to it (short write locks). No phase does both, so nobody waits long.
 
 use super::CpuOptions;
-use super::matmul::{Rows, padded};
-use crate::backend::sample::Sampling;
+use super::attention::{self, Gathered, QUERIES};
+use super::kernels::Products;
+use super::lanes::LANES;
+use super::shared::{Plane, Shared};
+use super::tiles::{Columns, TILE};
+use super::weights::Weights;
+use crate::backend::sample::{LOGITS_PER_MAXIMUM, Sampling};
 use crate::model::shape::Shape;
-use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Rows that go through the head and the sampler together: their logits are the largest plane.
-pub(super) const HEAD_ROWS: usize = 32;
-/// Rows of a matrix that a rank takes on at once, at most.
-pub(super) const ROWS_PER_CLAIM: usize = 64;
-
-/// A matrix of activations: rows of `stride` numbers, of which those past the width stay 0.
-pub(super) struct Plane {
-    numbers: Vec<f32>,
-    stride: usize,
-}
-
-impl Plane {
-    pub fn new(rows: usize, width: usize) -> RwLock<Plane> {
-        let stride = padded(width);
-        RwLock::new(Plane { numbers: vec![0.0; rows * stride], stride })
-    }
-
-    /// Row `row` with its padding.
-    pub fn row(&self, row: usize) -> &[f32] {
-        &self.numbers[row * self.stride..][..self.stride]
-    }
-
-    pub fn row_mut(&mut self, row: usize) -> &mut [f32] {
-        &mut self.numbers[row * self.stride..][..self.stride]
-    }
-
-    /// The first `rows` rows.
-    pub fn rows(&self, rows: usize) -> &[f32] {
-        &self.numbers[..rows * self.stride]
-    }
-}
+/// Rows that go through the head together: one tile.
+pub(super) const HEAD_ROWS: usize = TILE;
 
 pub(super) struct Scratch {
-    /// cos and sin of pair i at 2i and 2i + 1.
-    pub turns: RwLock<Plane>, // [row, rope_dims]
+    /// cos and sin of pair i at 2i and 2i + 1, for each kind of layer.
+    pub turns: Vec<Plane>, // [kind][row, rope dims]
     /// The residual stream.
-    pub stream: RwLock<Plane>, // [row, hidden]
-    pub normed: RwLock<Plane>,   // [row, hidden]
-    pub q: RwLock<Plane>,        // [row, heads * head_dim]
-    pub k: RwLock<Plane>,        // [row, kv_heads * head_dim]
-    pub v: RwLock<Plane>,        // [row, kv_heads * head_dim]
-    pub attended: RwLock<Plane>, // [row, heads * head_dim]
-    pub inner: RwLock<Plane>,    // [row, ffn]
-    pub last: RwLock<Plane>,     // [head row, hidden]
-    pub logits: RwLock<Plane>,   // [head row, vocab]
+    pub stream: Plane, // [row, hidden]
+    /// What a block adds to the stream, where it is normed first.
+    pub branch: Plane, // [row, hidden]
+    pub q: Plane,        // [row, heads * head_dim filled up]
+    pub attended: Plane, // [row, heads * head_dim]
+    pub inner: Plane,    // [row, ffn]
+    pub logits: Plane,   // [head row, vocab]
+    pub maxima: Plane,   // [head row, vocab / LOGITS_PER_MAXIMUM]
+    /// The input of the next matrices, of batches of more than one tile.
+    pub columns: Columns,
     pub ranks: Vec<Mutex<Rank>>, // [rank]
 }
 
 /// A rank's own room.
 pub(super) struct Rank {
-    pub rows: Rows,
-    /// Products of one claim, and a second set for the gate.
-    pub product: [Vec<f32>; 2], // [row, ROWS_PER_CLAIM]
-    pub scores: Vec<f32>,   // [slot]; grows to the longest sequence seen
-    pub query: Vec<f32>,    // [stride of a head]
-    pub attended: Vec<f32>, // [stride of a head]
+    /// The input of the next matrices, of batches of one tile.
+    pub columns: Columns,
+    pub products: [Products; 2],
+    /// A head of sixteen rows.
+    pub heads: Vec<f32>, // [column, head_dim filled up]
+    pub line: Vec<f32>, // a row of any plane
+    pub attention: attention::Room,
+    pub joined: Box<[Gathered; QUERIES]>,
     pub sampling: Sampling,
 }
 
+/// Values of a head with what fills it up to whole vectors.
+pub(super) fn head_stride(shape: &Shape) -> usize {
+    shape.head_dim.next_multiple_of(LANES)
+}
+
 impl Scratch {
-    pub fn new(shape: &Shape, options: &CpuOptions, ranks: usize) -> Scratch {
+    pub fn new(
+        shape: &Shape,
+        weights: &Weights,
+        options: &CpuOptions,
+        ranks: usize,
+    ) -> std::io::Result<Scratch> {
         let rows = options.batch_tokens as usize;
-        let Shape { hidden, ffn, vocab, head_dim, rope, .. } = *shape;
-        let (q, kv) = (shape.q_width(), shape.kv_width());
-        let rank = || Rank {
-            rows: Rows::new(hidden.max(ffn).max(q)),
-            product: [(); 2].map(|()| vec![0.0; rows.max(HEAD_ROWS) * ROWS_PER_CLAIM]),
-            scores: Vec::new(),
-            query: vec![0.0; padded(head_dim)],
-            attended: vec![0.0; padded(head_dim)],
-            sampling: Sampling::new(vocab),
+        let Shape { hidden, ffn, vocab, heads, .. } = *shape;
+        let widest = hidden.max(ffn).max(shape.q_width());
+        let rank = || -> std::io::Result<Mutex<Rank>> {
+            Ok(Mutex::new(Rank {
+                columns: Columns::new(TILE, widest, weights.kinds)?,
+                products: [[[0.0; LANES]; TILE]; 2],
+                heads: vec![0.0; TILE * head_stride(shape)],
+                line: vec![0.0; widest.next_multiple_of(LANES)],
+                attention: attention::Room::new(),
+                joined: Box::new([Gathered::NOTHING; QUERIES]),
+                sampling: Sampling::new(vocab),
+            }))
         };
-        Scratch {
-            turns: Plane::new(rows, rope.dims),
-            stream: Plane::new(rows, hidden),
-            normed: Plane::new(rows, hidden),
-            q: Plane::new(rows, q),
-            k: Plane::new(rows, kv),
-            v: Plane::new(rows, kv),
-            attended: Plane::new(rows, q),
-            inner: Plane::new(rows, ffn),
-            last: Plane::new(HEAD_ROWS, hidden),
-            logits: Plane::new(HEAD_ROWS, vocab),
-            ranks: (0..ranks).map(|_| Mutex::new(rank())).collect(),
-        }
+        let normed = weights.layers.iter().any(|l| l.attn_post_norm.is_some() || l.ffn_post_norm.is_some());
+        let turns = weights.turns.iter().map(|turns| Plane::new(rows, 2 * turns.len()));
+        Ok(Scratch {
+            turns: turns.collect::<Result<_, _>>()?,
+            stream: Plane::new(rows, hidden)?,
+            branch: Plane::new(if normed { rows } else { 0 }, hidden)?,
+            q: Plane::new(rows, heads * head_stride(shape))?,
+            attended: Plane::new(rows, shape.q_width())?,
+            inner: Plane::new(rows, ffn)?,
+            logits: Plane::new(HEAD_ROWS, vocab)?,
+            maxima: Plane::new(HEAD_ROWS, vocab.div_ceil(LOGITS_PER_MAXIMUM))?,
+            columns: Columns::new(if rows > TILE { rows } else { 0 }, widest, weights.kinds)?,
+            ranks: (0..ranks).map(|_| rank()).collect::<Result<_, _>>()?,
+        })
     }
 }
 
-// Poison means that a rank has panicked; the call of the crew passes that panic on, and what the planes hold then no
-// longer matters.
+/// Parts of attention that several ranks make for the same rows: [piece][number].
+pub(super) type Pieces = Shared<f32>;
 
-pub(super) fn read<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
-    lock.read().unwrap_or_else(PoisonError::into_inner)
-}
-
-pub(super) fn write<T>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
-    lock.write().unwrap_or_else(PoisonError::into_inner)
-}
-
+/// Poison means that a rank has panicked; the call of the crew passes that panic on, and what the room holds then no
+/// longer matters.
 pub(super) fn hold<T>(lock: &Mutex<T>) -> MutexGuard<'_, T> {
     lock.lock().unwrap_or_else(PoisonError::into_inner)
 }

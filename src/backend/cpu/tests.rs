@@ -9,9 +9,16 @@ use crate::model::toy::{Random, TOY_VOCAB, Toy};
 
 const KEY: DrawKey = DrawKey { seed: 7, queue: 1, pass: 2 };
 
-fn load(model: &Arc<Model>, page_size: u32, threads: usize) -> Cpu {
-    let options = CpuOptions { pages: 64, page_size, embeds: 8, batch_tokens: 64 };
+const EXACT: (bool, KvFormat) = (true, KvFormat::F32);
+
+fn load_as((exact, kv): (bool, KvFormat), model: &Arc<Model>, page_size: u32, threads: usize) -> Cpu {
+    let options = CpuOptions { pages: 64, page_size, embeds: 8, batch_tokens: 64, kv, exact };
     Cpu::load(model.clone(), options, Crew::threads(threads)).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// The plain path: exact weights, f32 K/V.
+fn load(model: &Arc<Model>, page_size: u32, threads: usize) -> Cpu {
+    load_as(EXACT, model, page_size, threads)
 }
 
 /// A sequence of a test: its inputs and masks from the first slot on.
@@ -140,43 +147,88 @@ fn logits_are_those_of_the_formulas() {
     }
 }
 
+/// The plain path, and the widest with each precision of K/V.
+const WAYS: [(bool, KvFormat); 4] =
+    [EXACT, (false, KvFormat::F32), (false, KvFormat::F16), (false, KvFormat::Q8)];
+
 #[test]
 fn bits_do_not_depend_on_neighbours_chunks_pages_or_threads() {
-    for toy in toys() {
+    for (number, toy) in toys().into_iter().enumerate() {
         let model = toy.model();
-        for (seed, text) in [(4, Text::random(4, 45)), (5, Text::random(5, 45).masked(6, 30))] {
-            let want = bits(&logits(&mut load(&model, 16, 1), &text, 45, &pages(0, 3)));
-            let what = format!("{toy:?}, seed {seed}");
-            for (threads, page_size, chunk) in [(1, 16, 7), (2, 16, 45), (3, 4, 1), (2, 5, 16), (1, 64, 44)] {
-                let mut cpu = load(&model, page_size, threads);
-                // Pages in any order, and used before by something else.
-                let mut scattered = pages(3, 45u32.div_ceil(page_size));
-                scattered.reverse();
-                logits(&mut cpu, &Text::random(9, 40), 40, &scattered);
-                let got = logits(&mut cpu, &text, chunk, &scattered);
-                assert!(
-                    bits(&got) == want,
-                    "{what}: {threads} threads, page size {page_size}, chunks of {chunk}"
-                );
+        let way = WAYS[number % WAYS.len()];
+        for way in [way, (false, KvFormat::F16)] {
+            for (seed, text) in [(4, Text::random(4, 45)), (5, Text::random(5, 45).masked(6, 30))] {
+                stays_the_same(way, &model, &text, &format!("{toy:?}, {way:?}, seed {seed}"));
             }
+        }
+    }
+}
 
-            // The last rows again, in a batch with four others: short, long, masked, at its first row.
-            let mut cpu = load(&model, 16, 2);
-            let others = [
-                Text::random(10, 1),
-                Text::random(11, 30),
-                Text::random(12, 9).masked(13, 0),
-                Text::random(14, 3),
-            ];
-            logits(&mut cpu, &text, 43, &pages(0, 3)); // 43 rows, then 2, which the batch computes again
-            let mut batch: Vec<Sequence> = Vec::new();
-            for (number, other) in others.iter().enumerate() {
-                batch.push(other.pass(0..other.inputs.len(), &pages(10 + 3 * number as u32, 3)));
+fn stays_the_same(way: (bool, KvFormat), model: &Arc<Model>, text: &Text, what: &str) {
+    let want = bits(&logits(&mut load_as(way, model, 16, 1), text, 45, &pages(0, 3)));
+    for (threads, page_size, chunk) in [(1, 16, 7), (2, 16, 45), (3, 4, 1), (2, 5, 16), (1, 64, 44)] {
+        let mut cpu = load_as(way, model, page_size, threads);
+        // Pages in any order, and used before by something else.
+        let mut scattered = pages(3, 45u32.div_ceil(page_size));
+        scattered.reverse();
+        logits(&mut cpu, &Text::random(9, 40), 40, &scattered);
+        let got = logits(&mut cpu, text, chunk, &scattered);
+        assert!(bits(&got) == want, "{what}: {threads} threads, page size {page_size}, chunks of {chunk}");
+    }
+
+    // The last rows again, in a batch with four others: short, long, masked, at its first row.
+    let mut cpu = load_as(way, model, 16, 2);
+    let others =
+        [Text::random(10, 1), Text::random(11, 30), Text::random(12, 9).masked(13, 0), Text::random(14, 3)];
+    logits(&mut cpu, text, 43, &pages(0, 3)); // 43 rows, then 2, which the batch computes again
+    let mut batch: Vec<Sequence> = Vec::new();
+    for (number, other) in others.iter().enumerate() {
+        batch.push(other.pass(0..other.inputs.len(), &pages(10 + 3 * number as u32, 3)));
+    }
+    let before: usize = batch[..2].iter().map(|sequence| sequence.inputs.len()).sum();
+    batch.insert(2, text.pass(43..45, &pages(0, 3)));
+    let got = run(&mut cpu, batch);
+    assert!(bits(&got[before..before + 2]) == want[43..], "{what}: in a batch");
+}
+
+/// Long enough for several stretches of slots, which ranks attend apart when a row is alone.
+#[test]
+fn a_long_row_is_the_same_however_it_is_cut() {
+    let model = Toy { head_dim: 20, ..Toy::default() }.model();
+    for way in WAYS {
+        for (seed, text) in [(70, Text::random(70, 700)), (71, Text::random(71, 700).masked(72, 650))] {
+            let mut alone = load_as(way, &model, 16, 1);
+            let want = bits(&logits(&mut alone, &text, 64, &pages(0, 44)));
+            for (threads, page_size) in [(2, 16), (3, 11)] {
+                let mut cpu = load_as(way, &model, page_size, threads);
+                let own = pages(0, 700u32.div_ceil(page_size));
+                for first in (0..640).step_by(64) {
+                    run(&mut cpu, vec![text.pass(first..first + 64, &own)]);
+                }
+                for row in 640..700 {
+                    let got = bits(&run(&mut cpu, vec![text.pass(row..row + 1, &own)]));
+                    assert!(got[0] == want[row], "{way:?}, seed {seed}, {threads} threads, row {row}");
+                }
             }
-            let before: usize = batch[..2].iter().map(|sequence| sequence.inputs.len()).sum();
-            batch.insert(2, text.pass(43..45, &pages(0, 3)));
-            let got = run(&mut cpu, batch);
-            assert!(bits(&got[before..before + 2]) == want[43..], "{what}: in a batch");
+        }
+    }
+}
+
+/// Every vector path of this machine gives the bits of plain Rust with the same roundings.
+#[test]
+fn vector_paths_agree_bit_for_bit() {
+    for (number, toy) in toys().into_iter().enumerate() {
+        let model = toy.model();
+        let kv = KvFormat::ALL[number % 3];
+        let text = Text::random(80, 21).masked(81, 6);
+        let on = |path| {
+            let mut cpu = load_as((false, kv), &model, 16, 1);
+            cpu.path = path;
+            bits(&logits(&mut cpu, &text, 19, &pages(0, 2)))
+        };
+        let want = on(Path::Fused(lanes::Plain));
+        for path in Path::all().filter(|path| !matches!(path, Path::Plain(_))) {
+            assert!(on(path) == want, "{path}: {toy:?}, {kv:?}");
         }
     }
 }
@@ -248,10 +300,10 @@ fn outputs_come_in_the_order_asked_whatever_their_rows() {
             let want = match *output {
                 Output::Token { row, sampler, ordinal } => {
                     let random = sample::random(KEY, ordinal);
-                    Produced::Token(sampling.token(&logits[row as usize], sampler, random))
+                    Produced::Token(sampling.token(sample::row_of(&logits[row as usize]), sampler, random))
                 }
                 Output::Distribution { row, temperature, top_k } => {
-                    sampling.distribution(&logits[row as usize], temperature, top_k)
+                    sampling.distribution(sample::row_of(&logits[row as usize]), temperature, top_k)
                 }
                 Output::Embed { .. } => unreachable!("none asked"),
             };
@@ -295,7 +347,8 @@ fn a_copied_page_is_the_page_and_a_cleared_slot_is_zero() {
 #[test]
 fn what_cannot_be_is_refused() {
     let model = Toy::default().model();
-    let zero = CpuOptions { pages: 0, page_size: 16, embeds: 0, batch_tokens: 4 };
+    let zero =
+        CpuOptions { pages: 0, page_size: 16, embeds: 0, batch_tokens: 4, kv: KvFormat::F16, exact: false };
     let refused =
         |options| Cpu::load(model.clone(), options, Crew::threads(1)).err().map(|error| error.to_string());
     assert!(refused(zero).is_some_and(|said| said.contains("pages is 0")));

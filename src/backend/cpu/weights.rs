@@ -1,104 +1,105 @@
-//! The weights as they lie in the mapped file.
+//! A model's weights, ready for the kernels.
 //!
-//! Owns: where each matrix is, and its rows as exact f32. Never: a copy of a matrix. Only the norms' gains, a few
-//! kilobytes, and the rope's angles are kept as numbers.
+//! Owns: which matrix stands in which order, and the small vectors as f32. Never: a product, or how a matrix is packed.
 
-use crate::model::gguf::{Gguf, Quant, Tensor};
-use crate::model::shape::{self, Activation, Pairing, Shape, ShapeError};
-
-/// A matrix in the file: `rows` rows of `width` values.
-pub(super) struct Matrix {
-    kind: Quant,
-    /// Offset of the first row in the file.
-    at: usize,
-    pub rows: usize,
-    pub width: usize,
-}
-
-impl Matrix {
-    fn of(gguf: &Gguf, tensor: &Tensor) -> Matrix {
-        let at = tensor.bytes.as_ptr().addr() - gguf.file().as_ptr().addr();
-        Matrix { kind: tensor.kind, at, rows: tensor.rows(), width: tensor.dims[0] }
-    }
-
-    /// Writes the values of row `row`, `width` of them.
-    pub fn dequantize(&self, file: &[u8], row: usize, values: &mut [f32]) {
-        let bytes = self.kind.row_bytes(self.width);
-        self.kind.dequantize(&file[self.at + row * bytes..][..bytes], values);
-    }
-}
+use super::CpuError;
+use super::lanes::LANES;
+use super::packed::{Order, Packed, Plan, Store, is_float};
+use crate::model::gguf::Tensor;
+use crate::model::shape::Pairing;
+use crate::model::{Model, shape};
 
 pub(super) struct Layer {
     pub attn_norm: Vec<f32>, // [hidden]
-    pub q: Matrix,           // [heads * head_dim, hidden]
-    pub k: Matrix,           // [kv_heads * head_dim, hidden]
-    pub v: Matrix,           // [kv_heads * head_dim, hidden]
-    pub output: Matrix,      // [hidden, heads * head_dim]
-    pub ffn_norm: Vec<f32>,  // [hidden]
-    pub gate: Matrix,        // [ffn, hidden]
-    pub up: Matrix,          // [ffn, hidden]
-    pub down: Matrix,        // [hidden, ffn]
+    pub q: Heads,
+    pub k: Heads,
+    pub v: Heads,
+    pub output: Packed,                   // [hidden, heads * head_dim]
+    pub attn_post_norm: Option<Vec<f32>>, // [hidden]
+    pub ffn_norm: Vec<f32>,               // [hidden]
+    pub gate: Packed,                     // [ffn, hidden]
+    pub up: Packed,                       // [ffn, hidden]
+    pub down: Packed,                     // [hidden, ffn]
+    pub ffn_post_norm: Option<Vec<f32>>,  // [hidden]
+    /// Slots that a row sees at most.
+    pub window: Option<usize>,
+    /// Which of [`Weights::turns`].
+    pub turns: usize,
+}
+
+/// The projection to queries, keys or values: whole groups per head.
+pub(super) struct Heads {
+    pub matrix: Packed, // [head, head_dim filled up to groups]
+    /// In the matrix' order.
+    pub bias: Option<Vec<f32>>,
+    /// Gains of the norm of each head, in the matrix' order.
+    pub norm: Option<Vec<f32>>,
 }
 
 pub(super) struct Weights {
-    pub embedding: Matrix,     // [vocab, hidden]
+    pub store: Store,
     pub output_norm: Vec<f32>, // [hidden]
-    pub head: Matrix,          // [vocab, hidden]; the embedding itself if tied
+    pub head: Packed,          // [vocab, hidden]
     pub layers: Vec<Layer>,
-    /// Angle in radians by which one position turns pair i of a head.
-    pub turns: Vec<f64>, // [rope_dims / 2]
+    /// Radians by which one position turns pair i of a head: of the first layer, then of those that differ.
+    pub turns: Vec<Vec<f64>>, // [kind][rope dims / 2]
+    /// Whether any matrix multiplies integers, and floats.
+    pub kinds: (bool, bool),
 }
 
 impl Weights {
-    pub fn read(gguf: &Gguf, shape: &Shape) -> Result<Weights, ShapeError> {
-        let tensors = shape::Weights::read(gguf, shape)?;
-        refuse_what_is_not_computed(shape, &tensors)?;
-        if gguf.files() > 1 {
-            let what = "the CPU backend does not compute a model in several files yet";
-            return Err(ShapeError::Unsupported(what.to_owned()));
-        }
-        let matrix = |tensor: &Tensor| Matrix::of(gguf, tensor);
-        let layers = tensors.layers.iter().map(|layer| Layer {
-            attn_norm: values(&layer.attn_norm),
-            q: matrix(&layer.attn_q),
-            k: matrix(&layer.attn_k),
-            v: matrix(&layer.attn_v),
-            output: matrix(&layer.attn_output),
-            ffn_norm: values(&layer.ffn_norm),
-            gate: matrix(&layer.ffn_gate),
-            up: matrix(&layer.ffn_up),
-            down: matrix(&layer.ffn_down),
-        });
+    /// Packs all matrices on `threads` threads; `exact` makes them f32.
+    pub fn read(model: &Model, exact: bool, threads: usize) -> Result<Weights, CpuError> {
+        let shape = &model.shape;
+        let tensors = shape::Weights::read(&model.gguf, shape).map_err(CpuError::Shape)?;
         let factors = tensors.rope_factors.as_ref().map(values);
-        Ok(Weights {
-            embedding: matrix(&tensors.embedding),
-            output_norm: values(&tensors.output_norm),
-            head: matrix(&tensors.head),
-            layers: layers.collect(),
-            turns: shape.turns_of(0, factors.as_deref()),
-        })
-    }
-}
+        let halves = match shape.rope.pairing {
+            Pairing::Adjacent => 0,
+            Pairing::Halves => shape.rope.dims,
+        };
+        let turned = Order::Heads { dim: shape.head_dim, halves };
+        let as_is = Order::Heads { dim: shape.head_dim, halves: 0 };
 
-/// This forward pass is the plain Llama one.
-fn refuse_what_is_not_computed(shape: &Shape, tensors: &shape::Weights) -> Result<(), ShapeError> {
-    let plain = shape.rope.pairing == Pairing::Adjacent
-        && shape.rope.attention_scale == 1.0
-        && shape.activation == Activation::Silu
-        && shape.embedding_scale == 1.0
-        && shape.query_scale == 1.0 / (shape.head_dim as f32).sqrt()
-        && (shape.score_cap, shape.logit_cap, shape.window) == (None, None, None)
-        && tensors.layers.iter().all(|layer| {
-            let biases = [layer.q_bias, layer.k_bias, layer.v_bias];
-            let norms = [layer.q_norm, layer.k_norm, layer.attn_post_norm, layer.ffn_post_norm];
-            biases.iter().chain(&norms).all(Option::is_none)
-        });
-    match plain {
-        true => Ok(()),
-        false => {
-            let what = format!("the CPU backend does not compute this `{}` model yet", shape.architecture);
-            Err(ShapeError::Unsupported(what))
+        let mut plan = Plan::default();
+        let mut turns: Vec<Vec<f64>> = Vec::new();
+        let mut layers = Vec::with_capacity(shape.layers);
+        for (number, layer) in tensors.layers.iter().enumerate() {
+            let own = shape.turns_of(number, factors.as_deref());
+            let known = turns.iter().position(|turns| *turns == own);
+            let mut heads = |matrix, bias: Option<Tensor>, norm: Option<Tensor>, order: Order| {
+                let vector = |tensor| order.vector(&values(&tensor));
+                Heads {
+                    matrix: plan.add(matrix, order, exact),
+                    bias: bias.map(vector),
+                    norm: norm.map(vector),
+                }
+            };
+            layers.push(Layer {
+                attn_norm: gains(&layer.attn_norm),
+                q: heads(layer.attn_q, layer.q_bias, layer.q_norm, turned),
+                k: heads(layer.attn_k, layer.k_bias, layer.k_norm, turned),
+                v: heads(layer.attn_v, layer.v_bias, None, as_is),
+                output: plan.add(layer.attn_output, Order::File, exact),
+                attn_post_norm: layer.attn_post_norm.as_ref().map(gains),
+                ffn_norm: gains(&layer.ffn_norm),
+                gate: plan.add(layer.ffn_gate, Order::File, exact),
+                up: plan.add(layer.ffn_up, Order::File, exact),
+                down: plan.add(layer.ffn_down, Order::File, exact),
+                ffn_post_norm: layer.ffn_post_norm.as_ref().map(gains),
+                window: shape.window_of(number),
+                turns: known.unwrap_or(turns.len()),
+            });
+            if known.is_none() {
+                turns.push(own);
+            }
         }
+        let head = plan.add(tensors.head, Order::File, exact);
+        let kinds = plan.formats().fold((false, false), |(integers, floats), format| {
+            (integers || !is_float(format), floats || is_float(format))
+        });
+        let bytes = plan.bytes();
+        let store = plan.pack(threads).map_err(|_| CpuError::Weights(bytes))?;
+        Ok(Weights { store, output_norm: gains(&tensors.output_norm), head, layers, turns, kinds })
     }
 }
 
@@ -106,5 +107,12 @@ fn refuse_what_is_not_computed(shape: &Shape, tensors: &shape::Weights) -> Resul
 fn values(tensor: &Tensor) -> Vec<f32> {
     let mut values = vec![0.0; tensor.dims.iter().product()];
     tensor.kind.dequantize(tensor.bytes, &mut values);
+    values
+}
+
+/// The same, filled up to whole vectors with zeros.
+fn gains(tensor: &Tensor) -> Vec<f32> {
+    let mut values = values(tensor);
+    values.resize(values.len().next_multiple_of(LANES), 0.0);
     values
 }
