@@ -276,28 +276,3 @@ fn no_letters(text: &str, first: char, digits: usize, tail: &[char]) -> usize {
         None => white_space(text),
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// The words that PyPI `tokenizers` cuts by the published expressions (tests/golden/tokenizer_cases.py).
-    #[test]
-    fn cuts_like_the_expressions() {
-        let golden = include_str!("../../tests/golden/tokenizer_cases.json");
-        let golden: serde_json::Value = serde_json::from_str(golden).unwrap();
-        for name in ["gpt-2", "llama-bpe", "qwen2"] {
-            let splitter = PreTokenizer::named(name).unwrap().splitter;
-            let cases = golden["splits"][name].as_array().unwrap();
-            assert!(cases.len() > 100, "{name}");
-            for case in cases {
-                let text = case[0].as_str().unwrap();
-                let mut words = Vec::new();
-                splitter.split(text, |word| words.push(word));
-                let lengths: Vec<usize> = words.iter().map(|word| word.chars().count()).collect();
-                assert_eq!(serde_json::json!(lengths), case[1], "{name} {text:?} {words:?}");
-                assert_eq!(words.concat(), text, "{name}");
-            }
-        }
-    }
-}

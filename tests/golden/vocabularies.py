@@ -63,6 +63,24 @@ WRITTEN = [
     "\U0001f600", "\U0001f44d\U0001f3fd", "\U0001f468\u200d\U0001f469\u200d\U0001f467\u200d\U0001f466", "\U0001f1eb\U0001f1f7\U0001f1e9\U0001f1ea", "\u2615\ufe0f time", "a\U0001f600b", "\u0000", "a\u0000b", "\u007f", "\u0080", "\ufffd", "\uffff", "\U0010ffff", "\ue000", "\u202eabc",
     "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n", "<|im_", "<|im_st", "<|im_start|", "<<|im_end|>>", "<tool_call>\n{}", "<tool_call>{}", "<tool_call> \n", "</s></s>", "a</s>b", " </s> ", "[INST] x [/INST]",
     "caf\u00e9|e\u0301|", "don</s>'t", "1</s>2", "\n</s>\n", "<s>a", "<unk>", "<0x0A>", "<start_of_turn>user\nHi<end_of_turn>\n", "<table>\n\n\n<table>", "  <table>  </table>", "<unused1>",
+    "\t\t", "   a", "a  ", "a\t\tb", "\n\na", " \n \n a", "a\u00a0b", "a\u00a0\u00a0b", "\u3000\u65e5\u672c", "tab\tseparated\tvalues\n",
+    "The capital of France is Paris.", "''s'''t", "' s", "'s", " 's", "rock 'n' roll", "l'eau", "don\u2019t", "'Re", "'vE", " 1", "  1", "a1", "1a",
+    "a1b2c3", "1,000,000", "-42", "v1.2.3", "\u0663\u0664\u0665", "\u2460\u2461\u2462", "\u32bf", "10\u00b2\u00b3", "a \u00bd", "  \u2167  ",
+    "def f(x):\n    return x + 1\n", "https://example.org/a?b=c&d=e#f", "a_b__c", "snake_case camelCase PascalCase", "\u2014\u2013-", "(a)[b]{c}",
+    "\"quoted\"", "`code`", "!!!a", " !a", "  !a", "!\n", "! \n\n", "\u00e9", "\u00c6r\u00f8sk\u00f8bing", "Stra\u00dfe", "\u00c5NGSTR\u00d6M",
+    "\u0130stanbul", "\u0149", "\u05e9\u05dc\u05d5\u05dd \u05e2\u05d5\u05dc\u05dd",
+    "\u0645\u0631\u062d\u0628\u0627 \u0628\u0627\u0644\u0639\u0627\u0644\u0645", "\uc548\ub155\ud558\uc138\uc694",
+    "\u10e5\u10d0\u10e0\u10d7\u10e3\u10da\u10d8", "\U0001d518\U0001d52b\U0001d526\U0001d520\U0001d52c\U0001d521\U0001d522", "\U00013460\U00016100",
+    "\U00010d4a\U0001e5d0", "\ua7da\ua7dc", "\u088f\ua7ce", "\uff41\uff42\uff43\uff11\uff12\uff13", " \U0001f600", "\u2713\u2714\u2717",
+    "\u2192\u2190", "\u2660\u2665", "\u20ac100", "\u00a35", "\u2122\u00ae\u00a9", "\u0001\u001f", "\u0080\u009f", "\u0300", "\u200d",
+    "\n\n\n\n\n\n\n\n\n\n\n\n\n\n\n\n\n\n\n\n\n\n\n\n\n\n\n\n\n\n\n\n\n", "=========================================",
+    "hahahahahahahahahahahahahahahahahahahahahahahahahahahahahahahahaha", "00000000000000000000",
+    "\u00e9\u00e9\u00e9\u00e9\u00e9\u00e9\u00e9\u00e9\u00e9\u00e9\u00e9\u00e9\u00e9\u00e9\u00e9\u00e9\u00e9\u00e9\u00e9\u00e9",
+    "\u65e5\u65e5\u65e5\u65e5\u65e5\u65e5\u65e5\u65e5\u65e5\u65e5\u65e5\u65e5\u65e5\u65e5\u65e5\u65e5\u65e5\u65e5\u65e5\u65e5",
+    "the the the the the the the the the the the the ", "aAaAaAaAaAaAaAaAaAaAaAaAaAaAaAaAaAaAaAaA!!!!!!!!!!!!!!!!!!!!", "<|endoftext|>",
+    "a<|endoftext|>b", " <|im_end|> ", "<|im_end|><|im_end|>", "<|im_end", "<|im_end|", "<|IM_END|>", "<repo_name>", "<reponame>",
+    "<file_sep>x<filename>y<gh_stars>1<issue_start>", "<jupyter_code>import os\n", "<empty_output>", "< repo_name>", "<|im_start|><|im_start",
+    "don<|im_end|>'t", "1<|im_end|>2", "\n<|im_end|>\n", "\u00e9<|im_end|>\u00e9", "<|endoftext|><|im_start|>",
 ]
 LONG = [["a", 3000], ["ab", 1500], ["the ", 700], [" ", 3000], ["\n", 999], ["-", 2000], ["\u65e5", 1000], ["\u0e01\u0e34", 900], ["\U0001f468\u200d", 400],
         ["aA", 800], ["0", 1000], ["e\u0301", 700], ["<|im_", 300], ["\u2581", 500], ["\u0301", 800], ["\u1100\u1161", 500], ["</s> x", 300]]
@@ -73,7 +91,7 @@ POOLS = [
     "\U0001f600\U0001f389\U0001f44d\U0001f3fd\u2764\ufe0f\U0001f525\u200d", "\u00a0\u2003\u3000\u0085\u2028\u1680\u202f", "\u00bd\u00b2\u00b3\u00b9\u2167\u2460\u0663\u0967\uff11", "\u0301\u0300\u0308\u0323\u0327\u20dd",
     "\u0000\u007f\ufffd\u0001", "\U0001f1eb\U0001f1f7", "\u017f\u212a\u212b\u2126", "\u2581", "\u01c5\u02b0\u1d2c\u02bc", "eaouEAOUn\u0301\u0308\u0303",
 ]
-PARTS = ["<|im_start|>", "<|im_end|>", "<|", "|>", "</s>", "<s>", "<unk>", "[INST]", "<tool_call>", "'s", "'LL", " the", "  ", "    ", "\n\n", "\r\n", "ing", "tion", "\n\n\n", "<table>",
+PARTS = ["<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|", "|>", "</s>", "<s>", "<unk>", "[INST]", "<tool_call>", "'s", "'LL", " the", "  ", "    ", "\n\n", "\r\n", "ing", "tion", "\n\n\n", "<table>",
          "<start_of_turn>", "The", " of", " and", "self.", "return ", "    def ", "http://", " 2024", "'re", "\u00e9|", "e\u0301", "\u2581the"]
 BROKEN = ["ff", "c3", "e282", "f09f98", "eda080", "c0af", "f5808080", "80", "f48fbf", "e0a0"]
 

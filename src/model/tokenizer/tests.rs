@@ -31,19 +31,6 @@ fn golden_prompts() {
     }
 }
 
-/// What PyPI `tokenizers` makes of tricky texts (tests/golden/tokenizer_cases.py).
-#[test]
-fn tricky_texts_as_in_the_reference() {
-    let golden = include_str!("../../../tests/golden/tokenizer_cases.json");
-    let golden: serde_json::Value = serde_json::from_str(golden).unwrap();
-    let cases: Vec<(String, Vec<u32>)> = serde_json::from_value(golden["tokens"].clone()).unwrap();
-    assert!(cases.len() > 150);
-    let tokenizer = real();
-    for (text, want) in cases {
-        assert_eq!(ids(&tokenizer.encode(&text)), want, "{text:?}");
-    }
-}
-
 #[test]
 fn decoding_is_for_every_token_and_no_other() {
     let tokenizer = real();
