@@ -6,7 +6,6 @@
 //! programs, listener. An upper part holds handles of those below it; nothing below names anything above.
 
 use crate::auth::Verifier;
-use crate::backend::Backend;
 use crate::backend::cpu::{Cpu, CpuOptions};
 use crate::cli::{EXIT_DEVICE, Failure};
 use crate::config::Config;
@@ -50,7 +49,7 @@ pub struct Appliance {
 pub fn serve(config: Config) -> Result<ExitCode, Failure> {
     observe::log::start(config.log);
     let listen = config.listen;
-    let appliance = Appliance::build(config, |cpu| Box::new(cpu))?;
+    let appliance = Appliance::build(config)?;
     smol::block_on(async {
         let listener =
             TcpListener::bind(listen).await.map_err(failed(&format!("{listen} cannot be listened on")))?;
@@ -69,9 +68,8 @@ pub fn serve(config: Config) -> Result<ExitCode, Failure> {
 }
 
 impl Appliance {
-    /// Builds the parts in their order. `device` says what the engine runs batches on, given the backend: the backend
-    /// itself, or something around it (`bench` puts a clock there).
-    pub fn build(config: Config, device: impl FnOnce(Cpu) -> Box<dyn Backend>) -> Result<Appliance, Failure> {
+    /// Builds the parts in their order.
+    pub fn build(config: Config) -> Result<Appliance, Failure> {
         let name = config.model.name.as_deref();
         let model = Arc::new(
             Model::open(&config.model.path, name, config.model.template.as_deref())
@@ -95,7 +93,7 @@ impl Appliance {
         let on_fault = move |why| {
             let _ = fault.try_send(why); // nobody listens any more: the process is ending anyway
         };
-        let engine = Engine::start(device(cpu), Box::new(workers.clone()), notices, on_fault)
+        let engine = Engine::start(Box::new(cpu), Box::new(workers.clone()), notices, on_fault)
             .map_err(failed("The engine's thread cannot be started"))?;
         announce(&model, &engine, &config);
 

@@ -1,15 +1,16 @@
 //! The command line: one table of verbs and flags, from which the parser and `--help` both come.
 //!
-//! Owns: the table, the parser, exit codes, and the step from words to one call. Never: what a verb does (the
+//! Owns: the table, exit codes, and the step from words (`words.rs`) to one call. Never: what a verb does (the
 //! appliance serves, the client runs programs, `auth` makes tokens), and never a token as an argument (`ps` shows those).
 
 use crate::backend::cpu::KvFormat;
-use crate::{appliance, auth, client, config, eval, model};
-use std::collections::BTreeMap;
+use crate::{appliance, auth, bench, client, config, eval, model};
 use std::ffi::OsString;
 use std::fmt::Write as _;
-use std::path::PathBuf;
 use std::process::ExitCode;
+use words::{Words, parse};
+
+mod words;
 
 /// The command line was not understood (`EX_USAGE` of sysexits.h).
 pub const EXIT_USAGE: u8 = 64;
@@ -167,42 +168,29 @@ top1_clear, mean_kl, and the same for each prompt.
 
   tartlet eval --model models/SmolLM2-135M-Instruct.Q4_1.gguf tests/golden/smollm2-135m-q4_1.json",
     },
+    Verb {
+        name: "bench",
+        positional: &[],
+        rest: None,
+        flags: &[
+            value("model", "FILE", "the GGUF file to measure with"),
+            value("threads", "N", "threads for batches and programs (default: one per core)"),
+            value("inferlets", "DIR", "the folder with completion.wasm and echo.wasm, as `make inferlets` fills it"),
+            values("only", "SECTION", "measure this section alone; may be repeated"),
+            switch("json", "print one JSON object instead of a table"),
+            value("against", "FILE", "also say what changed beyond noise since the run whose --json is FILE"),
+        ],
+        summary: "measure this machine, the backend, and what programs cost",
+        about: "\
+Medians and quartiles of at least five samples, and shares of what this machine does at most. The sections:
+roof (memory, int8), prefill, decode, sequences, tax (what a program costs per token, by stage), launch, socket,
+server (start, memory, idleness). Measure on a machine that does nothing else. Without --inferlets, what needs
+programs is left out.
+
+  tartlet bench --model models/SmolLM2-135M-Instruct.Q4_1.gguf --json > before.json
+  tartlet bench --model models/SmolLM2-135M-Instruct.Q4_1.gguf --only decode --against before.json",
+    },
 ];
-
-/// Words of one verb, sorted out by the table.
-struct Words {
-    verb: &'static Verb,
-    flags: BTreeMap<&'static str, Vec<OsString>>,
-    positional: Vec<OsString>,
-    rest: Vec<String>,
-}
-
-impl Words {
-    fn has(&self, flag: &str) -> bool {
-        self.flags.contains_key(flag)
-    }
-
-    fn path(&self, flag: &str) -> Option<PathBuf> {
-        self.flags.get(flag).map(|values| PathBuf::from(&values[0]))
-    }
-
-    fn paths(&self, flag: &str) -> Vec<PathBuf> {
-        self.flags.get(flag).into_iter().flatten().map(PathBuf::from).collect()
-    }
-
-    fn text(&self, flag: &str) -> Result<Option<String>, Failure> {
-        self.flags.get(flag).map(|values| utf8(&values[0])).transpose()
-    }
-
-    fn required(&self, flag: &str) -> Result<PathBuf, Failure> {
-        self.path(flag).ok_or_else(|| {
-            Failure::usage(format!(
-                "`{}` needs --{flag}; see `tartlet {} --help`.",
-                self.verb.name, self.verb.name
-            ))
-        })
-    }
-}
 
 /// How a verb ended when not well: a sentence for standard error and the exit status.
 #[derive(Debug)]
@@ -248,145 +236,9 @@ fn dispatch(arguments: Vec<OsString>) -> Result<ExitCode, Failure> {
         "token inspect" => inspect(&words),
         "model" => describe(&words),
         "eval" => evaluate(&words),
+        "bench" => measure(&words),
         other => unreachable!("the table has a verb without an arm: {other}"),
     }
-}
-
-/// Sorts words by the table. None: help or the version was asked for and printed.
-fn parse(arguments: Vec<OsString>) -> Result<Option<Words>, Failure> {
-    let mut parser = lexopt::Parser::from_args(arguments);
-    let mut verb: Option<&'static Verb> = None;
-    let mut named: Option<String> = None; // the first word of a two-word verb
-    let mut flags: BTreeMap<&'static str, Vec<OsString>> = BTreeMap::new();
-    let (mut positional, mut rest) = (Vec::new(), Vec::new());
-    loop {
-        // What follows `--` is the program's, flags and all; lexopt would hand it on as plain values.
-        if let Some(found) = verb
-            && found.rest.is_some()
-            && let Some(mut raw) = parser.try_raw_args()
-            && raw.peek().is_some_and(|word| word == "--")
-        {
-            raw.next();
-            rest = raw.map(|word| utf8(&word)).collect::<Result<_, _>>()?;
-            break;
-        }
-        let Some(argument) =
-            parser.next().map_err(|e| Failure::usage(format!("{e}; see `tartlet --help`.")))?
-        else {
-            break;
-        };
-        match argument {
-            lexopt::Arg::Short('h') | lexopt::Arg::Long("help") => {
-                print(&verb.map_or_else(|| overview(named.as_deref()), help));
-                return Ok(None);
-            }
-            lexopt::Arg::Short('V') | lexopt::Arg::Long("version") => {
-                print(&format!("tartlet {}\n", env!("CARGO_PKG_VERSION")));
-                return Ok(None);
-            }
-            lexopt::Arg::Long(name) => {
-                let name = name.to_owned();
-                let Some(found) = verb else {
-                    return Err(Failure::usage(format!(
-                        "--{name} stands before a command; write the command first: `tartlet serve --{name} …`."
-                    )));
-                };
-                let Some(flag) = found.flags.iter().find(|flag| flag.long == name) else {
-                    return Err(unknown_flag(found, &name));
-                };
-                let word = match flag.value {
-                    None => OsString::new(),
-                    Some(shown) => parser.value().map_err(|_| {
-                        Failure::usage(format!("--{name} needs a value: `--{name} {shown}`."))
-                    })?,
-                };
-                let given = flags.entry(flag.long).or_default();
-                if !given.is_empty() && !flag.many {
-                    return Err(Failure::usage(format!("--{name} is given twice; keep one of them.")));
-                }
-                given.push(word);
-            }
-            lexopt::Arg::Short(short) => {
-                return Err(Failure::usage(format!("There is no flag -{short}; see `tartlet --help`.")));
-            }
-            lexopt::Arg::Value(word) if verb.is_none() => {
-                let word = utf8(&word)?;
-                let name = named.take().map_or(word.clone(), |first| format!("{first} {word}"));
-                verb = VERBS.iter().find(|verb| verb.name == name);
-                if verb.is_none() {
-                    if !VERBS.iter().any(|verb| verb.name.split(' ').next() == Some(&name)) {
-                        return Err(Failure::usage(format!(
-                            "There is no command `{name}`; `tartlet --help` lists them."
-                        )));
-                    }
-                    named = Some(name);
-                }
-            }
-            lexopt::Arg::Value(word) => positional.push(word),
-        }
-    }
-    let Some(verb) = verb else {
-        let sentence = match named {
-            Some(first) => {
-                let second: Vec<&str> =
-                    VERBS.iter().filter_map(|verb| verb.name.strip_prefix(&format!("{first} "))).collect();
-                format!("`tartlet {first}` needs one of: {}.", second.join(", "))
-            }
-            None => "No command given; `tartlet --help` lists them.".to_owned(),
-        };
-        return Err(Failure::usage(sentence));
-    };
-    if positional.len() != verb.positional.len() {
-        let sentence = match verb.positional {
-            [] => format!("`tartlet {}` takes no plain argument, but {:?} is one.", verb.name, positional[0]),
-            wanted if positional.len() < wanted.len() => {
-                format!(
-                    "`tartlet {}` needs {}; see `tartlet {} --help`.",
-                    verb.name,
-                    wanted.join(" "),
-                    verb.name
-                )
-            }
-            wanted => format!(
-                "`tartlet {}` takes only {}; {:?} is too much{}.",
-                verb.name,
-                wanted.join(" "),
-                positional[wanted.len()],
-                if verb.rest.is_some() { " (the program's own arguments follow after `--`)" } else { "" }
-            ),
-        };
-        return Err(Failure::usage(sentence));
-    }
-    Ok(Some(Words { verb, flags, positional, rest }))
-}
-
-fn unknown_flag(verb: &Verb, name: &str) -> Failure {
-    let near = verb.flags.iter().map(|flag| flag.long).min_by_key(|long| distance(long, name));
-    let hint = match near {
-        Some(long) if distance(long, name) <= 3 => format!("did you mean --{long}?"),
-        _ => format!("see `tartlet {} --help`.", verb.name),
-    };
-    Failure::usage(format!("`tartlet {}` has no flag --{name}; {hint}", verb.name))
-}
-
-/// Levenshtein distance in characters; for hints on flags, so both are short.
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, ca) in a.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, cb) in b.iter().enumerate() {
-            let replaced = diagonal + usize::from(ca != *cb);
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(row[j] + 1).min(row[j + 1] + 1);
-        }
-    }
-    row[b.len()]
-}
-
-fn utf8(word: &OsString) -> Result<String, Failure> {
-    word.to_str().map(str::to_owned).ok_or_else(|| Failure::usage(format!("{word:?} is not valid UTF-8.")))
 }
 
 /// Help goes to a pipe as often as to a terminal; a closed one is no error.
@@ -520,53 +372,28 @@ fn evaluate(words: &Words) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
+fn measure(words: &Words) -> Result<ExitCode, Failure> {
+    let threads = words.text("threads")?.map(|text| {
+        text.parse().map_err(|_| Failure::usage(format!("--threads {text} is not a whole number.")))
+    });
+    let options = bench::Options {
+        model: words.required("model")?,
+        threads: threads.transpose()?,
+        inferlets: words.path("inferlets"),
+        only: words.texts("only")?,
+        against: words.path("against"),
+    };
+    let report = bench::run(&options, words.has("json")).map_err(|error| match error {
+        bench::BenchError::Option(sentence) => Failure::usage(sentence),
+        error => Failure::new(error),
+    })?;
+    print(&report);
+    Ok(ExitCode::SUCCESS)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn sorted(words: &[&str]) -> Result<Words, String> {
-        parse(words.iter().map(OsString::from).collect()).map(Option::unwrap).map_err(|failure| {
-            assert_eq!(failure.status, EXIT_USAGE);
-            failure.sentence
-        })
-    }
-
-    #[test]
-    fn words_are_sorted_by_the_table() {
-        let words = sorted(&["run", "a.wasm", "--server=ws://x", "--", "--user", "hi", "--", "-x"]).unwrap();
-        assert_eq!(words.verb.name, "run");
-        assert_eq!(words.text("server").unwrap().as_deref(), Some("ws://x"));
-        assert_eq!(words.positional, ["a.wasm"]);
-        assert_eq!(words.rest, ["--user", "hi", "--", "-x"]);
-        let words = sorted(&["serve", "--public-key", "a", "--no-auth", "--public-key", "b"]).unwrap();
-        assert_eq!(words.paths("public-key"), [PathBuf::from("a"), PathBuf::from("b")]);
-        assert!(words.has("no-auth"));
-        assert_eq!(sorted(&["token", "mint", "--sub", "a"]).unwrap().verb.name, "token mint");
-    }
-
-    #[test]
-    fn a_wrong_word_is_answered_with_the_mend() {
-        for (words, sentence) in [
-            (&["srve"] as &[&str], "There is no command `srve`; `tartlet --help` lists them."),
-            (&[], "No command given; `tartlet --help` lists them."),
-            (&["token"], "`tartlet token` needs one of: keygen, mint, inspect."),
-            (
-                &["--model", "x"],
-                "--model stands before a command; write the command first: `tartlet serve --model …`.",
-            ),
-            (&["serve", "--modle", "x"], "`tartlet serve` has no flag --modle; did you mean --model?"),
-            (&["serve", "--model"], "--model needs a value: `--model FILE`."),
-            (&["serve", "--model", "a", "--model", "b"], "--model is given twice; keep one of them."),
-            (&["run"], "`tartlet run` needs PROGRAM.wasm; see `tartlet run --help`."),
-            (
-                &["run", "a.wasm", "hello"],
-                "`tartlet run` takes only PROGRAM.wasm; \"hello\" is too much (the program's own arguments follow after `--`).",
-            ),
-            (&["serve", "x"], "`tartlet serve` takes no plain argument, but \"x\" is one."),
-        ] {
-            assert_eq!(sorted(words).err().as_deref(), Some(sentence), "{words:?}");
-        }
-    }
 
     #[test]
     fn every_verb_teaches() {

@@ -191,6 +191,11 @@ impl Config {
 }
 
 impl EngineConfig {
+    /// What an empty configuration means, with this many threads (none: one per core).
+    pub fn usual(threads: Option<usize>) -> Result<EngineConfig, String> {
+        EngineConfig::check(&RawEngine { threads, ..RawEngine::default() }, None)
+    }
+
     fn check(raw: &RawEngine, seed: Option<u64>) -> Result<EngineConfig, String> {
         let within = |key: &str, value: u32, low: u32, high: u32| match (low..=high).contains(&value) {
             true => Ok(value),

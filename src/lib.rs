@@ -49,6 +49,7 @@
 //! | [`engine`] | queues, pages, batches |
 //! | [`model`], [`eval`] | GGUF, shape, tokenizer, prompt template; comparison with golden logits |
 //! | [`backend`] | what computes a batch, and how tokens are drawn |
+//! | [`bench`] | the instrument for speed: roofs, steps, what programs cost |
 //! | [`observe`] | the log, the stage clock |
 //!
 //! Numbers do not depend on neighbours: a row's bits follow from model, tokens, positions and mask alone.
@@ -56,6 +57,7 @@
 pub mod appliance;
 pub mod auth;
 pub mod backend;
+pub mod bench;
 pub mod cli;
 pub mod client;
 pub mod config;

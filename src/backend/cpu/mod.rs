@@ -25,6 +25,7 @@ mod packed;
 mod pages;
 #[cfg(test)]
 mod reference;
+pub mod roof;
 mod scratch;
 mod shared;
 #[cfg(test)]

@@ -1,0 +1,198 @@
+//! A server as an operator runs it, a process of its own: start to ready, memory, idleness, and the socket.
+//!
+//! Owns: the child process and what the operating system says of it, round trips and blobs over loopback. Never: what
+//! happens inside it (`rig.rs`).
+
+use super::measure::{Effort, Measure, Unit};
+use super::{BenchError, Leavings, Programs, within};
+use crate::client::{Client, Event};
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+/// Bytes of a message in the round trips.
+const MESSAGE: usize = 64;
+/// Messages on their way at once.
+const IN_FLIGHT: usize = 64;
+/// Round trips of one sample, serial and in flight.
+const ROUNDS: usize = 1024;
+/// Bytes of the blob: as many chunks as a large picture.
+const BLOB: usize = 8 << 20;
+/// How long an idle server is watched, per sample.
+const WATCHED: Duration = Duration::from_secs(1);
+/// How long a server may take until it is ready: a large model is read from a cold disk.
+const READY_WITHIN: Duration = Duration::from_secs(600);
+
+/// Where a child listens, and which process it is.
+pub struct Child {
+    url: String,
+    id: u32,
+    /// From the start of the process to the line that says where it listens.
+    ready: Duration,
+}
+
+impl Child {
+    /// Starts this very program as a server; it is ended with `leavings`.
+    pub fn start(
+        model: &Path,
+        threads: usize,
+        folder: &Path,
+        leavings: &Leavings,
+    ) -> Result<Child, BenchError> {
+        let system = |what| move |error| BenchError::System { what, error };
+        // A configuration of its own: the box's may ask for tokens, or for other sizes.
+        let config = folder.join("bench.toml");
+        std::fs::write(&config, format!("[engine]\nthreads = {threads}\n"))
+            .map_err(system("write into the folder for temporary files"))?;
+        let program = std::env::current_exe().map_err(system("find this program's file"))?;
+        let mut command = Command::new(program);
+        command.arg("serve").arg("--config").arg(&config).arg("--model").arg(model);
+        command.args(["--no-auth", "--listen", "127.0.0.1:0", "--state"]).arg(folder.join("child"));
+        command.env_remove("NOTIFY_SOCKET");
+        let started = Instant::now();
+        let (id, stdout, stderr) = leavings.start_server(&mut command).map_err(system("start a server"))?;
+        let (say, said) = std::sync::mpsc::channel();
+        // Both are read to their ends, so that no pipe fills.
+        std::thread::spawn(move || {
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                if let Some(url) = line.strip_prefix("listening on ") {
+                    let _ = say.send((Instant::now(), url.to_owned())); // given up already
+                }
+            }
+        });
+        let complaints =
+            std::thread::spawn(move || BufReader::new(stderr).lines().map_while(Result::ok).last());
+        match said.recv_timeout(READY_WITHIN) {
+            Ok((at, url)) => Ok(Child { url, id, ready: at - started }),
+            Err(_) => {
+                leavings.end_server();
+                let why = complaints.join().ok().flatten().unwrap_or_default();
+                Err(BenchError::Server(format!("the server did not start: {why}")))
+            }
+        }
+    }
+
+    fn field(&self, file: &str, key: &str) -> Option<f64> {
+        let text = std::fs::read_to_string(format!("/proc/{}/{file}", self.id)).ok()?;
+        text.lines().find_map(|line| line.strip_prefix(key))?.split_whitespace().next()?.parse().ok()
+    }
+
+    /// Seconds of processor time so far.
+    fn processor(&self) -> Option<f64> {
+        // In nanoseconds, of each thread that lives; those of an idle server do.
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.id)).ok()?;
+        let mut all = 0.0;
+        for task in tasks {
+            let text = std::fs::read_to_string(task.ok()?.path().join("schedstat")).ok()?;
+            all += text.split_whitespace().next()?.parse::<f64>().ok()?;
+        }
+        Some(all / 1e9)
+    }
+}
+
+/// Start to ready, memory and idleness of servers that nobody has asked for anything yet.
+pub fn server(
+    model: &Path,
+    threads: usize,
+    folder: &Path,
+    weight_bytes: f64,
+    leavings: &Leavings,
+) -> Result<Vec<Measure>, BenchError> {
+    let (mut ready, mut anonymous, mut idle) = (Vec::new(), Vec::new(), Vec::new());
+    for run in 0..=Effort::USUAL.least {
+        let child = Child::start(model, threads, folder, leavings)?;
+        if run > 0 {
+            ready.push(child.ready.as_secs_f64() * 1e3);
+            anonymous.extend(child.field("status", "RssAnon:").map(|kib| kib * 1024.0 / 1e6));
+        }
+        if run == Effort::USUAL.least {
+            std::thread::sleep(WATCHED / 2); // for what still settles
+            for _ in 0..Effort::USUAL.least {
+                let (before, since) = (child.processor(), Instant::now());
+                std::thread::sleep(WATCHED);
+                let spent = before.zip(child.processor()).map(|(before, after)| after - before);
+                idle.extend(spent.map(|spent| 100.0 * spent / since.elapsed().as_secs_f64()));
+            }
+        }
+        leavings.end_server();
+    }
+    let mut measures = vec![Measure::of("server.ready", "start to ready, page cache warm", Unit::MS, &ready)];
+    if !anonymous.is_empty() {
+        // Weights that the backend repacked are anonymous; those that it reads in the file's map are not.
+        let weights = weight_bytes / 1e6;
+        let apart = |mb: &f64| if *mb > weights { mb - weights } else { *mb };
+        let beside: Vec<f64> = anonymous.iter().map(apart).collect();
+        measures.push(Measure::of("server.anonymous", "anonymous memory when ready", Unit::MB, &anonymous));
+        let label = "  beyond the weights";
+        measures.push(Measure::of("server.anonymous_beside", label, Unit::MB, &beside));
+    }
+    if !idle.is_empty() {
+        measures.push(Measure::of("server.idle", "processor time while idle", Unit::PERCENT, &idle));
+    }
+    Ok(measures)
+}
+
+/// Round trips through a program that echoes, and blobs there and back.
+pub fn socket(
+    model: &Path,
+    threads: usize,
+    folder: &Path,
+    programs: &Programs,
+    leavings: &Leavings,
+) -> Result<Vec<Measure>, BenchError> {
+    let child = Child::start(model, threads, folder, leavings)?;
+    let mut client = smol::block_on(within(Client::connect(&child.url)))?;
+    let program = smol::block_on(within(client.upload_program(&programs.echo)))?;
+    let endless = ["--messages", "forever"].map(str::to_owned).to_vec();
+    let instance = smol::block_on(within(client.launch(&program, endless)))?;
+    let mut measures = Vec::new();
+    for (name, label, in_flight) in [
+        ("socket.serial", format!("round trips of {MESSAGE} bytes, one at a time"), 1),
+        ("socket.flight", format!("round trips of {MESSAGE} bytes, {IN_FLIGHT} in flight"), IN_FLIGHT),
+    ] {
+        let samples = Effort::USUAL.sample(|| smol::block_on(trips(&mut client, &instance, in_flight)))?;
+        measures.push(Measure::of(name, label, Unit::PER_S, &samples));
+    }
+    smol::block_on(within(client.terminate(&instance)))?;
+
+    let blobs = ["--blobs".to_owned(), (Effort::USUAL.most + 1).to_string()].to_vec();
+    let instance = smol::block_on(within(client.launch(&program, blobs)))?;
+    let blob: Vec<u8> = (0..BLOB).map(|at| (at % 251) as u8).collect();
+    let samples = Effort::USUAL.sample(|| smol::block_on(there_and_back(&mut client, &instance, &blob)))?;
+    let label = format!("a blob of {} MiB, there and back", BLOB >> 20);
+    measures.push(Measure::of("socket.blob", label, Unit::MB_PER_S, &samples));
+    smol::block_on(client.close());
+    leavings.end_server();
+    Ok(measures)
+}
+
+/// Round trips per second.
+async fn trips(client: &mut Client, instance: &str, in_flight: usize) -> Result<f64, BenchError> {
+    let message = "m".repeat(MESSAGE);
+    let started = Instant::now();
+    for _ in 0..in_flight {
+        within(client.signal(instance, &message)).await?;
+    }
+    for round in 0..ROUNDS {
+        match within(client.next_event(instance)).await? {
+            Event::Message(text) if text == message => {}
+            other => return Err(BenchError::Server(format!("an echo came back as {other:?}"))),
+        }
+        if round + in_flight < ROUNDS {
+            within(client.signal(instance, &message)).await?;
+        }
+    }
+    Ok(ROUNDS as f64 / started.elapsed().as_secs_f64())
+}
+
+/// Megabytes per second, both ways counted.
+async fn there_and_back(client: &mut Client, instance: &str, blob: &[u8]) -> Result<f64, BenchError> {
+    let started = Instant::now();
+    within(client.upload_blob(instance, blob)).await?;
+    match within(client.next_event(instance)).await? {
+        Event::Blob(back) if back == blob => {}
+        _ => return Err(BenchError::Server("a blob came back as something else".into())),
+    }
+    Ok(2.0 * blob.len() as f64 / 1e6 / started.elapsed().as_secs_f64())
+}

@@ -1,0 +1,418 @@
+//! `tartlet bench`: the instrument for speed.
+//!
+//! Owns: what is measured in which order, what is left behind when it is interrupted (nothing), and the report. Never:
+//! a figure that was not measured in this run, or a promise about one.
+//!
+//! ```text
+//! roof.rs (backend)   what the machine does at most                   measure.rs   samples to a figure
+//! work.rs             what a batch needs: bytes, operations           table.rs     the report for people
+//! steps.rs            the backend alone: prefill, decode, sequences   against.rs   what changed since another run
+//! rig.rs              a server in this process: the tax, launches
+//! child.rs            a server as a process: start, memory, idleness, the socket        leavings.rs  nothing stays behind
+//! ```
+
+mod against;
+mod child;
+mod leavings;
+mod measure;
+mod rig;
+mod steps;
+mod table;
+mod work;
+
+use crate::backend::Fault;
+use crate::backend::cpu::{CpuError, roof};
+use crate::backend::crew::Crew;
+use crate::client::ClientError;
+use crate::config::{Config, EngineConfig, ModelConfig};
+use crate::limits;
+use crate::model::{Model, ModelError};
+use leavings::Leavings;
+use measure::{Effort, Machine, Measure, Measured, Report, Unit};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::future::Future;
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use steps::{Bare, Steps};
+use work::{Roof, Work};
+
+/// No answer of our own server takes longer, whatever the model.
+const PATIENCE: Duration = Duration::from_secs(300);
+/// How long the int8 roof is measured at least, per sample.
+const ROOF_SAMPLE: Duration = Duration::from_millis(10);
+/// Passes over the working set, per sample.
+const ROOF_PASSES: u32 = 4;
+
+/// The longest prompt or context, and the most sequences, that can be asked for.
+const FIGURE_MOST: usize = 1 << 17;
+
+/// What is measured, in order.
+pub const SECTIONS: &[&str] =
+    &["roof", "prefill", "decode", "sequences", "tax", "launch", "socket", "server"];
+
+/// What the command line asks for.
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub model: PathBuf,
+    /// None: one per core.
+    pub threads: Option<usize>,
+    /// The folder with `completion.wasm` and `echo.wasm`.
+    pub inferlets: Option<PathBuf>,
+    /// Some of [`SECTIONS`], or a figure of the backend by its number (`prefill.512`); empty: all.
+    pub only: Vec<String>,
+    /// An earlier report to compare with.
+    pub against: Option<PathBuf>,
+}
+
+/// Why there is no report. `Display` is one sentence.
+#[derive(Debug)]
+pub enum BenchError {
+    /// The command line's fault.
+    Option(String),
+    Model(ModelError),
+    Load(CpuError),
+    /// Megabytes of the weights and of free memory.
+    TooLarge {
+        weights: u64,
+        free: u64,
+    },
+    /// A file that was named cannot be used: path and reason.
+    File(PathBuf, String),
+    Fault(Fault),
+    Client(ClientError),
+    /// Our own server did not do what it should.
+    Server(String),
+    System {
+        what: &'static str,
+        error: std::io::Error,
+    },
+}
+
+impl fmt::Display for BenchError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            BenchError::Option(sentence) => f.write_str(sentence),
+            BenchError::Model(error) => error.fmt(f),
+            BenchError::Load(error) => error.fmt(f),
+            BenchError::TooLarge { weights, free } => write!(
+                f,
+                "the model's weights take {weights} MB, but this machine has {free} MB free: measure a smaller one"
+            ),
+            BenchError::File(path, why) => write!(f, "{}: {why}", path.display()),
+            BenchError::Fault(fault) => write!(f, "the backend failed: {fault}"),
+            BenchError::Client(error) => error.fmt(f),
+            BenchError::Server(what) => write!(f, "the measured server failed: {what}"),
+            BenchError::System { what, error } => write!(f, "the system does not let us {what}: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for BenchError {}
+
+impl From<ClientError> for BenchError {
+    fn from(error: ClientError) -> BenchError {
+        BenchError::Client(error)
+    }
+}
+
+/// Stock programs to measure with, as `make inferlets` builds them.
+pub struct Programs {
+    /// Generates text and sends nothing until it ends.
+    completion: Vec<u8>,
+    /// Sends back what it gets.
+    echo: Vec<u8>,
+}
+
+impl Programs {
+    fn read(folder: &Path) -> Result<Programs, BenchError> {
+        let read = |name: &str| {
+            let path = folder.join(name);
+            std::fs::read(&path).map_err(|error| {
+                BenchError::File(
+                    path,
+                    format!("{error}; --inferlets names the folder that `make inferlets` fills"),
+                )
+            })
+        };
+        let completion = read("completion.wasm")?;
+        if completion.len() + 1024 > limits::CHUNK_BYTES {
+            let path = folder.join("completion.wasm");
+            return Err(BenchError::File(
+                path,
+                "it takes more than one upload chunk, so its launch cannot be timed".into(),
+            ));
+        }
+        Ok(Programs { completion, echo: read("echo.wasm")? })
+    }
+}
+
+/// The earlier report that `--against` names.
+fn earlier(path: &Path) -> Result<Report, BenchError> {
+    let bytes = std::fs::read(path).map_err(|error| BenchError::File(path.into(), error.to_string()))?;
+    serde_json::from_slice(&bytes).map_err(|error| {
+        BenchError::File(path.into(), format!("it is not what `tartlet bench --json` writes: {error}"))
+    })
+}
+
+/// Measures and gives the report, as a table or as JSON, and what changed since an earlier one.
+pub fn run(options: &Options, json: bool) -> Result<String, BenchError> {
+    let selection = Selection::of(&options.only)?;
+    let before = options.against.as_deref().map(earlier).transpose()?;
+    let report = measured(options, &selection)?;
+    let mut text = match json {
+        true => serde_json::to_string_pretty(&report).unwrap_or_default() + "\n",
+        false => table::table(&report),
+    };
+    if let Some(before) = before {
+        let changes = against::compare(&before, &report);
+        match json {
+            // Standard output stays one JSON object.
+            true => {
+                let _ = std::io::stderr().write_all(changes.as_bytes());
+            }
+            false => text += &format!("\n{changes}"),
+        }
+    }
+    Ok(text)
+}
+
+/// What `--only` leaves.
+struct Selection {
+    /// Empty: all.
+    sections: Vec<&'static str>,
+    steps: Steps,
+}
+
+impl Selection {
+    fn of(only: &[String]) -> Result<Selection, BenchError> {
+        let mut selection = Selection { sections: Vec::new(), steps: Steps::usual() };
+        let mut numbers: BTreeMap<&'static str, Vec<usize>> = BTreeMap::new();
+        for word in only {
+            let (name, number) = word.split_once('.').map_or((word.as_str(), None), |(a, b)| (a, Some(b)));
+            let section = SECTIONS.iter().find(|section| **section == name).ok_or_else(|| {
+                BenchError::Option(format!("--only {word} is none of {}.", SECTIONS.join(", ")))
+            })?;
+            selection.sections.push(section);
+            if let Some(number) = number {
+                let number =
+                    number.parse().ok().filter(|n| (1..=FIGURE_MOST).contains(n)).ok_or_else(|| {
+                        BenchError::Option(format!(
+                            "--only {word}: the number is not one from 1 to {FIGURE_MOST}."
+                        ))
+                    })?;
+                numbers.entry(section).or_default().push(number);
+            }
+        }
+        for (section, numbers) in numbers {
+            match section {
+                "prefill" => selection.steps.prefill = numbers,
+                "decode" => selection.steps.contexts = numbers,
+                "sequences" => selection.steps.sequences = numbers,
+                other => {
+                    let sentence =
+                        format!("--only {other} takes no number; prefill, decode and sequences do.");
+                    return Err(BenchError::Option(sentence));
+                }
+            }
+        }
+        Ok(selection)
+    }
+
+    fn wants(&self, section: &str) -> bool {
+        self.sections.is_empty() || self.sections.contains(&section)
+    }
+}
+
+fn measured(options: &Options, selection: &Selection) -> Result<Report, BenchError> {
+    let wants = |section: &str| selection.wants(section);
+    let programs = options.inferlets.as_deref().map(Programs::read).transpose()?;
+    let engine = EngineConfig::usual(options.threads).map_err(BenchError::Option)?;
+    let threads = engine.threads;
+    let model = Arc::new(Model::open(&options.model, None, None).map_err(BenchError::Model)?);
+    let work = Work::of(&model.gguf, &model.shape, engine.kv_cache);
+    let weight_bytes = model.gguf.tensors().filter_map(|tensor| tensor.bytes).sum::<usize>() as u64;
+    if let Some(free) = memory("MemAvailable:").filter(|free| *free < weight_bytes) {
+        return Err(BenchError::TooLarge { weights: weight_bytes / 1_000_000, free: free / 1_000_000 });
+    }
+    let leavings = Leavings::new()?;
+    let mut measures = Vec::new();
+    let mut notes = Vec::new();
+    let mut device = None;
+
+    let crew = Crew::threads(threads);
+    let bare = ["prefill", "decode", "sequences"].into_iter().any(wants);
+    if bare || wants("roof") {
+        tell("the roof");
+        let (all, roof) = roofs(&crew)?;
+        measures.extend(all.into_iter().filter(|_| wants("roof")));
+        if bare {
+            tell("the backend");
+            let mut bare = Bare::load(&model, &engine, crew, roof, &selection.steps)?;
+            device = Some(bare.device().to_owned());
+            let sections: [(&str, fn(&mut Bare, &Steps) -> Result<Vec<Measure>, BenchError>); 3] =
+                [("prefill", Bare::prefill), ("decode", Bare::decode), ("sequences", Bare::sequences)];
+            for (section, measure) in sections {
+                if wants(section) {
+                    tell(section);
+                    measures.extend(measure(&mut bare, &selection.steps)?);
+                }
+            }
+        }
+    }
+    let report_model = Measured {
+        name: model.name.clone(),
+        description: model.description.clone(),
+        weight_bytes,
+        device,
+        threads,
+    };
+    drop(model); // The servers below open it themselves.
+
+    match &programs {
+        Some(programs) => {
+            if wants("tax") || wants("launch") {
+                tell("what programs cost");
+                let config = server_config(&options.model, engine, leavings.folder());
+                let mut rig = rig::Rig::start(config)?;
+                if wants("tax") {
+                    measures.extend(rig.tax(programs)?);
+                }
+                if wants("launch") {
+                    measures.extend(rig.launch(programs, leavings.folder())?);
+                }
+                rig.stop()?;
+            }
+            if wants("socket") {
+                tell("the socket");
+                let folder = leavings.folder();
+                measures.extend(child::socket(&options.model, threads, folder, programs, &leavings)?);
+            }
+        }
+        None if ["tax", "launch", "socket"].into_iter().any(wants) => notes.push(
+            "The tax, launches and the socket were left out: they need programs; give --inferlets DIR, the folder \
+             that `make inferlets` fills."
+                .to_owned(),
+        ),
+        None => {}
+    }
+    if wants("server") {
+        tell("a server by itself");
+        let (path, folder) = (&options.model, leavings.folder());
+        measures.extend(child::server(path, threads, folder, work.weight_bytes(), &leavings)?);
+    }
+    tell("");
+    let version = env!("CARGO_PKG_VERSION").to_owned();
+    Ok(Report { version, date: now(), machine: machine(), model: report_model, measures, notes })
+}
+
+/// Bandwidth and int8 operations on one thread and on all of the crew.
+fn roofs(crew: &Crew) -> Result<(Vec<Measure>, Roof), BenchError> {
+    let one = Crew::threads(1);
+    let mut crews = vec![(&*one, "1 thread".to_owned())];
+    if crew.size() > 1 {
+        crews.push((crew, format!("{} threads", crew.size())));
+    }
+    let (mut read, mut int8) = (Vec::new(), Vec::new());
+    for (crew, threads) in crews {
+        let count = crew.size();
+        let system = |error| BenchError::System { what: "have 96 MB of memory", error };
+        let memory = roof::Memory::new(crew).map_err(system)?;
+        let samples = Effort::USUAL.sample(|| Ok::<_, BenchError>(memory.read(crew, ROOF_PASSES) / 1e9))?;
+        let label = format!("reading memory, {threads}");
+        read.push(Measure::of(format!("roof.read_{count}"), label, Unit::GB_PER_S, &samples));
+        let samples = Effort::USUAL.sample(|| Ok::<_, BenchError>(roof::int8(crew, ROOF_SAMPLE) / 1e9))?;
+        let label = format!("int8, {}, {threads}", roof::instructions());
+        int8.push(Measure::of(format!("roof.int8_{count}"), label, Unit::GOP_PER_S, &samples));
+    }
+    let last = |measures: &[Measure]| measures.last().map_or(0.0, |measure| measure.median * 1e9);
+    let roof = Roof { read: last(&read), int8: last(&int8) };
+    Ok((read.into_iter().chain(int8).collect(), roof))
+}
+
+/// A server without authentication on a free loopback port.
+fn server_config(model: &Path, engine: EngineConfig, folder: &Path) -> Config {
+    Config {
+        listen: std::net::SocketAddr::from(([127, 0, 0, 1], 0)),
+        hosts: Vec::new(),
+        origins: Vec::new(),
+        state: folder.join("rig"),
+        auth: None,
+        model: ModelConfig { path: model.to_owned(), name: None, template: None },
+        engine,
+        log: tracing::Level::WARN,
+    }
+}
+
+/// An answer of our own server, or an error when it does not come.
+async fn within<T>(answer: impl Future<Output = Result<T, ClientError>>) -> Result<T, BenchError> {
+    let late = async {
+        smol::Timer::after(PATIENCE).await;
+        Err(BenchError::Server(format!("it gave no answer in {} s", PATIENCE.as_secs())))
+    };
+    smol::future::or(async { Ok(answer.await?) }, late).await
+}
+
+/// Says on a terminal what is being measured, over what was said before.
+fn tell(what: &str) {
+    let mut stderr = std::io::stderr();
+    if stderr.is_terminal() {
+        let line = if what.is_empty() { String::new() } else { format!("measuring {what} …") };
+        let _ = write!(stderr, "\r\x1b[K{line}"); // only a courtesy
+    }
+}
+
+fn now() -> String {
+    let now = time::OffsetDateTime::now_utc();
+    let now = now.replace_nanosecond(0).unwrap_or(now);
+    now.format(&time::format_description::well_known::Rfc3339).unwrap_or_default()
+}
+
+fn machine() -> Machine {
+    let processors = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name = processors.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+    Machine {
+        processor: name.map_or(std::env::consts::ARCH, |(_, name)| name.trim()).to_owned(),
+        cores: std::thread::available_parallelism().map_or(1, usize::from),
+        memory_mb: memory("MemTotal:").unwrap_or(0) / 1_000_000,
+        instructions: roof::instructions().to_owned(),
+    }
+}
+
+/// Bytes, by the line of /proc/meminfo that starts so.
+fn memory(line: &str) -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let kib = text.lines().find_map(|found| found.strip_prefix(line))?.split_whitespace().next()?;
+    Some(kib.parse::<u64>().ok()? * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn selected(only: &[&str]) -> Result<Selection, String> {
+        let only: Vec<String> = only.iter().map(|word| word.to_string()).collect();
+        Selection::of(&only).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_selection_names_sections_or_figures() {
+        let all = selected(&[]).expect("nothing is all");
+        assert!(SECTIONS.iter().all(|section| all.wants(section)));
+        let some = selected(&["prefill.300", "prefill.7", "decode"]).expect("they exist");
+        assert!(some.wants("prefill") && some.wants("decode") && !some.wants("roof"));
+        assert_eq!(some.steps.prefill, [300, 7]);
+        assert_eq!(some.steps.contexts, Steps::usual().contexts);
+        for (only, part) in [
+            ("taxes", "--only taxes is none of roof, prefill, decode"),
+            ("prefill.0", "not one from 1 to"),
+            ("decode.x", "not one from 1 to"),
+            ("tax.5", "--only tax takes no number"),
+        ] {
+            let sentence = selected(&[only]).err().expect(only);
+            assert!(sentence.contains(part), "{sentence}");
+        }
+    }
+}

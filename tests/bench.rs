@@ -1,0 +1,139 @@
+//! `tartlet bench` from outside: a short run gives every figure it promises as JSON, compares with itself, leaves
+//! nothing behind when it is interrupted, and says what is wrong with a wrong request. No time is judged here.
+
+mod support;
+
+use serde_json::Value;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+use support::{Folder, PATIENCE, guest, model, tartlet};
+
+fn bench(temporary: &Path, flags: &[&str]) -> Command {
+    let mut command = tartlet();
+    command.env("TMPDIR", temporary).arg("bench").arg("--model").arg(model()).args(flags);
+    command
+}
+
+/// Standard output of a run that goes well.
+fn measured(mut command: Command) -> String {
+    let output = command.output().expect("it runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("UTF-8")
+}
+
+#[test]
+fn every_figure_is_there_and_sane() {
+    let folder = Folder::new();
+    let inferlets = guest("echo").parent().expect("a folder").display().to_string();
+    let only = "roof prefill.24 decode.20 sequences.3 tax launch socket server";
+    let mut flags = vec!["--json", "--threads", "2", "--inferlets", &inferlets];
+    flags.extend(only.split(' ').flat_map(|section| ["--only", section]));
+    let json = measured(bench(&folder.path(""), &flags));
+    let report: Value = serde_json::from_str(&json).expect("one JSON object");
+    println!("{report:#}");
+
+    let figure = |name: &str| {
+        let found = report["measures"].as_array().and_then(|all| all.iter().find(|one| one["name"] == name));
+        found.unwrap_or_else(|| panic!("no figure {name}"))
+    };
+    let number = |name: &str, field: &str| figure(name)[field].as_f64().expect("a number");
+    let names = "roof.read_1 roof.read_2 roof.int8_1 roof.int8_2 prefill.24 decode.20 sequences.3 \
+                 tax.interval tax.step tax.total tax.stage_wake tax.stage_guest tax.stage_host tax.stage_validation \
+                 tax.stage_queue tax.slow tax.together launch.cold launch.kept launch.known socket.serial socket.flight \
+                 socket.blob server.ready server.anonymous";
+    for name in names.split_whitespace() {
+        let [low, median, high] = ["low", "median", "high"].map(|field| number(name, field));
+        assert!(0.0 < low && low <= median && median <= high && high.is_finite(), "{name}");
+        assert!(number(name, "samples") >= 5.0, "{name}");
+        assert!(!figure(name)["label"].as_str().expect("a text").is_empty(), "{name}");
+    }
+    for name in ["prefill.24", "decode.20", "sequences.3"] {
+        assert!(number(name, "share") > 0.0, "{name}");
+    }
+    assert!(number("server.idle", "median") >= 0.0 && number("launch.cold_apart", "median") >= 0.0);
+    assert!(
+        number("tax.step", "median") < number("tax.interval", "median"),
+        "the step is within the interval"
+    );
+    assert_eq!(report["model"]["threads"], 2);
+    assert!(report["notes"].as_array().expect("a list").is_empty());
+
+    // The same again in short, for people, against what was just written.
+    let before = folder.path("before.json");
+    std::fs::write(&before, &json).expect("written");
+    let flags = ["--threads", "2", "--only", "decode.20", "--only", "tax", "--against"];
+    let mut command = bench(&folder.path(""), &flags);
+    command.arg(&before);
+    let table = measured(command);
+    println!("{table}");
+    assert!(
+        table.contains("one sequence at context 20") && table.contains(" of 1 figures changed"),
+        "{table}"
+    );
+    assert!(table.contains("--inferlets"), "what was left out is said:\n{table}");
+    left_nothing(&folder);
+}
+
+/// Whoever presses Ctrl-C gets a sentence, and neither a server nor a folder stays behind; also when nobody reads it.
+#[test]
+fn an_interrupted_run_leaves_nothing_behind() {
+    for (signal, read) in [("-INT", true), ("-TERM", false)] {
+        let folder = Folder::new();
+        let mut child = bench(&folder.path(""), &["--only", "server"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("it starts");
+        let mut stderr = child.stderr.take().filter(|_| read);
+        let since = Instant::now();
+        // Its configuration for the server is the last thing it writes before it starts one.
+        let config = folder.path(&format!("tartlet-bench-{}", child.id())).join("bench.toml");
+        while !config.exists() {
+            assert!(since.elapsed() < PATIENCE, "nothing was started");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let asked = Command::new("kill").args([signal, &child.id().to_string()]).status().expect("kill runs");
+        assert!(asked.success());
+        assert_eq!(child.wait().expect("our child").code(), Some(130), "{signal}");
+        if let Some(stderr) = &mut stderr {
+            let mut said = String::new();
+            // Ends only when nobody holds the pipe any more: the server it started is gone too.
+            std::io::Read::read_to_string(stderr, &mut said).expect("UTF-8");
+            assert_eq!(said, "tartlet: The measuring was interrupted.\n");
+        }
+        left_nothing(&folder);
+    }
+}
+
+fn left_nothing(folder: &Folder) {
+    let left = std::fs::read_dir(folder.path("")).expect("the folder").map(|entry| entry.expect("an entry"));
+    let left: Vec<_> = left.map(|entry| entry.file_name()).filter(|name| name != "before.json").collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
+fn a_wrong_request_is_a_sentence() {
+    let folder = Folder::new();
+    let nowhere = folder.path("nowhere").display().to_string();
+    let other = folder.path("other.json");
+    std::fs::write(&other, "{}").expect("written");
+    let other = other.display().to_string();
+    for (flags, status, part) in [
+        (&["--threads", "none"] as &[&str], 64, "--threads none is not a whole number"),
+        (&["--threads", "0"], 64, "threads = 0 is outside"),
+        (&["--only", "taxes"], 64, "none of roof, prefill"),
+        (&["--against", &nowhere], 1, "nowhere"),
+        (&["--against", &other], 1, "is not what `tartlet bench --json` writes"),
+        (&["--inferlets", &nowhere], 1, "`make inferlets`"),
+    ] {
+        let output = bench(&folder.path(""), flags).output().expect("it runs");
+        let said = String::from_utf8(output.stderr).expect("UTF-8");
+        assert_eq!(output.status.code(), Some(status), "{flags:?}: {said}");
+        assert!(said.starts_with("tartlet: ") && said.lines().count() == 1 && said.contains(part), "{said}");
+        assert!(output.stdout.is_empty(), "{flags:?}");
+    }
+    let none = tartlet().arg("bench").output().expect("it runs");
+    assert_eq!(none.status.code(), Some(64));
+    assert!(String::from_utf8_lossy(&none.stderr).contains("needs --model"), "{none:?}");
+}
