@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use super::Model;
 use super::gguf::{Gguf, Quant};
-use super::toy::{Random, Writer};
+use super::toy::{Random, Writer, random_bytes};
 
 /// One model of the golden file.
 #[derive(serde::Deserialize)]
@@ -36,7 +36,24 @@ pub(crate) fn specimens() -> Vec<Specimen> {
 impl Specimen {
     /// The model, ready to be loaded by a backend.
     pub fn model(&self) -> Arc<Model> {
-        let gguf = Gguf::from_bytes(self.writer().bytes()).expect("a specimen is a valid file");
+        self.read(self.writer())
+    }
+
+    /// The same with matrices of a format, of other numbers: no golden logits belong to it.
+    pub fn model_in(&self, format: Quant) -> Arc<Model> {
+        let mut w = self.writer();
+        for (name, dims) in &self.tensors {
+            if let [rows, row] = dims[..] {
+                let mut random = Random::new(fnv(&format!("{}/{name}/{format}", self.name)));
+                let bytes = random_bytes(format, rows * row, 1.0 / (row as f32).sqrt(), &mut random);
+                w = w.tensor(&self.gguf_name(name), &[row, rows], format, bytes);
+            }
+        }
+        self.read(w)
+    }
+
+    fn read(&self, writer: Writer) -> Arc<Model> {
+        let gguf = Gguf::from_bytes(writer.bytes()).expect("a specimen is a valid file");
         let model = Model::read(gguf, &self.name, None);
         Arc::new(model.unwrap_or_else(|what| panic!("{}: {what:?}", self.name)))
     }

@@ -1,6 +1,8 @@
 //! The plain path against a naive forward pass in f64, and against itself: a row's bits must not depend on what ran
 //! beside it, on chunks, pages, or threads.
 
+mod families;
+
 use super::reference::{Reference, Rows};
 use super::*;
 use crate::backend::{DrawKey, EmbedId, Input, Mask, Output, Produced, Sampler, Sequence, TokenId, sample};
