@@ -44,7 +44,8 @@ pub(super) fn describe(gguf: &Gguf) -> String {
                 if shape.tied_head { "tied" } else { "separate" }
             ),
         );
-        fact("rope", rope(shape));
+        let factors = Weights::read(gguf, shape).ok().and_then(|weights| weights.rope_factors);
+        fact("rope", rope(shape, factors.map(|tensor| tensor.name)));
         if let Some(window) = shape.window {
             let layers = (0..shape.layers).filter(|&layer| shape.window_of(layer).is_some()).count();
             fact("window", format!("{} tokens in {layers} of {} layers", window.size, shape.layers));
@@ -56,9 +57,9 @@ pub(super) fn describe(gguf: &Gguf) -> String {
             fact("caps", caps.join(", "));
         }
         fact("context", format!("{} tokens", shape.context));
-        // K and V, f32, of all layers.
-        let kv = 2 * 4 * shape.kv_width() * shape.layers;
-        fact("kv cache", format!("{} per token in f32", bytes(kv)));
+        // K and V of all layers, as the configuration has them unless it says otherwise.
+        let kv = 2 * 2 * shape.kv_width() * shape.layers;
+        fact("kv cache", format!("{} per token in f16", bytes(kv)));
     }
 
     let tokenizer = Tokenizer::read(gguf);
@@ -131,7 +132,7 @@ pub(super) fn line(gguf: &Gguf) -> String {
 }
 
 /// Its base, how much of a head it turns, and what a plain Llama's has not.
-fn rope(shape: &Shape) -> String {
+fn rope(shape: &Shape, factors: Option<&str>) -> String {
     let Rope { dims, base, local_base, pairing, linear_scale, yarn, attention_scale } = shape.rope;
     let mut text = format!("base {base}, {dims} of {} values", shape.head_dim);
     if pairing == Pairing::Halves {
@@ -145,6 +146,9 @@ fn rope(shape: &Shape) -> String {
     }
     if let Some(yarn) = yarn {
         let _ = write!(text, ", YaRN {} beyond {}", yarn.factor, yarn.original);
+    }
+    if let Some(tensor) = factors {
+        let _ = write!(text, ", {tensor}");
     }
     if attention_scale != 1.0 {
         let _ = write!(text, ", turned values * {attention_scale:.3}");
@@ -212,6 +216,7 @@ mod tests {
         };
         for (name, facts) in [
             ("llama-2", &["base 10000, 16 of 16 values\n"][..]),
+            ("llama-3.2", &["base 500000, 16 of 16 values, rope_freqs.weight\n"]),
             ("qwen2", &["base 1000000, 16 of 16 values in halves\n"]),
             (
                 "gemma-2",
@@ -219,7 +224,7 @@ mod tests {
             ),
             ("gemma-3", &["base 10000 within the window, positions / 8\n", "8 tokens in 6 of 7 layers\n"]),
             ("phi-3", &["window        8 tokens in 2 of 2 layers\n"]),
-            ("phi-4-mini", &["12 of 16 values in halves, turned values * 1.225\n"]),
+            ("phi-4-mini", &["12 of 16 values in halves, rope_factors_long.weight, turned values * 1.225\n"]),
         ] {
             let text = text(name);
             assert!(text.contains("can serve it\n") && text.lines().count() <= 24, "{text}");
