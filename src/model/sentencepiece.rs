@@ -130,7 +130,7 @@ impl SentencePiece {
     }
 
     /// Appends the tokens of a text without control tokens. The space before a text is one before each part between
-    /// special tokens, as converted models and their chat templates expect it.
+    /// special tokens, as in the tokenizers that Llama 2 and its kin were converted to.
     pub fn encode(&self, text: &str, vocabulary: &Vocabulary, out: &mut Encoding<'_>) {
         let text = match text.contains(SPACE) {
             true => Cow::Owned(text.replace(SPACE, " ")),
@@ -211,7 +211,9 @@ fn pieces(vocabulary: &Vocabulary) -> (Index, bool) {
     let mut pieces = Index::with_capacity(vocabulary.len());
     // User-defined symbols are found before anything merges; but the space before a text may complete one.
     let used = vocabulary.ids_of(Kind::Text).chain(vocabulary.ids_of(Kind::UserDefined));
-    used.for_each(|id| pieces.insert(id, raw));
+    for id in used {
+        pieces.insert(id, raw);
+    }
     // An unused character is as good as none. Nor can longer ones be made that only pad the vocabulary. Parts come
     // before what they make.
     let mut unused: Vec<u32> = vocabulary

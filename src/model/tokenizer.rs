@@ -163,7 +163,8 @@ impl Tokenizer {
         out.tokens
     }
 
-    /// The text of `tokens`: special ones verbatim, bytes that are not UTF-8 as U+FFFD.
+    /// The text of `tokens`: special ones verbatim, bytes that are not UTF-8 as U+FFFD. The space that a SentencePiece
+    /// vocabulary puts before a text stays, since nobody knows whether the first token here is a text's first.
     pub fn decode(&self, tokens: &[TokenId]) -> Result<String, BadToken> {
         let bytes = self.decode_bytes(tokens)?;
         Ok(String::from_utf8(bytes)

@@ -124,10 +124,10 @@ impl Index {
         Index { slots: vec![EMPTY; room(tokens)] }
     }
 
-    /// A later token replaces an earlier one of the same bytes, as in the reference tokenizers.
-    pub fn insert<'a>(&mut self, id: u32, bytes_of: impl Fn(u32) -> &'a [u8]) {
+    /// A later token replaces an earlier one of the same bytes, as in the reference tokenizers: whether it did.
+    pub fn insert<'a>(&mut self, id: u32, bytes_of: impl Fn(u32) -> &'a [u8]) -> bool {
         let (at, tag) = self.slot(bytes_of(id), bytes_of);
-        self.slots[at] = tag | id;
+        std::mem::replace(&mut self.slots[at], tag | id) != EMPTY
     }
 
     /// The token with exactly these bytes.
