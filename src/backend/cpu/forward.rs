@@ -163,9 +163,9 @@ impl<L: Lanes> Step<'_, L> {
         let (l, s) = (self.l, self.scratch);
         let Rank { columns, line, joined, .. } = room;
         let line = &mut line[..width.next_multiple_of(LANES)];
-        // SAFETY (all reads): planes are written by the phase before, whose barrier has been passed.
         let x: &[f32] = match source {
             Source::Normed(gains) => {
+                // SAFETY: the phase before has written the plane, and its barrier has been passed.
                 line.copy_from_slice(unsafe { s.stream.row(number, 0..s.stream.stride) });
                 norm(l, line, gains, width, self.shape.norm_eps);
                 line
@@ -174,7 +174,9 @@ impl<L: Lanes> Step<'_, L> {
                 self.join_pieces(number, &mut joined[0], line);
                 line
             }
+            // SAFETY: as above.
             Source::Attended => unsafe { s.attended.row(number, 0..s.attended.stride) },
+            // SAFETY: as above.
             Source::Inner => unsafe { s.inner.row(number, 0..s.inner.stride) },
         };
         let columns = if self.tiles() == 1 { &*columns } else { &s.columns };
