@@ -221,17 +221,20 @@ fn a_long_row_is_the_same_however_it_is_cut() {
 fn vector_paths_agree_bit_for_bit() {
     for (number, toy) in toys().into_iter().enumerate() {
         let model = toy.model();
-        let kv = KvFormat::ALL[number % 3];
-        let text = Text::random(80, 21).masked(81, 6);
-        let on = |path| {
-            let mut cpu = load_as((false, kv), &model, 16, 1);
-            cpu.path = path;
-            bits(&logits(&mut cpu, &text, 19, &pages(0, 2)))
-        };
-        let want = on(Path::Fused(lanes::Plain));
-        for path in Path::all().filter(|path| !matches!(path, Path::Plain(_))) {
-            assert!(on(path) == want, "{path}: {toy:?}, {kv:?}");
-        }
+        paths_agree(KvFormat::ALL[number % 3], &model, &format!("{toy:?}"));
+    }
+}
+
+fn paths_agree(kv: KvFormat, model: &Arc<Model>, what: &str) {
+    let text = Text::random(80, 21).masked(81, 6);
+    let on = |path| {
+        let mut cpu = load_as((false, kv), model, 16, 1);
+        cpu.path = path;
+        bits(&logits(&mut cpu, &text, 19, &pages(0, 2)))
+    };
+    let want = on(Path::Fused(lanes::Plain));
+    for path in Path::all().filter(|path| !matches!(path, Path::Plain(_))) {
+        assert!(on(path) == want, "{path}: {what}, {kv:?}");
     }
 }
 

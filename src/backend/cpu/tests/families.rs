@@ -53,6 +53,16 @@ fn the_serving_path_is_near_in_every_format() {
     }
 }
 
+/// Caps, activations and norms have vectors of their own.
+#[test]
+fn vector_paths_agree_in_every_family() {
+    for (number, specimen) in specimens().iter().enumerate() {
+        let format = [Quant::Q4_1, Quant::F32][number % 2];
+        let what = format!("{} in {format}", specimen.name);
+        paths_agree(KvFormat::ALL[number % 3], &specimen.model_in(format), &what);
+    }
+}
+
 #[test]
 fn bits_of_a_family_depend_on_nothing_beside_it() {
     let formats = [Quant::Q4_0, Quant::Q8_0, Quant::BF16, Quant::Q5_1];
