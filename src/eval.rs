@@ -355,6 +355,22 @@ mod tests {
         assert_eq!(report.prompts.len(), 8);
     }
 
+    /// Eight formats in three files, written by PyPI `gguf` (tests/golden/kquants.py).
+    #[test]
+    fn every_format_gives_the_values_of_the_golden_file() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+        let (model, golden) = (folder.join("kquants-00001-of-00003.gguf"), folder.join("kquants.json"));
+        for (plain, kv) in [(true, KvFormat::F32), (false, KvFormat::F32), (false, KvFormat::F16)] {
+            let report =
+                run(&model, &golden, Options { plain, kv }).unwrap_or_else(|error| panic!("{error}"));
+            let Scores { ids_equal, max_logit_diff, top1_clear, mean_kl, .. } = report.scores;
+            assert!(ids_equal && top1_clear == 1.0, "{report}");
+            // Weights of pure chance do not forgive 8-bit activations as those of a trained model do.
+            let (diff, kl) = if plain { (1e-3, 1e-7) } else { (1.0, 0.01) };
+            assert!(max_logit_diff <= diff && mean_kl <= kl, "{report}");
+        }
+    }
+
     #[test]
     fn what_a_golden_file_lacks_is_said() {
         let cases = [

@@ -246,9 +246,10 @@ fn open(path: &Path) -> Result<Model, String> {
 }
 
 /// Sends two tokens through the weights, whatever numbers they are.
-fn run(model: Model, crew: &Arc<Crew>) -> Result<(), String> {
-    let options =
-        CpuOptions { pages: 1, page_size: 4, embeds: 0, batch_tokens: 2, kv: KvFormat::F16, exact: false };
+fn run(model: Model, crew: &Arc<Crew>, random: &mut Random) -> Result<(), String> {
+    let kv = [KvFormat::F16, KvFormat::F32, KvFormat::Q8][random.below(3)];
+    let exact = random.below(4) == 0;
+    let options = CpuOptions { pages: 1, page_size: 4, embeds: 0, batch_tokens: 2, kv, exact };
     let mut cpu = Cpu::load(Arc::new(model), options, crew.clone()).map_err(|error| error.to_string())?;
     let vocab = cpu.info().vocab;
     let sequence = Sequence {
@@ -330,8 +331,9 @@ fn every_damaged_file_loads_or_is_refused_by_a_sentence() {
         PEAK.store(before, Relaxed);
         let opened = catch_unwind(AssertUnwindSafe(|| open(&path)));
         let taken = PEAK.load(Relaxed).saturating_sub(before);
-        let outcome = opened
-            .and_then(|model| catch_unwind(AssertUnwindSafe(|| model.and_then(|model| run(model, &crew)))));
+        let outcome = opened.and_then(|model| {
+            catch_unwind(AssertUnwindSafe(|| model.and_then(|model| run(model, &crew, &mut random))))
+        });
         let Ok(outcome) = outcome else { panic!("case {number} ({}) panicked", path.display()) };
         let limit = BASE_BYTES + BYTES_PER_BYTE * size;
         assert!(taken <= limit, "case {number}: {taken} bytes for {size}: {outcome:?}");
@@ -339,13 +341,13 @@ fn every_damaged_file_loads_or_is_refused_by_a_sentence() {
         match outcome {
             Ok(()) => served += 1,
             Err(said) => {
-                assert!(number >= goods.len() || said.ends_with(" yet"), "the whole file is refused: {said}");
+                assert!(number >= goods.len(), "the whole file is refused: {said}");
                 assert!(said.len() < 1000 && !said.contains(char::is_control), "case {number}: {said:?}");
                 refused += 1;
             }
         }
     }
     println!("{served} served, {refused} refused, at most {most:.2} of the memory bound taken");
-    assert!(served > CASES / 20 && refused > CASES / 2, "{served} served, {refused} refused");
+    assert!(served > CASES / 10 && refused > CASES / 2, "{served} served, {refused} refused");
     std::fs::remove_dir_all(&folder).expect("the folder goes");
 }

@@ -210,11 +210,6 @@ impl Gguf {
         self.shards.iter().map(|shard| shard.bytes.len()).sum()
     }
 
-    /// The first file as mapped, which is the whole model unless it has several.
-    pub fn file(&self) -> &[u8] {
-        &self.first().bytes
-    }
-
     /// Gives the memory of all tensors' pages back to the system: for when the weights are held elsewhere. They stay
     /// readable; whoever reads one again has the system fetch its page again.
     pub fn forget(&self) -> std::io::Result<()> {

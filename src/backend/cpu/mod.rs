@@ -137,6 +137,9 @@ impl Cpu {
         }
         let path = if exact { Path::plain() } else { Path::widest() };
         let weights = Weights::read(&model, exact, crew.size())?;
+        if let Err(error) = model.gguf.forget() {
+            tracing::warn!(%error, "the model file's pages stay in memory beside the packed weights");
+        }
         let threads = if crew.size() == 1 { "thread" } else { "threads" };
         let weight = if exact { ", exact weights" } else { "" };
         let info = Info {
