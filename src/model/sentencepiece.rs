@@ -39,8 +39,9 @@ pub(super) struct SentencePiece {
     user: Specials,
     /// Whether a text begins with a space that it does not have.
     pub space_first: bool,
-    /// No piece goes on with a space after anything else: each word can be merged alone, and no merge is lost.
-    words_apart: bool,
+    /// Bytes after which some piece goes on with a space. After any other byte a space begins a word that can be merged
+    /// alone, and no merge is lost: in most vocabularies every word.
+    joins: [bool; 256],
     /// Some piece that merges can make is not to be used: it falls into its parts again.
     falls_apart: bool,
 }
@@ -98,10 +99,13 @@ impl SentencePiece {
         let raw = |id| vocabulary.raw(id);
         let made = || vocabulary.ids().filter(|&id| pieces.find(raw(id), raw) == Some(id));
         let longest = made().map(|id| raw(id).len()).max().unwrap_or(0);
-        let crosses = |id| raw(id).windows(2).any(|two| two[0] != b' ' && two[1] == b' ');
         let merged =
             |&id: &u32| vocabulary.kind(id) != Kind::UserDefined || space_first && raw(id).starts_with(b" ");
-        let words_apart = !falls_apart && !made().filter(merged).any(crosses);
+        // Where a piece falls apart depends on the whole text before it.
+        let mut joins = [falls_apart; 256];
+        for two in made().filter(merged).flat_map(|id| raw(id).windows(2)) {
+            joins[usize::from(two[0])] |= two[1] == b' ';
+        }
         let mut user = Specials::new(&vocabulary, vocabulary.ids_of(Kind::UserDefined));
         let mut control = Specials::new(
             &vocabulary,
@@ -118,7 +122,7 @@ impl SentencePiece {
             unknown,
             user,
             space_first,
-            words_apart,
+            joins,
             falls_apart,
             pieces,
         };
@@ -156,10 +160,7 @@ impl SentencePiece {
         let mut after_unknown = false;
         let mut start = 0;
         while start < text.len() {
-            let len = match self.words_apart {
-                true => word_len(&text.as_bytes()[start..]),
-                false => text.len(),
-            };
+            let len = self.word_len(&text.as_bytes()[start..]);
             let word = &text[start..start + len];
             out.word(len, |symbols, tokens| {
                 self.merge(word, vocabulary, symbols, tokens, &mut after_unknown)
@@ -195,6 +196,12 @@ impl SentencePiece {
 
         let mut write = Write { pieces: self, vocabulary, seams: &seams, tokens, after_unknown };
         symbols.symbols().for_each(|(span, token)| write.symbol(&word[span], token));
+    }
+
+    /// Bytes up to the next space that begins a word.
+    fn word_len(&self, text: &[u8]) -> usize {
+        let begins = |two: &[u8]| two[1] == b' ' && !self.joins[usize::from(two[0])];
+        text.windows(2).position(begins).map_or(text.len(), |at| at + 1)
     }
 
     fn piece(&self, text: &[u8], vocabulary: &Vocabulary) -> Option<u32> {
@@ -258,12 +265,6 @@ impl Write<'_> {
         }
         *self.after_unknown = unknown;
     }
-}
-
-/// Bytes up to the next space that follows anything else.
-fn word_len(text: &[u8]) -> usize {
-    let border = text.windows(2).position(|two| two[0] != b' ' && two[1] == b' ');
-    border.map_or(text.len(), |at| at + 1)
 }
 
 /// Ranks are in the order of the scores, the highest first, and equal for equal scores.
