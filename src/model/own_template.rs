@@ -18,6 +18,7 @@ pub(super) fn admit(own: &str) -> Result<String, String> {
         let (len, limit) = (own.len(), limits::OWN_TEMPLATE_BYTES);
         return Err(format!("it has {len} bytes; own templates of up to {limit} are tried"));
     }
+    let own = without_block_lines(own);
     // Multiplying a text, and making text of a list (which doubles each backslash in it), are one step as well.
     // Conversations have no use for either: any such sign may count, no need to tell code from text.
     if let Some(sign) = own.chars().find(|sign| ['*', '~'].contains(sign)) {
@@ -37,7 +38,7 @@ pub(super) fn admit(own: &str) -> Result<String, String> {
             }
         }
     }
-    Ok(without_block_lines(own))
+    Ok(own)
 }
 
 /// What such a template has in reach.
