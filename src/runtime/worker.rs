@@ -50,7 +50,7 @@ struct Shared {
     work: Condvar,
     /// The same for the first.
     first: Condvar,
-    /// A slice is over: for a stand-in that waits until the woken have run.
+    /// A slice or a share of a batch is over: for a stand-in that waits until the woken have run.
     settled: Condvar,
     /// Copies of the state's counts, for those who look without the lock.
     woken: AtomicUsize,
@@ -395,7 +395,9 @@ impl Shared {
                 state = self.first.wait(state).unwrap_or_else(PoisonError::into_inner);
                 state.first_sleeps = false;
             }
-            state.first_runs = false;
+            if std::mem::take(&mut state.first_runs) && state.settling {
+                self.settled.notify_all(); // its stand-in may be waiting for the place
+            }
         }
     }
 
@@ -442,6 +444,7 @@ fn look_out(until: Instant, seen: impl Fn() -> bool) -> bool {
         if Instant::now() >= until {
             return false;
         }
+        thread::yield_now(); // to whom this core is wanted for: the io thread, or the very thread that is waited for
     }
 }
 
