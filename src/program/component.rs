@@ -1,13 +1,14 @@
 //! Reads a component: validates it once and interprets its core-instance graph into a [`Plan`].
 //!
-//! Owns: the walk over the binary, its index spaces, and every reason to refuse a component. Never: code; function
-//! bodies are validated by the interpreter that translates them.
+//! Owns: the walk over the binary, its index spaces, and every reason to refuse a component. Never: running it, or
+//! translating it.
 //!
 //! Nothing here goes by the names that tools give their modules. Each `canon lower` says which function of which
 //! interface it lowers, with which memory and allocator; aliases say which export of which instance is meant. So the
 //! direct shape (program, shim, fixups), the one with the preview-1 adapter between, and whatever comes next are read
 //! alike, as long as there is one memory and only the top component has code.
 
+use super::body::Bodies;
 use super::frame::{
     CoreInstance, Entity, Exports, Frame, Function, Lifted, at, bounded, composed, inconsistent,
     own_resources,
@@ -24,10 +25,10 @@ use std::sync::Arc;
 use wasmparser::types::TypesRef;
 use wasmparser::{
     CanonicalFunction, CanonicalOption, ComponentAlias, ComponentExternalKind, ComponentInstance,
-    ComponentTypeRef, Instance, Parser, Payload, TypeBounds, Validator,
+    ComponentTypeRef, Instance, Parser, Payload, TypeBounds, ValidPayload, Validator,
 };
 
-/// Checks a component completely, but for the bodies of its functions.
+/// Checks a component completely.
 pub fn read(component: &[u8]) -> Result<Plan, Rejected> {
     if component.len() > limits::PROGRAM_BYTES {
         return Err(Rejected::TooLarge("bytes", component.len(), limits::PROGRAM_BYTES));
@@ -64,6 +65,7 @@ struct Module {
 #[derive(Default)]
 struct Reader {
     validator: Validator,
+    bodies: Bodies,
     modules: Vec<Module>,
     steps: Vec<Step>,
     memories: usize,
@@ -81,7 +83,9 @@ impl Reader {
             // Before the validator, whose words for what it does not know are for tool makers.
             section.clone().into_iter().try_for_each(|canon| synchronous(&canon?))?;
         }
-        self.validator.payload(&payload)?;
+        if let ValidPayload::Func(function, body) = self.validator.payload(&payload)? {
+            return self.bodies.check(function, &body);
+        }
         match payload {
             Payload::Version { .. } if !self.in_module => self.frames.push(Frame::default()),
             Payload::End(_) if self.in_module => self.in_module = false,

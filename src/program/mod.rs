@@ -8,6 +8,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+mod body;
 pub mod component;
 mod frame;
 pub mod plan;

@@ -57,33 +57,32 @@ fn arrange(step: &mut Step, module: &Module) {
 
 /// The wasmi engine that all programs share.
 pub fn interpreter() -> &'static Engine {
-    static INTERPRETER: LazyLock<Engine> = LazyLock::new(|| {
-        let mut config = Config::default();
-        config
-            .consume_fuel(true)
-            // Translation is free: running dry while a function is translated at its first call would lose the
-            // call, and what an instance pays must not depend on who called first. The size of programs is bounded
-            // instead.
-            .fuel_cost(CustomFuelCosts {
-                bytes_copied_per_fuel: 64,
-                fuel_per_bytes_translated: 0,
-                fuel_per_bytes_validated: 0,
-            })
-            // The dearest there are, and the two whose code keeps a frame on the native stack until the slice ends:
-            // at this price a slice has some hundreds of them.
-            .operator_cost(OperatorCost {
-                memory_grow: u8::MAX,
-                table_grow: u8::MAX,
-                ..OperatorCost::default()
-            })
-            // Validated at upload, translated at a function's first call: a stock program uses a tenth of its
-            // functions, and keeps a third of the memory this way.
-            .compilation_mode(CompilationMode::LazyTranslation)
-            .set_max_recursion_depth(limits::CALL_DEPTH)
-            .set_max_stack_height(limits::VALUE_STACK_BYTES)
-            .ignore_custom_sections(true)
-            .wasm_multi_memory(false);
-        Engine::new(&config)
-    });
+    static INTERPRETER: LazyLock<Engine> = LazyLock::new(|| Engine::new(&config()));
     &INTERPRETER
+}
+
+pub(super) fn config() -> Config {
+    let mut config = Config::default();
+    config
+        .consume_fuel(true)
+        // Translation is free: running dry while a function is translated at its first call would lose the
+        // call, and what an instance pays must not depend on who called first. The size of programs is bounded
+        // instead.
+        .fuel_cost(CustomFuelCosts {
+            bytes_copied_per_fuel: 64,
+            fuel_per_bytes_translated: 0,
+            fuel_per_bytes_validated: 0,
+        })
+        // The dearest there are, and the two whose code keeps a frame on the native stack until the slice ends:
+        // at this price a slice has some hundreds of them.
+        .operator_cost(OperatorCost { memory_grow: u8::MAX, table_grow: u8::MAX, ..OperatorCost::default() })
+        // Validated at upload by `component.rs`; translated at a function's first call: a stock program uses a
+        // tenth of its functions, and keeps a third of the memory this way. The interpreter validates once more
+        // what it translates, which is little.
+        .compilation_mode(CompilationMode::Lazy)
+        .set_max_recursion_depth(limits::CALL_DEPTH)
+        .set_max_stack_height(limits::VALUE_STACK_BYTES)
+        .ignore_custom_sections(true)
+        .wasm_multi_memory(false);
+    config
 }
