@@ -114,6 +114,9 @@ fn block(cx: &mut Cx, pollable: Borrow<Pollable>) -> Result<Later<()>, Trap> {
     }))
 }
 
+/// Fuel of one pollable in a `poll`: a listener is made, linked and unlinked, some 200 ns.
+const POLLABLE_FUEL: u64 = 200;
+
 /// Waits until one of them is ready; answers the indices of all that are.
 fn poll(cx: &mut Cx, pollables: Vec<Borrow<Pollable>>) -> Result<Later<Vec<u32>>, Trap> {
     if pollables.is_empty() {
@@ -128,6 +131,8 @@ fn poll(cx: &mut Cx, pollables: Vec<Borrow<Pollable>>) -> Result<Later<Vec<u32>>
     }
     let polled =
         pollables.iter().map(|pollable| cx.table.get(pollable).cloned()).collect::<Result<Vec<_>, _>>()?;
+    // Each is looked at now, may be listened to, and is looked at again.
+    cx.owed_fuel = cx.owed_fuel.saturating_add(polled.len() as u64 * POLLABLE_FUEL);
     let now = ready_among(&polled);
     if !now.is_empty() {
         return Ok(Later::ready(now));
