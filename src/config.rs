@@ -62,7 +62,7 @@ pub struct ModelConfig {
     pub template: Option<String>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct EngineConfig {
     pub kv_pages: u32,
     /// Tokens per page.

@@ -40,7 +40,7 @@ fn every_figure_is_there_and_sane() {
     let number = |name: &str, field: &str| figure(name)[field].as_f64().expect("a number");
     let names = "roof.read_1 roof.read_2 roof.int8_1 roof.int8_2 prefill.24 decode.20 sequences.3 \
                  tax.interval tax.step tax.total tax.stage_wake tax.stage_guest tax.stage_host tax.stage_validation \
-                 tax.stage_queue tax.slow tax.together launch.cold launch.kept launch.known socket.serial socket.flight \
+                 tax.stage_queue tax.slow tax.together launch.cold launch.durable launch.known socket.serial socket.flight \
                  socket.blob server.ready server.anonymous";
     for name in names.split_whitespace() {
         let [low, median, high] = ["low", "median", "high"].map(|field| number(name, field));
@@ -51,7 +51,8 @@ fn every_figure_is_there_and_sane() {
     for name in ["prefill.24", "decode.20", "sequences.3"] {
         assert!(number(name, "share") > 0.0, "{name}");
     }
-    assert!(number("server.idle", "median") >= 0.0 && number("launch.cold_apart", "median") >= 0.0);
+    assert!(number("server.idle", "median") >= 0.0);
+    assert!(report["model"]["packed_bytes"].as_u64() > Some(80_000_000), "the weights are packed");
     assert!(
         number("tax.step", "median") < number("tax.interval", "median"),
         "the step is within the interval"
@@ -72,7 +73,7 @@ fn every_figure_is_there_and_sane() {
         "{table}"
     );
     assert!(table.contains("--inferlets"), "what was left out is said:\n{table}");
-    left_nothing(&folder);
+    left_nothing(&folder, None);
 }
 
 /// Whoever presses Ctrl-C gets a sentence, and neither a server nor a folder stays behind; also when nobody reads it.
@@ -102,14 +103,17 @@ fn an_interrupted_run_leaves_nothing_behind() {
             std::io::Read::read_to_string(stderr, &mut said).expect("UTF-8");
             assert_eq!(said, "tartlet: The measuring was interrupted.\n");
         }
-        left_nothing(&folder);
+        left_nothing(&folder, Some(child.id()));
     }
 }
 
-fn left_nothing(folder: &Folder) {
+fn left_nothing(folder: &Folder, child: Option<u32>) {
     let left = std::fs::read_dir(folder.path("")).expect("the folder").map(|entry| entry.expect("an entry"));
     let left: Vec<_> = left.map(|entry| entry.file_name()).filter(|name| name != "before.json").collect();
     assert!(left.is_empty(), "{left:?}");
+    if let Some(child) = child {
+        assert!(!Path::new("/dev/shm").join(format!("tartlet-bench-{child}")).exists());
+    }
 }
 
 #[test]

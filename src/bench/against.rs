@@ -100,6 +100,7 @@ mod tests {
             name: "m".into(),
             description: "d".into(),
             weight_bytes: 1,
+            packed_bytes: None,
             device: Some("cpu".into()),
             threads: 2,
         };

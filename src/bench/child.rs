@@ -4,10 +4,9 @@
 //! happens inside it (`rig.rs`).
 
 use super::measure::{Effort, Measure, Unit};
-use super::{BenchError, Leavings, Programs, within};
+use super::{BenchError, Programs, Servers, within};
 use crate::client::{Client, Event};
 use std::io::{BufRead, BufReader};
-use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -25,7 +24,7 @@ const WATCHED: Duration = Duration::from_secs(1);
 const READY_WITHIN: Duration = Duration::from_secs(600);
 
 /// Where a child listens, and which process it is.
-pub struct Child {
+struct Child {
     url: String,
     id: u32,
     /// From the start of the process to the line that says where it listens.
@@ -34,16 +33,13 @@ pub struct Child {
 
 impl Child {
     /// Starts this very program as a server; it is ended with `leavings`.
-    pub fn start(
-        model: &Path,
-        threads: usize,
-        folder: &Path,
-        leavings: &Leavings,
-    ) -> Result<Child, BenchError> {
+    fn start(servers: &Servers) -> Result<Child, BenchError> {
+        let Servers { model, engine, leavings } = servers;
+        let folder = leavings.folder();
         let system = |what| move |error| BenchError::System { what, error };
         // A configuration of its own: the box's may ask for tokens, or for other sizes.
         let config = folder.join("bench.toml");
-        std::fs::write(&config, format!("[engine]\nthreads = {threads}\n"))
+        std::fs::write(&config, format!("[engine]\nthreads = {}\n", engine.threads))
             .map_err(system("write into the folder for temporary files"))?;
         let program = std::env::current_exe().map_err(system("find this program's file"))?;
         let mut command = Command::new(program);
@@ -92,16 +88,12 @@ impl Child {
 }
 
 /// Start to ready, memory and idleness of servers that nobody has asked for anything yet.
-pub fn server(
-    model: &Path,
-    threads: usize,
-    folder: &Path,
-    weight_bytes: f64,
-    leavings: &Leavings,
-) -> Result<Vec<Measure>, BenchError> {
+///
+/// `packed_bytes` of their memory are weights.
+pub(super) fn server(servers: &Servers, packed_bytes: u64) -> Result<Vec<Measure>, BenchError> {
     let (mut ready, mut anonymous, mut idle) = (Vec::new(), Vec::new(), Vec::new());
     for run in 0..=Effort::USUAL.least {
-        let child = Child::start(model, threads, folder, leavings)?;
+        let child = Child::start(servers)?;
         if run > 0 {
             ready.push(child.ready.as_secs_f64() * 1e3);
             anonymous.extend(child.field("status", "RssAnon:").map(|kib| kib * 1024.0 / 1e6));
@@ -115,16 +107,13 @@ pub fn server(
                 idle.extend(spent.map(|spent| 100.0 * spent / since.elapsed().as_secs_f64()));
             }
         }
-        leavings.end_server();
+        servers.leavings.end_server();
     }
     let mut measures = vec![Measure::of("server.ready", "start to ready, page cache warm", Unit::MS, &ready)];
     if !anonymous.is_empty() {
-        // Weights that the backend repacked are anonymous; those that it reads in the file's map are not.
-        let weights = weight_bytes / 1e6;
-        let apart = |mb: &f64| if *mb > weights { mb - weights } else { *mb };
-        let beside: Vec<f64> = anonymous.iter().map(apart).collect();
+        let beside: Vec<f64> = anonymous.iter().map(|mb| mb - packed_bytes as f64 / 1e6).collect();
         measures.push(Measure::of("server.anonymous", "anonymous memory when ready", Unit::MB, &anonymous));
-        let label = "  beyond the weights";
+        let label = "  beyond the packed weights";
         measures.push(Measure::of("server.anonymous_beside", label, Unit::MB, &beside));
     }
     if !idle.is_empty() {
@@ -134,14 +123,8 @@ pub fn server(
 }
 
 /// Round trips through a program that echoes, and blobs there and back.
-pub fn socket(
-    model: &Path,
-    threads: usize,
-    folder: &Path,
-    programs: &Programs,
-    leavings: &Leavings,
-) -> Result<Vec<Measure>, BenchError> {
-    let child = Child::start(model, threads, folder, leavings)?;
+pub(super) fn socket(servers: &Servers, programs: &Programs) -> Result<Vec<Measure>, BenchError> {
+    let child = Child::start(servers)?;
     let mut client = smol::block_on(within(Client::connect(&child.url)))?;
     let program = smol::block_on(within(client.upload_program(&programs.echo)))?;
     let endless = ["--messages", "forever"].map(str::to_owned).to_vec();
@@ -163,7 +146,7 @@ pub fn socket(
     let label = format!("a blob of {} MiB, there and back", BLOB >> 20);
     measures.push(Measure::of("socket.blob", label, Unit::MB_PER_S, &samples));
     smol::block_on(client.close());
-    leavings.end_server();
+    servers.leavings.end_server();
     Ok(measures)
 }
 

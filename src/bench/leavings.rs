@@ -1,6 +1,6 @@
 //! What a run of `tartlet bench` must not leave behind.
 //!
-//! Owns: the folder for temporary files, the server process while one runs, and both ends of it: the usual one and
+//! Owns: the folders for temporary files, the server process while one runs, and both ends of it: the usual one and
 //! SIGINT. Never: what they are for.
 
 use super::{BenchError, tell};
@@ -11,12 +11,16 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, ChildStdout, Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+/// A file system in memory, on every Linux with a usual C library.
+const MEMORY: &str = "/dev/shm";
 /// Exit status after SIGINT or SIGTERM, as shells have it.
 const EXIT_INTERRUPTED: i32 = 130;
 
 /// What must not stay behind, however the measuring ends.
 pub struct Leavings {
     folder: PathBuf,
+    /// The same in memory, where the system has such a place.
+    memory: Option<PathBuf>,
     server: Arc<Mutex<Option<Child>>>,
 }
 
@@ -24,17 +28,20 @@ impl Leavings {
     /// Makes the folder, and takes care of SIGINT and SIGTERM from now on.
     pub fn new() -> Result<Leavings, BenchError> {
         let system = |what| move |error| BenchError::System { what, error };
-        let folder = std::env::temp_dir().join(format!("tartlet-bench-{}", std::process::id()));
+        let name = format!("tartlet-bench-{}", std::process::id());
+        let folder = std::env::temp_dir().join(&name);
         std::fs::create_dir_all(&folder).map_err(system("make a folder for temporary files"))?;
-        let leavings = Leavings { folder: folder.clone(), server: Arc::default() };
+        let memory = Path::new(MEMORY).join(&name);
+        let memory = std::fs::create_dir(&memory).is_ok().then_some(memory);
+        let leavings = Leavings { folder, memory, server: Arc::default() };
         let mut signals = Signals::new([Signal::Int, Signal::Term]).map_err(system("await signals"))?;
-        let server = leavings.server.clone();
+        let (folders, server) = (leavings.folders(), leavings.server.clone());
         let watch = move || {
             if smol::block_on(signals.next()).is_some() {
                 // Held to the end: whoever is measuring neither starts another server nor reports that this one died.
                 let mut server = lock(&server);
                 end(&mut server);
-                let _ = std::fs::remove_dir_all(&folder); // the system sweeps where it lies
+                remove(&folders);
                 tell("");
                 // Nobody may read any more: the end must not hang on that.
                 let _ = writeln!(io::stderr(), "tartlet: The measuring was interrupted.");
@@ -50,6 +57,15 @@ impl Leavings {
 
     pub fn folder(&self) -> &Path {
         &self.folder
+    }
+
+    /// A folder where keeping a file takes no disk's time, if there is one; else the usual one.
+    pub fn memory(&self) -> &Path {
+        self.memory.as_ref().unwrap_or(&self.folder)
+    }
+
+    fn folders(&self) -> Vec<PathBuf> {
+        self.memory.iter().chain([&self.folder]).cloned().collect()
     }
 
     /// Starts a server, to be ended by [`Leavings::end_server`] or with all else; gives its process id and what it says.
@@ -71,7 +87,13 @@ impl Leavings {
 impl Drop for Leavings {
     fn drop(&mut self) {
         self.end_server();
-        let _ = std::fs::remove_dir_all(&self.folder); // the system sweeps where it lies
+        remove(&self.folders());
+    }
+}
+
+fn remove(folders: &[PathBuf]) {
+    for folder in folders {
+        let _ = std::fs::remove_dir_all(folder); // the system sweeps where they lie
     }
 }
 

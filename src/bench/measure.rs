@@ -35,6 +35,8 @@ pub struct Measured {
     pub description: String,
     /// Bytes of all tensors in the file.
     pub weight_bytes: u64,
+    /// Bytes that the backend packs them into, where one was loaded in this process.
+    pub packed_bytes: Option<u64>,
     /// The backend in its own words, where one was loaded in this process.
     pub device: Option<String>,
     pub threads: usize,

@@ -37,7 +37,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use steps::{Bare, Steps};
-use work::{Roof, Work};
+use work::Roof;
 
 /// No answer of our own server takes longer, whatever the model.
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -226,86 +226,87 @@ impl Selection {
     }
 }
 
+/// Takes the measures in their order.
 fn measured(options: &Options, selection: &Selection) -> Result<Report, BenchError> {
-    let wants = |section: &str| selection.wants(section);
     let programs = options.inferlets.as_deref().map(Programs::read).transpose()?;
     let engine = EngineConfig::usual(options.threads).map_err(BenchError::Option)?;
-    let threads = engine.threads;
     let model = Arc::new(Model::open(&options.model, None, None).map_err(BenchError::Model)?);
-    let work = Work::of(&model.gguf, &model.shape, engine.kv_cache);
     let weight_bytes = model.gguf.tensors().filter_map(|tensor| tensor.bytes).sum::<usize>() as u64;
     if let Some(free) = memory("MemAvailable:").filter(|free| *free < weight_bytes) {
         return Err(BenchError::TooLarge { weights: weight_bytes / 1_000_000, free: free / 1_000_000 });
     }
     let leavings = Leavings::new()?;
-    let mut measures = Vec::new();
-    let mut notes = Vec::new();
-    let mut device = None;
-
-    let crew = Crew::threads(threads);
-    let bare = ["prefill", "decode", "sequences"].into_iter().any(wants);
-    if bare || wants("roof") {
-        tell("the roof");
-        let (all, roof) = roofs(&crew)?;
-        measures.extend(all.into_iter().filter(|_| wants("roof")));
-        if bare {
-            tell("the backend");
-            let mut bare = Bare::load(&model, &engine, crew, roof, &selection.steps)?;
-            device = Some(bare.device().to_owned());
-            let sections: [(&str, fn(&mut Bare, &Steps) -> Result<Vec<Measure>, BenchError>); 3] =
-                [("prefill", Bare::prefill), ("decode", Bare::decode), ("sequences", Bare::sequences)];
-            for (section, measure) in sections {
-                if wants(section) {
-                    tell(section);
-                    measures.extend(measure(&mut bare, &selection.steps)?);
-                }
-            }
-        }
-    }
-    let report_model = Measured {
-        name: model.name.clone(),
-        description: model.description.clone(),
-        weight_bytes,
-        device,
-        threads,
+    let mut report = Report {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        date: now(),
+        machine: machine(),
+        model: Measured {
+            name: model.name.clone(),
+            description: model.description.clone(),
+            weight_bytes,
+            packed_bytes: None,
+            device: None,
+            threads: engine.threads,
+        },
+        measures: Vec::new(),
+        notes: Vec::new(),
     };
-    drop(model); // The servers below open it themselves.
-
-    match &programs {
-        Some(programs) => {
-            if wants("tax") || wants("launch") {
-                tell("what programs cost");
-                let config = server_config(&options.model, engine, leavings.folder());
-                let mut rig = rig::Rig::start(config)?;
-                if wants("tax") {
-                    measures.extend(rig.tax(programs)?);
-                }
-                if wants("launch") {
-                    measures.extend(rig.launch(programs, leavings.folder())?);
-                }
-                rig.stop()?;
-            }
-            if wants("socket") {
-                tell("the socket");
-                let folder = leavings.folder();
-                measures.extend(child::socket(&options.model, threads, folder, programs, &leavings)?);
-            }
+    backend(&model, &engine, selection, &mut report)?;
+    drop(model); // the servers open it themselves
+    let among = Servers { model: &options.model, engine: &engine, leavings: &leavings };
+    match programs {
+        Some(programs) => among.with_programs(&programs, selection, &mut report)?,
+        None if ["tax", "launch", "socket"].iter().any(|section| selection.wants(section)) => {
+            report.notes.push(
+                "The tax, launches and the socket were left out, for they need programs: give --inferlets DIR, the \
+                 folder that `make inferlets` fills."
+                    .to_owned(),
+            );
         }
-        None if ["tax", "launch", "socket"].into_iter().any(wants) => notes.push(
-            "The tax, launches and the socket were left out: they need programs; give --inferlets DIR, the folder \
-             that `make inferlets` fills."
-                .to_owned(),
-        ),
         None => {}
     }
-    if wants("server") {
+    if selection.wants("server") {
         tell("a server by itself");
-        let (path, folder) = (&options.model, leavings.folder());
-        measures.extend(child::server(path, threads, folder, work.weight_bytes(), &leavings)?);
+        let packed = report.model.packed_bytes.unwrap_or(0);
+        report.measures.extend(child::server(&among, packed)?);
     }
     tell("");
-    let version = env!("CARGO_PKG_VERSION").to_owned();
-    Ok(Report { version, date: now(), machine: machine(), model: report_model, measures, notes })
+    Ok(report)
+}
+
+/// The machine's roof, and the backend under it.
+fn backend(
+    model: &Arc<Model>,
+    engine: &EngineConfig,
+    selection: &Selection,
+    report: &mut Report,
+) -> Result<(), BenchError> {
+    type Section = fn(&mut Bare, &Steps, Roof) -> Result<Vec<Measure>, BenchError>;
+    let sections: [(&str, Section); 3] =
+        [("prefill", Bare::prefill), ("decode", Bare::decode), ("sequences", Bare::sequences)];
+    let steps = sections.iter().any(|(section, _)| selection.wants(section));
+    let crew = Crew::threads(engine.threads);
+    let mut roof = None;
+    if steps || selection.wants("roof") {
+        tell("the roof");
+        let (measures, found) = roofs(&crew)?;
+        roof = Some(found);
+        report.measures.extend(measures.into_iter().filter(|_| selection.wants("roof")));
+    }
+    // What a server's memory holds beside the weights is told apart by what the backend packs them into.
+    if steps || selection.wants("server") {
+        tell("the backend");
+        let mut bare = Bare::load(model, engine, crew, &selection.steps)?;
+        report.model.device = Some(bare.device().to_owned());
+        report.model.packed_bytes = Some(bare.weight_bytes() as u64);
+        for (section, measure) in sections.into_iter().filter(|(section, _)| selection.wants(section)) {
+            tell(section);
+            if let Some(roof) = roof {
+                report.measures.extend(measure(&mut bare, &selection.steps, roof)?);
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Bandwidth and int8 operations on one thread and on all of the crew.
@@ -332,17 +333,51 @@ fn roofs(crew: &Crew) -> Result<(Vec<Measure>, Roof), BenchError> {
     Ok((read.into_iter().chain(int8).collect(), roof))
 }
 
-/// A server without authentication on a free loopback port.
-fn server_config(model: &Path, engine: EngineConfig, folder: &Path) -> Config {
-    Config {
-        listen: std::net::SocketAddr::from(([127, 0, 0, 1], 0)),
-        hosts: Vec::new(),
-        origins: Vec::new(),
-        state: folder.join("rig"),
-        auth: None,
-        model: ModelConfig { path: model.to_owned(), name: None, template: None },
-        engine,
-        log: tracing::Level::WARN,
+/// What every server that is measured shares.
+struct Servers<'a> {
+    model: &'a Path,
+    engine: &'a EngineConfig,
+    leavings: &'a Leavings,
+}
+
+impl Servers<'_> {
+    fn with_programs(
+        &self,
+        programs: &Programs,
+        selection: &Selection,
+        report: &mut Report,
+    ) -> Result<(), BenchError> {
+        if selection.wants("tax") || selection.wants("launch") {
+            tell("what programs cost");
+            let mut rig = rig::Rig::start(self.config())?;
+            if selection.wants("tax") {
+                report.measures.extend(rig.tax(programs)?);
+            }
+            if selection.wants("launch") {
+                report.measures.extend(rig.launch(programs, self.leavings.folder())?);
+            }
+            rig.stop()?;
+        }
+        if selection.wants("socket") {
+            tell("the socket");
+            report.measures.extend(child::socket(self, programs)?);
+        }
+        Ok(())
+    }
+
+    /// A server in this process: no authentication, a free loopback port, and its programs in memory, so that a launch
+    /// does not measure the disk.
+    fn config(&self) -> Config {
+        Config {
+            listen: std::net::SocketAddr::from(([127, 0, 0, 1], 0)),
+            hosts: Vec::new(),
+            origins: Vec::new(),
+            state: self.leavings.memory().join("rig"),
+            auth: None,
+            model: ModelConfig { path: self.model.to_owned(), name: None, template: None },
+            engine: self.engine.clone(),
+            log: tracing::Level::WARN,
+        }
     }
 }
 

@@ -42,6 +42,10 @@ impl Steps {
             effort: Effort::USUAL,
         }
     }
+
+    fn shortest(&self) -> usize {
+        self.contexts.iter().copied().min().unwrap_or(FILL)
+    }
 }
 
 /// A prompt that fills a context, in tokens; longer contexts repeat its pages.
@@ -51,7 +55,6 @@ const FILL: usize = 64;
 pub struct Bare {
     cpu: Cpu,
     work: Work,
-    roof: Roof,
     context: usize,
     page_size: usize,
     batch_tokens: usize,
@@ -64,17 +67,15 @@ impl Bare {
         model: &Arc<Model>,
         engine: &EngineConfig,
         crew: Arc<Crew>,
-        roof: Roof,
         steps: &Steps,
     ) -> Result<Bare, BenchError> {
         let page_size = engine.page_size as usize;
         let pages = |slots: usize| slots.div_ceil(page_size);
         let longest = |lengths: &[usize]| lengths.iter().copied().max().unwrap_or(0);
-        let shortest = steps.contexts.iter().copied().min().unwrap_or(FILL);
         let needed = [
             pages(longest(&steps.prefill)),
             pages(longest(&steps.contexts) + steps.tokens),
-            pages(shortest + steps.tokens) * longest(&steps.sequences),
+            pages(steps.shortest() + steps.tokens) * longest(&steps.sequences),
             pages(FILL),
         ];
         let options = CpuOptions {
@@ -89,7 +90,6 @@ impl Bare {
             work: Work::of(&model.gguf, &model.shape, engine.kv_cache),
             context: model.shape.context as usize,
             cpu: Cpu::load(model.clone(), options, crew).map_err(BenchError::Load)?,
-            roof,
             page_size,
             batch_tokens: engine.batch_tokens as usize,
             outcome: Outcome::default(),
@@ -100,14 +100,25 @@ impl Bare {
         &self.cpu.info().device
     }
 
+    /// Bytes of the weights as the backend keeps them.
+    pub fn weight_bytes(&self) -> usize {
+        self.cpu.weight_bytes()
+    }
+
     /// Prompts of these lengths, the first token after each included.
-    pub fn prefill(&mut self, steps: &Steps) -> Result<Vec<Measure>, BenchError> {
-        let (mut measures, most) = (Vec::new(), self.context);
-        for &length in steps.prefill.iter().filter(|length| **length <= most) {
-            let mut ideal = 0.0;
+    pub fn prefill(&mut self, steps: &Steps, roof: Roof) -> Result<Vec<Measure>, BenchError> {
+        let mut measures = Vec::new();
+        for &length in &steps.prefill {
+            if length > self.context {
+                continue;
+            }
+            let chunks = self.chunks(length);
+            let ideal: f64 = chunks.iter().map(|chunk| roof.seconds(self.work.needs(&[*chunk]))).sum();
             let samples = steps.effort.sample(|| {
                 let started = Instant::now();
-                ideal = self.prompt(length)?;
+                for chunk in &chunks {
+                    self.run(&[*chunk], 0)?;
+                }
                 Ok::<_, BenchError>(length as f64 / started.elapsed().as_secs_f64())
             })?;
             let (name, label) = (format!("prefill.{length}"), format!("a prompt of {length} tokens"));
@@ -118,23 +129,27 @@ impl Bare {
     }
 
     /// One sequence behind contexts of these lengths.
-    pub fn decode(&mut self, steps: &Steps) -> Result<Vec<Measure>, BenchError> {
-        let (mut measures, most) = (Vec::new(), self.context);
-        for &context in steps.contexts.iter().filter(|context| **context <= most) {
-            let (name, label) = (format!("decode.{context}"), format!("one sequence at context {context}"));
-            measures.push(self.together(name, label, 1, context, steps)?);
+    pub fn decode(&mut self, steps: &Steps, roof: Roof) -> Result<Vec<Measure>, BenchError> {
+        let mut measures = Vec::new();
+        for &context in &steps.contexts {
+            if context <= self.context {
+                let label = format!("one sequence at context {context}");
+                measures.push(self.together(format!("decode.{context}"), label, 1, context, steps, roof)?);
+            }
         }
         Ok(measures)
     }
 
     /// So many sequences at once, each behind the shortest context.
-    pub fn sequences(&mut self, steps: &Steps) -> Result<Vec<Measure>, BenchError> {
-        let context = steps.contexts.iter().copied().min().unwrap_or(FILL);
-        let (mut measures, most) = (Vec::new(), self.batch_tokens);
-        for &count in steps.sequences.iter().filter(|count| **count <= most) {
-            let name = format!("sequences.{count}");
-            let label = format!("{count} sequences at context {context}, together");
-            measures.push(self.together(name, label, count, context, steps)?);
+    pub fn sequences(&mut self, steps: &Steps, roof: Roof) -> Result<Vec<Measure>, BenchError> {
+        let context = steps.shortest();
+        let mut measures = Vec::new();
+        for &count in &steps.sequences {
+            if count <= self.batch_tokens {
+                let label = format!("{count} sequences at context {context}, together");
+                let name = format!("sequences.{count}");
+                measures.push(self.together(name, label, count, context, steps, roof)?);
+            }
         }
         Ok(measures)
     }
@@ -146,41 +161,36 @@ impl Bare {
         count: usize,
         context: usize,
         steps: &Steps,
+        roof: Roof,
     ) -> Result<Measure, BenchError> {
         let per = (context + steps.tokens).div_ceil(self.page_size);
         self.fill(count * per)?;
-        let mut ideal = 0.0;
+        let rows = (context + 1..=context + steps.tokens).map(|len| Part { rows: 1, len, outputs: 1 });
+        let batches: Vec<Vec<Part>> = rows.map(|row| vec![row; count]).collect();
+        let ideal: f64 = batches.iter().map(|parts| roof.seconds(self.work.needs(parts))).sum();
+        let tokens = (count * steps.tokens) as f64;
         let samples = steps.effort.sample(|| {
-            ideal = 0.0;
             let started = Instant::now();
-            for len in context + 1..=context + steps.tokens {
-                let part = Part { rows: 1, len, outputs: 1 };
-                let row = |n: usize| self.sequence(part, n * per, n);
-                let batch = Batch { sequences: (0..count).map(row).collect() };
-                ideal += self.run(&batch, &vec![part; count])?;
+            for parts in &batches {
+                self.run(parts, per)?;
             }
-            Ok::<_, BenchError>((count * steps.tokens) as f64 / started.elapsed().as_secs_f64())
+            Ok::<_, BenchError>(tokens / started.elapsed().as_secs_f64())
         })?;
-        let measure = Measure::of(name, label, Unit::TOKENS_PER_S, &samples);
-        Ok(measure.under((count * steps.tokens) as f64 / ideal))
+        Ok(Measure::of(name, label, Unit::TOKENS_PER_S, &samples).under(tokens / ideal))
     }
 
-    /// Runs a prompt in the chunks that a server would; the answer is the least that it can take, in seconds.
-    fn prompt(&mut self, length: usize) -> Result<f64, BenchError> {
-        let (mut len, mut ideal) = (0, 0.0);
-        while len < length {
-            let rows = self.batch_tokens.min(length - len);
-            len += rows;
-            let part = Part { rows, len, outputs: usize::from(len == length) };
-            let batch = Batch { sequences: vec![self.sequence(part, 0, 0)] };
-            ideal += self.run(&batch, &[part])?;
-        }
-        Ok(ideal)
+    /// A prompt in the chunks that a server would run it in.
+    fn chunks(&self, length: usize) -> Vec<Part> {
+        let ends =
+            (0..length).step_by(self.batch_tokens).map(|from| (from, length.min(from + self.batch_tokens)));
+        ends.map(|(from, len)| Part { rows: len - from, len, outputs: usize::from(len == length) }).collect()
     }
 
     /// Gives the first `pages` pages contents.
     fn fill(&mut self, pages: usize) -> Result<(), BenchError> {
-        self.prompt(FILL)?;
+        for chunk in self.chunks(FILL) {
+            self.run(&[chunk], 0)?;
+        }
         let real = FILL / self.page_size;
         if real > 0 {
             for page in real..pages {
@@ -191,9 +201,10 @@ impl Bare {
         Ok(())
     }
 
-    fn run(&mut self, batch: &Batch, parts: &[Part]) -> Result<f64, BenchError> {
-        self.cpu.run(batch, &mut self.outcome).map_err(BenchError::Fault)?;
-        Ok(self.roof.seconds(self.work.needs(parts)))
+    /// Runs one batch; sequence number n has its pages from `n * per` on.
+    fn run(&mut self, parts: &[Part], per: usize) -> Result<(), BenchError> {
+        let sequences = parts.iter().enumerate().map(|(n, part)| self.sequence(*part, n * per, n)).collect();
+        self.cpu.run(&Batch { sequences }, &mut self.outcome).map_err(BenchError::Fault)
     }
 
     /// The sequence number `number`, in the pages from `first` on.
@@ -238,10 +249,10 @@ mod tests {
         let engine = EngineConfig::usual(Some(2)).expect("the defaults are good");
         let engine = EngineConfig { page_size: 4, batch_tokens: 16, ..engine };
         let roof = Roof { read: 1e12, int8: 1e15 };
-        let mut bare = Bare::load(&model, &engine, Crew::threads(2), roof, &steps).expect("it fits");
-        let mut measures = bare.prefill(&steps).expect("no fault");
-        measures.extend(bare.decode(&steps).expect("no fault"));
-        measures.extend(bare.sequences(&steps).expect("no fault"));
+        let mut bare = Bare::load(&model, &engine, Crew::threads(2), &steps).expect("it fits");
+        let mut measures = bare.prefill(&steps, roof).expect("no fault");
+        measures.extend(bare.decode(&steps, roof).expect("no fault"));
+        measures.extend(bare.sequences(&steps, roof).expect("no fault"));
         let names: Vec<&str> = measures.iter().map(|measure| measure.name.as_str()).collect();
         let all = ["prefill.5", "prefill.40", "decode.8", "decode.20", "sequences.1", "sequences.3"];
         assert_eq!(names, all);

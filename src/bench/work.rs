@@ -80,11 +80,6 @@ impl Work {
         work
     }
 
-    /// Bytes of all weights that one token of decode reads.
-    pub fn weight_bytes(&self) -> f64 {
-        self.layers_bytes + self.head_bytes
-    }
-
     /// What a batch of these parts needs. Weights and each sequence's K/V are read once; a row is multiplied with every
     /// matrix of the layers and, for scores and values, with every slot that it sees; the head comes only for outputs.
     pub fn needs(&self, parts: &[Part]) -> Needs {
@@ -122,12 +117,13 @@ mod tests {
     fn the_real_models_work_is_counted_as_by_hand() {
         let model = Model::open(&real_model(), None, None).expect("the model opens");
         let work = Work::of(&model.gguf, &model.shape, KvFormat::F16);
-        assert!((work.weight_bytes() / 1e6 - 96.6).abs() < 0.1, "{}", work.weight_bytes());
+        let weights = work.layers_bytes + work.head_bytes;
+        assert!((weights / 1e6 - 96.6).abs() < 0.1, "{weights}");
         assert!((work.layers_values / 1e6 - 106.2).abs() < 0.1, "{}", work.layers_values);
         assert_eq!(work.head_values, 49152.0 * 576.0);
 
         let one = work.needs(&[Part { rows: 1, len: 65, outputs: 1 }]);
-        assert_eq!(one.bytes, work.weight_bytes() + 65.0 * work.slot_bytes);
+        assert_eq!(one.bytes, weights + 65.0 * work.slot_bytes);
         // 2 x 938 GOP/s: the prompt of 512 at 4,078 tokens/s, 16 sequences at 3,488 without their attention.
         let roof = Roof { read: 42.7e9, int8: 938e9 };
         let prompt = work.needs(&[Part { rows: 512, len: 512, outputs: 1 }]);

@@ -166,6 +166,11 @@ impl Cpu {
         })
     }
 
+    /// Bytes that the packed weights take.
+    pub fn weight_bytes(&self) -> usize {
+        self.weights.store.len()
+    }
+
     /// Bytes that one KV page of a model takes.
     pub fn page_bytes(shape: &Shape, page_size: u32, kv: KvFormat) -> usize {
         Pages::page_bytes(shape, page_size, kv)

@@ -147,6 +147,13 @@ pub(super) struct Store {
     bytes: MmapMut,
 }
 
+impl Store {
+    /// Bytes of all matrices.
+    pub fn len(&self) -> usize {
+        self.bytes.len()
+    }
+}
+
 /// Matrices that will be packed into one [`Store`].
 #[derive(Default)]
 pub(super) struct Plan<'a> {
