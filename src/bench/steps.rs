@@ -87,7 +87,7 @@ impl Bare {
             exact: false,
         };
         Ok(Bare {
-            work: Work::of(&model.gguf, &model.shape, engine.kv_cache),
+            work: Work::of(&model.gguf, &model.shape, engine.page_size, engine.kv_cache),
             context: model.shape.context as usize,
             cpu: Cpu::load(model.clone(), options, crew).map_err(BenchError::Load)?,
             page_size,

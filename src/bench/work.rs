@@ -54,14 +54,15 @@ pub struct Work {
 }
 
 impl Work {
-    pub fn of(gguf: &Gguf, shape: &Shape, kv: KvFormat) -> Work {
+    /// `page_size` and `kv` as the backend keeps its pages: a page may hold more than its slots' numbers.
+    pub fn of(gguf: &Gguf, shape: &Shape, page_size: u32, kv: KvFormat) -> Work {
         let head = if shape.tied_head { "token_embd.weight" } else { "output.weight" };
         let mut work = Work {
             layers_bytes: 0.0,
             layers_values: 0.0,
             head_bytes: 0.0,
             head_values: 0.0,
-            slot_bytes: Cpu::page_bytes(shape, 1, kv) as f64,
+            slot_bytes: Cpu::page_bytes(shape, page_size, kv) as f64 / f64::from(page_size),
             shape: shape.clone(),
         };
         for tensor in gguf.tensors() {
@@ -116,11 +117,12 @@ mod tests {
     #[test]
     fn the_real_models_work_is_counted_as_by_hand() {
         let model = Model::open(&real_model(), None, None).expect("the model opens");
-        let work = Work::of(&model.gguf, &model.shape, KvFormat::F16);
+        let work = Work::of(&model.gguf, &model.shape, 16, KvFormat::F16);
         let weights = work.layers_bytes + work.head_bytes;
         assert!((weights / 1e6 - 96.6).abs() < 0.1, "{weights}");
         assert!((work.layers_values / 1e6 - 106.2).abs() < 0.1, "{}", work.layers_values);
         assert_eq!(work.head_values, 49152.0 * 576.0);
+        assert_eq!(work.slot_bytes, 23_040.0);
 
         let one = work.needs(&[Part { rows: 1, len: 65, outputs: 1 }]);
         assert_eq!(one.bytes, weights + 65.0 * work.slot_bytes);
