@@ -7,7 +7,10 @@ use super::table::number;
 use std::fmt::Write;
 
 /// A smaller change of the median says nothing, however still the machine was in both runs.
-const FLOOR: f64 = 0.03;
+const FLOOR: f64 = 0.05;
+/// How far beyond the quartiles samples of the same thing may lie, in distances between the quartiles. Tukey,
+/// "Exploratory Data Analysis" (1977). A machine drifts between two runs more than within one.
+const FENCE: f64 = 1.5;
 
 /// How one figure moved.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -20,10 +23,15 @@ pub enum Change {
     Worse(f64),
 }
 
-/// Compares two medians by the spread of their samples: a change is one if the quartiles do not overlap and the median
-/// moved by more than [`FLOOR`].
+/// Compares two medians by the spread of their samples: a change is one if the ranges in which samples are expected do
+/// not overlap, and the median moved by more than [`FLOOR`].
 pub fn change(before: &Measure, now: &Measure) -> Change {
-    let overlap = now.low <= before.high && before.low <= now.high;
+    let expected = |measure: &Measure| {
+        let beyond = FENCE * (measure.high - measure.low);
+        (measure.low - beyond, measure.high + beyond)
+    };
+    let ((old_low, old_high), (low, high)) = (expected(before), expected(now));
+    let overlap = low <= old_high && old_low <= high;
     let part = (now.median - before.median) / before.median.abs().max(f64::MIN_POSITIVE);
     if overlap || part.abs() < FLOOR {
         return Change::Noise;
@@ -117,8 +125,9 @@ mod tests {
         let more = [119.0, 120.0, 121.0, 122.0, 123.0];
         assert_eq!(change(&rate(&still), &rate(&still)), Change::Noise);
         assert_eq!(change(&rate(&wild), &rate(&more)), Change::Noise);
-        let near = still.map(|x| x * 1.025);
-        assert_eq!(change(&rate(&still), &rate(&near)), Change::Noise, "below the floor");
+        assert_eq!(change(&rate(&still), &rate(&still.map(|x| x + 6.0))), Change::Noise, "within the fences");
+        let near = [104.0; 5];
+        assert_eq!(change(&rate(&[100.0; 5]), &rate(&near)), Change::Noise, "below the floor");
         assert!(matches!(change(&rate(&still), &rate(&more)), Change::Better(part) if part > 0.18));
         assert!(matches!(change(&rate(&more), &rate(&still)), Change::Worse(part) if part < -0.15));
         assert!(matches!(change(&time(&still), &time(&more)), Change::Worse(part) if part > 0.18));
