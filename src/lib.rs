@@ -17,9 +17,10 @@
 //!
 //! # Threads
 //! `io`: smol, sockets and sessions. `engine`: alone owns the model's pages and device; no locks inside. `worker`, one
-//! per core: runs slices of guests and, on the CPU backend, the shares of a batch, never both at once. Heavy work on a
-//! program (validation, translation, durable writes) runs on smol's blocking pool. A panic is caught at the guest's and
-//! the session's border; one in the engine ends the process.
+//! per core: runs slices of guests and, on the CPU backend, the shares of a batch, never both at once; while batches
+//! follow each other the engine's thread stands in for the first worker, so that no token waits for a thread to wake.
+//! Heavy work on a program (validation, translation, durable writes) runs on smol's blocking pool. A panic is caught
+//! at the guest's and the session's border; one in the engine ends the process.
 //!
 //! # The life of a request
 //! 1. A frame arrives and is decoded ([`wire`], [`server`]).
