@@ -1,6 +1,7 @@
 # Everything a person does in this repository. `make help` lists it.
 #
 # Only rustup, gcc, make and python3 (with pip and venv) are needed; the rest is fetched with its hash checked.
+# (`make bench-peer` also needs node and npm, and fetches by exact version.)
 # Every target may be run again at any time and does only what is missing.
 
 SHELL       := /bin/bash
