@@ -81,7 +81,8 @@ impl Rig {
             median_of(&runs, "tax.step", "the backend's step in it", |interval| interval.batch),
             median_of(&runs, "tax.total", "the tax: all but the step", Interval::tax),
         ];
-        let stages: [(&str, &str, fn(&Interval) -> Duration); 5] = [
+        type Part = fn(&Interval) -> Duration;
+        let stages: [(&str, &str, Part); 5] = [
             ("tax.stage_wake", "  from the result to the guest's thread", |interval| interval.wake),
             ("tax.stage_guest", "  guest code", |interval| interval.guest),
             ("tax.stage_host", "  host calls", |interval| interval.host),

@@ -350,7 +350,7 @@ mod tests {
     /// A loop that leaves bytes out, or does fewer operations than it is counted for, would raise the roof.
     #[test]
     fn the_loops_do_what_they_are_counted_for() {
-        let bytes: Vec<u8> = (0..3 * LINE * 5).map(|at| (at * at >> 3) as u8).collect();
+        let bytes: Vec<u8> = (0..3 * LINE * 5).map(|at| ((at * at) >> 3) as u8).collect();
         let words = bytes.as_chunks().0.iter().map(|word| u64::from_le_bytes(*word));
         let want = words.fold(0u64, |all, word| all.wrapping_add(word));
         assert_eq!(sum(&bytes), want);
