@@ -203,6 +203,12 @@ impl Cpu {
                 Path::Plain(l) => self.step(l, batch, &wants)?,
                 #[cfg(target_arch = "x86_64")]
                 Path::Avx512(l) => self.step(l, batch, &wants)?,
+                #[cfg(target_arch = "x86_64")]
+                Path::AvxVnni(l) => self.step(l, batch, &wants)?,
+                #[cfg(target_arch = "x86_64")]
+                Path::Avx2(l) => self.step(l, batch, &wants)?,
+                #[cfg(target_arch = "aarch64")]
+                Path::Neon(l) => self.step(l, batch, &wants)?,
                 #[cfg(test)]
                 Path::Fused(l) => self.step(l, batch, &wants)?,
             }

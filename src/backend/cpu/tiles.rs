@@ -40,12 +40,11 @@ impl Block {
         let largest = l.largest(l.max(l.abs(low), l.abs(high)));
         let (d, per) = if largest > SMALLEST { (largest / 127.0, 127.0 / largest) } else { (0.0, 0.0) };
         let per = l.splat(per);
-        let [low, high] = [l.round(l.mul(low, per)), l.round(l.mul(high, per))];
+        let (low, high) = (l.round(l.mul(low, per)), l.round(l.mul(high, per)));
         let (q, _) = self.q[column].as_chunks_mut::<LANES>();
         l.to_i8(low, &mut q[0]);
         l.to_i8(high, &mut q[1]);
-        let sum = |q: &[i8; LANES]| q.iter().map(|&q| i32::from(q)).sum::<i32>();
-        let (first, last) = (sum(&q[0]), sum(&q[1]));
+        let (first, last) = (l.sum_i(low), l.sum_i(high));
         self.d[column] = d;
         self.sum[column] = d * (first + last) as f32;
         self.minus[0][column] = -(first + last);

@@ -2,7 +2,7 @@
 //!
 //! Owns: the intrinsics. Never: a decision whether the machine has them.
 
-use super::Lanes;
+use super::{Lanes, four};
 use std::arch::x86_64::*;
 
 /// Proof that the machine has AVX-512 F, BW, DQ, VL and VNNI.
@@ -135,6 +135,25 @@ impl Lanes for Avx512 {
         ask!(_mm512_mullo_epi32(a, b))
     }
     #[inline(always)]
+    fn sum_i(self, x: __m512i) -> i32 {
+        ask!(_mm512_reduce_add_epi32(x))
+    }
+    #[inline(always)]
+    fn sum(self, x: __m512) -> f32 {
+        ask!({
+            let eight = _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps::<1>(x));
+            let four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
+            let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
+        })
+    }
+    #[inline(always)]
+    fn largest(self, x: __m512) -> f32 {
+        // NaN gives way to the other operand, the second.
+        let x = self.max(x, self.splat(f32::NEG_INFINITY));
+        ask!(_mm512_reduce_max_ps(x))
+    }
+    #[inline(always)]
     fn float(self, x: __m512i) -> __m512 {
         ask!(_mm512_cvtepi32_ps(x))
     }
@@ -194,10 +213,4 @@ impl Lanes for Avx512 {
     fn dot_8(self, sum: __m512i, a: __m512i, b: &[i8; 4]) -> __m512i {
         self.dot_7(sum, a, b) // the instruction takes all of 0..256
     }
-}
-
-/// The four bytes as the instruction wants them.
-#[inline(always)]
-fn four(b: &[i8; 4]) -> i32 {
-    i32::from_ne_bytes([b[0] as u8, b[1] as u8, b[2] as u8, b[3] as u8])
 }

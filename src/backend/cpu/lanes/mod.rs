@@ -11,11 +11,21 @@
 //! instruction set, and everything generic over `Lanes` is inlined into it.
 
 #[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod plain;
+#[cfg(test)]
+pub(super) mod tests;
 
 #[cfg(target_arch = "x86_64")]
+pub(super) use avx2::Avx2;
+#[cfg(target_arch = "x86_64")]
 pub(super) use avx512::Avx512;
+#[cfg(target_arch = "aarch64")]
+pub(super) use neon::Neon;
 pub(super) use plain::Plain;
 use std::fmt;
 
@@ -25,6 +35,12 @@ pub(super) enum Path {
     Plain(Plain<false>),
     #[cfg(target_arch = "x86_64")]
     Avx512(Avx512),
+    #[cfg(target_arch = "x86_64")]
+    AvxVnni(Avx2<true>),
+    #[cfg(target_arch = "x86_64")]
+    Avx2(Avx2<false>),
+    #[cfg(target_arch = "aarch64")]
+    Neon(Neon),
     /// Plain, with the roundings of the vector paths.
     #[cfg(test)]
     Fused(Plain<true>),
@@ -44,8 +60,11 @@ impl Path {
     /// Those that this machine has, the widest first.
     pub fn all() -> impl Iterator<Item = Path> {
         #[cfg(target_arch = "x86_64")]
-        let vectors = [Avx512::new().map(Path::Avx512)];
-        #[cfg(not(target_arch = "x86_64"))]
+        let vectors =
+            [Avx512::new().map(Path::Avx512), Avx2::new().map(Path::AvxVnni), Avx2::new().map(Path::Avx2)];
+        #[cfg(target_arch = "aarch64")]
+        let vectors = [Neon::new().map(Path::Neon)];
+        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
         let vectors = [];
         vectors.into_iter().flatten().chain([Path::plain()])
     }
@@ -57,6 +76,12 @@ impl fmt::Display for Path {
             Path::Plain(_) => "plain",
             #[cfg(target_arch = "x86_64")]
             Path::Avx512(_) => "AVX-512",
+            #[cfg(target_arch = "x86_64")]
+            Path::AvxVnni(_) => "AVX2 with VNNI",
+            #[cfg(target_arch = "x86_64")]
+            Path::Avx2(_) => "AVX2",
+            #[cfg(target_arch = "aarch64")]
+            Path::Neon(_) => "NEON",
             #[cfg(test)]
             Path::Fused(_) => "plain, fused",
         })
@@ -68,6 +93,7 @@ pub(super) const LANES: usize = 16;
 
 /// One instruction set. All methods but [`enter`](Lanes::enter) must run inside `enter`: elsewhere the machine may
 /// lack the instructions. Only [`Path`] makes a value of an implementation, after asking the machine.
+#[allow(clippy::wrong_self_convention)] // `from_f16` and its like convert to this path's vectors; `self` is the path
 pub(super) trait Lanes: Copy + Send + Sync + 'static {
     /// 16 f32.
     type F: Copy;
@@ -134,26 +160,54 @@ pub(super) trait Lanes: Copy + Send + Sync + 'static {
     fn high_nibbles(self, x: Self::B) -> Self::B;
     /// `low | (x >> SHIFT & 3) << 4` per byte.
     fn join_2<const SHIFT: u32>(self, low: Self::B, x: Self::B) -> Self::B;
-    /// Lane l: `sum` plus the dot product of bytes 4l..4l+4 of `a`, unsigned and below 128, and the four signed `b`.
+    /// Lane l: `sum` plus the dot product of bytes 4l..4l+4 of `a`, unsigned and below 128, and the four `b`, signed and
+    /// not -128.
     fn dot_7(self, sum: Self::I, a: Self::B, b: &[i8; 4]) -> Self::I;
+    /// What up to eight [`dot_4`](Lanes::dot_4) in a row begin with, to be added to `start` in the end.
+    #[inline(always)]
+    fn start_4(self, start: Self::I) -> Self::I {
+        start
+    }
+    /// [`dot_7`](Lanes::dot_7) for `a` below 16, between [`start_4`](Lanes::start_4) and [`end_4`](Lanes::end_4).
+    #[inline(always)]
+    fn dot_4(self, sum: Self::I, a: Self::B, b: &[i8; 4]) -> Self::I {
+        self.dot_7(sum, a, b)
+    }
+    /// `start` plus all the products.
+    #[inline(always)]
+    fn end_4(self, _start: Self::I, sum: Self::I) -> Self::I {
+        sum
+    }
     /// What [`dot_8`](Lanes::dot_8) begins with, given minus the sum of all `b` that will come.
     fn start_8(self, minus_sum: i32) -> Self::I;
     /// The same for bytes that stand for `a - 128`: begun with [`start_8`](Lanes::start_8), the result is exact.
     fn dot_8(self, sum: Self::I, a: Self::B, b: &[i8; 4]) -> Self::I;
 
+    /// All lanes' sum.
+    fn sum_i(self, x: Self::I) -> i32;
+
     /// All lanes' sum, in the order of [`fold`].
+    #[inline(always)]
     fn sum(self, x: Self::F) -> f32 {
         let mut lanes = [0.0; 16];
         self.store(x, &mut lanes);
         fold(lanes, |a, b| a + b)
     }
 
-    /// The largest lane; NaN lanes do not count unless all are.
+    /// The largest lane; NaN lanes do not count.
+    #[inline(always)]
     fn largest(self, x: Self::F) -> f32 {
         let mut lanes = [0.0; 16];
         self.store(x, &mut lanes);
         lanes.into_iter().fold(f32::NEG_INFINITY, f32::max)
     }
+}
+
+/// The four bytes as an instruction wants them in each lane.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+#[inline(always)]
+fn four(b: &[i8; 4]) -> i32 {
+    i32::from_ne_bytes([b[0] as u8, b[1] as u8, b[2] as u8, b[3] as u8])
 }
 
 /// Halves onto halves: 8, 4, 2, 1.

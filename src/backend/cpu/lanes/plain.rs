@@ -107,6 +107,10 @@ impl<const FUSED: bool> Lanes for Plain<FUSED> {
         from_fn(|i| a[i].wrapping_mul(b[i]))
     }
     #[inline(always)]
+    fn sum_i(self, x: [i32; 16]) -> i32 {
+        x.into_iter().sum()
+    }
+    #[inline(always)]
     fn float(self, x: [i32; 16]) -> [f32; 16] {
         x.map(|x| x as f32)
     }
