@@ -13,6 +13,7 @@ CARGO     ?= cargo
 PYTHON    ?= python3
 TARGET    := $(or $(CARGO_TARGET_DIR),target)
 GUEST     := wasm32-wasip2
+ARM       := aarch64-unknown-linux-gnu
 GUESTS    := inferlets/target/$(GUEST)/release
 VENV      := $(TARGET)/venv
 CHANNEL   := $(shell sed -n 's/^channel *= *"\(.*\)"/\1/p' rust-toolchain.toml)
@@ -37,6 +38,26 @@ test: toolchain inferlets model venv ## run every test, the Python client's too
 	$(call say,tests)
 	@TARTLET_MODEL="$(abspath $(MODEL))" TARTLET_PYTHON="$(abspath $(VENV))/bin/python" \
 	  $(CARGO) test --locked --no-fail-fast
+
+# Vector kernels read and write by pointers; this finds one that leaves its array.
+.PHONY: sanitize
+sanitize: ## run the CPU backend's unit tests under AddressSanitizer (needs a nightly toolchain)
+	$(call say,AddressSanitizer)
+	@rustup run nightly rustc --version >/dev/null 2>&1 || { \
+	  echo "no nightly toolchain is there: rustup toolchain install nightly --profile minimal" >&2; exit 1; }
+	@host=$$(rustup run nightly rustc -vV | sed -n 's/^host: //p'); \
+	  RUSTFLAGS=-Zsanitizer=address rustup run nightly cargo test --locked --lib --target $$host \
+	  --target-dir $(TARGET)/sanitize backend::cpu
+
+.PHONY: test-arm
+test-arm: toolchain ## run the CPU backend's unit tests for aarch64, emulated (needs qemu-user and gcc-aarch64-linux-gnu)
+	$(call say,$(ARM))
+	@for tool in qemu-aarch64 aarch64-linux-gnu-gcc; do command -v $$tool >/dev/null || { \
+	  echo "$$tool is not there: apt-get install qemu-user gcc-aarch64-linux-gnu" >&2; exit 1; }; done
+	@rustup target add --toolchain $(CHANNEL) $(ARM)
+	@CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc \
+	  CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="qemu-aarch64 -L /usr/aarch64-linux-gnu" \
+	  $(CARGO) test --locked --lib --target $(ARM) backend::cpu
 
 .PHONY: lint
 lint: toolchain ## check format and clippy, warnings as errors, of the server and of the guests
