@@ -2,7 +2,7 @@
 //!
 //! Owns: the instructions. Never: a decision whether the machine has them.
 //!
-//! All quarters are written out (`each!`): a closure around an intrinsic is compiled without the instruction set and
+//! All quarters are written out (`quarters!`): a closure around an intrinsic is compiled without the instruction set and
 //! becomes a call. The dot product is inline assembly: its intrinsic is not stable yet.
 
 use super::{Lanes, four};
@@ -36,7 +36,7 @@ macro_rules! ask {
 }
 
 /// `$call` for each quarter of some vectors.
-macro_rules! each {
+macro_rules! quarters {
     ($($x:ident),+ => $call:expr) => {
         ask!([
             { $(let $x = $x[0];)+ $call },
@@ -70,7 +70,7 @@ impl Lanes for Neon {
     #[inline(always)]
     fn load(self, from: &[f32; 16]) -> [float32x4_t; 4] {
         let from = from.as_chunks::<4>().0;
-        each!(from => vld1q_f32(from.as_ptr()))
+        quarters!(from => vld1q_f32(from.as_ptr()))
     }
     #[inline(always)]
     fn store(self, x: [float32x4_t; 4], to: &mut [f32; 16]) {
@@ -84,58 +84,58 @@ impl Lanes for Neon {
     }
     #[inline(always)]
     fn add(self, a: [float32x4_t; 4], b: [float32x4_t; 4]) -> [float32x4_t; 4] {
-        each!(a, b => vaddq_f32(a, b))
+        quarters!(a, b => vaddq_f32(a, b))
     }
     #[inline(always)]
     fn sub(self, a: [float32x4_t; 4], b: [float32x4_t; 4]) -> [float32x4_t; 4] {
-        each!(a, b => vsubq_f32(a, b))
+        quarters!(a, b => vsubq_f32(a, b))
     }
     #[inline(always)]
     fn mul(self, a: [float32x4_t; 4], b: [float32x4_t; 4]) -> [float32x4_t; 4] {
-        each!(a, b => vmulq_f32(a, b))
+        quarters!(a, b => vmulq_f32(a, b))
     }
     #[inline(always)]
     fn div(self, a: [float32x4_t; 4], b: [float32x4_t; 4]) -> [float32x4_t; 4] {
-        each!(a, b => vdivq_f32(a, b))
+        quarters!(a, b => vdivq_f32(a, b))
     }
     #[inline(always)]
     fn fma(self, a: [float32x4_t; 4], b: [float32x4_t; 4], c: [float32x4_t; 4]) -> [float32x4_t; 4] {
-        each!(a, b, c => vfmaq_f32(c, a, b))
+        quarters!(a, b, c => vfmaq_f32(c, a, b))
     }
     /// Not `fmax`, which gives NaN if either is.
     #[inline(always)]
     fn max(self, a: [float32x4_t; 4], b: [float32x4_t; 4]) -> [float32x4_t; 4] {
-        each!(a, b => vbslq_f32(vcgtq_f32(a, b), a, b))
+        quarters!(a, b => vbslq_f32(vcgtq_f32(a, b), a, b))
     }
     #[inline(always)]
     fn min(self, a: [float32x4_t; 4], b: [float32x4_t; 4]) -> [float32x4_t; 4] {
-        each!(a, b => vbslq_f32(vcltq_f32(a, b), a, b))
+        quarters!(a, b => vbslq_f32(vcltq_f32(a, b), a, b))
     }
     #[inline(always)]
     fn above(self, a: [float32x4_t; 4], b: [float32x4_t; 4]) -> u16 {
         let bits = BITS;
-        let [w, x, y, z] = each!(a, b, bits => vandq_u32(vcgtq_f32(a, b), vld1q_u32(bits.as_ptr())));
+        let [w, x, y, z] = quarters!(a, b, bits => vandq_u32(vcgtq_f32(a, b), vld1q_u32(bits.as_ptr())));
         ask!(vaddvq_u32(vorrq_u32(vorrq_u32(w, x), vorrq_u32(y, z)))) as u16
     }
     #[inline(always)]
     fn abs(self, a: [float32x4_t; 4]) -> [float32x4_t; 4] {
-        each!(a => vabsq_f32(a))
+        quarters!(a => vabsq_f32(a))
     }
     #[inline(always)]
     fn select(self, bits: u16, x: [float32x4_t; 4], other: [float32x4_t; 4]) -> [float32x4_t; 4] {
         let (set, lanes) = (u32::from(bits), BITS);
-        each!(lanes, x, other => {
+        quarters!(lanes, x, other => {
             vbslq_f32(vtstq_u32(vdupq_n_u32(set), vld1q_u32(lanes.as_ptr())), x, other)
         })
     }
     #[inline(always)]
     fn from_f16(self, from: &[u16; 16]) -> [float32x4_t; 4] {
         let from = from.as_chunks::<4>().0;
-        each!(from => vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(from.as_ptr()))))
+        quarters!(from => vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(from.as_ptr()))))
     }
     #[inline(always)]
     fn to_f16(self, x: [float32x4_t; 4], to: &mut [u16; 16]) {
-        let [w, x, y, z] = each!(x => vreinterpret_u16_f16(vcvt_f16_f32(x)));
+        let [w, x, y, z] = quarters!(x => vreinterpret_u16_f16(vcvt_f16_f32(x)));
         let to = to.as_mut_ptr();
         ask!({
             vst1_u16(to, w);
@@ -147,11 +147,11 @@ impl Lanes for Neon {
     #[inline(always)]
     fn from_bf16(self, from: &[u16; 16]) -> [float32x4_t; 4] {
         let from = from.as_chunks::<4>().0;
-        each!(from => vreinterpretq_f32_u32(vshll_n_u16::<16>(vld1_u16(from.as_ptr()))))
+        quarters!(from => vreinterpretq_f32_u32(vshll_n_u16::<16>(vld1_u16(from.as_ptr()))))
     }
     #[inline(always)]
     fn round(self, x: [float32x4_t; 4]) -> [int32x4_t; 4] {
-        each!(x => vcvtnq_s32_f32(x))
+        quarters!(x => vcvtnq_s32_f32(x))
     }
 
     #[inline(always)]
@@ -164,11 +164,11 @@ impl Lanes for Neon {
     }
     #[inline(always)]
     fn add_i(self, a: [int32x4_t; 4], b: [int32x4_t; 4]) -> [int32x4_t; 4] {
-        each!(a, b => vaddq_s32(a, b))
+        quarters!(a, b => vaddq_s32(a, b))
     }
     #[inline(always)]
     fn mul_i(self, a: [int32x4_t; 4], b: [int32x4_t; 4]) -> [int32x4_t; 4] {
-        each!(a, b => vmulq_s32(a, b))
+        quarters!(a, b => vmulq_s32(a, b))
     }
     #[inline(always)]
     fn sum_i(self, x: [int32x4_t; 4]) -> i32 {
@@ -189,15 +189,15 @@ impl Lanes for Neon {
     }
     #[inline(always)]
     fn float(self, x: [int32x4_t; 4]) -> [float32x4_t; 4] {
-        each!(x => vcvtq_f32_s32(x))
+        quarters!(x => vcvtq_f32_s32(x))
     }
     #[inline(always)]
     fn from_bits(self, x: [int32x4_t; 4]) -> [float32x4_t; 4] {
-        each!(x => vreinterpretq_f32_s32(x))
+        quarters!(x => vreinterpretq_f32_s32(x))
     }
     #[inline(always)]
     fn shl<const BY: u32>(self, x: [int32x4_t; 4]) -> [int32x4_t; 4] {
-        each!(x => vshlq_s32(x, vdupq_n_s32(BY as i32)))
+        quarters!(x => vshlq_s32(x, vdupq_n_s32(BY as i32)))
     }
     #[inline(always)]
     fn from_i8(self, from: &[i8; 16]) -> [int32x4_t; 4] {
@@ -225,7 +225,7 @@ impl Lanes for Neon {
             ]
         });
         let lanes = [w, x, y, z];
-        each!(lanes => vreinterpretq_s32_u32(lanes))
+        quarters!(lanes => vreinterpretq_s32_u32(lanes))
     }
     #[inline(always)]
     fn to_i8(self, x: [int32x4_t; 4], to: &mut [i8; 16]) {
@@ -244,19 +244,19 @@ impl Lanes for Neon {
     #[inline(always)]
     fn bytes(self, from: &[u8; 64]) -> [uint8x16_t; 4] {
         let from = from.as_chunks::<16>().0;
-        each!(from => vld1q_u8(from.as_ptr()))
+        quarters!(from => vld1q_u8(from.as_ptr()))
     }
     #[inline(always)]
     fn low_nibbles(self, x: [uint8x16_t; 4]) -> [uint8x16_t; 4] {
-        each!(x => vandq_u8(x, vdupq_n_u8(15)))
+        quarters!(x => vandq_u8(x, vdupq_n_u8(15)))
     }
     #[inline(always)]
     fn high_nibbles(self, x: [uint8x16_t; 4]) -> [uint8x16_t; 4] {
-        each!(x => vshrq_n_u8::<4>(x))
+        quarters!(x => vshrq_n_u8::<4>(x))
     }
     #[inline(always)]
     fn join_2<const SHIFT: u32>(self, low: [uint8x16_t; 4], x: [uint8x16_t; 4]) -> [uint8x16_t; 4] {
-        each!(low, x => {
+        quarters!(low, x => {
             let x = vshlq_u8(x, vdupq_n_s8(-(SHIFT as i8)));
             vorrq_u8(low, vshlq_n_u8::<4>(vandq_u8(x, vdupq_n_u8(3))))
         })
@@ -264,7 +264,7 @@ impl Lanes for Neon {
     #[inline(always)]
     fn dot_7(self, sum: [int32x4_t; 4], a: [uint8x16_t; 4], b: &[i8; 4]) -> [int32x4_t; 4] {
         let b = ask!(vreinterpretq_s8_s32(vdupq_n_s32(four(b))));
-        each!(sum, a => sdot(sum, vreinterpretq_s8_u8(a), b)) // below 128, a byte is the same with a sign
+        quarters!(sum, a => sdot(sum, vreinterpretq_s8_u8(a), b)) // below 128, a byte is the same with a sign
     }
     #[inline(always)]
     fn start_8(self, _minus_sum: i32) -> [int32x4_t; 4] {
@@ -273,7 +273,7 @@ impl Lanes for Neon {
     /// With its upper bit turned, a byte is `a - 128` as the instruction reads it.
     #[inline(always)]
     fn dot_8(self, sum: [int32x4_t; 4], a: [uint8x16_t; 4], b: &[i8; 4]) -> [int32x4_t; 4] {
-        let signed = each!(a => veorq_u8(a, vdupq_n_u8(0x80)));
+        let signed = quarters!(a => veorq_u8(a, vdupq_n_u8(0x80)));
         self.dot_7(sum, signed, b)
     }
 }
