@@ -139,7 +139,7 @@ impl Index {
     /// Where these bytes are, or else the empty place for them; and their tag.
     fn slot<'a>(&self, bytes: &[u8], bytes_of: impl Fn(u32) -> &'a [u8]) -> (usize, u32) {
         let hash = hash(bytes);
-        let tag = ((hash & u64::from(u32::MAX)) * TAGS >> 32) as u32;
+        let tag = (((hash & u64::from(u32::MAX)) * TAGS) >> 32) as u32;
         let mut at = place(hash, self.slots.len());
         while let Some(&slot) = self.slots.get(at)
             && slot != EMPTY
@@ -158,7 +158,7 @@ pub(super) fn room(entries: usize) -> usize {
 
 /// Maps a hash to one of `slots` slots, by its upper bits.
 pub(super) fn place(hash: u64, slots: usize) -> usize {
-    (u128::from(hash) * slots as u128 >> 64) as usize
+    ((u128::from(hash) * slots as u128) >> 64) as usize
 }
 
 /// Mixes one word into a hash. The keys are short texts of the model's own file: speed counts, not secrecy.
