@@ -5,7 +5,7 @@
 # usage: demo.sh TARTLET CHAT.wasm MODEL.gguf [QUESTION]
 set -euo pipefail
 
-tartlet=$1 chat=$2 model=$3 question=${4:-What is the capital of France?}
+tartlet=$1 chat=$2 model=$3 question=${4:-Tell me the capital of France.}
 
 dir=$(mktemp -d)
 server=

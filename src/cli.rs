@@ -102,7 +102,7 @@ clients may connect; SIGINT or SIGTERM ends the server cleanly.
 Messages of the program go to standard output as they come. Ctrl-C terminates the program. The exit status
 is 0 when it completed, 1 when it failed; the reason goes to standard error.
 
-  tartlet run chat.wasm -- --user \"What is the capital of France?\"",
+  tartlet run chat.wasm -- --user \"Tell me the capital of France.\"",
     },
     Verb {
         name: "token keygen",

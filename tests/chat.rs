@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use support::Server;
 use support::client::{Client, Event};
 
-const FRANCE: &str = "What is the capital of France?";
+const FRANCE: &str = "Tell me the capital of France.";
 
 #[test]
 fn an_answer_streams_and_is_right() {

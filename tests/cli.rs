@@ -170,7 +170,7 @@ fn a_program_runs_from_the_command_line() {
             .output()
             .expect("it runs")
     };
-    let output = run("chat", &["--max-tokens", "24", "--user", "What is the capital of France?"]);
+    let output = run("chat", &["--max-tokens", "24", "--user", "Tell me the capital of France."]);
     let said = String::from_utf8(output.stdout).expect("UTF-8");
     assert!(
         output.status.success() && said.contains("Paris"),

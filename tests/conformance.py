@@ -207,7 +207,7 @@ async def disconnect_in_mid_run():
 
 async def chat():
     async with connection() as client:
-        question = "What is the capital of France?"
+        question = "Tell me the capital of France."
         instance = await launch(client, "chat", "--max-tokens", "32", "--user", question)
         pieces = []
         while True:

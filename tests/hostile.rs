@@ -17,7 +17,7 @@ fn still_well(mut server: Server) {
     server.assert_alive();
     let ended = smol::block_on(async {
         let mut client = Client::connect(&server).await;
-        client.run("chat", &["--max-tokens", "12", "--user", "What is the capital of France?"]).await
+        client.run("chat", &["--max-tokens", "12", "--user", "Tell me the capital of France."]).await
     });
     assert!(ended.event == 1 && ended.text.contains("Paris"), "{ended:?}");
 }
@@ -457,7 +457,7 @@ fn a_client_that_never_reads_harms_only_itself() {
         let mut client = Client::connect(&server).await;
         for _ in 0..3 {
             let ended =
-                client.run("chat", &["--max-tokens", "8", "--user", "What is the capital of France?"]).await;
+                client.run("chat", &["--max-tokens", "8", "--user", "Tell me the capital of France."]).await;
             assert_eq!(ended.event, 1, "{ended:?}");
         }
         drop(silent);

@@ -31,7 +31,7 @@ enum Fate {
 }
 use Fate::*;
 
-const CHAT: [&str; 4] = ["--max-tokens", "12", "--user", "What is the capital of France?"];
+const CHAT: [&str; 4] = ["--max-tokens", "12", "--user", "Tell me the capital of France."];
 
 /// Chats again and again beside what the test does; each answer must be the one given alone.
 struct Neighbour {

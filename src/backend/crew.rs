@@ -141,7 +141,13 @@ impl Crew {
     /// # Panics
     /// If a rank has finished or panicked without coming: the meeting can never be complete.
     pub fn barrier(&self) {
-        self.shared.barrier();
+        self.shared.barrier(|| false);
+    }
+
+    /// The same; while it spins it calls `idle`, a few nanoseconds of work that may as well not be done, until that
+    /// returns false.
+    pub fn barrier_with(&self, idle: impl FnMut() -> bool) {
+        self.shared.barrier(idle);
     }
 }
 
@@ -235,7 +241,7 @@ impl Shared {
         }
     }
 
-    fn barrier(&self) {
+    fn barrier(&self, mut idle: impl FnMut() -> bool) {
         let meeting = &self.meeting;
         let round = meeting.round.load(Ordering::Acquire);
         if meeting.arrived.fetch_add(1, Ordering::AcqRel) + 1 == self.size() {
@@ -255,7 +261,9 @@ impl Shared {
             if over() {
                 return;
             }
-            std::hint::spin_loop();
+            if !idle() {
+                std::hint::spin_loop();
+            }
         }
         for _ in 0..YIELDS {
             if over() {

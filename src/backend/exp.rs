@@ -37,7 +37,7 @@ pub fn exp_fixed(z: f32) -> u64 {
     }
     let (fraction, rounded) = parts(z);
     // `fraction` lies in 0.5..2, so this product is a whole number, and exact.
-    let mantissa = (fraction * (1 << 24) as f32) as u64;
+    let mantissa = (fraction * (1 << 24) as f32) as i32 as u64;
     let halvings = ROUNDER.to_bits() - rounded.to_bits();
     (mantissa << (FIXED_BITS - 24)) >> halvings
 }

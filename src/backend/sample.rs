@@ -28,89 +28,164 @@ pub struct Logits<'a> {
     pub maxima: &'a [f32], // [vocab / 256, rounded up]
 }
 
+impl Logits<'_> {
+    /// The stretches that the maxima stand for, each with its first id and its largest logit.
+    #[inline(always)]
+    fn stretches(&self) -> impl Iterator<Item = (usize, f32, &[f32])> {
+        let parts = self.all.chunks(LOGITS_PER_MAXIMUM).zip(self.maxima);
+        parts.enumerate().map(|(i, (part, &largest))| (i * LOGITS_PER_MAXIMUM, largest, part))
+    }
+}
+
 /// Room to sample rows of one vocabulary; nothing is remembered from row to row.
 pub struct Sampling {
-    weights: Vec<u64>, // [token]
-    kept: Vec<u64>,    // [candidate], see `place`
+    sums: Vec<u64>,   // [vocab / 256] weights of a stretch together
+    kept: Vec<u64>,   // [candidate], see `place`
+    maxima: Vec<u64>, // [vocab / 256], places
 }
 
 impl Sampling {
     /// Room for rows of up to `vocab` logits.
     pub fn new(vocab: usize) -> Sampling {
-        Sampling { weights: Vec::with_capacity(vocab), kept: Vec::with_capacity(vocab) }
+        let stretches = vocab.div_ceil(LOGITS_PER_MAXIMUM);
+        let (sums, maxima) = (Vec::with_capacity(stretches), Vec::with_capacity(stretches));
+        Sampling { sums, kept: Vec::new(), maxima }
     }
 
     /// Draws one token from `logits` ([vocab], at least one) as `sampler` says; `random` comes from [`random`].
     ///
     /// A `k` of 0 keeps all tokens, and so does a `p` of 1 or more (min-p: those that equal the largest). However
     /// small `k` and `p`, the best token is kept. Top-k comes before top-p, whose mass is then that of the k.
+    #[inline(always)] // into what is compiled for the machine's vectors
     pub fn token(&mut self, logits: Logits, sampler: Sampler, random: u64) -> TokenId {
-        let (temperature, k, p) = match sampler {
-            Sampler::Multinomial { temperature } => (temperature, 0, 1.0),
-            Sampler::TopK { temperature, k } => (temperature, k as usize, 1.0),
-            Sampler::TopP { temperature, p } => (temperature, 0, p),
-            Sampler::MinP { temperature, .. } => (temperature, 0, 1.0),
-            Sampler::TopKTopP { temperature, k, p } => (temperature, k as usize, p),
+        let (temperature, k, p, min_p) = match sampler {
+            Sampler::Multinomial { temperature } => (temperature, 0, 1.0, None),
+            Sampler::TopK { temperature, k } => (temperature, k as usize, 1.0, None),
+            Sampler::TopP { temperature, p } => (temperature, 0, p, None),
+            Sampler::MinP { temperature, p } => (temperature, 0, 1.0, Some(p)),
+            Sampler::TopKTopP { temperature, k, p } => (temperature, k as usize, p, None),
         };
         let scale = Scale::of(logits, temperature);
         if scale.greedy() {
             return scale.best;
         }
-        let logits = logits.all;
-        let Sampling { weights, kept } = self;
-        if (1..logits.len()).contains(&k) {
-            keep_first(kept, logits, k);
-            let weigh = |id: usize| scale.weight(logits[id]);
+        let weigh = |id: usize| scale.weight(logits.all[id]);
+        if (1..logits.all.len()).contains(&k) {
+            self.keep_first(logits, k);
             if p < 1.0 {
-                let total = kept.iter().map(|&place| weigh(id(place))).sum();
-                keep_mass(kept, portion(p, total), weigh);
+                let total = self.kept.iter().map(|&place| weigh(id(place))).sum();
+                keep_mass(&mut self.kept, portion(p, total), weigh);
             }
-            return draw_kept(kept, weigh, random);
+            return draw_kept(&mut self.kept, weigh, random);
         }
-
-        weights.clear();
-        weights.extend(logits.iter().map(|&logit| scale.weight(logit)));
-        if let Sampler::MinP { p, .. } = sampler {
-            let floor = portion(p, 1 << FIXED_BITS);
-            weights.iter_mut().filter(|weight| **weight < floor).for_each(|weight| *weight = 0);
-        } else if p < 1.0 {
-            let total = weights.iter().sum();
-            let mass = portion(p, total);
-            // Tokens of at most this weight have less than `total - mass` together, so the set sought ends before
-            // it meets one. Halved, because the order is by logit and rounding may swap the weights of neighbours.
-            let floor = (total - mass) / logits.len() as u64 / 2;
-            kept.clear();
-            let candidates = (0..logits.len()).filter(|&id| weights[id] > floor);
-            kept.extend(candidates.map(|id| place(logits[id], id)));
-            keep_mass(kept, mass, |id| weights[id]);
-            return draw_kept(kept, |id| weights[id], random);
+        let floor = min_p.map_or(0, |p| portion(p, 1 << FIXED_BITS));
+        let total = self.weigh_stretches(logits, scale, floor);
+        if p < 1.0 {
+            self.keep_down_to(logits, scale, portion(p, total));
+            return draw_kept(&mut self.kept, weigh, random);
         }
-        draw(weights.iter().copied().enumerate(), weights.iter().sum(), random)
+        // By ascending id: first the stretch, then the token in it.
+        let mut left = share_of(total, random);
+        let stretch = self.sums.iter().position(|&sum| {
+            let here = left < sum;
+            left -= if here { 0 } else { sum };
+            here
+        });
+        let first = stretch.unwrap_or(0) * LOGITS_PER_MAXIMUM;
+        let ids = first..logits.all.len().min(first + LOGITS_PER_MAXIMUM);
+        let at = ids.clone().position(|id| {
+            let weight = weigh(id);
+            let weight = if weight < floor { 0 } else { weight };
+            let here = left < weight;
+            left -= if here { 0 } else { weight };
+            here
+        });
+        TokenId((first + at.unwrap_or(0)) as u32) // always found: `left` is below the sum
     }
 
     /// The `top_k` most probable tokens (all, if there are fewer) with their probabilities in the whole of
     /// softmax(logits / temperature), by descending logit, ties by ascending id. At temperature 0 the first has
     /// probability 1 and the others 0.
+    #[inline(always)]
     pub fn distribution(&mut self, logits: Logits, temperature: f32, top_k: u32) -> Produced {
         let scale = Scale::of(logits, temperature);
-        let logits = logits.all;
-        keep_first(&mut self.kept, logits, top_k as usize);
+        self.keep_first(logits, top_k as usize);
         self.kept.sort_unstable();
         let ids: Vec<TokenId> = self.kept.iter().map(|&place| TokenId(id(place) as u32)).collect();
         let mut probs = vec![0.0; ids.len()];
         if !scale.greedy() {
-            let total: u64 = logits.iter().map(|&logit| scale.weight(logit)).sum();
+            let total = self.weigh_stretches(logits, scale, 0);
             for (prob, id) in probs.iter_mut().zip(&ids) {
-                *prob = (scale.weight(logits[id.0 as usize]) as f64 / total as f64) as f32;
+                *prob = (scale.weight(logits.all[id.0 as usize]) as f64 / total as f64) as f32;
             }
         } else if let Some(first) = probs.first_mut() {
             *first = 1.0;
         }
         Produced::Distribution { ids, probs }
     }
+
+    /// Sums the weights of each stretch, and of all; one below `floor` counts as 0.
+    #[inline(always)]
+    fn weigh_stretches(&mut self, logits: Logits, scale: Scale, floor: u64) -> u64 {
+        self.sums.clear();
+        for (_, _, part) in logits.stretches() {
+            let mut sum = 0;
+            for &logit in part {
+                let weight = scale.weight(logit);
+                sum += if weight < floor { 0 } else { weight };
+            }
+            self.sums.push(sum);
+        }
+        self.sums.iter().sum()
+    }
+
+    /// Keeps all tokens whose logit is `least` or more, in any order.
+    fn keep_from(&mut self, logits: Logits, least: f32) {
+        let least = place(least, 0) >> 32;
+        self.kept.clear();
+        for (first, largest, part) in logits.stretches() {
+            if place(largest, 0) >> 32 <= least {
+                let places = part.iter().enumerate().map(|(i, &logit)| place(logit, first + i));
+                self.kept.extend(places.filter(|place| place >> 32 <= least));
+            }
+        }
+    }
+
+    /// Keeps the first `k` tokens of the order, in any order.
+    fn keep_first(&mut self, logits: Logits, k: usize) {
+        // At least k logits reach the k-th of the maxima, so nothing below it is among the first k.
+        let mut least = f32::NEG_INFINITY;
+        if (1..=logits.maxima.len()).contains(&k) {
+            self.maxima.clear();
+            self.maxima.extend(logits.maxima.iter().enumerate().map(|(i, &largest)| place(largest, i)));
+            let (_, &mut kth, _) = self.maxima.select_nth_unstable(k - 1);
+            least = logits.maxima[id(kth)];
+        }
+        self.keep_from(logits, least);
+        if 0 < k && k < self.kept.len() {
+            self.kept.select_nth_unstable(k - 1);
+        }
+        self.kept.truncate(k);
+    }
+
+    /// Keeps the smallest start of the order that weighs at least `mass`.
+    fn keep_down_to(&mut self, logits: Logits, scale: Scale, mass: u64) {
+        let weigh = |place: u64| scale.weight(logits.all[id(place)]);
+        // A little below the best first: what is kept is a start of the order, so if it weighs enough, the start sought
+        // is in it. Below 32 temperatures nothing has weight.
+        for below in [4.0, 8.0, 16.0, f32::INFINITY] {
+            let least = scale.largest - below * scale.temperature;
+            self.keep_from(logits, least);
+            if self.kept.iter().map(|&place| weigh(place)).sum::<u64>() >= mass {
+                break;
+            }
+        }
+        keep_mass(&mut self.kept, mass, |id| scale.weight(logits.all[id]));
+    }
 }
 
 /// What a row's weights are measured by.
+#[derive(Clone, Copy)]
 struct Scale {
     best: TokenId,
     largest: f32,
@@ -141,6 +216,7 @@ impl Scale {
     }
 
     /// 2^42 for the largest logit, 0 for NaN and minus infinity.
+    #[inline(always)]
     fn weight(&self, logit: f32) -> u64 {
         let logit = if logit > f32::MAX { f32::MAX } else { logit };
         exp_fixed((logit - self.largest) / self.temperature)
@@ -155,6 +231,7 @@ fn portion(p: f32, whole: u64) -> u64 {
 }
 
 /// A token's place in the order as one integer: ascending is by descending logit, then by ascending id.
+#[inline(always)]
 fn place(logit: f32, id: usize) -> u64 {
     let logit = if logit.is_nan() { f32::NEG_INFINITY } else { logit + 0.0 }; // -0 and +0 tie
     let bits = logit.to_bits();
@@ -166,45 +243,44 @@ fn id(place: u64) -> usize {
     place as u32 as usize
 }
 
-/// Keeps the first `k` tokens of the order, in any order.
-fn keep_first(kept: &mut Vec<u64>, logits: &[f32], k: usize) {
-    kept.clear();
-    kept.extend(logits.iter().enumerate().map(|(id, &logit)| place(logit, id)));
-    if 0 < k && k < kept.len() {
-        kept.select_nth_unstable(k - 1);
-    }
-    kept.truncate(k);
-}
-
 /// Of `kept`, keeps the smallest start of the order that weighs at least `mass`.
 fn keep_mass(kept: &mut Vec<u64>, mass: u64, weigh: impl Fn(usize) -> u64) {
-    kept.sort_unstable();
-    let (mut sum, mut len) = (0, 0);
-    while sum < mass && len < kept.len() {
-        sum += weigh(id(kept[len]));
-        len += 1;
-    }
-    kept.truncate(len);
+    let end = cut(kept, mass, |&place| place, weigh);
+    kept.truncate(end);
 }
 
 fn draw_kept(kept: &mut [u64], weigh: impl Fn(usize) -> u64, random: u64) -> TokenId {
-    kept.sort_unstable_by_key(|&place| id(place));
-    let weights = kept.iter().map(|&place| (id(place), weigh(id(place))));
-    draw(weights.clone(), weights.map(|(_, weight)| weight).sum(), random)
+    let total: u64 = kept.iter().map(|&place| weigh(id(place))).sum();
+    let end = cut(kept, share_of(total, random) + 1, |&place| id(place) as u64, weigh);
+    // The last of the smallest start by id that reaches beyond the draw.
+    kept[..end]
+        .iter()
+        .map(|&place| TokenId(id(place) as u32))
+        .max_by_key(|token| token.0)
+        .unwrap_or(TokenId(0))
 }
 
-/// The token in whose stretch of `0..total` the draw falls; `weights` come by ascending id and sum up to `total`.
-fn draw(weights: impl Iterator<Item = (usize, u64)>, total: u64, random: u64) -> TokenId {
-    let mut left = ((u128::from(random) * u128::from(total)) >> 64) as u64;
-    let mut last = 0;
-    for (id, weight) in weights {
-        if left < weight {
-            return TokenId(id as u32);
+/// Moves the smallest start, in the order of `key`, that weighs at least `mass` (all, if nothing does) to the front, and
+/// returns its length: a selection, linear where a sort is not.
+fn cut(places: &mut [u64], mass: u64, key: impl Fn(&u64) -> u64, weigh: impl Fn(usize) -> u64) -> usize {
+    let (mut from, mut to, mut before) = (0, places.len(), 0);
+    while to - from > 1 {
+        let middle = (to - from) / 2;
+        let part = &mut places[from..to];
+        part.select_nth_unstable_by_key(middle, &key);
+        let weight: u64 = part[..middle].iter().map(|&place| weigh(id(place))).sum();
+        if before + weight >= mass {
+            to = from + middle;
+        } else {
+            (from, before) = (from + middle, before + weight);
         }
-        left -= weight;
-        last = id;
     }
-    TokenId(last as u32) // not reached: left < total
+    to
+}
+
+/// Where the draw falls in `0..total`.
+fn share_of(total: u64, random: u64) -> u64 {
+    ((u128::from(random) * u128::from(total)) >> 64) as u64
 }
 
 /// 64 random bits for output `ordinal` of a pass: the first two words of Philox4x32-10 with the seed as key and

@@ -28,8 +28,7 @@ use std::time::{Duration, Instant};
 
 /// One slice in this many goes to a guest that used its last one up, even while others are freshly woken.
 const EXHAUSTED_TURN: u32 = 16;
-/// How long a thread that has had part in a batch looks out for the next before it sleeps: some times what lies
-/// between two batches of one instance, and far less than a batch.
+/// How long a thread that had part in a batch looks out for the next before it sleeps: far less than a batch.
 const LOOKOUT: Duration = Duration::from_micros(200);
 /// Looks of one thread before it reads the clock again.
 const LOOKS: u32 = 64;

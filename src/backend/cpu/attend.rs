@@ -223,15 +223,23 @@ impl<L: Lanes> Step<'_, L> {
         for stretch in first..=last {
             let joined = &mut room.joined;
             view.attend(l, stretch, queries, &mut room.attention, |i, gathered| {
-                joined[i].join(l, gathered.largest, gathered.total, &gathered.values[..stride]);
+                l.enter(
+                    #[inline(always)]
+                    || joined[i].join(l, gathered.largest, gathered.total, &gathered.values[..stride]),
+                );
             });
         }
-        for (i, number) in numbers.enumerate() {
-            let (row, head) = of(number);
-            let own = head * shape.head_dim..(head + 1) * shape.head_dim;
-            // SAFETY: the unit is this rank's claim, and it alone writes these heads of these rows.
-            room.joined[i].finish(l, unsafe { self.scratch.attended.row_mut(row, own) });
-        }
+        l.enter(
+            #[inline(always)]
+            || {
+                for (i, number) in numbers.enumerate() {
+                    let (row, head) = of(number);
+                    let own = head * shape.head_dim..(head + 1) * shape.head_dim;
+                    // SAFETY: the unit is this rank's claim, and it alone writes these heads of these rows.
+                    room.joined[i].finish(l, unsafe { self.scratch.attended.row_mut(row, own) });
+                }
+            },
+        );
     }
 
     /// What all heads of a row gathered, from its pieces.

@@ -8,7 +8,7 @@
 //! normalizer calculation for softmax" (2018). So the bits follow from the row's own slots; pages, chunks, neighbours
 //! and threads leave no trace. A hidden slot adds exactly nothing, and a row that sees none gets zeros.
 
-use super::lanes::{LANES, Lanes};
+use super::lanes::{LANES, Lanes, each};
 use super::pages::{Kept, Kv, Layout};
 use super::vector::{capped, exp};
 use crate::backend::PageId;
@@ -79,8 +79,8 @@ impl Gathered {
             return;
         }
         let both = self.largest.max(largest);
-        let scale = |own: f32| if own == f32::NEG_INFINITY { 0.0 } else { one_exp(l, own - both) };
-        let (a, b) = (scale(self.largest), scale(largest));
+        // exp(-inf) is 0, which is what nothing weighs.
+        let (a, b) = (one_exp(l, self.largest - both), one_exp(l, largest - both));
         self.largest = both;
         self.total = self.total * a + total * b;
         let (a, b) = (l.splat(a), l.splat(b));
@@ -132,6 +132,8 @@ pub(super) struct Query<'a> {
 /// A rank's room.
 pub(super) struct Room {
     scores: Box<[[f32; STRETCH + LANES]; QUERIES]>,
+    /// The queries, value by value: [value of the head][query].
+    queries: Vec<f32>,
     gathered: Box<[Gathered; QUERIES]>,
 }
 
@@ -139,6 +141,7 @@ impl Room {
     pub fn new() -> Room {
         Room {
             scores: Box::new([[0.0; STRETCH + LANES]; QUERIES]),
+            queries: vec![0.0; STRIDE * QUERIES],
             gathered: Box::new([Gathered::NOTHING; QUERIES]),
         }
     }
@@ -214,6 +217,12 @@ impl<T: Kept> View<'_, T> {
                 l.store(hidden, lanes);
             }
         }
+        let turned = &mut room.queries.as_chunks_mut::<N>().0[..head_dim];
+        for (i, query) in queries.iter().enumerate() {
+            for (turned, q) in turned.iter_mut().zip(query.q) {
+                turned[i] = *q;
+            }
+        }
         let last = queries.iter().map(|query| query.sight.slot).max().unwrap_or(0);
         let first = queries.iter().map(|query| query.sight.first).min().unwrap_or(0);
         let span = slots.start.max(first)..slots.end.min(last + 1);
@@ -245,11 +254,12 @@ impl<T: Kept> View<'_, T> {
                     unsafe { self.kv.keys.part(self.layout.keys(self.pages[page], self.kv_head, group)) };
                 let keys = &keys.as_chunks::<LANES>().0[..head_dim];
                 let mut sums = [l.splat(0.0); N];
-                for (dim, key) in keys.iter().enumerate() {
+                // The keys of the next page may lie anywhere: they are asked for as this one's are used.
+                let next = self.next_keys(page, group);
+                for ((key, q), line) in keys.iter().zip(turned.iter()).zip(0..) {
+                    l.prefetch(next.wrapping_add(line * size_of::<[T; LANES]>()));
                     let key = T::load(l, key);
-                    for i in 0..N {
-                        sums[i] = l.fma(key, l.splat(queries[i].q[dim]), sums[i]);
-                    }
+                    each!(N, i => sums[i] = l.fma(key, l.splat(q[i]), sums[i]));
                 }
                 if T::SCALED {
                     let slots = group * LANES..(group + 1) * LANES;
@@ -296,6 +306,13 @@ impl<T: Kept> View<'_, T> {
         span
     }
 
+    /// Where the keys lie that will be read after those of `group` of the `page`-th page.
+    #[inline(always)]
+    fn next_keys(&self, page: usize, group: usize) -> *const u8 {
+        let next = self.pages[(page + 1).min(self.pages.len() - 1)];
+        self.kv.keys.at(self.layout.keys(next, self.kv_head, group).start)
+    }
+
     /// The weighted sums of the values, `D` vectors of a head at a time.
     #[inline(always)]
     fn gather<L: Lanes, const N: usize, const D: usize>(
@@ -331,6 +348,7 @@ impl<T: Kept> View<'_, T> {
     ) {
         let stride = self.layout.value_stride;
         let mut sums = [[l.splat(0.0); D]; N];
+        let scores = &room.scores[..N];
         let mut slot = seen.start;
         while slot < seen.end {
             let page = slot / page_size;
@@ -346,19 +364,25 @@ impl<T: Kept> View<'_, T> {
                 },
                 false => &[],
             };
+            let next = self.pages[(page + 1).min(self.pages.len() - 1)];
+            let next =
+                self.kv.values.at(self.layout.values(next, self.kv_head, within.start..within.start).start);
             for (i, value) in values.chunks_exact(stride).enumerate() {
                 let at = slot - start + i;
+                if from == 0 {
+                    for line in (0..stride * size_of::<T>()).step_by(64) {
+                        l.prefetch(next.wrapping_add(i * stride * size_of::<T>() + line));
+                    }
+                }
                 let value = &value[from * LANES..].as_chunks::<LANES>().0[..D];
                 let scale = if T::SCALED { scales[i] } else { 1.0 };
-                for d in 0..D {
+                each!(D, d => {
                     let mut value = T::load(l, &value[d]);
                     if T::SCALED {
                         value = l.mul(value, l.splat(scale));
                     }
-                    for n in 0..N {
-                        sums[n][d] = l.fma(value, l.splat(room.scores[n][at]), sums[n][d]);
-                    }
-                }
+                    each!(N, n => sums[n][d] = l.fma(value, l.splat(scores[n][at]), sums[n][d]));
+                });
             }
             slot += within.len();
         }

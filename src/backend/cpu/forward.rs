@@ -31,6 +31,9 @@ use crate::model::gguf::Tensor;
 use crate::model::shape::Shape;
 use std::ops::Range;
 
+/// Bytes of the next matrix that a waiting rank asks for: some of its nearest cache.
+const PREFETCHED: usize = 128 << 10;
+
 /// One row of the batch.
 #[derive(Clone, Copy)]
 pub(super) struct Row {
@@ -84,15 +87,31 @@ impl<L: Lanes> Step<'_, L> {
 
     fn layer<T: Kept>(&self, rank: usize, room: &mut Rank, (number, layer): (usize, &Layer), kv: &Kv<T>) {
         self.project(rank, room, layer, kv);
-        self.crew.barrier();
+        self.meet(rank, &layer.output);
         self.attend(room, number, layer, kv);
-        self.crew.barrier();
+        self.meet(rank, &layer.output);
         self.add(rank, room, &layer.output, Source::Attended, layer.attn_post_norm.as_deref());
-        self.crew.barrier();
+        self.meet(rank, &layer.gate);
         self.gate(rank, room, layer);
-        self.crew.barrier();
+        self.meet(rank, &layer.down);
         self.add(rank, room, &layer.down, Source::Inner, layer.ffn_post_norm.as_deref());
-        self.crew.barrier();
+        self.meet(
+            rank,
+            self.weights.layers.get(number + 1).map_or(&self.weights.head, |next| &next.q.matrix),
+        );
+    }
+
+    /// A barrier. Who waits asks for the beginning of its share of the next matrix.
+    fn meet(&self, rank: usize, next: &Packed) {
+        let share = next.groups(&self.weights.store, self.share(next.groups, rank));
+        let mut lines = share[..share.len().min(PREFETCHED)].chunks(64);
+        self.crew.barrier_with(|| match lines.next() {
+            Some(line) => {
+                self.l.prefetch(line.as_ptr());
+                true
+            }
+            None => false,
+        });
     }
 
     pub(super) fn sequence(&self, row: Row) -> &Sequence {
@@ -297,17 +316,20 @@ impl<L: Lanes> Step<'_, L> {
             let own = group * LANES..(group + 1) * LANES;
             self.each_tile(columns, width, |tile, rows| {
                 multiply(self.l, (matrix, &self.weights.store), group, tile, rows.len(), products);
-                for (number, product) in rows.zip(products.iter()) {
-                    // SAFETY: these numbers of a row are of this rank's share.
-                    let to = match post_norm {
-                        None => unsafe { s.stream.row_mut(number, own.clone()) },
-                        Some(_) => unsafe { s.branch.row_mut(number, own.clone()) },
-                    };
-                    match post_norm {
-                        None => to.iter_mut().zip(product).for_each(|(x, y)| *x += *y),
-                        Some(_) => to.copy_from_slice(product),
-                    }
-                }
+                let l = self.l;
+                let to = if post_norm.is_none() { &s.stream } else { &s.branch };
+                l.enter(
+                    #[inline(always)]
+                    || {
+                        for (number, product) in rows.zip(products.iter()) {
+                            // SAFETY: these numbers of a row are of this rank's share.
+                            let to = unsafe { to.row_mut(number, own.clone()) };
+                            let to = &mut to.as_chunks_mut::<LANES>().0[0];
+                            let old = if post_norm.is_none() { l.load(to) } else { l.splat(0.0) };
+                            l.store(l.add(old, l.load(product)), to);
+                        }
+                    },
+                );
             });
         }
         let Some(gains) = post_norm else { return };

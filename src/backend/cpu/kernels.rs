@@ -6,7 +6,7 @@
 //! products of 32 integers are summed exactly, made a float, multiplied by both scales and added, then the minimum's
 //! share is added. Float formats add value by value. Exact: dot products of integers, scales times d of the K formats.
 
-use super::lanes::{LANES, Lanes};
+use super::lanes::{LANES, Lanes, each};
 use super::packed::{Packed, SUPER, Store};
 use super::tiles::{Block, TILE, Tile};
 use crate::model::gguf::Quant;
@@ -48,19 +48,6 @@ pub(super) fn multiply<L: Lanes>(
     }
 }
 
-/// `$body` for each `$i` in `0..$count`, at most 16, written out: left as a loop, the compiler keeps the sums in memory.
-macro_rules! each {
-    ($count:expr, $i:ident => $body:expr) => {
-        each!(@ $count, $i, $body, 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15)
-    };
-    (@ $count:expr, $i:ident, $body:expr, $($n:literal)*) => {
-        $(if $n < $count {
-            let $i = $n;
-            $body;
-        })*
-    };
-}
-
 /// The weights of a group in one format.
 trait Weights<L: Lanes>: Copy {
     /// What sixteen columns have for one step: a block of 32 quantised values, or one float.
@@ -71,6 +58,10 @@ trait Weights<L: Lanes>: Copy {
     const STEP: usize;
     /// The integers or floats of the group.
     fn bytes(&self) -> &[u8];
+    /// Bytes of the scales behind them.
+    fn scales(&self) -> usize {
+        0
+    }
     fn ready(self, l: L, step: usize) -> Self::Ready;
     /// `sum` plus the products of a step with one column.
     fn add(l: L, ready: &Self::Ready, columns: &Self::Columns, column: usize, sum: L::F) -> L::F;
@@ -120,9 +111,12 @@ fn some_columns<L: Lanes, W: Weights<L>, const COUNT: usize>(
         || {
             let products = &mut products[first..first + COUNT];
             let mut sums = [l.splat(0.0); COUNT];
-            let bytes = weights.bytes().as_ptr().wrapping_add(AHEAD);
+            // The scales behind the integers are asked for too: each step takes its share of the group.
+            let share = (W::STEP + weights.scales() / columns.len().max(1)).next_multiple_of(64);
+            let ahead = weights.bytes().as_ptr().wrapping_add(AHEAD);
             for (step, columns) in columns.iter().enumerate() {
-                each!(W::STEP.div_ceil(64), line => l.prefetch(bytes.wrapping_add(step * W::STEP + line * 64)));
+                let ahead = ahead.wrapping_add(step * share);
+                each!(W::STEP.div_ceil(64) + 1, line => l.prefetch(ahead.wrapping_add(line * 64)));
                 let ready = weights.ready(l, step);
                 W::add_some(l, &ready, columns, first, &mut sums);
             }
@@ -240,6 +234,10 @@ impl<L: Lanes, Q: Quants, S: Scales> Weights<L> for Integers<'_, Q, S> {
 
     fn bytes(&self) -> &[u8] {
         self.quants
+    }
+
+    fn scales(&self) -> usize {
+        self.scales.len() + self.supers.len()
     }
 
     #[inline(always)]
@@ -451,6 +449,10 @@ impl<L: Lanes> Weights<L> for Six<'_> {
 
     fn bytes(&self) -> &[u8] {
         self.0[0]
+    }
+
+    fn scales(&self) -> usize {
+        self.0[1].len() + self.0[2].len()
     }
 
     #[inline(always)]

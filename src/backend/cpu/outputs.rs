@@ -198,10 +198,18 @@ impl<L: Lanes> Step<'_, L> {
                 What::Logits => Made::Logits(logits.all.to_vec()),
                 What::Output(&Output::Token { sampler, ordinal, .. }) => {
                     let random = sample::random(self.batch.sequences[want.sequence].draw, ordinal);
-                    Made::Produced(Produced::Token(room.sampling.token(logits, sampler, random)))
+                    let sampling = &mut room.sampling;
+                    Made::Produced(Produced::Token(self.l.enter(
+                        #[inline(always)]
+                        || sampling.token(logits, sampler, random),
+                    )))
                 }
                 What::Output(&Output::Distribution { temperature, top_k, .. }) => {
-                    Made::Produced(room.sampling.distribution(logits, temperature, top_k))
+                    let sampling = &mut room.sampling;
+                    Made::Produced(self.l.enter(
+                        #[inline(always)]
+                        || sampling.distribution(logits, temperature, top_k),
+                    ))
                 }
                 What::Output(Output::Embed { .. }) => unreachable!("embeds are listed apart"),
             };

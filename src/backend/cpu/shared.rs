@@ -44,6 +44,12 @@ impl<T: Number> Shared<T> {
         self.len
     }
 
+    /// Where number `number` lies: an address to prefetch, not to read.
+    #[inline(always)]
+    pub fn at(&self, number: usize) -> *const u8 {
+        self.start.wrapping_add(number).cast_const().cast()
+    }
+
     /// # Safety
     /// Nobody writes any number of `range` as long as the slice lives.
     #[inline(always)]

@@ -207,9 +207,9 @@ fn a_long_row_is_the_same_however_it_is_cut() {
                 for first in (0..640).step_by(64) {
                     run(&mut cpu, vec![text.pass(first..first + 64, &own)]);
                 }
-                for row in 640..700 {
+                for (row, want) in want.iter().enumerate().skip(640) {
                     let got = bits(&run(&mut cpu, vec![text.pass(row..row + 1, &own)]));
-                    assert!(got[0] == want[row], "{way:?}, seed {seed}, {threads} threads, row {row}");
+                    assert!(got[0] == *want, "{way:?}, seed {seed}, {threads} threads, row {row}");
                 }
             }
         }

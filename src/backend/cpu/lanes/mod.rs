@@ -29,6 +29,20 @@ pub(super) use neon::Neon;
 pub(super) use plain::Plain;
 use std::fmt;
 
+/// `$body` for each `$i` in `0..$count`, at most 16, written out: left as a loop, the compiler keeps the sums in memory.
+macro_rules! each {
+    ($count:expr, $i:ident => $body:expr) => {
+        each!(@ $count, $i, $body, 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15)
+    };
+    (@ $count:expr, $i:ident, $body:expr, $($n:literal)*) => {
+        $(if $n < $count {
+            let $i = $n;
+            $body;
+        })*
+    };
+}
+pub(super) use each;
+
 /// The instruction set that a model runs on.
 #[derive(Clone, Copy)]
 pub(super) enum Path {
