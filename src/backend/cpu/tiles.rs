@@ -40,7 +40,9 @@ impl Block {
         let largest = l.largest(l.max(l.abs(low), l.abs(high)));
         let (d, per) = if largest > SMALLEST { (largest / 127.0, 127.0 / largest) } else { (0.0, 0.0) };
         let per = l.splat(per);
-        let (low, high) = (l.round(l.mul(low, per)), l.round(l.mul(high, per)));
+        // What is not finite becomes a number too: no kernel meets -128, and no sum overflows.
+        let (low, high) = (within(l, l.mul(low, per)), within(l, l.mul(high, per)));
+        let (low, high) = (l.round(low), l.round(high));
         let (q, _) = self.q[column].as_chunks_mut::<LANES>();
         l.to_i8(low, &mut q[0]);
         l.to_i8(high, &mut q[1]);
@@ -51,6 +53,12 @@ impl Block {
         self.minus[1][column] = -first;
         self.minus[2][column] = -last;
     }
+}
+
+/// Within -127..=127, NaN too.
+#[inline(always)]
+fn within<L: Lanes>(l: L, x: L::F) -> L::F {
+    l.max(l.min(x, l.splat(127.0)), l.splat(-127.0))
 }
 
 /// Sixteen columns of a matrix product; empty what no matrix of the model reads.
