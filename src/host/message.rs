@@ -9,6 +9,7 @@ use crate::exchange::topics::{self, Refusal};
 use crate::limits;
 use crate::runtime::table::Resource;
 use crate::runtime::{InstanceEvent, What};
+use smol::channel::TrySendError;
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -84,7 +85,7 @@ fn emit(cx: &mut Cx, what: What) -> Later<()> {
     let event = InstanceEvent { instance: cx.instance, what };
     match cx.events.try_send(event) {
         Ok(()) => Later::ready(()),
-        Err(event) => {
+        Err(TrySendError::Full(event) | TrySendError::Closed(event)) => {
             let events = cx.events.clone();
             Later::wait(async move {
                 match events.send(event).await {

@@ -5,7 +5,7 @@ use crate::auth::{Claims, Role, SecretKey, Token, mint};
 use crate::client::{Client, Event};
 use crate::identity::{InstanceId, ProgramHash, Subject};
 use crate::limits;
-use crate::runtime::{Ending, InstanceEvent, What, events};
+use crate::runtime::{Ending, InstanceEvent, What};
 use crate::wire::{ClientMessage, ServerMessage};
 use async_tungstenite::WebSocketStream;
 use async_tungstenite::tungstenite::Message;
@@ -57,7 +57,7 @@ impl House for Script {
         _program: &ProgramHash,
         arguments: Vec<String>,
         subject: Subject,
-        events: events::Sender,
+        events: Sender<InstanceEvent>,
     ) -> Result<Ready, String> {
         match arguments.first().map(String::as_str) {
             Some("panic") => panic!("a fault of the house, as scripted"),
@@ -98,7 +98,7 @@ async fn play(
     instance: InstanceId,
     steps: Vec<String>,
     subject: Subject,
-    events: events::Sender,
+    events: Sender<InstanceEvent>,
     signals: Receiver<String>,
     ended: Receiver<Ending>,
 ) {
