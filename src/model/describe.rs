@@ -45,7 +45,7 @@ pub(super) fn describe(gguf: &Gguf) -> String {
             ),
         );
         let factors = Weights::read(gguf, shape).ok().and_then(|weights| weights.rope_factors);
-        fact("rope", rope(shape, factors.map(|tensor| tensor.name)));
+        fact("rope", rope(shape, factors.map(|factors| factors.name)));
         if let Some(window) = shape.window {
             let layers = (0..shape.layers).filter(|&layer| shape.window_of(layer).is_some()).count();
             fact("window", format!("{} tokens in {layers} of {} layers", window.size, shape.layers));

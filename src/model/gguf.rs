@@ -12,9 +12,9 @@ use std::fs::File;
 use std::ops::Range;
 use std::path::Path;
 
-use super::cursor::{Cursor, Flaw, format_name, kind};
+use super::cursor::{Cursor, Flaw, Record, format_name, kind};
 pub use super::quant::{Quant, f16_to_f32};
-use super::shard::{Bytes, Names, Shard};
+use super::shard::{Bytes, Names, Place, Shard};
 use super::sharded::Split;
 
 /// An open model: metadata and tensors, by name.
@@ -62,15 +62,34 @@ impl<'a> Tensor<'a> {
         self.kind.row_bytes(self.dims[0])
     }
 
-    /// The part that consists of these rows: fused matrices are cut so.
-    pub fn rows_of(&self, rows: Range<usize>) -> Tensor<'a> {
-        let bytes = &self.bytes[rows.start * self.row_bytes()..rows.end * self.row_bytes()];
-        Tensor { dims: [self.dims[0], rows.len(), 1, 1], bytes, ..*self }
+    /// All values: for small tensors.
+    pub fn values(&self) -> Vec<f32> {
+        let mut values = vec![0.0; self.dims.iter().product()];
+        self.kind.dequantize(self.bytes, &mut values);
+        values
     }
 
     /// The bytes of row `row`, below [`Tensor::rows`].
     pub fn row(&self, row: usize) -> &'a [u8] {
         &self.bytes[row * self.row_bytes()..][..self.row_bytes()]
+    }
+}
+
+/// Where a tensor lies in its model's files, found by name and checked once: [`Gguf::tensor_at`] cannot fail.
+#[derive(Clone, Copy, Debug)]
+pub struct Extent {
+    place: Place,
+    kind: Quant,
+    dims: [usize; 4],
+    /// Rows of the record before the first of these.
+    skipped: usize,
+}
+
+impl Extent {
+    /// The part that consists of these rows: fused matrices are cut so.
+    pub fn rows_of(&self, rows: Range<usize>) -> Extent {
+        assert!(rows.end <= self.dims[1..].iter().product(), "rows {rows:?} of {:?}", self.dims);
+        Extent { dims: [self.dims[0], rows.len(), 1, 1], skipped: self.skipped + rows.start, ..*self }
     }
 }
 
@@ -307,20 +326,28 @@ impl Gguf {
         items.map_err(|flaw| flaw.at(&format!("the value of `{key}`")))
     }
 
-    /// The tensor called `name`, if it is there in a format that Tartlet computes with.
-    pub fn tensor(&self, name: &str) -> Result<Tensor<'_>, GgufError> {
+    /// Where the tensor called `name` is, if it is there in a format that Tartlet computes with.
+    pub fn extent(&self, name: &str) -> Result<Extent, GgufError> {
         let missing = || GgufError::NoTensor { name: name.to_owned() };
-        let place = self.names.get(name).ok_or_else(missing)?;
-        let shard = &self.shards[place.shard as usize];
-        let record = &shard.records[place.record as usize];
+        let place = *self.names.get(name).ok_or_else(missing)?;
+        let record = self.record(place).1;
         let kind = Quant::from_ggml(record.number)
             .ok_or_else(|| GgufError::Format { name: name.to_owned(), format: format_name(record.number) })?;
-        Ok(Tensor {
-            name: &record.name,
-            kind,
-            dims: record.dims,
-            bytes: &shard.bytes[record.at..][..record.len],
-        })
+        Ok(Extent { place, kind, dims: record.dims, skipped: 0 })
+    }
+
+    /// What lies at an extent of this model.
+    pub fn tensor_at(&self, extent: &Extent) -> Tensor<'_> {
+        let Extent { place, kind, dims, skipped } = *extent;
+        let (shard, record) = self.record(place);
+        let start = record.at + skipped * kind.row_bytes(dims[0]);
+        let bytes = &shard.bytes[start..][..kind.row_bytes(dims.iter().product())];
+        Tensor { name: &record.name, kind, dims, bytes }
+    }
+
+    /// The tensor called `name`, if it is there in a format that Tartlet computes with.
+    pub fn tensor(&self, name: &str) -> Result<Tensor<'_>, GgufError> {
+        self.extent(name).map(|extent| self.tensor_at(&extent))
     }
 
     /// Whether there is a tensor called `name`, in whichever format.
@@ -347,6 +374,11 @@ impl Gguf {
         let value = self.need(key)?;
         let array = self.first().array(key).ok_or_else(|| GgufError::kind(key, want, value))?;
         array.map_err(|flaw| flaw.at(&format!("the value of `{key}`")))
+    }
+
+    fn record(&self, place: Place) -> (&Shard, &Record) {
+        let shard = &self.shards[place.shard as usize];
+        (shard, &shard.records[place.record as usize])
     }
 
     fn first(&self) -> &Shard {
@@ -462,6 +494,11 @@ mod tests {
         let mut far = tensors.bytes();
         far[at + 2 + 4 + 8 + 4 + 7] = 0x40;
         assert!(refusal(far).contains("the data of tensor `tb`: its 4 bytes"));
+        let mut shared = tensors.bytes();
+        shared[at + 2 + 4 + 8 + 4] = 0;
+        assert!(refusal(shared).contains(
+            "the data of the tensors: tensor `tb` begins there, within the 4 bytes of tensor `ta`; fetch it again"
+        ));
         let mut wide = tensors.bytes();
         wide[at + 2 + 4..][..8].fill(0xff);
         assert!(refusal(wide).contains("multiply to more than any memory"));

@@ -1,11 +1,10 @@
 //! A model as the file brings it: weights in the map, dimensions, tokenizer, prompt template.
 //!
 //! Owns: reading and checking a GGUF file. Never: computing with it (`backend/`). [`Model::open`] checks everything
-//! that can be checked without reading the weights; who holds a [`Model`] need not check again.
+//! that can be checked without reading the matrices; who holds a [`Model`] need not check again.
 
 use std::fmt;
 use std::path::Path;
-use std::sync::Arc;
 
 mod architecture;
 mod bytelevel;
@@ -32,16 +31,18 @@ pub(crate) mod toy;
 mod vocabulary;
 
 pub use chat::{Chat, ChatError};
-pub use gguf::{Gguf, GgufError, Quant, Tensor};
-pub use shape::{Layer, Shape, ShapeError, Weights};
+pub use gguf::{Extent, Gguf, GgufError, Quant, Tensor};
+pub use shape::{Layer, RopeFactors, Shape, ShapeError, Weights};
 pub use tokenizer::{BadToken, Tokenizer, TokenizerError};
 
 /// One model, shared as `Arc<Model>` by the backend and by every guest; immutable.
 pub struct Model {
     /// What guests and clients call it: as configured, else the file's name without its extension and number.
     pub name: String,
-    pub gguf: Arc<Gguf>,
+    pub gguf: Gguf,
     pub shape: Shape,
+    /// Where the tensors are in `gguf`.
+    pub weights: Weights,
     pub tokenizer: Tokenizer,
     pub chat: Chat,
     /// One line for people: "Smollm2 135M, llama, 134.5 M parameters, Q4_1".
@@ -96,14 +97,14 @@ impl Model {
     /// The same from a file that is open already.
     pub(crate) fn read(gguf: Gguf, name: &str, template: Option<&str>) -> Result<Model, What> {
         let shape = Shape::read(&gguf).map_err(What::Shape)?;
-        Weights::read(&gguf, &shape).map_err(What::Shape)?;
+        let weights = Weights::read(&gguf, &shape).map_err(What::Shape)?;
         let tokenizer = Tokenizer::read(&gguf).map_err(What::Tokenizer)?;
         if tokenizer.vocab() as usize != shape.vocab {
             return Err(What::Vocabulary(tokenizer.vocab() as usize, shape.vocab));
         }
         let chat = Chat::choose(&gguf, &tokenizer, template).map_err(What::Chat)?;
         let description = describe::line(&gguf);
-        Ok(Model { name: name.to_owned(), gguf: Arc::new(gguf), shape, tokenizer, chat, description })
+        Ok(Model { name: name.to_owned(), gguf, shape, weights, tokenizer, chat, description })
     }
 }
 

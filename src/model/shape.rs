@@ -8,7 +8,7 @@ use std::fmt;
 use super::architecture::{ARCHITECTURES, Architecture};
 use super::gguf::{Gguf, GgufError};
 use super::keys::{Keys, optional_size};
-pub use super::tensors::{Layer, Weights};
+pub use super::tensors::{Layer, RopeFactors, Weights};
 use crate::limits;
 
 /// The dimensions of a decoder and its choices: all that a backend must know besides the tensors.
@@ -242,7 +242,7 @@ impl Shape {
     }
 
     /// Radians by which one position turns pair i of a head in this layer. `factors` divide the angles, one per pair
-    /// ([`Weights::rope_factors`]).
+    /// ([`RopeFactors::divisors`]).
     pub fn turns_of(&self, layer: usize, factors: Option<&[f32]>) -> Vec<f64> {
         let Rope { dims, base, local_base, linear_scale, yarn, .. } = self.rope;
         let local = self.window.is_some_and(|window| window.every > 0) && self.window_of(layer).is_some();

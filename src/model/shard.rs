@@ -103,6 +103,7 @@ impl Shard {
             record.at += data;
         }
         let data = data.min(bytes.len());
+        refuse_shared_bytes(&records)?;
         Ok(Shard { bytes, version, data, records, metadata })
     }
 
@@ -154,6 +155,25 @@ impl Metadata {
             kind::ARRAY => Value::Array { len: cursor.array_head().ok()?.1 },
             kind => Value::Integer(cursor.integer(kind).ok()?),
         })
+    }
+}
+
+/// A byte belongs to one tensor. Otherwise a small file could stand for any number of large matrices, each of which a
+/// backend packs for itself.
+fn refuse_shared_bytes(records: &[Record]) -> Result<(), GgufError> {
+    // A tensor of a format that we do not know has no extent that could be compared.
+    let mut by_start: Vec<&Record> = records.iter().filter(|record| record.len > 0).collect();
+    by_start.sort_unstable_by_key(|record| record.at);
+    match by_start.windows(2).find(|two| two[0].at + two[0].len > two[1].at) {
+        Some(two) => {
+            let (first, second) = (&two[0].name, &two[1].name);
+            let what = format!(
+                "tensor `{second}` begins there, within the {} bytes of tensor `{first}`",
+                two[0].len
+            );
+            Err(Flaw { offset: two[1].at, what }.at("the data of the tensors"))
+        }
+        None => Ok(()),
     }
 }
 

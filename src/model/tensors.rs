@@ -1,48 +1,57 @@
 //! The tensors of a model, and the proof that they fit its shape.
 //!
 //! Owns: which tensors an architecture consists of, under which names, and how fused ones are cut. Never: a weight's
-//! value. After [`Weights::read`] a backend need not check anything again.
+//! value, but for the few factors of the rope: they are hyperparameters that happen to lie in a tensor. After
+//! [`Weights::read`] a backend need not check anything again.
 
 use std::collections::HashSet;
 
 use super::architecture::{Architecture, Factors};
-use super::gguf::{Gguf, Tensor, optional};
+use super::gguf::{Extent, Gguf, optional};
 use super::shape::{Shape, ShapeError};
 
-/// All tensors of a model, dimensions and formats checked against its [`Shape`]. `[rows, row length]` each.
-pub struct Weights<'a> {
-    pub embedding: Tensor<'a>,   // [vocab, hidden]
-    pub output_norm: Tensor<'a>, // [1, hidden]
-    pub head: Tensor<'a>,        // [vocab, hidden]; the embedding itself if tied
-    pub layers: Vec<Layer<'a>>,
-    /// Divides pair i's angle, `[1, rope.dims / 2]`, if the model stretches its rope (Llama 3.1, Phi-3 with 128k).
-    pub rope_factors: Option<Tensor<'a>>,
+/// Where all tensors of a model are, dimensions and formats checked against its [`Shape`]. `[rows, row length]` each.
+pub struct Weights {
+    pub embedding: Extent,   // [vocab, hidden]
+    pub output_norm: Extent, // [1, hidden]
+    pub head: Extent,        // [vocab, hidden]; the embedding itself if tied
+    pub layers: Vec<Layer>,
+    /// If the model stretches its rope by a tensor (Llama 3.1, Phi-3 with 128k).
+    pub rope_factors: Option<RopeFactors>,
+}
+
+/// What divides the angles of the rope.
+pub struct RopeFactors {
+    /// The tensor.
+    pub name: &'static str,
+    /// Of pair i's angle: finite and above 0.
+    pub divisors: Vec<f32>, // [rope.dims / 2]
 }
 
 /// The tensors of one block. What is `None` is not computed: no bias is added, no norm is taken.
-pub struct Layer<'a> {
-    pub attn_norm: Tensor<'a>,              // [1, hidden]
-    pub attn_q: Tensor<'a>,                 // [heads * head_dim, hidden]
-    pub attn_k: Tensor<'a>,                 // [kv_heads * head_dim, hidden]
-    pub attn_v: Tensor<'a>,                 // [kv_heads * head_dim, hidden]
-    pub q_bias: Option<Tensor<'a>>,         // [1, heads * head_dim]
-    pub k_bias: Option<Tensor<'a>>,         // [1, kv_heads * head_dim]
-    pub v_bias: Option<Tensor<'a>>,         // [1, kv_heads * head_dim]
-    pub q_norm: Option<Tensor<'a>>,         // [1, head_dim]: RMS norm of each head, before rope
-    pub k_norm: Option<Tensor<'a>>,         // [1, head_dim]
-    pub attn_output: Tensor<'a>,            // [hidden, heads * head_dim]
-    pub attn_post_norm: Option<Tensor<'a>>, // [1, hidden]: of the attention's output, before it joins the stream
-    pub ffn_norm: Tensor<'a>,               // [1, hidden]
-    pub ffn_gate: Tensor<'a>,               // [ffn, hidden]
-    pub ffn_up: Tensor<'a>,                 // [ffn, hidden]
-    pub ffn_down: Tensor<'a>,               // [hidden, ffn]
-    pub ffn_post_norm: Option<Tensor<'a>>,  // [1, hidden]: of the feed-forward's output
+pub struct Layer {
+    pub attn_norm: Extent,              // [1, hidden]
+    pub attn_q: Extent,                 // [heads * head_dim, hidden]
+    pub attn_k: Extent,                 // [kv_heads * head_dim, hidden]
+    pub attn_v: Extent,                 // [kv_heads * head_dim, hidden]
+    pub q_bias: Option<Extent>,         // [1, heads * head_dim]
+    pub k_bias: Option<Extent>,         // [1, kv_heads * head_dim]
+    pub v_bias: Option<Extent>,         // [1, kv_heads * head_dim]
+    pub q_norm: Option<Extent>,         // [1, head_dim]: RMS norm of each head, before rope
+    pub k_norm: Option<Extent>,         // [1, head_dim]
+    pub attn_output: Extent,            // [hidden, heads * head_dim]
+    pub attn_post_norm: Option<Extent>, // [1, hidden]: of the attention's output, before it joins the stream
+    pub ffn_norm: Extent,               // [1, hidden]
+    pub ffn_gate: Extent,               // [ffn, hidden]
+    pub ffn_up: Extent,                 // [ffn, hidden]
+    pub ffn_down: Extent,               // [hidden, ffn]
+    pub ffn_post_norm: Option<Extent>,  // [1, hidden]: of the feed-forward's output
 }
 
-impl<'a> Weights<'a> {
+impl Weights {
     /// Looks up every tensor of the model and checks its dimensions and its format. A tensor in the file that
     /// this architecture does not have is refused too: leaving it out would give other numbers in silence.
-    pub fn read(gguf: &'a Gguf, shape: &Shape) -> Result<Weights<'a>, ShapeError> {
+    pub fn read(gguf: &Gguf, shape: &Shape) -> Result<Weights, ShapeError> {
         let table = Architecture::named(&shape.architecture)?;
         let mut taken = Taken { gguf, names: HashSet::new() };
         let Shape { hidden, ffn, vocab, head_dim, .. } = *shape;
@@ -55,7 +64,7 @@ impl<'a> Weights<'a> {
         let mut layers = Vec::new();
         for layer in 0..shape.layers {
             let name = |part: &str| format!("blk.{layer}.{part}");
-            let norm = |taken: &mut Taken<'a>, has: bool, part: &str, len| match has {
+            let norm = |taken: &mut Taken, has: bool, part: &str, len| match has {
                 true => taken.one(&name(part), 1, len).map(Some),
                 false => Ok(None),
             };
@@ -118,39 +127,63 @@ struct Taken<'a> {
 
 impl<'a> Taken<'a> {
     /// The tensor of this name, with these dimensions.
-    fn one(&mut self, name: &str, rows: usize, row: usize) -> Result<Tensor<'a>, ShapeError> {
-        let tensor = self.gguf.tensor(name)?;
+    fn one(&mut self, name: &str, rows: usize, row: usize) -> Result<Extent, ShapeError> {
+        let extent = self.gguf.extent(name)?;
+        let tensor = self.gguf.tensor_at(&extent);
         if tensor.dims != [row, rows, 1, 1] {
             let (name, dims) = (name.to_owned(), tensor.dims);
             return Err(ShapeError::Tensor { name, dims, want: [rows, row] });
         }
         self.names.insert(tensor.name);
-        Ok(tensor)
+        Ok(extent)
     }
 
     /// The same, or `None` if the file has no tensor of this name.
-    fn if_there(&mut self, name: &str, rows: usize, row: usize) -> Result<Option<Tensor<'a>>, ShapeError> {
+    fn if_there(&mut self, name: &str, rows: usize, row: usize) -> Result<Option<Extent>, ShapeError> {
         if self.gguf.has_tensor(name) { self.one(name, rows, row).map(Some) } else { Ok(None) }
     }
 
-    /// The divisors of the angles. Of Phi-3's two sets, which of them holds is settled once for the model, by the
-    /// context it is made for: a page of keys must not change its meaning when its sequence grows.
+    /// What divides the angles, if anything does.
+    ///
+    /// Of Phi-3's two sets one holds for the whole model, by the context it is made for: the long one for a model of
+    /// 128k. `transformers` takes the short one for as long as a sequence fits the original context, and the long one
+    /// from then on, for all of its keys. Here keys stay in the pages where they were turned, and sequences share
+    /// pages: a sequence that grows past the border would read keys of two meanings. llama.cpp settles it in the same
+    /// way. The price: up to the original context such a model's numbers are those of its long set.
     fn rope_factors(
         &mut self,
         table: &Architecture,
         shape: &Shape,
-    ) -> Result<Option<Tensor<'a>>, ShapeError> {
-        let pairs = shape.rope.dims / 2;
+    ) -> Result<Option<RopeFactors>, ShapeError> {
+        const ONE: &str = "rope_freqs.weight";
+        const LONG: &str = "rope_factors_long.weight";
+        const SHORT: &str = "rope_factors_short.weight";
         match table.factors {
             Factors::None => Ok(None),
-            Factors::One => self.if_there("rope_freqs.weight", 1, pairs),
+            Factors::One if !self.gguf.has_tensor(ONE) => Ok(None),
+            Factors::One => self.divisors(ONE, shape).map(Some),
+            Factors::LongAndShort if !self.gguf.has_tensor(LONG) && !self.gguf.has_tensor(SHORT) => Ok(None),
             Factors::LongAndShort => {
-                let long = self.if_there("rope_factors_long.weight", 1, pairs)?;
-                let short = self.if_there("rope_factors_short.weight", 1, pairs)?;
                 let key = format!("{}.rope.scaling.original_context_length", shape.architecture);
                 let original = optional(self.gguf.u32(&key))?.unwrap_or(shape.context);
-                Ok(if shape.context > original { long } else { short })
+                let (chosen, other) = if shape.context > original { (LONG, SHORT) } else { (SHORT, LONG) };
+                self.if_there(other, 1, shape.rope.dims / 2)?;
+                self.divisors(chosen, shape).map(Some)
             }
+        }
+    }
+
+    /// The factors in this tensor. One that is no number, or 0, would make every angle of its pair so.
+    fn divisors(&mut self, name: &'static str, shape: &Shape) -> Result<RopeFactors, ShapeError> {
+        let extent = self.one(name, 1, shape.rope.dims / 2)?;
+        let divisors = self.gguf.tensor_at(&extent).values();
+        match divisors.iter().position(|divisor| !(divisor.is_finite() && *divisor > 0.0)) {
+            Some(pair) => Err(ShapeError::Unsupported(format!(
+                "tensor `{name}` divides the angle of pair {pair} by {}, but a factor of the rope is a finite number \
+                 above 0; convert the model again",
+                divisors[pair]
+            ))),
+            None => Ok(RopeFactors { name, divisors }),
         }
     }
 }
@@ -158,6 +191,7 @@ impl<'a> Taken<'a> {
 #[cfg(test)]
 mod tests {
     use super::super::gguf::Quant;
+    use super::super::specimens::specimens;
     use super::super::toy::{Toy, Writer};
     use super::*;
 
@@ -199,7 +233,58 @@ mod tests {
         let gguf = Gguf::from_bytes(writer.bytes()).unwrap();
         let weights = Weights::read(&gguf, &Shape::read(&gguf).unwrap()).unwrap();
         assert!(weights.rope_factors.is_some() && weights.layers[0].v_bias.is_none());
-        assert_eq!(weights.layers[1].v_bias.map(|bias| bias.rows()), Some(1));
+        assert_eq!(weights.layers[1].v_bias.map(|bias| gguf.tensor_at(&bias).rows()), Some(1));
+    }
+
+    fn with_factors(writer: Writer, name: &str, factors: [f32; 8]) -> Writer {
+        writer.tensor(
+            name,
+            &[8],
+            Quant::F32,
+            factors.iter().flat_map(|factor| factor.to_le_bytes()).collect(),
+        )
+    }
+
+    #[test]
+    fn a_factor_that_no_angle_can_be_divided_by_is_refused() {
+        for factor in [0.0, -1.0, f32::NAN, f32::INFINITY] {
+            let said = refusal(with_factors(
+                toy(),
+                "rope_freqs.weight",
+                [1.0, 1.0, factor, 1.0, 1.0, 1.0, 1.0, 1.0],
+            ));
+            assert!(said.contains("`rope_freqs.weight` divides the angle of pair 2 by"), "{factor}: {said}");
+        }
+    }
+
+    /// The set for the context that the model is made for is the one that counts; the other may be absent, but not be
+    /// taken in its place.
+    #[test]
+    fn the_chosen_one_of_two_sets_of_factors_must_be_there() {
+        const LONG: &str = "rope_factors_long.weight";
+        const SHORT: &str = "rope_factors_short.weight";
+        let phi3 = |context: u32| {
+            specimens()
+                .into_iter()
+                .find(|specimen| specimen.name == "phi-4-mini")
+                .map(|specimen| specimen.writer().u32("phi3.context_length", context))
+                .expect("a specimen")
+        };
+        let original = 32;
+        for (context, chosen, other) in [(original, SHORT, LONG), (original + 1, LONG, SHORT)] {
+            let both = phi3(context).u32("phi3.rope.scaling.original_context_length", original);
+            for writer in [both.clone(), both.clone().without(other)] {
+                let gguf = Gguf::from_bytes(writer.bytes()).unwrap();
+                let weights = Weights::read(&gguf, &Shape::read(&gguf).unwrap()).unwrap();
+                let factors = weights.rope_factors.expect("there are factors");
+                assert_eq!((factors.name, factors.divisors), (chosen, gguf.tensor(chosen).unwrap().values()));
+            }
+            let said = refusal(both.clone().without(chosen));
+            assert_eq!(said, format!("the GGUF file has no tensor `{chosen}`"));
+            let none = Gguf::from_bytes(both.without(chosen).without(other).bytes()).unwrap();
+            let weights = Weights::read(&none, &Shape::read(&none).unwrap()).unwrap();
+            assert!(weights.rope_factors.is_none());
+        }
     }
 
     /// The rows of a fused matrix are those of its parts, in the order q, k, v.
@@ -221,6 +306,7 @@ mod tests {
         let (got, want) = (Weights::read(&fused, &shape).unwrap(), Weights::read(&whole, &shape).unwrap());
         let (got, want) = (&got.layers[0], &want.layers[0]);
         for (got, want) in [(got.attn_q, want.attn_q), (got.attn_k, want.attn_k), (got.attn_v, want.attn_v)] {
+            let (got, want) = (fused.tensor_at(&got), whole.tensor_at(&want));
             assert_eq!((got.dims, got.bytes), (want.dims, want.bytes));
         }
     }

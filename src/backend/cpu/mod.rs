@@ -37,7 +37,7 @@ mod weights;
 use super::crew::Crew;
 use super::{Backend, Batch, Fault, Info, Outcome, PageId};
 use crate::model::Model;
-use crate::model::shape::{Shape, ShapeError};
+use crate::model::shape::Shape;
 use attend::Plan;
 use forward::{Row, Step};
 use lanes::{Lanes, Path};
@@ -70,7 +70,6 @@ pub struct CpuOptions {
 /// Why a model cannot be loaded. `Display` is a sentence for the operator.
 #[derive(Debug)]
 pub enum CpuError {
-    Shape(ShapeError),
     /// One of [`CpuOptions`] is 0, by name.
     Zero(&'static str),
     /// The system has no room for so many KV pages.
@@ -84,7 +83,6 @@ pub enum CpuError {
 impl fmt::Display for CpuError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            CpuError::Shape(error) => error.fmt(f),
             CpuError::Zero(option) => write!(f, "{option} is 0: the CPU backend needs at least one"),
             CpuError::TooLarge(pages) => {
                 write!(f, "{pages} KV pages do not fit into this machine's memory: configure fewer")
@@ -200,28 +198,27 @@ impl Cpu {
                 Fault(format!("there is no memory for a long sequence's attention: {error}"))
             })?;
             match self.path {
-                Path::Plain(l) => self.step(l, batch, &wants)?,
+                Path::Plain(l) => self.step(l, batch, &wants),
                 #[cfg(target_arch = "x86_64")]
-                Path::Avx512(l) => self.step(l, batch, &wants)?,
+                Path::Avx512(l) => self.step(l, batch, &wants),
                 #[cfg(target_arch = "x86_64")]
-                Path::AvxVnni(l) => self.step(l, batch, &wants)?,
+                Path::AvxVnni(l) => self.step(l, batch, &wants),
                 #[cfg(target_arch = "x86_64")]
-                Path::Avx2(l) => self.step(l, batch, &wants)?,
+                Path::Avx2(l) => self.step(l, batch, &wants),
                 #[cfg(target_arch = "aarch64")]
-                Path::Neon(l) => self.step(l, batch, &wants)?,
+                Path::Neon(l) => self.step(l, batch, &wants),
                 #[cfg(test)]
-                Path::Fused(l) => self.step(l, batch, &wants)?,
+                Path::Fused(l) => self.step(l, batch, &wants),
             }
         }
         Ok(wants.finish(batch.sequences.len(), outcome))
     }
 
-    fn step<L: Lanes>(&self, l: L, batch: &Batch, wants: &Wants) -> Result<(), Fault> {
-        let embedding = self.model.gguf.tensor("token_embd.weight");
+    fn step<L: Lanes>(&self, l: L, batch: &Batch, wants: &Wants) {
         let step = Step {
             l,
             shape: &self.model.shape,
-            embedding: embedding.map_err(|error| Fault(format!("the model is gone: {error}")))?,
+            embedding: self.model.gguf.tensor_at(&self.model.weights.embedding),
             weights: &self.weights,
             pages: &self.pages,
             embeds: &self.embeds,
@@ -233,7 +230,6 @@ impl Cpu {
             wants,
         };
         self.crew.run(&|rank| step.run(rank));
-        Ok(())
     }
 }
 

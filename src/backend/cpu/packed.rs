@@ -17,6 +17,7 @@
 use super::lanes::LANES;
 use super::tiles::BLOCK;
 use crate::model::gguf::{Quant, Tensor};
+use crate::model::quant::group_scales;
 use memmap2::{Advice, MmapMut};
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
@@ -356,17 +357,13 @@ fn pack_super(from: Quant, bytes: &[u8], lane: usize, to: &mut [u8], scales: &mu
     // Q4_K, Q5_K: d, dmin, 8 scales and 8 minima of 6 bits, then (Q5_K) the fifth bits, then the nibbles.
     put_half(bytes, lane, supers);
     put_half(&bytes[2..], lane, &mut supers[32..]);
-    let (six, rest) = bytes[4..].split_at(12);
+    let (mut six, rest) = ([0; 12], &bytes[16..]);
+    six.copy_from_slice(&bytes[4..16]);
+    let (six_scales, six_minima) = group_scales(&six);
     let (fifth, nibbles) = if from == Quant::Q5_K { rest.split_at(32) } else { (&[][..], rest) };
     for block in 0..SUPER {
-        let (scale, minimum) = if block < 4 {
-            (six[block] & 63, six[block + 4] & 63)
-        } else {
-            let upper = |at: usize| six[at] >> 6 << 4;
-            (six[block + 4] & 15 | upper(block - 4), six[block + 4] >> 4 | upper(block))
-        };
         let block_scales = &mut scales[block * 2 * LANES..];
-        (block_scales[lane], block_scales[LANES + lane]) = (scale, minimum);
+        (block_scales[lane], block_scales[LANES + lane]) = (six_scales[block], six_minima[block]);
         let nibble = |i: usize| nibbles[32 * (block / 2) + i] >> (4 * (block % 2)) & 15;
         let to = &mut to[block * per_block..][..per_block];
         for j in 0..4 {

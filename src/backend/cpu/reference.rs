@@ -4,9 +4,8 @@
 //! nor anything of the fast path's.
 
 use crate::backend::{Input, Mask};
-use crate::model::Model;
-use crate::model::gguf::Tensor;
-use crate::model::shape::{self, Activation, Pairing, Rope, Shape};
+use crate::model::shape::{Activation, Pairing, Rope, Shape};
+use crate::model::{Extent, Model};
 
 /// A model in f64.
 pub(super) struct Reference {
@@ -58,29 +57,37 @@ pub(super) struct Rows {
 impl Reference {
     pub fn of(model: &Model) -> Reference {
         let shape = model.shape.clone();
-        let weights = shape::Weights::read(&model.gguf, &shape).unwrap_or_else(|error| panic!("{error}"));
-        let factors: Option<Vec<f32>> = weights.rope_factors.as_ref().map(exact);
+        let weights = &model.weights;
+        let factors = weights.rope_factors.as_ref().map(|factors| &*factors.divisors);
+        let tensor = |extent: &Extent| model.gguf.tensor_at(extent);
+        let vector = |extent: &Extent| tensor(extent).values().into_iter().map(f64::from).collect();
+        let matrix = |extent: &Extent| Matrix { row: tensor(extent).dims[0], values: vector(extent) };
+        let projection = |part: &Extent, bias: &Option<Extent>, norm: &Option<Extent>| Projection {
+            matrix: matrix(part),
+            bias: bias.as_ref().map(vector),
+            norm: norm.as_ref().map(vector),
+        };
         let layers = weights.layers.iter().enumerate().map(|(number, layer)| Layer {
             attn_norm: vector(&layer.attn_norm),
-            q: Projection::of(&layer.attn_q, &layer.q_bias, &layer.q_norm),
-            k: Projection::of(&layer.attn_k, &layer.k_bias, &layer.k_norm),
-            v: Matrix::of(&layer.attn_v),
+            q: projection(&layer.attn_q, &layer.q_bias, &layer.q_norm),
+            k: projection(&layer.attn_k, &layer.k_bias, &layer.k_norm),
+            v: matrix(&layer.attn_v),
             v_bias: layer.v_bias.as_ref().map(vector),
-            output: Matrix::of(&layer.attn_output),
+            output: matrix(&layer.attn_output),
             attn_post_norm: layer.attn_post_norm.as_ref().map(vector),
             ffn_norm: vector(&layer.ffn_norm),
-            gate: Matrix::of(&layer.ffn_gate),
-            up: Matrix::of(&layer.ffn_up),
-            down: Matrix::of(&layer.ffn_down),
+            gate: matrix(&layer.ffn_gate),
+            up: matrix(&layer.ffn_up),
+            down: matrix(&layer.ffn_down),
             ffn_post_norm: layer.ffn_post_norm.as_ref().map(vector),
-            turns: shape.turns_of(number, factors.as_deref()),
+            turns: shape.turns_of(number, factors),
             window: shape.window_of(number),
         });
         Reference {
             layers: layers.collect(),
-            embedding: Matrix::of(&weights.embedding),
+            embedding: matrix(&weights.embedding),
             output_norm: vector(&weights.output_norm),
-            head: (!shape.tied_head).then(|| Matrix::of(&weights.head)),
+            head: (!shape.tied_head).then(|| matrix(&weights.head)),
             shape,
         }
     }
@@ -176,18 +183,7 @@ impl Reference {
     }
 }
 
-impl Projection {
-    fn of(matrix: &Tensor, bias: &Option<Tensor>, norm: &Option<Tensor>) -> Projection {
-        let vector = |tensor: &Option<Tensor>| tensor.as_ref().map(vector);
-        Projection { matrix: Matrix::of(matrix), bias: vector(bias), norm: vector(norm) }
-    }
-}
-
 impl Matrix {
-    fn of(tensor: &Tensor) -> Matrix {
-        Matrix { row: tensor.dims[0], values: vector(tensor) }
-    }
-
     fn rows(&self) -> impl Iterator<Item = &[f64]> {
         self.values.chunks_exact(self.row)
     }
@@ -243,16 +239,6 @@ fn add(into: &mut [f64], from: &[f64]) {
 }
 
 /// All values of a tensor, as its format has them.
-fn exact(tensor: &Tensor) -> Vec<f32> {
-    let mut values = vec![0.0; tensor.dims.iter().product()];
-    tensor.kind.dequantize(tensor.bytes, &mut values);
-    values
-}
-
-fn vector(tensor: &Tensor) -> Vec<f64> {
-    exact(tensor).into_iter().map(f64::from).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

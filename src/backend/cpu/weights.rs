@@ -5,9 +5,8 @@
 use super::CpuError;
 use super::lanes::LANES;
 use super::packed::{Order, Packed, Plan, Store, is_float};
-use crate::model::gguf::Tensor;
 use crate::model::shape::Pairing;
-use crate::model::{Model, shape};
+use crate::model::{Extent, Model};
 
 pub(super) struct Layer {
     pub attn_norm: Vec<f32>, // [hidden]
@@ -50,9 +49,14 @@ pub(super) struct Weights {
 impl Weights {
     /// Packs all matrices on `threads` threads; `exact` makes them f32.
     pub fn read(model: &Model, exact: bool, threads: usize) -> Result<Weights, CpuError> {
-        let shape = &model.shape;
-        let tensors = shape::Weights::read(&model.gguf, shape).map_err(CpuError::Shape)?;
-        let factors = tensors.rope_factors.as_ref().map(values);
+        let (shape, tensors) = (&model.shape, &model.weights);
+        let factors = tensors.rope_factors.as_ref().map(|factors| &*factors.divisors);
+        let tensor = |extent: &Extent| model.gguf.tensor_at(extent);
+        let gains = |extent: &Extent| {
+            let mut values = tensor(extent).values();
+            values.resize(values.len().next_multiple_of(LANES), 0.0); // whole vectors
+            values
+        };
         let halves = match shape.rope.pairing {
             Pairing::Adjacent => 0,
             Pairing::Halves => shape.rope.dims,
@@ -64,27 +68,27 @@ impl Weights {
         let mut turns: Vec<Vec<f64>> = Vec::new();
         let mut layers = Vec::with_capacity(shape.layers);
         for (number, layer) in tensors.layers.iter().enumerate() {
-            let own = shape.turns_of(number, factors.as_deref());
+            let own = shape.turns_of(number, factors);
             let known = turns.iter().position(|turns| *turns == own);
-            let mut heads = |matrix, bias: Option<Tensor>, norm: Option<Tensor>, order: Order| {
-                let vector = |tensor| order.vector(&values(&tensor));
+            let mut heads = |matrix: &Extent, bias: &Option<Extent>, norm: &Option<Extent>, order: Order| {
+                let vector = |extent| order.vector(&tensor(extent).values());
                 Heads {
-                    matrix: plan.add(matrix, order, exact),
-                    bias: bias.map(vector),
-                    norm: norm.map(vector),
+                    matrix: plan.add(tensor(matrix), order, exact),
+                    bias: bias.as_ref().map(vector),
+                    norm: norm.as_ref().map(vector),
                 }
             };
             layers.push(Layer {
                 attn_norm: gains(&layer.attn_norm),
-                q: heads(layer.attn_q, layer.q_bias, layer.q_norm, turned),
-                k: heads(layer.attn_k, layer.k_bias, layer.k_norm, turned),
-                v: heads(layer.attn_v, layer.v_bias, None, as_is),
-                output: plan.add(layer.attn_output, Order::File, exact),
+                q: heads(&layer.attn_q, &layer.q_bias, &layer.q_norm, turned),
+                k: heads(&layer.attn_k, &layer.k_bias, &layer.k_norm, turned),
+                v: heads(&layer.attn_v, &layer.v_bias, &None, as_is),
+                output: plan.add(tensor(&layer.attn_output), Order::File, exact),
                 attn_post_norm: layer.attn_post_norm.as_ref().map(gains),
                 ffn_norm: gains(&layer.ffn_norm),
-                gate: plan.add(layer.ffn_gate, Order::File, exact),
-                up: plan.add(layer.ffn_up, Order::File, exact),
-                down: plan.add(layer.ffn_down, Order::File, exact),
+                gate: plan.add(tensor(&layer.ffn_gate), Order::File, exact),
+                up: plan.add(tensor(&layer.ffn_up), Order::File, exact),
+                down: plan.add(tensor(&layer.ffn_down), Order::File, exact),
                 ffn_post_norm: layer.ffn_post_norm.as_ref().map(gains),
                 window: shape.window_of(number),
                 turns: known.unwrap_or(turns.len()),
@@ -93,7 +97,7 @@ impl Weights {
                 turns.push(own);
             }
         }
-        let head = plan.add(tensors.head, Order::File, exact);
+        let head = plan.add(tensor(&tensors.head), Order::File, exact);
         let kinds = plan.formats().fold((false, false), |(integers, floats), format| {
             (integers || !is_float(format), floats || is_float(format))
         });
@@ -101,18 +105,4 @@ impl Weights {
         let store = plan.pack(threads).map_err(|_| CpuError::Weights(bytes))?;
         Ok(Weights { store, output_norm: gains(&tensors.output_norm), head, layers, turns, kinds })
     }
-}
-
-/// All values of a small tensor.
-fn values(tensor: &Tensor) -> Vec<f32> {
-    let mut values = vec![0.0; tensor.dims.iter().product()];
-    tensor.kind.dequantize(tensor.bytes, &mut values);
-    values
-}
-
-/// The same, filled up to whole vectors with zeros.
-fn gains(tensor: &Tensor) -> Vec<f32> {
-    let mut values = values(tensor);
-    values.resize(values.len().next_multiple_of(LANES), 0.0);
-    values
 }
