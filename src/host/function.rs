@@ -236,10 +236,13 @@ impl HostResource {
         Func::new(store, FuncType::new([ValType::I32], []), move |mut caller, values, _| {
             guarded(|| {
                 let mut ctx = caller.as_context_mut();
+                stages::mark(Stage::Called, ctx.data().instance);
                 charge(&mut ctx, CROSSING_FUEL);
                 leave(ctx.data(), name)?;
                 let dropped = Flat::new(values).u32().and_then(|handle| drop(ctx.data_mut(), handle));
-                dropped.map(|()| true).map_err(|trap| trap.within(&format!("[resource-drop]{name}")))
+                dropped.map_err(|trap| trap.within(&format!("[resource-drop]{name}")))?;
+                stages::mark(Stage::Returned, ctx.data().instance);
+                Ok(true)
             })
         })
     }
@@ -381,6 +384,29 @@ mod tests {
     use super::*;
     use crate::host::bed::Bed;
     use wasmi::{Linker, Module};
+
+    struct Thing;
+
+    impl Resource for Thing {
+        const NAME: &'static str = "thing";
+    }
+
+    /// The story: a drop left no marks, so the time that it took in the host was told as guest code.
+    #[test]
+    fn dropping_a_handle_is_told_as_a_host_call() {
+        let _alone = stages::alone();
+        let mut bed = Bed::new();
+        let handle = bed.cx().table.insert(Thing).unwrap();
+        let interface = Interface::new("test:host/things").resource::<Thing>();
+        let drop = interface.resources[0].link(&mut bed.store);
+        let instance = bed.cx().instance;
+        stages::start(1000);
+        drop.call(&mut bed.store, &[Val::I32(handle as i32)], &mut []).unwrap();
+        let marks: Vec<Stage> =
+            stages::take().iter().filter(|mark| mark.instance == instance).map(|mark| mark.stage).collect();
+        assert_eq!(marks, [Stage::Called, Stage::Returned]);
+        assert!(bed.cx().table.is_empty());
+    }
 
     /// The story: a panic in a host function met the interpreter's frames, which cannot unwind, and ended the process.
     #[test]
