@@ -112,6 +112,11 @@ impl Appliance {
         Ok(Appliance { door, runtime, given_up, failing })
     }
 
+    /// Closes when the engine's thread has given the model's memory back, which is some time after [`run`](Self::run).
+    pub fn ended(&self) -> Receiver<String> {
+        self.failing.clone()
+    }
+
     /// Serves `listener` until `told`, or until the device fails, which is the error.
     pub async fn run(self, listener: TcpListener, told: impl Future<Output = ()>) -> Result<(), Failure> {
         let Appliance { door, runtime, given_up, failing } = self;

@@ -173,8 +173,13 @@ top1_clear, mean_kl, and the same for each prompt.
         positional: &[],
         rest: None,
         flags: &[
-            value("model", "FILE", "the GGUF file to measure with"),
-            value("threads", "N", "threads for batches and programs (default: one per core)"),
+            value("model", "FILE", "the GGUF file to measure with (default: the configuration's)"),
+            value(
+                "config",
+                "FILE",
+                "measure what this tartlet.toml serves: its model, and its [engine] in place of the defaults",
+            ),
+            value("threads", "N", "threads for batches and programs (default: the configuration's, or one per core)"),
             value("inferlets", "DIR", "the folder with completion.wasm and echo.wasm, as `make inferlets` fills it"),
             values("only", "SECTION", "measure this section alone; may be repeated"),
             switch("json", "print one JSON object instead of a table"),
@@ -185,7 +190,8 @@ top1_clear, mean_kl, and the same for each prompt.
 Medians and quartiles of at least five samples, and shares of what this machine does at most. The sections:
 roof (memory, int8), prefill, decode, sequences, tax (what a program costs per token, by stage), launch, socket,
 server (start, memory, idleness). Measure on a machine that does nothing else. Without --inferlets, what needs
-programs is left out.
+programs is left out. Without --model and --config, /etc/tartlet/tartlet.toml is measured, as `tartlet serve` would
+serve it. Temporary files lie in TMPDIR, and what keeping a program adds is timed there.
 
   tartlet bench --model models/SmolLM2-135M-Instruct.Q4_1.gguf --json > before.json
   tartlet bench --model models/SmolLM2-135M-Instruct.Q4_1.gguf --only decode --against before.json",
@@ -376,9 +382,26 @@ fn measure(words: &Words) -> Result<ExitCode, Failure> {
     let threads = words.text("threads")?.map(|text| {
         text.parse().map_err(|_| Failure::usage(format!("--threads {text} is not a whole number.")))
     });
+    let threads = threads.transpose()?;
+    let (model, engine) = match (words.path("model"), words.path("config")) {
+        (Some(model), None) => (model, config::EngineConfig::usual(threads).map_err(Failure::usage)?),
+        (model, config) => {
+            // Its own servers let everyone in, on loopback, and keep nothing: what the file says of that is not read.
+            let flags = config::Flags {
+                config,
+                model,
+                listen: Some("127.0.0.1:0".to_owned()),
+                state: Some(std::env::temp_dir()),
+                no_auth: true,
+                ..config::Flags::default()
+            };
+            let config = config::Config::read(flags).map_err(Failure::config)?;
+            (config.model.path, config.engine.with_threads(threads).map_err(Failure::usage)?)
+        }
+    };
     let options = bench::Options {
-        model: words.required("model")?,
-        threads: threads.transpose()?,
+        model,
+        engine,
         inferlets: words.path("inferlets"),
         only: words.texts("only")?,
         against: words.path("against"),

@@ -196,6 +196,28 @@ impl EngineConfig {
         EngineConfig::check(&RawEngine { threads, ..RawEngine::default() }, None)
     }
 
+    /// The same with this many threads (none: as they are).
+    pub fn with_threads(self, threads: Option<usize>) -> Result<EngineConfig, String> {
+        Ok(EngineConfig { threads: threads.map_or(Ok(self.threads), thread_count)?, ..self })
+    }
+
+    /// The section of a configuration that means this.
+    pub fn section(&self) -> String {
+        let mut text = format!(
+            "[engine]\nkv_tokens = {}\npage_size = {}\nembeds = {}\nbatch_tokens = {}\nkv_cache = \"{}\"\nthreads = {}\n",
+            self.kv_pages * self.page_size,
+            self.page_size,
+            self.embeds,
+            self.batch_tokens,
+            self.kv_cache.name(),
+            self.threads,
+        );
+        if let Some(seed) = self.seed {
+            text += &format!("seed = {seed}\n");
+        }
+        text
+    }
+
     fn check(raw: &RawEngine, seed: Option<u64>) -> Result<EngineConfig, String> {
         let within = |key: &str, value: u32, low: u32, high: u32| match (low..=high).contains(&value) {
             true => Ok(value),
@@ -204,11 +226,8 @@ impl EngineConfig {
         let page_size = within("page_size", raw.page_size.unwrap_or(16), 1, limits::PAGE_TOKENS_MAX)?;
         let kv_tokens =
             within("kv_tokens", raw.kv_tokens.unwrap_or(32_768), page_size, limits::KV_TOKENS_MAX)?;
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let threads = raw.threads.unwrap_or(cores);
-        if threads == 0 || threads > limits::THREADS_MAX {
-            return Err(format!("[engine] threads = {threads} is outside 1 to {}.", limits::THREADS_MAX));
-        }
+        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+        let threads = thread_count(raw.threads.unwrap_or_else(cores))?;
         Ok(EngineConfig {
             kv_pages: kv_tokens / page_size,
             page_size,
@@ -224,6 +243,13 @@ impl EngineConfig {
             threads,
             seed,
         })
+    }
+}
+
+fn thread_count(threads: usize) -> Result<usize, String> {
+    match (1..=limits::THREADS_MAX).contains(&threads) {
+        true => Ok(threads),
+        false => Err(format!("[engine] threads = {threads} is outside 1 to {}.", limits::THREADS_MAX)),
     }
 }
 
@@ -322,6 +348,16 @@ mod tests {
             let sentence = checked(text, flags).expect_err(text);
             assert!(sentence.contains(part), "{text:?}: {sentence}");
         }
+    }
+
+    #[test]
+    fn an_engine_section_means_what_it_was_made_from() {
+        let text = "[engine]\nkv_tokens = 1000\npage_size = 32\nembeds = 7\nbatch_tokens = 48\nkv_cache = \"q8\"\nseed = 5";
+        let engine = checked(text, no_auth()).unwrap().engine.with_threads(Some(3)).unwrap();
+        let again = checked(&engine.section(), no_auth()).unwrap().engine;
+        assert_eq!(format!("{again:?}"), format!("{engine:?}"));
+        assert_eq!((again.kv_pages, again.threads), (31, 3));
+        assert!(again.with_threads(Some(0)).is_err_and(|sentence| sentence.contains("threads = 0")));
     }
 
     #[test]

@@ -26,7 +26,7 @@ fn measured(mut command: Command) -> String {
 fn every_figure_is_there_and_sane() {
     let folder = Folder::new();
     let inferlets = guest("echo").parent().expect("a folder").display().to_string();
-    let only = "roof prefill.24 decode.20 sequences.3 tax launch socket server";
+    let only = "roof prefill.24 decode.20 sequences.3 sequences.300 tax launch socket server";
     let mut flags = vec!["--json", "--threads", "2", "--inferlets", &inferlets];
     flags.extend(only.split(' ').flat_map(|section| ["--only", section]));
     let json = measured(bench(&folder.path(""), &flags));
@@ -41,7 +41,8 @@ fn every_figure_is_there_and_sane() {
     let names = "roof.read_1 roof.read_2 roof.int8_1 roof.int8_2 prefill.24 decode.20 sequences.3 \
                  tax.interval tax.step tax.total tax.stage_wake tax.stage_guest tax.stage_host tax.stage_validation \
                  tax.stage_queue tax.slow tax.together launch.cold launch.durable launch.known socket.serial socket.flight \
-                 socket.blob server.ready server.anonymous";
+                 socket.blob server.ready server.anonymous \
+                 server.anonymous_beside";
     for name in names.split_whitespace() {
         let [low, median, high] = ["low", "median", "high"].map(|field| number(name, field));
         assert!(0.0 < low && low <= median && median <= high && high.is_finite(), "{name}");
@@ -57,8 +58,21 @@ fn every_figure_is_there_and_sane() {
         number("tax.step", "median") < number("tax.interval", "median"),
         "the step is within the interval"
     );
+    // Each is a median of its own, so they sum to the whole about, not exactly.
+    let parts = ["wake", "guest", "host", "validation", "queue"];
+    let parts: f64 = parts.iter().map(|part| number(&format!("tax.stage_{part}"), "median")).sum();
+    let whole = number("tax.total", "median");
+    assert!((0.7..1.3).contains(&(parts / whole)), "the stages sum to {parts}, the tax is {whole}");
+    let (anonymous, beside) =
+        (number("server.anonymous", "median"), number("server.anonymous_beside", "median"));
+    let packed = report["model"]["packed_bytes"].as_f64().expect("a number") / 1e6;
+    assert!((anonymous - beside - packed).abs() < 0.01, "{anonymous} MB, {beside} MB beside {packed} MB");
+    assert!(figure("sequences.3")["label"].as_str().is_some_and(|label| label.contains("context 64")));
     assert_eq!(report["model"]["threads"], 2);
-    assert!(report["notes"].as_array().expect("a list").is_empty());
+    let notes: Vec<&str> =
+        report["notes"].as_array().expect("a list").iter().filter_map(Value::as_str).collect();
+    assert_eq!(notes[0], "sequences.300 is left out: a batch has 256 rows, one for each sequence.");
+    assert!(notes.len() == 2 && notes[1].starts_with("A stage mark costs "), "{notes:?}");
 
     // The same again in short, for people, against what was just written.
     let before = folder.path("before.json");
@@ -130,6 +144,14 @@ fn a_wrong_request_is_a_sentence() {
         (&["--against", &nowhere], 1, "nowhere"),
         (&["--against", &other], 1, "is not what `tartlet bench --json` writes"),
         (&["--inferlets", &nowhere], 1, "`make inferlets`"),
+        (
+            &["--only", "sequences.300"],
+            1,
+            "nothing is left to measure: sequences.300 is left out: a batch has",
+        ),
+        (&["--only", "sequences.100000", "--only", "prefill.9000"], 1, "the model's context has 8192 tokens"),
+        (&["--only", "tax"], 1, "nothing is left to measure: "),
+        (&["--config", &nowhere], 78, "nowhere cannot be read"),
     ] {
         let output = bench(&folder.path(""), flags).output().expect("it runs");
         let said = String::from_utf8(output.stderr).expect("UTF-8");
@@ -137,7 +159,33 @@ fn a_wrong_request_is_a_sentence() {
         assert!(said.starts_with("tartlet: ") && said.lines().count() == 1 && said.contains(part), "{said}");
         assert!(output.stdout.is_empty(), "{flags:?}");
     }
-    let none = tartlet().arg("bench").output().expect("it runs");
-    assert_eq!(none.status.code(), Some(64));
-    assert!(String::from_utf8_lossy(&none.stderr).contains("needs --model"), "{none:?}");
+    let none = tartlet().args(["bench", "--config", "/dev/null"]).output().expect("it runs");
+    assert_eq!(none.status.code(), Some(78));
+    assert!(String::from_utf8_lossy(&none.stderr).contains("No model: give --model FILE.gguf"), "{none:?}");
+}
+
+/// What a box serves is measured without naming it again: its model, its sizes, and none of its keys.
+#[test]
+fn a_configuration_names_the_model_and_the_engine() {
+    let folder = Folder::new();
+    let config = folder.path("tartlet.toml");
+    let text = format!(
+        "listen = \"0.0.0.0:80\"\n[model]\npath = {:?}\n[engine]\nkv_cache = \"q8\"\nbatch_tokens = 8\nthreads = 1\n",
+        model()
+    );
+    std::fs::write(&config, text).expect("written");
+    let mut command = tartlet();
+    command.env("TMPDIR", folder.path("")).args(["bench", "--json", "--config"]).arg(&config);
+    command.args(["--only", "sequences.2", "--only", "sequences.9", "--only", "server"]);
+    let report: Value = serde_json::from_str(&measured(command)).expect("one JSON object");
+    let device = report["model"]["device"].as_str().expect("a text");
+    assert!(device.contains("1 thread,") && device.ends_with("q8 K/V"), "{device}");
+    assert_eq!(report["notes"][0], "sequences.9 is left out: a batch has 8 rows, one for each sequence.");
+    let names: Vec<&str> = report["measures"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .filter_map(|one| one["name"].as_str())
+        .collect();
+    assert!(names.starts_with(&["sequences.2", "server.ready"]), "{names:?}");
 }

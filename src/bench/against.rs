@@ -1,16 +1,19 @@
 //! What changed since another run: pure, from two reports to sentences.
 //!
-//! Owns: what counts as noise. Never: a verdict; whether a change is good is in the words, what to do about it is not.
+//! Owns: what counts as noise: what the samples of a run spread, and what a machine drifts between two runs. Never: a
+//! verdict; whether a change is good is in the words, what to do about it is not.
 
 use super::measure::{Better, Measure, Report};
 use super::table::number;
 use std::fmt::Write;
 
-/// A smaller change of the median says nothing, however still the machine was in both runs.
-const FLOOR: f64 = 0.05;
-/// How far beyond the quartiles samples of the same thing may lie, in distances between the quartiles. Tukey,
-/// "Exploratory Data Analysis" (1977). A machine drifts between two runs more than within one.
-const FENCE: f64 = 1.5;
+/// Two runs of one program on one machine that does nothing else differ by as much: other pages of memory, another
+/// temperature, another minute. The samples of a run know nothing of that, so a smaller change says nothing.
+const DRIFT: f64 = 0.10;
+/// Half the interval around a median in which the median of the same thing is expected again within a run, in distances
+/// between the quartiles over the root of the number of samples: two that do not overlap differ at the 5 % level.
+/// McGill, Tukey, Larsen, "Variations of Box Plots" (1978).
+const NOTCH: f64 = 1.57;
 
 /// How one figure moved.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -23,23 +26,33 @@ pub enum Change {
     Worse(f64),
 }
 
-/// Compares two medians by the spread of their samples: a change is one if the ranges in which samples are expected do
-/// not overlap, and the median moved by more than [`FLOOR`].
-pub fn change(before: &Measure, now: &Measure) -> Change {
+/// Compares two medians: a change is one if their intervals do not overlap and the median moved by more than `drift`.
+pub fn change(before: &Measure, now: &Measure, drift: f64) -> Change {
     let expected = |measure: &Measure| {
-        let beyond = FENCE * (measure.high - measure.low);
-        (measure.low - beyond, measure.high + beyond)
+        let beyond = NOTCH * (measure.high - measure.low) / (measure.samples as f64).sqrt();
+        (measure.median - beyond, measure.median + beyond)
     };
     let ((old_low, old_high), (low, high)) = (expected(before), expected(now));
     let overlap = low <= old_high && old_low <= high;
-    let part = (now.median - before.median) / before.median.abs().max(f64::MIN_POSITIVE);
-    if overlap || part.abs() < FLOOR {
+    let part = moved(before, now);
+    if overlap || part.abs() <= drift {
         return Change::Noise;
     }
     match (part > 0.0) == (now.better == Better::More) {
         true => Change::Better(part),
         false => Change::Worse(part),
     }
+}
+
+/// By which part of the older median.
+fn moved(before: &Measure, now: &Measure) -> f64 {
+    (now.median - before.median) / before.median.abs().max(f64::MIN_POSITIVE)
+}
+
+/// How far the machine itself has moved: its roofs owe nothing to the model or the server.
+fn drift(pairs: &[(&Measure, &Measure)]) -> f64 {
+    let roofs = pairs.iter().filter(|(_, now)| now.section() == "roof");
+    roofs.map(|(before, now)| moved(before, now).abs()).fold(DRIFT, f64::max)
 }
 
 /// What changed beyond noise, line by line, and what cannot be compared.
@@ -60,11 +73,15 @@ pub fn compare(before: &Report, now: &Report) -> String {
     {
         let _ = writeln!(text, "  another backend: {then} then, {today} now");
     }
-    let (mut compared, mut changed) = (0, 0);
-    for measure in &now.measures {
-        let Some(old) = before.measures.iter().find(|old| old.name == measure.name) else { continue };
-        compared += 1;
-        let (word, part) = match change(old, measure) {
+    let pairs: Vec<(&Measure, &Measure)> = now
+        .measures
+        .iter()
+        .filter_map(|now| Some((before.measures.iter().find(|old| old.name == now.name)?, now)))
+        .collect();
+    let (drift, mut changed) = (drift(&pairs), 0);
+    for (old, measure) in &pairs {
+        let (word, part) = match change(old, measure, if measure.section() == "roof" { DRIFT } else { drift })
+        {
             Change::Noise => continue,
             Change::Better(part) => ("better", part),
             Change::Worse(part) => ("WORSE", part),
@@ -80,7 +97,16 @@ pub fn compare(before: &Report, now: &Report) -> String {
             100.0 * part,
         );
     }
-    let _ = writeln!(text, "  {changed} of {compared} figures changed beyond noise");
+    let _ = writeln!(text, "  {changed} of {} figures changed beyond noise", pairs.len());
+    let why = match drift > DRIFT {
+        true => "as a roof of the machine itself did between the runs",
+        false => "which is taken for the drift between two runs",
+    };
+    let _ = writeln!(
+        text,
+        "  noise: medians whose 95 % intervals within their runs overlap, or that moved by {:.0} % at most, {why}",
+        100.0 * drift
+    );
     for (count, where_) in [
         (missing(&now.measures, &before.measures), "now only"),
         (missing(&before.measures, &now.measures), "then only"),
@@ -117,17 +143,20 @@ mod tests {
     }
 
     #[test]
-    fn a_change_is_one_when_the_spreads_part() {
+    fn a_change_is_one_when_the_intervals_part_beyond_the_drift() {
         let rate = |samples: &[f64]| Measure::of("decode.64", "", Unit::TOKENS_PER_S, samples);
         let time = |samples: &[f64]| Measure::of("tax.total", "", Unit::US, samples);
+        let change = |before: &Measure, now: &Measure| change(before, now, DRIFT);
         let still = [100.0, 101.0, 102.0, 103.0, 104.0];
         let wild = [60.0, 80.0, 100.0, 130.0, 150.0];
         let more = [119.0, 120.0, 121.0, 122.0, 123.0];
         assert_eq!(change(&rate(&still), &rate(&still)), Change::Noise);
-        assert_eq!(change(&rate(&wild), &rate(&more)), Change::Noise);
-        assert_eq!(change(&rate(&still), &rate(&still.map(|x| x + 6.0))), Change::Noise, "within the fences");
-        let near = [104.0; 5];
-        assert_eq!(change(&rate(&[100.0; 5]), &rate(&near)), Change::Noise, "below the floor");
+        assert_eq!(change(&rate(&wild), &rate(&more)), Change::Noise, "five such samples know too little");
+        assert!(
+            matches!(change(&rate(&wild.repeat(20)), &rate(&more.repeat(20))), Change::Better(_)),
+            "a hundred do"
+        );
+        assert_eq!(change(&rate(&still), &rate(&still.map(|x| x + 10.0))), Change::Noise, "a drift");
         assert!(matches!(change(&rate(&still), &rate(&more)), Change::Better(part) if part > 0.18));
         assert!(matches!(change(&rate(&more), &rate(&still)), Change::Worse(part) if part < -0.15));
         assert!(matches!(change(&time(&still), &time(&more)), Change::Worse(part) if part > 0.18));
@@ -143,9 +172,18 @@ mod tests {
         let text = compare(&before, &now);
         assert!(text.contains("better  decode.64") && text.contains("(+50.0 %)"), "{text}");
         assert!(text.contains("1 of 2 figures changed beyond noise"), "{text}");
-        assert!(text.contains("1 figures were measured then only") && !text.contains("another"), "{text}");
+        assert!(text.contains("1 figures were measured then only") && !text.contains("another "), "{text}");
+        assert!(text.contains("moved by 10 % at most, which is taken for the drift"), "{text}");
         now.model.threads = 4;
         assert!(compare(&before, &now).contains("another threads: 2 then, 4 now"));
+        // A machine that is half as fast again makes nobody's work better by half.
+        let faster = |report: &mut Report, by| report.measures.push(measure("roof.read_2", by));
+        let (mut slow, mut fast) = (before.clone(), now.clone());
+        faster(&mut slow, 20.0);
+        faster(&mut fast, 30.0);
+        let text = compare(&slow, &fast);
+        assert!(text.contains("better  roof.read_2") && !text.contains("better  decode.64"), "{text}");
+        assert!(text.contains("moved by 50 % at most, as a roof of the machine"), "{text}");
         // What is compared is what `--json` wrote.
         let json = serde_json::to_string(&before).expect("it is plain data");
         assert_eq!(serde_json::from_str::<Report>(&json).expect("it reads back"), before);

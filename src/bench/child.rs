@@ -3,9 +3,11 @@
 //! Owns: the child process and what the operating system says of it, round trips and blobs over loopback. Never: what
 //! happens inside it (`rig.rs`).
 
-use super::measure::{Effort, Measure, Unit};
-use super::{BenchError, Programs, Servers, within};
+use super::measure::{Effort, Measure, Report, Unit};
+use super::{BenchError, Programs, Servers, proc_bytes, within};
 use crate::client::{Client, Event};
+use std::collections::HashMap;
+use std::ffi::OsString;
 use std::io::{BufRead, BufReader};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -37,9 +39,9 @@ impl Child {
         let Servers { model, engine, leavings } = servers;
         let folder = leavings.folder();
         let system = |what| move |error| BenchError::System { what, error };
-        // A configuration of its own: the box's may ask for tokens, or for other sizes.
+        // A configuration of its own: the box's may ask for tokens.
         let config = folder.join("bench.toml");
-        std::fs::write(&config, format!("[engine]\nthreads = {}\n", engine.threads))
+        std::fs::write(&config, engine.section())
             .map_err(system("write into the folder for temporary files"))?;
         let program = std::env::current_exe().map_err(system("find this program's file"))?;
         let mut command = Command::new(program);
@@ -69,57 +71,66 @@ impl Child {
         }
     }
 
-    fn field(&self, file: &str, key: &str) -> Option<f64> {
-        let text = std::fs::read_to_string(format!("/proc/{}/{file}", self.id)).ok()?;
-        text.lines().find_map(|line| line.strip_prefix(key))?.split_whitespace().next()?.parse().ok()
+    /// Bytes of anonymous memory.
+    fn anonymous(&self) -> Option<u64> {
+        proc_bytes(&format!("/proc/{}/status", self.id), "RssAnon:")
     }
 
-    /// Seconds of processor time so far.
-    fn processor(&self) -> Option<f64> {
-        // In nanoseconds, of each thread that lives; those of an idle server do.
+    /// Nanoseconds of processor time so far, of each thread that lives. None where the system does not count them.
+    fn processor(&self) -> Option<HashMap<OsString, u64>> {
         let tasks = std::fs::read_dir(format!("/proc/{}/task", self.id)).ok()?;
-        let mut all = 0.0;
-        for task in tasks {
-            let text = std::fs::read_to_string(task.ok()?.path().join("schedstat")).ok()?;
-            all += text.split_whitespace().next()?.parse::<f64>().ok()?;
-        }
-        Some(all / 1e9)
+        let spent = |task: std::io::Result<std::fs::DirEntry>| {
+            let task = task.ok()?; // one that ends meanwhile is passed over
+            let text = std::fs::read_to_string(task.path().join("schedstat")).ok()?;
+            Some((task.file_name(), text.split_whitespace().next()?.parse().ok()?))
+        };
+        let threads: HashMap<_, _> = tasks.filter_map(spent).collect();
+        (!threads.is_empty()).then_some(threads)
     }
+}
+
+/// Seconds that the threads have spent between two looks. One that has begun since counts whole, one that has ended not
+/// at all; the process's own count has both, but in steps of 10 ms, and an idle second has less than one.
+fn spent(before: &HashMap<OsString, u64>, after: &HashMap<OsString, u64>) -> f64 {
+    let one = |(thread, now): (&OsString, &u64)| now.saturating_sub(before.get(thread).copied().unwrap_or(0));
+    after.iter().map(one).sum::<u64>() as f64 / 1e9
 }
 
 /// Start to ready, memory and idleness of servers that nobody has asked for anything yet.
 ///
 /// `packed_bytes` of their memory are weights.
-pub(super) fn server(servers: &Servers, packed_bytes: u64) -> Result<Vec<Measure>, BenchError> {
+pub(super) fn server(servers: &Servers, packed_bytes: u64, report: &mut Report) -> Result<(), BenchError> {
     let (mut ready, mut anonymous, mut idle) = (Vec::new(), Vec::new(), Vec::new());
     for run in 0..=Effort::USUAL.least {
         let child = Child::start(servers)?;
         if run > 0 {
             ready.push(child.ready.as_secs_f64() * 1e3);
-            anonymous.extend(child.field("status", "RssAnon:").map(|kib| kib * 1024.0 / 1e6));
+            anonymous.extend(child.anonymous().map(|bytes| bytes as f64 / 1e6));
         }
         if run == Effort::USUAL.least {
             std::thread::sleep(WATCHED / 2); // for what still settles
             for _ in 0..Effort::USUAL.least {
                 let (before, since) = (child.processor(), Instant::now());
                 std::thread::sleep(WATCHED);
-                let spent = before.zip(child.processor()).map(|(before, after)| after - before);
+                let spent = before.zip(child.processor()).map(|(before, after)| spent(&before, &after));
                 idle.extend(spent.map(|spent| 100.0 * spent / since.elapsed().as_secs_f64()));
             }
         }
         servers.leavings.end_server();
     }
-    let mut measures = vec![Measure::of("server.ready", "start to ready, page cache warm", Unit::MS, &ready)];
-    if !anonymous.is_empty() {
-        let beside: Vec<f64> = anonymous.iter().map(|mb| mb - packed_bytes as f64 / 1e6).collect();
-        measures.push(Measure::of("server.anonymous", "anonymous memory when ready", Unit::MB, &anonymous));
-        let label = "  beyond the packed weights";
-        measures.push(Measure::of("server.anonymous_beside", label, Unit::MB, &beside));
+    let beside: Vec<f64> = anonymous.iter().map(|mb| mb - packed_bytes as f64 / 1e6).collect();
+    for (name, label, unit, samples) in [
+        ("server.ready", "start to ready, page cache warm", Unit::MS, ready),
+        ("server.anonymous", "anonymous memory when ready", Unit::MB, anonymous),
+        ("server.anonymous_beside", "  beyond the packed weights", Unit::MB, beside),
+        ("server.idle", "processor time while idle", Unit::PERCENT, idle),
+    ] {
+        match samples.is_empty() {
+            true => report.notes.push(format!("{name} is left out: this system does not tell it in /proc.")),
+            false => report.measures.push(Measure::of(name, label, unit, &samples)),
+        }
     }
-    if !idle.is_empty() {
-        measures.push(Measure::of("server.idle", "processor time while idle", Unit::PERCENT, &idle));
-    }
-    Ok(measures)
+    Ok(())
 }
 
 /// Round trips through a program that echoes, and blobs there and back.
@@ -178,4 +189,20 @@ async fn there_and_back(client: &mut Client, instance: &str, blob: &[u8]) -> Res
         _ => return Err(BenchError::Server("a blob came back as something else".into())),
     }
     Ok(2.0 * blob.len() as f64 / 1e6 / started.elapsed().as_secs_f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The story: the sum over the living threads fell when one ended, and a server was idle at less than nothing.
+    #[test]
+    fn a_thread_that_ends_takes_nothing_off_the_others() {
+        let look = |threads: &[(&str, u64)]| -> HashMap<OsString, u64> {
+            threads.iter().map(|(thread, time)| (OsString::from(thread), *time)).collect()
+        };
+        let before = look(&[("1", 1_000_000_000), ("2", 9_000_000_000)]);
+        let after = look(&[("1", 1_500_000_000), ("3", 250_000_000)]);
+        assert_eq!(spent(&before, &after), 0.75);
+    }
 }

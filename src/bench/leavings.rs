@@ -6,7 +6,9 @@
 use super::{BenchError, tell};
 use async_signal::{Signal, Signals};
 use smol::stream::StreamExt;
+use std::fs::DirBuilder;
 use std::io::{self, Write};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, ChildStdout, Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -30,9 +32,15 @@ impl Leavings {
         let system = |what| move |error| BenchError::System { what, error };
         let name = format!("tartlet-bench-{}", std::process::id());
         let folder = std::env::temp_dir().join(&name);
-        std::fs::create_dir_all(&folder).map_err(system("make a folder for temporary files"))?;
+        make(&folder).map_err(|error| {
+            let mend = "remove it, or name another folder for temporary files in TMPDIR";
+            BenchError::File(
+                folder.clone(),
+                format!("a folder of this run's own cannot be made: {error}; {mend}"),
+            )
+        })?;
         let memory = Path::new(MEMORY).join(&name);
-        let memory = std::fs::create_dir(&memory).is_ok().then_some(memory);
+        let memory = make(&memory).is_ok().then_some(memory);
         let leavings = Leavings { folder, memory, server: Arc::default() };
         let mut signals = Signals::new([Signal::Int, Signal::Term]).map_err(system("await signals"))?;
         let (folders, server) = (leavings.folders(), leavings.server.clone());
@@ -57,6 +65,11 @@ impl Leavings {
 
     pub fn folder(&self) -> &Path {
         &self.folder
+    }
+
+    /// Whether there is a file system in memory to write to.
+    pub fn has_memory(&self) -> bool {
+        self.memory.is_some()
     }
 
     /// A folder where keeping a file takes no disk's time, if there is one; else the usual one.
@@ -91,6 +104,11 @@ impl Drop for Leavings {
     }
 }
 
+/// A folder of our own that was not there: where everyone may write, somebody may have laid one, or a link, for us.
+fn make(folder: &Path) -> io::Result<()> {
+    DirBuilder::new().mode(0o700).create(folder)
+}
+
 fn remove(folders: &[PathBuf]) {
     for folder in folders {
         let _ = std::fs::remove_dir_all(folder); // the system sweeps where they lie
@@ -106,5 +124,24 @@ fn end(server: &mut Option<Child>) {
     if let Some(mut child) = server.take() {
         let _ = child.kill(); // ended already
         let _ = child.wait();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn a_folder_is_ours_alone_or_none() {
+        let place = std::env::temp_dir().join(format!("tartlet-leavings-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&place); // of a process that had our number
+        make(&place).unwrap();
+        assert_eq!(std::fs::metadata(&place).unwrap().permissions().mode() & 0o777, 0o700);
+        assert_eq!(make(&place).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        let link = place.join("link");
+        std::os::unix::fs::symlink(&place, &link).unwrap();
+        assert_eq!(make(&link).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        remove(&[place]);
     }
 }

@@ -14,7 +14,7 @@ pub struct Report {
     pub machine: Machine,
     pub model: Measured,
     pub measures: Vec<Measure>,
-    /// What was left out, with what to do about it: sentences.
+    /// What was left out, and what one should know of a figure: sentences.
     pub notes: Vec<String>,
 }
 

@@ -21,7 +21,7 @@ mod table;
 mod work;
 
 use crate::backend::Fault;
-use crate::backend::cpu::{CpuError, roof};
+use crate::backend::cpu::{Cpu, CpuError, roof};
 use crate::backend::crew::Crew;
 use crate::client::ClientError;
 use crate::config::{Config, EngineConfig, ModelConfig};
@@ -36,7 +36,7 @@ use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
-use steps::{Bare, Steps};
+use steps::{Bare, Room, Steps};
 use work::Roof;
 
 /// No answer of our own server takes longer, whatever the model.
@@ -57,8 +57,8 @@ pub const SECTIONS: &[&str] =
 #[derive(Clone, Debug)]
 pub struct Options {
     pub model: PathBuf,
-    /// None: one per core.
-    pub threads: Option<usize>,
+    /// What the backend and the servers run with.
+    pub engine: EngineConfig,
     /// The folder with `completion.wasm` and `echo.wasm`.
     pub inferlets: Option<PathBuf>,
     /// Some of [`SECTIONS`], or a figure of the backend by its number (`prefill.512`); empty: all.
@@ -74,6 +74,8 @@ pub enum BenchError {
     Option(String),
     Model(ModelError),
     Load(CpuError),
+    /// Everything that was asked for is left out: why, in sentences.
+    Nothing(Vec<String>),
     /// Megabytes of the weights and of free memory.
     TooLarge {
         weights: u64,
@@ -97,6 +99,7 @@ impl fmt::Display for BenchError {
             BenchError::Option(sentence) => f.write_str(sentence),
             BenchError::Model(error) => error.fmt(f),
             BenchError::Load(error) => error.fmt(f),
+            BenchError::Nothing(why) => write!(f, "nothing is left to measure: {}", why.join(" ")),
             BenchError::TooLarge { weights, free } => write!(
                 f,
                 "the model's weights take {weights} MB, but this machine has {free} MB free: measure a smaller one"
@@ -203,20 +206,24 @@ impl Selection {
                             "--only {word}: the number is not one from 1 to {FIGURE_MOST}."
                         ))
                     })?;
-                numbers.entry(section).or_default().push(number);
-            }
-        }
-        for (section, numbers) in numbers {
-            match section {
-                "prefill" => selection.steps.prefill = numbers,
-                "decode" => selection.steps.contexts = numbers,
-                "sequences" => selection.steps.sequences = numbers,
-                other => {
-                    let sentence =
-                        format!("--only {other} takes no number; prefill, decode and sequences do.");
-                    return Err(BenchError::Option(sentence));
+                let numbers = numbers.entry(section).or_default();
+                if !numbers.contains(&number) {
+                    numbers.push(number);
                 }
             }
+        }
+        let Selection { sections, steps } = &mut selection;
+        for (section, figures) in steps.sections() {
+            match numbers.remove(section) {
+                Some(asked) => *figures = asked,
+                // What nobody asks for takes no room, and is not told as left out.
+                None if !sections.is_empty() && !sections.contains(&section) => figures.clear(),
+                None => {}
+            }
+        }
+        if let Some(other) = numbers.keys().next() {
+            let sentence = format!("--only {other} takes no number; prefill, decode and sequences do.");
+            return Err(BenchError::Option(sentence));
         }
         Ok(selection)
     }
@@ -229,12 +236,21 @@ impl Selection {
 /// Takes the measures in their order.
 fn measured(options: &Options, selection: &Selection) -> Result<Report, BenchError> {
     let programs = options.inferlets.as_deref().map(Programs::read).transpose()?;
-    let engine = EngineConfig::usual(options.threads).map_err(BenchError::Option)?;
+    let engine = &options.engine;
     let model = Arc::new(Model::open(&options.model, None, None).map_err(BenchError::Model)?);
     let weight_bytes = model.gguf.tensors().filter_map(|tensor| tensor.bytes).sum::<usize>() as u64;
-    if let Some(free) = memory("MemAvailable:").filter(|free| *free < weight_bytes) {
+    let free = proc_bytes("/proc/meminfo", "MemAvailable:");
+    if let Some(free) = free.filter(|free| *free < weight_bytes) {
         return Err(BenchError::TooLarge { weights: weight_bytes / 1_000_000, free: free / 1_000_000 });
     }
+    let mut steps = selection.steps.clone();
+    let left_out = steps.fit(&Room {
+        context: model.shape.context as usize,
+        batch_tokens: engine.batch_tokens as usize,
+        page_size: engine.page_size as usize,
+        page_bytes: Cpu::page_bytes(&model.shape, engine.page_size, engine.kv_cache),
+        free: free.map(|free| free - weight_bytes),
+    });
     let leavings = Leavings::new()?;
     let mut report = Report {
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -249,11 +265,11 @@ fn measured(options: &Options, selection: &Selection) -> Result<Report, BenchErr
             threads: engine.threads,
         },
         measures: Vec::new(),
-        notes: Vec::new(),
+        notes: left_out,
     };
-    backend(&model, &engine, selection, &mut report)?;
+    backend(&model, engine, selection, &steps, &mut report)?;
     drop(model); // the servers open it themselves
-    let among = Servers { model: &options.model, engine: &engine, leavings: &leavings };
+    let among = Servers { model: &options.model, engine, leavings: &leavings };
     match programs {
         Some(programs) => among.with_programs(&programs, selection, &mut report)?,
         None if ["tax", "launch", "socket"].iter().any(|section| selection.wants(section)) => {
@@ -268,9 +284,12 @@ fn measured(options: &Options, selection: &Selection) -> Result<Report, BenchErr
     if selection.wants("server") {
         tell("a server by itself");
         let packed = report.model.packed_bytes.unwrap_or(0);
-        report.measures.extend(child::server(&among, packed)?);
+        child::server(&among, packed, &mut report)?;
     }
     tell("");
+    if report.measures.is_empty() {
+        return Err(BenchError::Nothing(report.notes));
+    }
     Ok(report)
 }
 
@@ -279,30 +298,30 @@ fn backend(
     model: &Arc<Model>,
     engine: &EngineConfig,
     selection: &Selection,
+    steps: &Steps,
     report: &mut Report,
 ) -> Result<(), BenchError> {
     type Section = fn(&mut Bare, &Steps, Roof) -> Result<Vec<Measure>, BenchError>;
     let sections: [(&str, Section); 3] =
         [("prefill", Bare::prefill), ("decode", Bare::decode), ("sequences", Bare::sequences)];
-    let steps = sections.iter().any(|(section, _)| selection.wants(section));
     let crew = Crew::threads(engine.threads);
     let mut roof = None;
-    if steps || selection.wants("roof") {
+    if !steps.is_empty() || selection.wants("roof") {
         tell("the roof");
         let (measures, found) = roofs(&crew)?;
         roof = Some(found);
         report.measures.extend(measures.into_iter().filter(|_| selection.wants("roof")));
     }
     // What a server's memory holds beside the weights is told apart by what the backend packs them into.
-    if steps || selection.wants("server") {
+    if !steps.is_empty() || selection.wants("server") {
         tell("the backend");
-        let mut bare = Bare::load(model, engine, crew, &selection.steps)?;
+        let mut bare = Bare::load(model, engine, crew, steps)?;
         report.model.device = Some(bare.device().to_owned());
         report.model.packed_bytes = Some(bare.weight_bytes() as u64);
         for (section, measure) in sections.into_iter().filter(|(section, _)| selection.wants(section)) {
             tell(section);
             if let Some(roof) = roof {
-                report.measures.extend(measure(&mut bare, &selection.steps, roof)?);
+                report.measures.extend(measure(&mut bare, steps, roof)?);
             }
         }
     }
@@ -351,9 +370,18 @@ impl Servers<'_> {
             tell("what programs cost");
             let mut rig = rig::Rig::start(self.config())?;
             if selection.wants("tax") {
-                report.measures.extend(rig.tax(programs)?);
+                let (measures, clock) = rig.tax(programs)?;
+                report.measures.extend(measures);
+                report.notes.push(clock);
             }
             if selection.wants("launch") {
+                if !self.leavings.has_memory() {
+                    report.notes.push(
+                        "Programs were kept where temporary files lie while launches were timed, for this system has no \
+                         file system in memory to write to: a cold launch waits for the disk too."
+                            .to_owned(),
+                    );
+                }
                 report.measures.extend(rig.launch(programs, self.leavings.folder())?);
             }
             rig.stop()?;
@@ -411,14 +439,14 @@ fn machine() -> Machine {
     Machine {
         processor: name.map_or(std::env::consts::ARCH, |(_, name)| name.trim()).to_owned(),
         cores: std::thread::available_parallelism().map_or(1, usize::from),
-        memory_mb: memory("MemTotal:").unwrap_or(0) / 1_000_000,
+        memory_mb: proc_bytes("/proc/meminfo", "MemTotal:").unwrap_or(0) / 1_000_000,
         instructions: roof::instructions().to_owned(),
     }
 }
 
-/// Bytes, by the line of /proc/meminfo that starts so.
-fn memory(line: &str) -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+/// Bytes, by the line of a file of /proc that starts so and counts in kB.
+fn proc_bytes(file: &str, line: &str) -> Option<u64> {
+    let text = std::fs::read_to_string(file).ok()?;
     let kib = text.lines().find_map(|found| found.strip_prefix(line))?.split_whitespace().next()?;
     Some(kib.parse::<u64>().ok()? * 1024)
 }
@@ -440,6 +468,9 @@ mod tests {
         assert!(some.wants("prefill") && some.wants("decode") && !some.wants("roof"));
         assert_eq!(some.steps.prefill, [300, 7]);
         assert_eq!(some.steps.contexts, Steps::usual().contexts);
+        assert!(some.steps.sequences.is_empty(), "what nobody asks for needs no room");
+        let twice = selected(&["decode.9", "decode.9"]).expect("they exist");
+        assert_eq!(twice.steps.contexts, [9]);
         for (only, part) in [
             ("taxes", "--only taxes is none of roof, prefill, decode"),
             ("prefill.0", "not one from 1 to"),

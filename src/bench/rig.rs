@@ -8,9 +8,12 @@ use super::{BenchError, Programs, within};
 use crate::appliance::Appliance;
 use crate::client::{Client, Event};
 use crate::config::Config;
+use crate::identity::InstanceId;
 use crate::observe::stages::{self, Interval, Mark, Stage};
-use smol::channel::Sender;
+use crate::program::store::write_durably;
+use smol::channel::{Receiver, Sender};
 use smol::net::TcpListener;
+use std::collections::HashMap;
 use std::path::Path;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -24,16 +27,20 @@ const LAUNCHES: usize = 9;
 /// Programs of one client that decode side by side, ...
 const TOGETHER: usize = 16;
 /// ... and what each then generates.
-const TOKENS_TOGETHER: usize = 16;
+const TOKENS_TOGETHER: usize = 48;
 /// Marks of one recording: some 40 a token, and as many again.
 const MARKS: usize = TOGETHER * TOKENS * 80;
-const _: () = assert!(MARKS <= crate::limits::STAGE_MARKS);
+const _: () = assert!(MARKS <= crate::limits::STAGE_MARKS && TOKENS_TOGETHER <= TOKENS);
+/// Marks by which the clock itself is timed: some milliseconds.
+const MARKS_TIMED: usize = 1 << 16;
 
 /// A server on a thread of this process, with one connection to it.
 pub struct Rig {
     pub client: Client,
-    tell: Option<Sender<()>>,
-    server: Option<JoinHandle<Result<(), BenchError>>>,
+    tell: Sender<()>,
+    server: JoinHandle<Result<(), BenchError>>,
+    /// Closes when the engine has given the model's memory back.
+    ended: Receiver<String>,
 }
 
 impl Rig {
@@ -44,6 +51,7 @@ impl Rig {
             smol::block_on(TcpListener::bind("127.0.0.1:0")).map_err(system("listen on a loopback port"))?;
         let address = listener.local_addr().map_err(system("listen on a loopback port"))?;
         let (tell, told) = smol::channel::bounded::<()>(1);
+        let ended = appliance.ended();
         let server = std::thread::Builder::new()
             .name("bench-server".into())
             .spawn(move || {
@@ -55,24 +63,29 @@ impl Rig {
             })
             .map_err(system("start a thread"))?;
         let client = smol::block_on(within(Client::connect(&format!("ws://{address}"))))?;
-        Ok(Rig { client, tell: Some(tell), server: Some(server) })
+        Ok(Rig { client, tell, server, ended })
     }
 
-    /// Ends the server and waits for it.
-    pub fn stop(mut self) -> Result<(), BenchError> {
-        self.tell.take();
-        match self.server.take().map(JoinHandle::join) {
-            Some(Ok(ended)) => ended,
-            _ => Err(BenchError::Server("the server panicked".into())),
-        }
+    /// Ends the server and waits for it and its engine: what is measured next has the memory and the cores to itself.
+    pub fn stop(self) -> Result<(), BenchError> {
+        let Rig { client, tell, server, ended } = self;
+        drop((tell, client));
+        server.join().map_err(|_| BenchError::Server("the server panicked".into()))??;
+        smol::block_on(within(async {
+            while ended.recv().await.is_ok() {} // the last word of an engine that failed meanwhile
+            Ok(())
+        }))
     }
 
-    /// The interval between two tokens of one running program, and what of it is not the backend's step.
-    pub fn tax(&mut self, programs: &Programs) -> Result<Vec<Measure>, BenchError> {
+    /// The interval between two tokens of one running program, and what of it is not the backend's step. And a sentence
+    /// on what the clock itself takes of it.
+    pub fn tax(&mut self, programs: &Programs) -> Result<(Vec<Measure>, String), BenchError> {
         let program = smol::block_on(self.upload(&programs.completion))?;
-        let mut runs = Vec::new();
+        let (mut runs, mut marks) = (Vec::new(), Vec::new());
         Effort::USUAL.sample(|| {
-            runs.push(smol::block_on(self.generate(&program, 1, TOKENS))?);
+            let run = smol::block_on(self.generate(&program, 1, TOKENS))?;
+            runs.push(run.intervals.into_iter().map(|(_, interval)| interval).collect::<Vec<_>>());
+            marks.push(run.marks);
             Ok::<_, BenchError>(0.0) // one run gives many figures
         })?;
         runs.remove(0); // it warmed up
@@ -94,12 +107,18 @@ impl Rig {
         measures.push(Measure::of("tax.slow", "the tax of the slowest tenth", Unit::US, &slow));
 
         let rates = Effort::USUAL.sample(|| {
-            let intervals = smol::block_on(self.generate(&program, TOGETHER, TOKENS_TOGETHER))?;
-            Ok::<_, BenchError>(TOGETHER as f64 * 1e6 / quantile_of(&intervals, Interval::total, 0.5))
+            let run = smol::block_on(self.generate(&program, TOGETHER, TOKENS_TOGETHER))?;
+            rate_together(&run.intervals, TOGETHER).ok_or_else(|| {
+                BenchError::Server(format!(
+                    "{TOGETHER} programs of {TOKENS_TOGETHER} tokens never ran all at once: \
+                     each was over before the last was launched"
+                ))
+            })
         })?;
         let label = format!("{TOGETHER} programs at once");
         measures.push(Measure::of("tax.together", label, Unit::TOKENS_PER_S, &rates));
-        Ok(measures)
+        marks.sort_by(f64::total_cmp);
+        Ok((measures, clock_note(stages::cost(MARKS_TIMED), quantile(&marks, 0.5))))
     }
 
     /// From the last thing a client sends to the first pass of the program it asked for.
@@ -113,16 +132,18 @@ impl Rig {
                 let second = self.launched(None, &hash(&component)).await?;
                 Ok::<_, BenchError>((first, second))
             })?;
-            let written = durable_write(scratch, &component)?;
+            let written = kept_in(scratch, &component)?;
             if run > 0 {
                 cold.push(milliseconds(first));
                 known.push(milliseconds(second));
                 kept.push(milliseconds(written));
             }
         }
+        // Whether that is a disk, whoever reads the name knows.
+        let adds = format!("  keeping it in {} adds", scratch.parent().unwrap_or(scratch).display());
         Ok(vec![
             Measure::of("launch.cold", "last upload chunk to first pass, new program", Unit::MS, &cold),
-            Measure::of("launch.durable", "  what keeping it on the disk adds", Unit::MS, &kept),
+            Measure::of("launch.durable", adds, Unit::MS, &kept),
             Measure::of("launch.known", "launch to first pass, a known program", Unit::MS, &known),
         ])
     }
@@ -131,13 +152,8 @@ impl Rig {
         within(self.client.upload_program(component)).await
     }
 
-    /// Runs so many instances side by side to their ends; the intervals of all.
-    async fn generate(
-        &mut self,
-        program: &str,
-        count: usize,
-        tokens: usize,
-    ) -> Result<Vec<Interval>, BenchError> {
+    /// Runs so many instances side by side to their ends.
+    async fn generate(&mut self, program: &str, count: usize, tokens: usize) -> Result<Run, BenchError> {
         let arguments = ["--max-tokens", &tokens.to_string(), PROMPT].map(str::to_owned);
         stages::start(MARKS);
         let mut instances = Vec::new();
@@ -147,13 +163,16 @@ impl Rig {
         for instance in &instances {
             self.ended(instance).await?;
         }
-        let intervals: Vec<Interval> =
-            stages::intervals(&stages::take()).into_iter().map(|(_, i)| i).collect();
+        let marks = stages::take();
+        let intervals = stages::intervals(&marks);
         if intervals.len() + 2 * count < count * tokens {
             let got = intervals.len();
             return Err(BenchError::Server(format!("programs made {got} tokens, not {}", count * tokens)));
         }
-        Ok(intervals)
+        let ends = intervals.first().zip(intervals.last()).map(|(first, last)| (first.1.ended, last.1.ended));
+        let (from, to) = ends.unwrap_or_default();
+        let within = marks.iter().filter(|mark| from < mark.at && mark.at <= to).count();
+        Ok(Run { marks: within as f64 / intervals.len().saturating_sub(1).max(1) as f64, intervals })
     }
 
     /// The time until the first pass of an instance is with the engine; it makes one token.
@@ -184,7 +203,14 @@ impl Rig {
     }
 }
 
-/// One figure of each run's intervals, in microseconds.
+/// What one recording of running instances gave.
+struct Run {
+    intervals: Vec<(InstanceId, Interval)>,
+    /// For each token, on average.
+    marks: f64,
+}
+
+/// One figure of a run's intervals, in microseconds.
 fn quantile_of(run: &[Interval], what: impl Fn(&Interval) -> Duration, q: f64) -> f64 {
     let mut times: Vec<f64> = run.iter().map(|interval| what(interval).as_secs_f64() * 1e6).collect();
     times.sort_by(f64::total_cmp);
@@ -201,6 +227,31 @@ fn median_of(
     Measure::of(name, label, Unit::US, &medians)
 }
 
+/// Tokens per second of `count` instances while all of them decode: from when the last one joins to when the first one
+/// leaves. None where there is no such time.
+fn rate_together(intervals: &[(InstanceId, Interval)], count: usize) -> Option<f64> {
+    let mut lives: HashMap<InstanceId, (Duration, Duration)> = HashMap::new();
+    for (instance, interval) in intervals {
+        let life = lives.entry(*instance).or_insert((interval.ended, interval.ended));
+        *life = (life.0.min(interval.ended), life.1.max(interval.ended));
+    }
+    let from = lives.values().map(|life| life.0).max()?;
+    let to = lives.values().map(|life| life.1).min()?;
+    if lives.len() != count || to <= from {
+        return None;
+    }
+    let within = intervals.iter().filter(|(_, interval)| from < interval.ended && interval.ended <= to);
+    Some(within.count() as f64 / (to - from).as_secs_f64())
+}
+
+/// What recording takes of a token, for whoever reads its tax.
+fn clock_note(nanoseconds: f64, marks: f64) -> String {
+    format!(
+        "A stage mark costs {nanoseconds:.0} ns and a token has {marks:.0}: {:.1} µs of the tax are the clock's own.",
+        nanoseconds * marks / 1e3
+    )
+}
+
 /// The component with a custom section more: the same program under another hash, so a server does not know it.
 fn renamed(component: &[u8], run: usize) -> Vec<u8> {
     let name = format!("bench {} {run}", std::process::id());
@@ -215,21 +266,48 @@ fn hash(component: &[u8]) -> String {
     blake3::hash(component).to_hex().to_string()
 }
 
-/// What the store does with a program before it answers, here on the disk: write, sync, rename, sync the folder.
-fn durable_write(folder: &Path, bytes: &[u8]) -> Result<Duration, BenchError> {
-    let write = || -> std::io::Result<Duration> {
-        let started = Instant::now();
-        let (beside, place) = (folder.join("probe.unfinished"), folder.join("probe"));
-        let mut file = std::fs::File::create(&beside)?;
-        std::io::Write::write_all(&mut file, bytes)?;
-        file.sync_all()?;
-        std::fs::rename(&beside, &place)?;
-        std::fs::File::open(folder)?.sync_all()?;
-        Ok(started.elapsed())
-    };
-    write().map_err(|error| BenchError::System { what: "write into the folder for temporary files", error })
+/// What the store does with a program before it answers, here in this folder.
+fn kept_in(folder: &Path, bytes: &[u8]) -> Result<Duration, BenchError> {
+    let started = Instant::now();
+    let what = "write into the folder for temporary files";
+    write_durably(&folder.join("probe"), bytes).map_err(|error| BenchError::System { what, error })?;
+    Ok(started.elapsed())
 }
 
 fn milliseconds(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The story: the rate was the count over the median interval, as if all had been there from the first to the last.
+    #[test]
+    fn a_rate_counts_only_the_time_in_which_all_ran() {
+        let ms = Duration::from_millis;
+        let ended = |ended| Interval { ended: ms(ended), ..Interval::default() };
+        let [a, b] = [InstanceId::from_bits(1), InstanceId::from_bits(2)];
+        // The first decodes alone until 40, and every 20 ms from then on; the second ends last.
+        let first = [10, 20, 30, 40, 60, 80].map(|at| (a, ended(at)));
+        let second = [40, 60, 80, 90, 100].map(|at| (b, ended(at)));
+        let both = [&first[..], &second[..]].concat();
+        // Four tokens from 40 to 80 ms.
+        assert_eq!(rate_together(&both, 2), Some(4.0 / 0.040));
+        assert_eq!(rate_together(&both, 3), None, "the third made none");
+        let late = [100, 110].map(|at| (b, ended(at)));
+        assert_eq!(rate_together(&[&first[..], &late[..]].concat(), 2), None, "never both");
+    }
+
+    #[test]
+    fn a_renamed_component_is_another_with_the_same_modules() {
+        let component = b"\0asm\x0d\0\x01\0".to_vec();
+        let (one, two) = (renamed(&component, 1), renamed(&component, 2));
+        assert_ne!(hash(&one), hash(&two));
+        for bytes in [one, two] {
+            let payloads: Result<Vec<_>, _> = wasmparser::Parser::new(0).parse_all(&bytes).collect();
+            let payloads = payloads.expect("it is a component");
+            assert!(payloads.iter().any(|payload| matches!(payload, wasmparser::Payload::CustomSection(_))));
+        }
+    }
 }

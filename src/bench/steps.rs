@@ -25,11 +25,31 @@ pub struct Steps {
     pub prefill: Vec<usize>,
     /// Slots in use before a decoded token.
     pub contexts: Vec<usize>,
-    /// Sequences that decode together, each at the shortest context.
+    /// Sequences that decode together, each behind [`BESIDE`] slots.
     pub sequences: Vec<usize>,
     /// Decoded tokens of one sample.
     pub tokens: usize,
     pub effort: Effort,
+}
+
+/// Slots in use before a token of each of many sequences: the same whatever else is measured, so that the figure of
+/// one name is one measurement.
+const BESIDE: usize = 64;
+/// A prompt that fills a context, in tokens; longer contexts repeat its pages.
+const FILL: usize = 64;
+
+/// What limits a figure: a model, a batch, a machine.
+#[derive(Clone, Copy, Debug)]
+pub struct Room {
+    /// Positions of the model's trained context.
+    pub context: usize,
+    /// Rows of one batch.
+    pub batch_tokens: usize,
+    /// Slots of a KV page.
+    pub page_size: usize,
+    pub page_bytes: usize,
+    /// Bytes that are free for KV pages, where the system says so.
+    pub free: Option<u64>,
 }
 
 impl Steps {
@@ -43,26 +63,67 @@ impl Steps {
         }
     }
 
-    fn shortest(&self) -> usize {
-        self.contexts.iter().copied().min().unwrap_or(FILL)
+    /// The figures of each section, by its name.
+    pub fn sections(&mut self) -> [(&'static str, &mut Vec<usize>); 3] {
+        [("prefill", &mut self.prefill), ("decode", &mut self.contexts), ("sequences", &mut self.sequences)]
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.prefill.is_empty() && self.contexts.is_empty() && self.sequences.is_empty()
+    }
+
+    /// Takes out the figures for which there is no room; a sentence for each of them.
+    pub fn fit(&mut self, room: &Room) -> Vec<String> {
+        let tokens = self.tokens;
+        let mut left_out = Vec::new();
+        let mut keep = |section: &str, number: usize, context: usize, sequences: usize, slots: usize| {
+            let bytes = (slots.div_ceil(room.page_size) * sequences) as u64 * room.page_bytes as u64;
+            let why = if context > room.context {
+                format!("the model's context has {} tokens, not {context}", room.context)
+            } else if sequences > room.batch_tokens {
+                format!("a batch has {} rows, one for each sequence", room.batch_tokens)
+            } else if let Some(free) = room.free.filter(|free| bytes > *free) {
+                let [needs, free] = [bytes, free].map(|bytes| bytes / 1_000_000);
+                format!("its keys and values take {needs} MB, and {free} MB are free beside the weights")
+            } else {
+                return true;
+            };
+            left_out.push(format!("{section}.{number} is left out: {why}."));
+            false
+        };
+        self.prefill.retain(|&length| keep("prefill", length, length, 1, length));
+        // The few tokens that are decoded may lie behind the trained context: nobody reads them.
+        self.contexts.retain(|&context| keep("decode", context, context, 1, context + tokens));
+        self.sequences.retain(|&count| keep("sequences", count, BESIDE, count, BESIDE + tokens));
+        left_out
+    }
+
+    /// Pages that any one of the figures needs at most.
+    fn pages(&self, page_size: usize) -> usize {
+        let pages = |slots: usize| slots.div_ceil(page_size);
+        let longest = |numbers: &[usize]| numbers.iter().copied().max().unwrap_or(0);
+        [
+            pages(longest(&self.prefill)),
+            pages(longest(&self.contexts) + self.tokens),
+            pages(BESIDE + self.tokens) * longest(&self.sequences),
+            pages(FILL),
+        ]
+        .into_iter()
+        .fold(1, usize::max)
     }
 }
-
-/// A prompt that fills a context, in tokens; longer contexts repeat its pages.
-const FILL: usize = 64;
 
 /// A backend of its own, without a server around it.
 pub struct Bare {
     cpu: Cpu,
     work: Work,
-    context: usize,
     page_size: usize,
     batch_tokens: usize,
     outcome: Outcome,
 }
 
 impl Bare {
-    /// Loads the backend as a server would, with as many pages as `steps` need.
+    /// Loads the backend as a server would, with as many pages as `steps` need: those that [fit](Steps::fit).
     pub fn load(
         model: &Arc<Model>,
         engine: &EngineConfig,
@@ -70,16 +131,8 @@ impl Bare {
         steps: &Steps,
     ) -> Result<Bare, BenchError> {
         let page_size = engine.page_size as usize;
-        let pages = |slots: usize| slots.div_ceil(page_size);
-        let longest = |lengths: &[usize]| lengths.iter().copied().max().unwrap_or(0);
-        let needed = [
-            pages(longest(&steps.prefill)),
-            pages(longest(&steps.contexts) + steps.tokens),
-            pages(steps.shortest() + steps.tokens) * longest(&steps.sequences),
-            pages(FILL),
-        ];
         let options = CpuOptions {
-            pages: longest(&needed) as u32,
+            pages: steps.pages(page_size) as u32,
             page_size: engine.page_size,
             embeds: 1,
             batch_tokens: engine.batch_tokens,
@@ -88,7 +141,6 @@ impl Bare {
         };
         Ok(Bare {
             work: Work::of(&model.gguf, &model.shape, engine.page_size, engine.kv_cache),
-            context: model.shape.context as usize,
             cpu: Cpu::load(model.clone(), options, crew).map_err(BenchError::Load)?,
             page_size,
             batch_tokens: engine.batch_tokens as usize,
@@ -109,9 +161,6 @@ impl Bare {
     pub fn prefill(&mut self, steps: &Steps, roof: Roof) -> Result<Vec<Measure>, BenchError> {
         let mut measures = Vec::new();
         for &length in &steps.prefill {
-            if length > self.context {
-                continue;
-            }
             let chunks = self.chunks(length);
             let ideal: f64 = chunks.iter().map(|chunk| roof.seconds(self.work.needs(&[*chunk]))).sum();
             let samples = steps.effort.sample(|| {
@@ -132,24 +181,19 @@ impl Bare {
     pub fn decode(&mut self, steps: &Steps, roof: Roof) -> Result<Vec<Measure>, BenchError> {
         let mut measures = Vec::new();
         for &context in &steps.contexts {
-            if context <= self.context {
-                let label = format!("one sequence at context {context}");
-                measures.push(self.together(format!("decode.{context}"), label, 1, context, steps, roof)?);
-            }
+            let label = format!("one sequence at context {context}");
+            measures.push(self.together(format!("decode.{context}"), label, 1, context, steps, roof)?);
         }
         Ok(measures)
     }
 
-    /// So many sequences at once, each behind the shortest context.
+    /// So many sequences at once, each behind [`BESIDE`] slots.
     pub fn sequences(&mut self, steps: &Steps, roof: Roof) -> Result<Vec<Measure>, BenchError> {
-        let context = steps.shortest();
         let mut measures = Vec::new();
         for &count in &steps.sequences {
-            if count <= self.batch_tokens {
-                let label = format!("{count} sequences at context {context}, together");
-                let name = format!("sequences.{count}");
-                measures.push(self.together(name, label, count, context, steps, roof)?);
-            }
+            let label = format!("{count} sequences at context {BESIDE}, together");
+            let name = format!("sequences.{count}");
+            measures.push(self.together(name, label, count, BESIDE, steps, roof)?);
         }
         Ok(measures)
     }
@@ -188,15 +232,13 @@ impl Bare {
 
     /// Gives the first `pages` pages contents.
     fn fill(&mut self, pages: usize) -> Result<(), BenchError> {
-        for chunk in self.chunks(FILL) {
+        let real = FILL.div_ceil(self.page_size);
+        for chunk in self.chunks(real * self.page_size) {
             self.run(&[chunk], 0)?;
         }
-        let real = FILL / self.page_size;
-        if real > 0 {
-            for page in real..pages {
-                let (from, to) = (PageId((page % real) as u32), PageId(page as u32));
-                self.cpu.copy_page(from, to).map_err(BenchError::Fault)?;
-            }
+        for page in real..pages {
+            let (from, to) = (PageId((page % real) as u32), PageId(page as u32));
+            self.cpu.copy_page(from, to).map_err(BenchError::Fault)?;
         }
         Ok(())
     }
@@ -260,5 +302,40 @@ mod tests {
             assert!(measure.median > 0.0 && measure.samples == 2, "{measure:?}");
             assert!(measure.share.is_some_and(|share| share > 0.0 && share < 1.0), "{measure:?}");
         }
+        assert!(measures[4].label.contains("context 64") && measures[5].label.contains("context 64"));
+    }
+
+    /// The story: what did not fit was dropped in silence, after its pages had been asked for.
+    #[test]
+    fn a_figure_without_room_is_left_out_by_a_sentence() {
+        let mut steps = Steps {
+            prefill: vec![512, 2048],
+            contexts: vec![2000, 4096],
+            sequences: vec![1, 16, 300],
+            tokens: 16,
+            effort: Effort::USUAL,
+        };
+        // One sequence behind 64 slots takes 5 pages, one behind 2,000 takes 126.
+        let room = Room { context: 2048, batch_tokens: 256, page_size: 16, page_bytes: 1 << 20, free: None };
+        let left_out = steps.fit(&room);
+        assert_eq!(
+            left_out,
+            [
+                "decode.4096 is left out: the model's context has 2048 tokens, not 4096.",
+                "sequences.300 is left out: a batch has 256 rows, one for each sequence.",
+            ]
+        );
+        assert_eq!(
+            (&steps.prefill, &steps.contexts, &steps.sequences),
+            (&vec![512, 2048], &vec![2000], &vec![1, 16])
+        );
+        assert_eq!(steps.pages(16), 2048 / 16, "nothing is sized by what is left out");
+        let left_out = steps.fit(&Room { free: Some(100 << 20), ..room });
+        let said = "its keys and values take 132 MB, and 104 MB are free beside the weights";
+        assert_eq!(left_out.len(), 2, "{left_out:?}");
+        assert!(left_out[1].starts_with("decode.2000 ") && left_out[1].contains(said), "{left_out:?}");
+        assert_eq!((&steps.prefill, &steps.sequences), (&vec![512], &vec![1, 16]));
+        let left_out = steps.fit(&Room { context: 63, ..room });
+        assert!(left_out.len() == 3 && steps.is_empty(), "{left_out:?}");
     }
 }

@@ -142,7 +142,8 @@ impl Engine {
         let ended = catch_unwind(AssertUnwindSafe(|| self.turns()));
         self.settle.rest(); // Those who are told that their work is lost still have to run.
         let why = match ended {
-            Ok(Ok(())) => return, // Every handle is gone: nobody is left to tell.
+            // Every handle is gone: nobody is left to tell. Dropping `on_fault` after the backend says that its memory is free.
+            Ok(Ok(())) => return drop(self),
             Ok(Err(fault)) => format!("the device failed: {fault}"),
             Err(panic) => format!("the engine panicked: {}", panic_text(&*panic)),
         };

@@ -154,7 +154,7 @@ impl Index {
 }
 
 /// Whole or not at all, whenever the power goes.
-fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
+pub(crate) fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
     // A writer whose client has vanished goes on; the next one of the same program must not meet it in one file.
     static WRITES: AtomicU64 = AtomicU64::new(0);
     let beside = path.with_extension(format!("{}{UNFINISHED}", WRITES.fetch_add(1, Ordering::Relaxed)));
