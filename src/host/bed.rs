@@ -13,7 +13,7 @@ use crate::exchange::{Exchange, Mailbox};
 use crate::identity::{InstanceId, Subject};
 use crate::model::toy::{TOY_VOCAB, Toy};
 use crate::runtime::quota::{Allowance, Quotas};
-use crate::runtime::{Directory, InstanceEvent};
+use crate::runtime::{Directory, events};
 use smol::channel::{Receiver, bounded};
 use std::sync::Arc;
 use wasmi::{AsContextMut, Config, Instance, Linker, Module, Store, Val};
@@ -98,7 +98,7 @@ impl House {
 /// One guest.
 pub struct Bed {
     pub store: Store<Cx>,
-    pub events: Receiver<InstanceEvent>,
+    pub events: events::Receiver,
     pub house: House,
     canon: Canon,
     free: u32,
@@ -110,7 +110,7 @@ impl Bed {
     }
 
     pub fn of(house: &House, subject: &Subject) -> Bed {
-        let (sender, events) = bounded(4);
+        let (sender, events) = events::bounded(4);
         let instance = InstanceId::random();
         let (subject, seed) = (subject.clone(), 1);
         let join = Command::Join { instance, subject: subject.clone(), seed };

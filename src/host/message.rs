@@ -9,7 +9,6 @@ use crate::exchange::topics::{self, Refusal};
 use crate::limits;
 use crate::runtime::table::Resource;
 use crate::runtime::{InstanceEvent, What};
-use smol::channel::TrySendError;
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -85,7 +84,7 @@ fn emit(cx: &mut Cx, what: What) -> Later<()> {
     let event = InstanceEvent { instance: cx.instance, what };
     match cx.events.try_send(event) {
         Ok(()) => Later::ready(()),
-        Err(TrySendError::Full(event) | TrySendError::Closed(event)) => {
+        Err(event) => {
             let events = cx.events.clone();
             Later::wait(async move {
                 match events.send(event).await {

@@ -20,8 +20,7 @@ use crate::identity::{InstanceId, Subject};
 use crate::model::Model;
 use crate::runtime::quota::Allowance;
 use crate::runtime::table::Table;
-use crate::runtime::{Directory, InstanceEvent};
-use smol::channel::Sender;
+use crate::runtime::{Directory, events};
 use std::sync::Arc;
 use std::sync::LazyLock;
 
@@ -73,7 +72,7 @@ pub struct Cx {
     pub exchange: Arc<Exchange>,
     pub mailbox: Arc<Mailbox>,
     /// Where messages and blobs for the client go; await a full channel.
-    pub events: Sender<InstanceEvent>,
+    pub events: events::Sender,
     /// Who else runs.
     pub directory: Directory,
     /// The generator behind `wasi:random/insecure`.

@@ -9,13 +9,13 @@ use crate::identity::{InstanceId, Subject};
 use crate::model::Model;
 use crate::program::Program;
 use directory::Entry;
-use smol::channel::Sender;
 use smol::lock::OnceCell;
 use std::fmt;
 use std::sync::Arc;
 
 pub mod directory;
 pub mod ending;
+pub mod events;
 pub mod instance;
 #[cfg(test)]
 mod preview1;
@@ -37,7 +37,7 @@ pub struct Launch {
     pub arguments: Vec<String>,
     pub subject: Subject,
     /// Where its events go. A full channel makes the guest wait; a closed one ends it.
-    pub events: Sender<InstanceEvent>,
+    pub events: events::Sender,
 }
 
 /// An event of one instance, in the order the guest made them.

@@ -6,7 +6,7 @@ use super::*;
 use crate::host::bed::House;
 use crate::model::toy::Toy;
 use crate::program::Program;
-use smol::channel::{Receiver, bounded};
+use smol::channel::bounded;
 use std::time::Duration;
 
 /// What a guest of the tests imports: interface, function, its component type, its core parameters and results.
@@ -106,8 +106,8 @@ impl Bench {
         Bench { runtime, house }
     }
 
-    pub fn launch(&self, component: &[u8], arguments: &[&str]) -> (InstanceId, Receiver<InstanceEvent>) {
-        let (events, receiver) = bounded(4);
+    pub fn launch(&self, component: &[u8], arguments: &[&str]) -> (InstanceId, events::Receiver) {
+        let (events, receiver) = events::bounded(4);
         let program = Program::in_memory(component).unwrap_or_else(|rejected| panic!("{rejected}"));
         let arguments = arguments.iter().map(|argument| argument.to_string()).collect();
         let launch = Launch { program, arguments, subject: Subject::everyone(), events };
@@ -123,7 +123,7 @@ impl Bench {
 }
 
 /// Reads all events; checks that the last one, and only that, is the ending.
-pub fn ending(events: &Receiver<InstanceEvent>) -> Ending {
+pub fn ending(events: &events::Receiver) -> Ending {
     let next = || smol::block_on(events.recv());
     loop {
         match next().expect("an ending").what {
@@ -386,7 +386,7 @@ fn slices_of_any_size_give_the_same_result() {
     let program = Program::in_memory(&wasm).unwrap();
     let bench = bench();
     let run = |fuel: u64| {
-        let (events, messages) = bounded(2);
+        let (events, messages) = events::bounded(2);
         let launch = Launch {
             program: program.clone(),
             arguments: vec!["x".into(); 20],
@@ -492,7 +492,7 @@ fn wild_pointers_and_lengths_only_end_their_guest() {
 fn an_instance_can_be_named_before_it_runs_and_not_after() {
     let bench = bench();
     let launch = || {
-        let (events, receiver) = bounded(1);
+        let (events, receiver) = events::bounded(1);
         let program = Program::in_memory(&simple(&[], "")).unwrap();
         let launch = Launch { program, arguments: vec![], subject: Subject::new("somebody"), events };
         (bench.runtime.prepare(launch).unwrap(), receiver)
@@ -511,7 +511,7 @@ fn an_instance_can_be_named_before_it_runs_and_not_after() {
     assert_eq!(ending(&events), Ending::Disconnected);
 
     let all: Vec<_> = (0..crate::limits::INSTANCES).map(|_| launch()).collect();
-    let (events, _receiver) = bounded(1);
+    let (events, _receiver) = events::bounded(1);
     let program = Program::in_memory(&simple(&[], "")).unwrap();
     let one_more = Launch { program, arguments: vec![], subject: Subject::everyone(), events };
     assert_eq!(bench.runtime.prepare(one_more).err(), Some(LaunchRefusal::Full(crate::limits::INSTANCES)));

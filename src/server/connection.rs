@@ -15,7 +15,7 @@ use super::session::{Effect, Session};
 use super::{Door, House};
 use crate::identity::{InstanceId, ProgramHash};
 use crate::limits;
-use crate::runtime::Ending;
+use crate::runtime::{Ending, events};
 use crate::wire::{ClientMessage, ServerMessage, Undecodable};
 use async_tungstenite::tungstenite::error::Error as WsError;
 use async_tungstenite::tungstenite::protocol::{CloseFrame, Message};
@@ -240,7 +240,7 @@ impl<H: House> Io<'_, H> {
         arguments: Vec<String>,
     ) -> Option<()> {
         let subject = session.grant()?.subject.clone();
-        let (events, received) = smol::channel::bounded(limits::EVENTS_IN_FLIGHT);
+        let (events, received) = events::channel();
         let ready = match self.door.house.prepare(&program, arguments, subject, events) {
             Ok(ready) => ready,
             Err(refusal) => return self.answer(corr_id, Err(refusal)).await,

@@ -7,12 +7,12 @@
 use super::download;
 use crate::identity::InstanceId;
 use crate::limits;
-use crate::runtime::{Ending, InstanceEvent, What};
+use crate::runtime::{Ending, What, events};
 use crate::wire::ServerMessage;
 use async_tungstenite::tungstenite::protocol::Message;
 use event_listener::Event;
 use smol::Timer;
-use smol::channel::{Receiver, Sender};
+use smol::channel::Sender;
 use smol::future::or;
 use smol::lock::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// Turns the events of one instance into frames, in order, the last one always. None: nobody reads any more.
 pub async fn forward(
     instance: InstanceId,
-    events: Receiver<InstanceEvent>,
+    events: events::Receiver,
     frames: &Sender<Message>,
     ends: &Sender<InstanceId>,
     shared: &Shared,

@@ -8,9 +8,8 @@ use crate::engine::operation::{Command, Reply, Status};
 use crate::identity::{InstanceId, ProgramHash, Subject};
 use crate::limits;
 use crate::program::Store;
-use crate::runtime::{Ending, InstanceEvent, Launch, Runtime};
+use crate::runtime::{Ending, Launch, Runtime, events};
 use smol::Timer;
-use smol::channel::Sender;
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
@@ -26,7 +25,7 @@ pub trait House: Send + Sync + 'static {
         program: &ProgramHash,
         arguments: Vec<String>,
         subject: Subject,
-        events: Sender<InstanceEvent>,
+        events: events::Sender,
     ) -> Result<Ready, String>;
     fn signal(&self, instance: InstanceId, message: String);
     fn give_blob(&self, instance: InstanceId, blob: Arc<[u8]>);
@@ -64,7 +63,7 @@ impl House for Served {
         program: &ProgramHash,
         arguments: Vec<String>,
         subject: Subject,
-        events: Sender<InstanceEvent>,
+        events: events::Sender,
     ) -> Result<Ready, String> {
         let program =
             self.store.get(program).ok_or_else(|| format!("No such program with hash={program}"))?;

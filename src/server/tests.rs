@@ -5,7 +5,7 @@ use crate::auth::{Claims, Role, SecretKey, Token, mint};
 use crate::client::{Client, Event};
 use crate::identity::{InstanceId, ProgramHash, Subject};
 use crate::limits;
-use crate::runtime::{Ending, InstanceEvent, What};
+use crate::runtime::{Ending, InstanceEvent, What, events};
 use crate::wire::{ClientMessage, ServerMessage};
 use async_tungstenite::WebSocketStream;
 use async_tungstenite::tungstenite::Message;
@@ -57,7 +57,7 @@ impl House for Script {
         _program: &ProgramHash,
         arguments: Vec<String>,
         subject: Subject,
-        events: Sender<InstanceEvent>,
+        events: events::Sender,
     ) -> Result<Ready, String> {
         match arguments.first().map(String::as_str) {
             Some("panic") => panic!("a fault of the house, as scripted"),
@@ -98,7 +98,7 @@ async fn play(
     instance: InstanceId,
     steps: Vec<String>,
     subject: Subject,
-    events: Sender<InstanceEvent>,
+    events: events::Sender,
     signals: Receiver<String>,
     ended: Receiver<Ending>,
 ) {
@@ -395,8 +395,17 @@ fn a_client_that_does_not_read_holds_up_nobody_else() {
     test(async {
         let mut silent = server.raw().await;
         silent.upload().await;
+        // They flood once all are launched: an answer would have to wait behind what the client does not read.
+        let mut floods = vec![];
         for corr_id in 0..5 {
-            silent.launch(corr_id, &["flood"]).await;
+            silent.launch(corr_id, &["hear", "flood"]).await;
+            match silent.message().await {
+                ServerMessage::Response { successful: true, result, .. } => floods.push(result),
+                other => panic!("{other:?}"),
+            }
+        }
+        for instance_id in floods {
+            silent.send(ClientMessage::SignalInstance { instance_id, message: "now".to_owned() }).await;
         }
         let mut client = server.client().await;
         for round in 0..50 {

@@ -6,7 +6,7 @@ use super::bed::{Bed, House, float, number};
 use crate::exchange::mailbox::Letter;
 use crate::identity::Subject;
 use crate::limits;
-use crate::runtime::What;
+use crate::runtime::{What, events};
 use std::sync::Arc;
 use wasmi::Val;
 
@@ -182,7 +182,7 @@ fn messages_come_in_order_and_an_abandoned_receive_loses_nothing() {
 #[test]
 fn a_slow_client_makes_the_guest_wait_and_loses_nothing() {
     let mut bed = Bed::new();
-    let events = bed.events.clone();
+    let events = std::mem::replace(&mut bed.events, events::bounded(1).1);
     let client = std::thread::spawn(move || {
         smol::block_on(async {
             let mut messages = vec![];
