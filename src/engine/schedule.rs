@@ -5,8 +5,9 @@
 //!
 //! The choice: moves of pages first; then passes, higher priority first (a pass that gets nothing rises a level every
 //! [`AGE_BATCHES`] batches), short before long, the instance served least recently first. A batch is bounded in rows
-//! and in work, so that it ends soon whatever the contexts are; within that, short passes (decodes) go whole, and long
-//! ones (prompts) in chunks that keep the decodes beside them from stalling.
+//! and in work, so that it ends soon whatever the contexts are, and each pass goes as far as there is room. Neither
+//! kind keeps the other waiting: beside short passes (decodes) the long ones (prompts) have at most [`Budget::beside`],
+//! and for a long one that is as urgent as they, a part of the batch is kept.
 
 use crate::backend::{Batch, Fault, Outcome};
 use crate::engine::credit::Credit;
@@ -25,18 +26,22 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap, HashSet, VecDequ
 const SHORT_ROWS: u32 = 8;
 /// Batches without service after which a pass counts as one priority level higher.
 const AGE_BATCHES: u64 = 16;
+/// One part in so many of a batch is kept for a long pass; else decodes, each a whole batch's work deep in its context
+/// or as many as a batch has rows, would leave it nothing.
+const KEPT: u32 = 4;
 
 /// What the next batch may cost. Work is counted in attended slots: a row costs as much as [`Budget::row`] of them, and
 /// one for each slot that it sees, so a row deep in a context is dear however short its pass.
 #[derive(Clone, Copy, Debug)]
 pub struct Budget {
-    /// Rows in all.
+    /// Rows in all, at least one.
     pub rows: u32,
     /// Slots whose attention costs what the rest of a row does.
     pub row: u64,
-    /// Work in all. The first pass gets one row even if that is more.
+    /// Work in all. The first pass gets one row even if that is more, and so does the first long one that is as
+    /// urgent as any.
     pub work: u64,
-    /// Work of long passes together, when short ones run beside them. One row of the first goes in any case.
+    /// Work of long passes together, when short ones run beside them.
     pub beside: u64,
 }
 
@@ -256,12 +261,13 @@ impl Schedule {
 
     fn choose(&mut self, budget: Budget, plan: &mut Plan) {
         let mut rank: BinaryHeap<Rank> = self.ready.iter().filter_map(|&id| self.rank(id)).collect();
+        let Some(top) = rank.peek().map(|r| r.level) else { return };
         let any_short = rank.iter().any(|r| !r.long.0);
+        let prompt = rank.iter().filter(|r| r.long.0 && r.level == top).max();
+        let mut kept = prompt.and_then(|r| self.kept(r.job.0, budget));
         let (mut rows, mut work) = (budget.rows, budget.work);
         let mut long_work = if any_short { budget.beside } else { budget.work };
-        let mut long_yet = false;
         while rows > 0
-            && work > 0
             && let Some(best) = rank.pop()
         {
             let id = best.job.0;
@@ -270,21 +276,34 @@ impl Schedule {
                 Some(now) => {
                     let long = now.long.0;
                     let Some(context) = self.context(id) else { continue };
-                    let left = if long { work.min(long_work) } else { work };
                     // However deep its context, the first gets on; else it would never.
-                    let least = u32::from(plan.runs.is_empty() || long && !long_yet);
-                    let allowed = budget.rows_for(left, context).max(least).min(rows);
+                    let mut least = u32::from(plan.runs.is_empty());
+                    let (rows_left, work_left) = if long {
+                        least |= u32::from(now.level == top && kept.take().is_some());
+                        (rows, work.min(long_work))
+                    } else {
+                        let (kept_rows, kept_work) = kept.unwrap_or_default();
+                        (rows.saturating_sub(kept_rows), work.saturating_sub(kept_work))
+                    };
+                    let allowed = budget.rows_for(work_left, context).max(least).min(rows_left);
                     let Some((taken, freed)) = self.take(id, allowed, plan) else { continue };
                     let cost = budget.cost(context, taken);
                     rows -= taken;
                     work = work.saturating_sub(cost);
                     long_work = long_work.saturating_sub(if long { cost } else { 0 });
-                    long_yet |= long;
                     rank.extend(freed.into_iter().filter_map(|id| self.rank(id)));
                 }
                 None => {}
             }
         }
+    }
+
+    /// Rows and work that short passes leave to this long one.
+    fn kept(&self, id: JobId, budget: Budget) -> Option<(u32, u64)> {
+        let Work::Pass(_, pass) = &self.jobs.get(&id)?.work else { return None };
+        let rows = pass.left().min(budget.rows / KEPT);
+        let work = budget.beside.min(budget.work / u64::from(KEPT));
+        Some((rows, work.min(budget.cost(pass.context, rows))))
     }
 
     /// Slots that the next row of the pass sees behind it.

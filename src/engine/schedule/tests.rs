@@ -112,6 +112,62 @@ fn a_batch_is_bounded_in_attended_slots_too_and_everyone_gets_on() {
     assert!(w.schedule.is_idle());
 }
 
+/// Decodes that would fill every batch, by their number or by the depth of their contexts, and a prompt beside them.
+#[test]
+fn decodes_that_fill_the_batches_leave_a_prompt_its_part() {
+    let many = Budget { rows: 64, row: 1000, work: 1 << 40, beside: 1 << 40 };
+    let deep = Budget { rows: 512, row: 1000, work: 400_000, beside: 100_000 };
+    for (budget, context, least) in [(many, 0, 16), (deep, 1 << 16, 60)] {
+        let mut w = World::new(81);
+        (0..80).for_each(|guest| w.submit_behind(context, guest, 1));
+        w.submit(80, 600);
+        let (mut left, mut decodes) = (600, [0; 80]);
+        while left > 0 {
+            let chosen = w.batch_of(budget);
+            let mut work = 0;
+            for &(guest, rows) in &chosen {
+                if guest == 80 {
+                    assert!(rows >= least.min(left), "{rows} rows of {left} left");
+                    work += budget.cost(600 - left, rows);
+                    left -= rows;
+                } else {
+                    decodes[guest] += rows;
+                    work += budget.cost(context, rows);
+                    w.submit_behind(context, guest, 1);
+                }
+            }
+            assert!(work <= budget.work && chosen.len() > 4, "{work} of {}: {chosen:?}", budget.work);
+        }
+        let (fewest, most) = (decodes.iter().min().unwrap(), decodes.iter().max().unwrap());
+        assert!(most - fewest <= 1, "{decodes:?}");
+    }
+}
+
+/// A whole batch would go into a decode's one row: the prompt gets one row too.
+#[test]
+fn a_decode_dearer_than_a_batch_does_not_shut_a_prompt_out() {
+    let mut w = World::new(2);
+    w.submit(1, 20);
+    for _ in 0..12 {
+        w.submit_behind(1 << 16, 0, 1);
+        assert_eq!(w.batch_of(Budget { rows: 512, row: 1000, work: 5000, beside: 5000 }), [(0, 1), (1, 1)]);
+    }
+}
+
+#[test]
+fn a_prompt_of_lower_priority_waits_for_the_decodes_but_not_for_ever() {
+    let mut w = World::new(2);
+    w.schedule.set_priority(w.guests[1], Priority::Low);
+    w.submit(1, 100);
+    let mut served = 0;
+    for _ in 0..4 * AGE_BATCHES {
+        w.submit_behind(1 << 16, 0, 1);
+        let chosen = w.batch_of(Budget { rows: 512, row: 1000, work: 60_000, beside: 15_000 });
+        served += u64::from(chosen.iter().any(|(guest, _)| *guest == 1));
+    }
+    assert_eq!(served, 3, "once in {AGE_BATCHES} batches");
+}
+
 #[test]
 fn equals_take_turns_when_the_batch_is_too_small() {
     let mut w = World::new(64);
