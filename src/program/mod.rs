@@ -47,11 +47,11 @@ impl Program {
     pub async fn code(&self) -> Result<Arc<Code>, Rejected> {
         let load = || async {
             let path = self.path.clone();
-            let read = move || match fs::read(&path) {
-                Ok(bytes) => Ok(bytes.into()),
+            let translation = move || match fs::read(&path) {
+                Ok(component) => Code::of(&component),
                 Err(error) => Err(Rejected::NotKept(format!("{}: {error}", path.display()))),
             };
-            Code::translate(read).await.map(Arc::new)
+            Code::translate(translation).await.map(Arc::new)
         };
         self.code.get_or_try_init(load).await.cloned()
     }

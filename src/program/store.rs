@@ -15,7 +15,6 @@ use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Why the store's folder cannot be used.
@@ -41,7 +40,7 @@ struct Shared {
     dir: PathBuf,
     index: Mutex<Index>,
     /// Held while a program is written, so that the bounds hold and nothing is written twice.
-    writing: smol::lock::Mutex<()>,
+    writing: Arc<smol::lock::Mutex<()>>,
 }
 
 #[derive(Default)]
@@ -69,43 +68,30 @@ impl Store {
             }
         }
         tracing::info!(target: "program", "{} programs in {}", index.programs.len(), dir.display());
-        Ok(Store(Arc::new(Shared {
-            dir: dir.to_owned(),
-            index: Mutex::new(index),
-            writing: smol::lock::Mutex::new(()),
-        })))
+        Ok(Store(Arc::new(Shared { dir: dir.to_owned(), index: Mutex::new(index), writing: Arc::default() })))
     }
 
     /// Checks, translates and keeps a program; it is on the disk when this answers. One that is there already is
-    /// answered at once.
-    pub async fn put(&self, component: Vec<u8>) -> Result<ProgramHash, Rejected> {
-        let component: Arc<[u8]> = component.into();
+    /// answered at once. What is begun goes on when nobody waits for it any more: until then it holds `component`,
+    /// with whatever counts its bytes, and its place among those that translate or write.
+    pub async fn put<B>(&self, component: B) -> Result<ProgramHash, Rejected>
+    where
+        B: AsRef<[u8]> + Send + Sync + 'static,
+    {
+        let component = Arc::new(component);
         let bytes = component.clone();
-        let hash = smol::unblock(move || ProgramHash::of(&bytes)).await;
+        let hash = smol::unblock(move || ProgramHash::of((*bytes).as_ref())).await;
         if self.contains(&hash) {
             return Ok(hash);
         }
         let bytes = component.clone();
-        let code = Arc::new(Code::translate(move || Ok(bytes)).await?);
-        let _alone = self.0.writing.lock().await;
-        let len = component.len();
-        {
-            let index = self.0.lock();
-            if index.programs.contains_key(&hash) {
-                return Ok(hash);
-            }
-            if !index.holds(len) {
-                return Err(Rejected::StoreFull);
-            }
-        }
-        let path = self.0.dir.join(format!("{hash}{SUFFIX}"));
-        let place = path.clone();
-        let written = smol::unblock(move || write_durably(&place, &component)).await;
-        written.map_err(|e| Rejected::NotKept(e.to_string()))?;
-        let mut index = self.0.lock();
-        index.bytes += len;
-        index.programs.insert(hash, Arc::new(Program { hash, path, code: OnceCell::from(code) }));
-        Ok(hash)
+        let code = Code::translate(move || Code::of((*bytes).as_ref())).await?;
+        let (shared, alone) = (self.0.clone(), self.0.writing.lock_arc().await);
+        smol::unblock(move || {
+            let _alone = alone;
+            shared.keep(hash, (*component).as_ref(), code)
+        })
+        .await
     }
 
     pub fn get(&self, hash: &ProgramHash) -> Option<Arc<Program>> {
@@ -126,6 +112,26 @@ impl Shared {
     fn lock(&self) -> MutexGuard<'_, Index> {
         // Every change under the lock is complete before anything can panic.
         self.index.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes the program and notes it. For one at a time.
+    fn keep(&self, hash: ProgramHash, component: &[u8], code: Code) -> Result<ProgramHash, Rejected> {
+        {
+            let index = self.lock();
+            if index.programs.contains_key(&hash) {
+                return Ok(hash);
+            }
+            if !index.holds(component.len()) {
+                return Err(Rejected::StoreFull);
+            }
+        }
+        let path = self.dir.join(format!("{hash}{SUFFIX}"));
+        write_durably(&path, component).map_err(|e| Rejected::NotKept(e.to_string()))?;
+        let mut index = self.lock();
+        index.bytes += component.len();
+        let code = OnceCell::from(Arc::new(code));
+        index.programs.insert(hash, Arc::new(Program { hash, path, code }));
+        Ok(hash)
     }
 }
 
@@ -155,9 +161,8 @@ impl Index {
 
 /// Whole or not at all, whenever the power goes.
 pub(crate) fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    // A writer whose client has vanished goes on; the next one of the same program must not meet it in one file.
-    static WRITES: AtomicU64 = AtomicU64::new(0);
-    let beside = path.with_extension(format!("{}{UNFINISHED}", WRITES.fetch_add(1, Ordering::Relaxed)));
+    // Another server may keep its programs in the same folder.
+    let beside = path.with_extension(format!("{}{UNFINISHED}", std::process::id()));
     let mut file = File::create(&beside)?;
     file.write_all(bytes)?;
     file.sync_all()?;
@@ -199,6 +204,38 @@ mod tests {
         let store = Store::open(&dir).unwrap();
         assert!(!store.contains(&hash), "a damaged program is not offered");
         assert_eq!(smol::block_on(store.put(component)), Ok(hash), "and can be uploaded again");
+        fs::remove_dir_all(&dir).unwrap();
+    }
+
+    /// Bytes that can only be read once the test has seen somebody try.
+    struct Watched {
+        bytes: Vec<u8>,
+        read: smol::channel::Sender<()>,
+        free: smol::channel::Receiver<()>,
+    }
+
+    impl AsRef<[u8]> for Watched {
+        fn as_ref(&self) -> &[u8] {
+            let _full = self.read.try_send(());
+            let _closed = self.free.recv_blocking();
+            &self.bytes
+        }
+    }
+
+    #[test]
+    fn what_an_abandoned_upload_holds_stays_counted_while_somebody_works_on_it() {
+        let dir = folder("abandoned");
+        let store = Store::open(&dir).unwrap();
+        let (read, reading) = smol::channel::bounded(1);
+        let (free, until) = smol::channel::bounded(1);
+        let watched = Watched { bytes: wat::parse_str(MINIMAL).unwrap(), read, free: until };
+        smol::block_on(async {
+            let put = async { drop(store.put(watched).await) };
+            smol::future::or(put, async { reading.recv().await.unwrap() }).await;
+            assert!(!reading.is_closed(), "dropped while it is read");
+            free.close();
+            while reading.recv().await.is_ok() {} // until it is dropped
+        });
         fs::remove_dir_all(&dir).unwrap();
     }
 

@@ -7,7 +7,7 @@ use super::rejected::Rejected;
 use crate::limits;
 use smol::lock::Semaphore;
 use std::collections::HashMap;
-use std::sync::{Arc, LazyLock};
+use std::sync::LazyLock;
 use wasmi::{CompilationMode, Config, CustomFuelCosts, Engine, Module, OperatorCost};
 
 /// A component ready to be instantiated any number of times.
@@ -18,14 +18,19 @@ pub struct Code {
 }
 
 impl Code {
-    /// What [`Code::of`] makes, off the caller's thread and a few at a time: uploads must not take all the cores.
-    pub async fn translate<B>(bytes: B) -> Result<Code, Rejected>
-    where
-        B: FnOnce() -> Result<Arc<[u8]>, Rejected> + Send + 'static,
-    {
-        static TRANSLATIONS: Semaphore = Semaphore::new(limits::TRANSLATIONS);
-        let _one_of_few = TRANSLATIONS.acquire().await;
-        smol::unblock(move || Code::of(&bytes()?)).await
+    /// Runs `translation`, which reads a component and makes [`Code::of`] it, off the caller's thread and a few at a
+    /// time: uploads must not take all the cores. One that is begun goes on when nobody waits for it any more, and
+    /// keeps its place until it is over.
+    pub async fn translate(
+        translation: impl FnOnce() -> Result<Code, Rejected> + Send + 'static,
+    ) -> Result<Code, Rejected> {
+        static PLACES: Semaphore = Semaphore::new(limits::TRANSLATIONS);
+        let place = PLACES.acquire().await;
+        smol::unblock(move || {
+            let _place = place;
+            translation()
+        })
+        .await
     }
 
     /// Validates and translates. Takes milliseconds per megabyte: not for the io thread.
@@ -85,4 +90,41 @@ pub(super) fn config() -> Config {
         .ignore_custom_sections(true)
         .wasm_multi_memory(false);
     config
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::program::component::tests::MINIMAL;
+    use smol::channel::bounded;
+    use smol::future::{or, poll_once};
+    use std::time::Duration;
+
+    /// A client that leaves, or ends its instance, while its program is translated: the work goes on, and counts.
+    #[test]
+    fn an_abandoned_translation_keeps_its_place_until_it_is_over() {
+        let (begun, begins) = bounded(limits::TRANSLATIONS + 1);
+        let (over, ends) = bounded::<()>(1);
+        let held_up = || {
+            let (begun, ends) = (begun.clone(), ends.clone());
+            Code::translate(move || {
+                begun.send_blocking(()).expect("the test listens");
+                let _closed = ends.recv_blocking();
+                Code::of(&wat::parse_str(MINIMAL).expect("a component"))
+            })
+        };
+        smol::block_on(async {
+            for _ in 0..limits::TRANSLATIONS {
+                let mut abandoned = Box::pin(held_up());
+                let began = async { begins.recv().await.expect("it begins") };
+                or(async { drop((&mut abandoned).await) }, began).await;
+            }
+            let mut next = Box::pin(held_up());
+            assert!(poll_once(&mut next).await.is_none());
+            smol::Timer::after(Duration::from_millis(50)).await; // for one that must not begin to do so
+            assert!(begins.try_recv().is_err(), "more than {} at a time", limits::TRANSLATIONS);
+            over.close();
+            assert!(next.await.is_ok());
+        });
+    }
 }

@@ -16,6 +16,7 @@ use super::{Door, House};
 use crate::identity::{InstanceId, ProgramHash};
 use crate::limits;
 use crate::runtime::{Ending, events};
+use crate::wire::upload::Upload;
 use crate::wire::{ClientMessage, ServerMessage, Undecodable};
 use async_tungstenite::tungstenite::error::Error as WsError;
 use async_tungstenite::tungstenite::protocol::{CloseFrame, Message};
@@ -198,8 +199,7 @@ impl<H: House> Io<'_, H> {
                 (corr_id, serde_json::to_string(&status).map_err(|e| e.to_string()))
             }
             Effect::Store { corr_id, upload } => {
-                let stored = house.put(upload.bytes).await;
-                drop(upload.held); // counted until the house had dealt with them
+                let stored = house.put(upload).await;
                 (corr_id, stored.map(|hash| hash.to_string()))
             }
             Effect::Launch { corr_id, program, arguments } => {
@@ -220,7 +220,7 @@ impl<H: House> Io<'_, H> {
                 return Some(());
             }
             Effect::GiveBlob { corr_id, instance, upload } => {
-                house.give_blob(instance, shared_bytes(upload.bytes).await);
+                house.give_blob(instance, shared_bytes(upload).await);
                 (corr_id, Ok("Blob sent to instance".to_owned()))
             }
             Effect::Terminate { instance } => {
@@ -271,10 +271,10 @@ impl<H: House> Io<'_, H> {
 }
 
 /// Copies the bytes behind a counted pointer; many of them elsewhere, for the io thread serves everyone.
-async fn shared_bytes(bytes: Vec<u8>) -> Arc<[u8]> {
-    match bytes.len() {
-        0..=limits::IO_THREAD_BYTES => bytes.into(),
-        _ => smol::unblock(move || bytes.into()).await,
+async fn shared_bytes(upload: Upload) -> Arc<[u8]> {
+    match upload.bytes.len() {
+        0..=limits::IO_THREAD_BYTES => upload.bytes.into(),
+        _ => smol::unblock(move || upload.as_ref().into()).await,
     }
 }
 

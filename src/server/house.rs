@@ -9,6 +9,7 @@ use crate::identity::{InstanceId, ProgramHash, Subject};
 use crate::limits;
 use crate::program::Store;
 use crate::runtime::{Ending, Launch, Runtime, events};
+use crate::wire::upload::Upload;
 use smol::Timer;
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -17,8 +18,9 @@ use std::sync::Arc;
 /// What a connection needs of the box. Errors are sentences for the client.
 pub trait House: Send + Sync + 'static {
     fn contains(&self, program: &ProgramHash) -> bool;
-    /// Checks and keeps a program; it is durable when this answers.
-    fn put(&self, component: Vec<u8>) -> impl Future<Output = Result<ProgramHash, String>> + Send;
+    /// Checks and keeps a program; it is durable when this answers. The upload counts against the server's budget for
+    /// as long as anything is done with it, whoever waits for that.
+    fn put(&self, program: Upload) -> impl Future<Output = Result<ProgramHash, String>> + Send;
     /// Registers an instance of a program that [`House::contains`].
     fn prepare(
         &self,
@@ -54,8 +56,8 @@ impl House for Served {
         self.store.contains(program)
     }
 
-    async fn put(&self, component: Vec<u8>) -> Result<ProgramHash, String> {
-        self.store.put(component).await.map_err(|rejected| rejected.to_string())
+    async fn put(&self, program: Upload) -> Result<ProgramHash, String> {
+        self.store.put(program).await.map_err(|rejected| rejected.to_string())
     }
 
     fn prepare(

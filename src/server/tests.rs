@@ -6,6 +6,7 @@ use crate::client::{Client, Event};
 use crate::identity::{InstanceId, ProgramHash, Subject};
 use crate::limits;
 use crate::runtime::{Ending, InstanceEvent, What, events};
+use crate::wire::upload::Upload;
 use crate::wire::{ClientMessage, ServerMessage};
 use async_tungstenite::WebSocketStream;
 use async_tungstenite::tungstenite::Message;
@@ -43,11 +44,11 @@ impl House for Script {
         self.0.programs.lock().unwrap().contains(program)
     }
 
-    async fn put(&self, component: Vec<u8>) -> Result<ProgramHash, String> {
-        if component.starts_with(b"bad") {
+    async fn put(&self, program: Upload) -> Result<ProgramHash, String> {
+        if program.bytes.starts_with(b"bad") {
             return Err("this is no component".to_owned());
         }
-        let hash = ProgramHash::of(&component);
+        let hash = ProgramHash::of(&program.bytes);
         self.0.programs.lock().unwrap().insert(hash);
         Ok(hash)
     }

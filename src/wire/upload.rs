@@ -34,8 +34,14 @@ pub enum Progress {
 pub struct Upload {
     pub bytes: Vec<u8>,
     pub hash: blake3::Hash,
-    /// Counts the bytes against the budget until the upload has been dealt with.
+    /// Counts the bytes against the budget; goes where they go, until they are dropped.
     pub held: Held,
+}
+
+impl AsRef<[u8]> for Upload {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
 }
 
 /// Bytes that all uploads of the server hold together.
