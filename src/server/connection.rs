@@ -21,6 +21,7 @@ use crate::wire::{ClientMessage, ServerMessage, Undecodable};
 use async_tungstenite::tungstenite::error::Error as WsError;
 use async_tungstenite::tungstenite::protocol::{CloseFrame, Message};
 use async_tungstenite::{WebSocketReceiver, WebSocketSender, WebSocketStream};
+use futures_util::SinkExt;
 use smol::channel::{Receiver, Sender};
 use smol::future::or;
 use smol::net::TcpStream;
@@ -282,26 +283,42 @@ fn no_such_program(program: &str) -> String {
     format!("No such program with hash={program}")
 }
 
-/// Writes frames as they come. Ends when there are no more, when the client is gone, or when it has not taken one
-/// frame in [`limits::READ_STALL`].
+/// Writes frames as they come; those that are ready together go out together. Ends when there are no more, when the
+/// client is gone, or when it does not read.
 async fn write(mut sender: WebSocketSender<Paced>, outbox: Receiver<Message>) {
     while let Ok(frame) = outbox.recv().await {
-        let since = Instant::now();
-        let sent = async { sender.send(frame).await.is_ok() };
-        let stalled = async {
-            Timer::after(limits::READ_STALL).await;
-            true
-        };
-        if !or(sent, stalled).await {
-            return;
+        let mut ready = Some(frame);
+        while let Some(frame) = ready {
+            if !taken(sender.feed(frame)).await {
+                return;
+            }
+            if outbox.is_empty() {
+                smol::future::yield_now().await; // to those who have more frames and waited for room
+            }
+            ready = outbox.try_recv().ok();
         }
-        // The clock decides, not what came first: the kernel takes a little more from whoever tries, long before it
-        // says that there is room, and each try at a timeout would buy a dead reader another one.
-        if since.elapsed() >= limits::READ_STALL {
-            tracing::info!("a client does not read; it is disconnected");
+        if !taken(sender.flush()).await {
             return;
         }
     }
+}
+
+/// Whether the client takes what is written, within [`limits::READ_STALL`].
+async fn taken(write: impl Future<Output = Result<(), WsError>>) -> bool {
+    let since = Instant::now();
+    let sent = async { write.await.is_ok() };
+    let stalled = async {
+        Timer::after(limits::READ_STALL).await;
+        true
+    };
+    let sent = or(sent, stalled).await;
+    // The clock decides, not what came first: the kernel takes a little more from whoever tries, long before it says
+    // that there is room, and each try at a timeout would buy a dead reader another one.
+    let in_time = since.elapsed() < limits::READ_STALL;
+    if sent && !in_time {
+        tracing::info!("a client does not read; it is disconnected");
+    }
+    sent && in_time
 }
 
 /// Takes what the client still sends, until it closes: closing with unread bytes resets the connection, and the close
