@@ -4,6 +4,7 @@
 //! verdict; whether a change is good is in the words, what to do about it is not.
 
 use super::measure::{Better, Measure, Report};
+use super::others::OTHERS_MOST;
 use super::table::number;
 use std::fmt::Write;
 
@@ -73,6 +74,15 @@ pub fn compare(before: &Report, now: &Report) -> String {
     {
         let _ = writeln!(text, "  another backend: {then} then, {today} now");
     }
+    for (when, others) in [("then", before.others), ("now", now.others)] {
+        if let Some(others) = others.filter(|others| *others > OTHERS_MOST) {
+            let percent = 100.0 * others;
+            let _ = writeln!(
+                text,
+                "  others took {percent:.0} % of the processors' time {when}: what follows may be theirs"
+            );
+        }
+    }
     let pairs: Vec<(&Measure, &Measure)> = now
         .measures
         .iter()
@@ -139,7 +149,7 @@ mod tests {
             threads: 2,
         };
         let (version, date) = ("0.1.0".into(), "2026-01-01T00:00:00Z".into());
-        Report { version, date, machine, model, measures, notes: Vec::new() }
+        Report { version, date, machine, model, others: Some(0.01), measures, notes: Vec::new() }
     }
 
     #[test]
@@ -174,6 +184,8 @@ mod tests {
         assert!(text.contains("1 of 2 figures changed beyond noise"), "{text}");
         assert!(text.contains("1 figures were measured then only") && !text.contains("another "), "{text}");
         assert!(text.contains("moved by 10 % at most, which is taken for the drift"), "{text}");
+        now.others = Some(0.3);
+        assert!(compare(&before, &now).contains("others took 30 % of the processors' time now"));
         now.model.threads = 4;
         assert!(compare(&before, &now).contains("another threads: 2 then, 4 now"));
         // A machine that is half as fast again makes nobody's work better by half.

@@ -13,6 +13,9 @@ pub struct Report {
     pub date: String,
     pub machine: Machine,
     pub model: Measured,
+    /// The part of all processors' time that others took meanwhile, where the system tells.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub others: Option<f64>,
     pub measures: Vec<Measure>,
     /// What was left out, and what one should know of a figure: sentences.
     pub notes: Vec<String>,

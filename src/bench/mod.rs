@@ -9,12 +9,14 @@
 //! steps.rs            the backend alone: prefill, decode, sequences   against.rs   what changed since another run
 //! rig.rs              a server in this process: the tax, launches
 //! child.rs            a server as a process: start, memory, idleness, the socket        leavings.rs  nothing stays behind
+//! others.rs           what else ran meanwhile
 //! ```
 
 mod against;
 mod child;
 mod leavings;
 mod measure;
+mod others;
 mod rig;
 mod steps;
 mod table;
@@ -29,6 +31,7 @@ use crate::limits;
 use crate::model::{Model, ModelError};
 use leavings::Leavings;
 use measure::{Effort, Machine, Measure, Measured, Report, Unit};
+use others::{OTHERS_MOST, Ticks};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
@@ -252,6 +255,7 @@ fn measured(options: &Options, selection: &Selection) -> Result<Report, BenchErr
         free: free.map(|free| free - weight_bytes),
     });
     let leavings = Leavings::new()?;
+    let before = Ticks::now();
     let mut report = Report {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         date: now(),
@@ -264,6 +268,7 @@ fn measured(options: &Options, selection: &Selection) -> Result<Report, BenchErr
             device: None,
             threads: engine.threads,
         },
+        others: None,
         measures: Vec::new(),
         notes: left_out,
     };
@@ -289,6 +294,13 @@ fn measured(options: &Options, selection: &Selection) -> Result<Report, BenchErr
     tell("");
     if report.measures.is_empty() {
         return Err(BenchError::Nothing(report.notes));
+    }
+    report.others = before.zip(Ticks::now()).and_then(|(before, now)| now.others_since(&before));
+    if let Some(others) = report.others.filter(|others| *others > OTHERS_MOST) {
+        report.notes.push(format!(
+            "Others took {:.0} % of the processors' time meanwhile: measure again on a machine that does nothing else.",
+            100.0 * others
+        ));
     }
     Ok(report)
 }
