@@ -18,8 +18,13 @@ use std::thread::{self, JoinHandle, Thread};
 
 /// Looks at a barrier before giving the core away: some 10 µs, longer than ranks of one phase drift apart.
 const SPINS: u32 = 400;
+/// Looks after which a rank that could help asks whether it should; it takes the other ranks some hundred nanoseconds.
+const PATIENCE: u32 = 64;
 /// Times a waiting rank offers its core to others before it sleeps.
 const YIELDS: u32 = 64;
+
+/// The lower half of a meeting's state.
+const ARRIVED: u64 = u32::MAX as u64;
 
 type Work = dyn Fn(usize) + Sync;
 
@@ -54,10 +59,10 @@ struct Job {
     caller: Thread,
 }
 
-/// The barrier's state. `arrived` counts up to the size and falls back to 0 as `round` goes up.
+/// The barrier's state.
 struct Meeting {
-    arrived: AtomicUsize,
-    round: AtomicU64,
+    /// Rounds that were complete, in the upper half; ranks that have come for the next one, in the lower.
+    state: AtomicU64,
     sleepers: AtomicUsize,
     bed: Mutex<()>,
     alarm: Condvar,
@@ -141,13 +146,14 @@ impl Crew {
     /// # Panics
     /// If a rank has finished or panicked without coming: the meeting can never be complete.
     pub fn barrier(&self) {
-        self.shared.barrier(|| false);
+        self.shared.barrier(|| (), || false);
     }
 
-    /// The same; while it spins it calls `idle`, a few nanoseconds of work that may as well not be done, until that
-    /// returns false.
-    pub fn barrier_with(&self, idle: impl FnMut() -> bool) {
-        self.shared.barrier(idle);
+    /// The same, for a rank that could take over work of others. Before each look it calls `idle`, a few nanoseconds of
+    /// work that may as well not be done. When it has waited for a while it asks `help`; if that says so, it has not
+    /// come to the barrier after all: false, and it must come again. True: all have met.
+    pub fn barrier_or(&self, idle: impl FnMut(), help: impl FnMut() -> bool) -> bool {
+        self.shared.barrier(idle, help)
     }
 }
 
@@ -185,8 +191,7 @@ impl Shared {
             pending: AtomicUsize::new(0),
             panic: Mutex::new(None),
             meeting: Meeting {
-                arrived: AtomicUsize::new(0),
-                round: AtomicU64::new(0),
+                state: AtomicU64::new(0),
                 sleepers: AtomicUsize::new(0),
                 bed: Mutex::new(()),
                 alarm: Condvar::new(),
@@ -207,7 +212,7 @@ impl Shared {
         // after every rank's `taken` was moved. What stays behind in `job` is taken out before `run` returns.
         let work = unsafe { std::mem::transmute::<&(dyn Fn(usize) + Sync), &'static Work>(work) };
         *lock(&self.job) = Some(Job { work, caller: thread::current() });
-        self.meeting.arrived.store(0, Ordering::Relaxed); // a call that panicked may have left some waiting
+        self.meeting.state.fetch_and(!ARRIVED, Ordering::Relaxed); // a call that panicked may have left some waiting
         self.pending.store(self.size(), Ordering::Relaxed);
         let all = All(self);
         self.call.fetch_add(1, Ordering::Release); // publishes all of the above
@@ -241,37 +246,51 @@ impl Shared {
         }
     }
 
-    fn barrier(&self, mut idle: impl FnMut() -> bool) {
+    fn barrier(&self, mut idle: impl FnMut(), mut help: impl FnMut() -> bool) -> bool {
         let meeting = &self.meeting;
-        let round = meeting.round.load(Ordering::Acquire);
-        if meeting.arrived.fetch_add(1, Ordering::AcqRel) + 1 == self.size() {
-            meeting.arrived.store(0, Ordering::Relaxed); // before the round opens: nobody arrives for the next yet
-            meeting.round.fetch_add(1, Ordering::SeqCst);
+        let come = meeting.state.fetch_add(1, Ordering::AcqRel) + 1;
+        let round = come & !ARRIVED;
+        if (come & ARRIVED) as usize == self.size() {
+            // Nobody else changes it now: all others wait, and none of them withdraws from a full round.
+            meeting.state.store(round.wrapping_add(ARRIVED + 1), Ordering::SeqCst);
             meeting.rouse();
-            return;
+            return true;
         }
         let over = || {
             // `pending` first: a rank that left did so after the last round that it completed.
             let missing = self.pending.load(Ordering::SeqCst) < self.size();
-            let met = meeting.round.load(Ordering::SeqCst) != round;
+            let met = meeting.state.load(Ordering::SeqCst) & !ARRIVED != round;
             assert!(met || !missing, "another rank left the call while this one waited for it at a barrier");
             met
         };
-        for _ in 0..SPINS {
+        for look in 1..=SPINS {
             if over() {
-                return;
+                return true;
             }
-            if !idle() {
-                std::hint::spin_loop();
+            if look % PATIENCE == 0 && help() && self.withdraw(round) {
+                return false;
             }
+            idle();
+            std::hint::spin_loop();
         }
         for _ in 0..YIELDS {
             if over() {
-                return;
+                return true;
             }
             thread::yield_now();
         }
         meeting.sleep(over);
+        true
+    }
+
+    /// Takes a rank's coming back, unless all have come.
+    fn withdraw(&self, round: u64) -> bool {
+        let state = &self.meeting.state;
+        let less = |now: u64| {
+            let open = now & !ARRIVED == round && ((now & ARRIVED) as usize) < self.size();
+            open.then(|| now - 1)
+        };
+        state.fetch_update(Ordering::AcqRel, Ordering::Acquire, less).is_ok()
     }
 }
 
@@ -369,6 +388,44 @@ mod tests {
                     crew.barrier();
                 }
             });
+        }
+    }
+
+    /// Ranks that are done early take over what a slow one has not begun.
+    #[test]
+    fn who_waits_may_help_and_nobody_leaves_before_all_is_done() {
+        for size in [2, 3, 5] {
+            let crew = Crew::threads(size);
+            let (open, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
+            let helped = AtomicUsize::new(0);
+            crew.run(&|rank| {
+                for round in 1..=200 {
+                    if rank == round % size {
+                        open.store(8, Ordering::SeqCst);
+                    }
+                    crew.barrier();
+                    let take = || {
+                        let less = |left: usize| left.checked_sub(1);
+                        open.fetch_update(Ordering::SeqCst, Ordering::SeqCst, less).is_ok()
+                    };
+                    let own = rank == round % size;
+                    let mut left = own;
+                    loop {
+                        while left && take() {
+                            thread::sleep(Duration::from_micros(20));
+                            done.fetch_add(1, Ordering::SeqCst);
+                        }
+                        if crew.barrier_or(|| (), || open.load(Ordering::SeqCst) > 0) {
+                            break;
+                        }
+                        helped.fetch_add(1, Ordering::SeqCst);
+                        left = true;
+                    }
+                    assert_eq!(done.load(Ordering::SeqCst), 8 * round);
+                    crew.barrier();
+                }
+            });
+            assert!(helped.into_inner() > 0, "nobody helped");
         }
     }
 

@@ -8,7 +8,7 @@
 //! whoever needs the row joins its pieces in order.
 
 use super::attention::{Gathered, QUERIES, Query, STRETCH, Sight, View};
-use super::forward::{Row, Step};
+use super::forward::{Row, Size, Step, Work};
 use super::lanes::{LANES, Lanes};
 use super::pages::{Kept, Kv};
 use super::scratch::{Pieces, Rank, head_stride};
@@ -16,7 +16,6 @@ use super::weights::Layer;
 use crate::backend::{Batch, Mask};
 use crate::model::shape::Shape;
 use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Units that a rank should find: fewer, and the rows are cut into stretches.
 const UNITS_PER_RANK: usize = 4;
@@ -43,8 +42,6 @@ pub(super) struct Plan {
     /// (largest, total, values) of each (row, head, stretch), if split.
     pieces: Pieces,
     piece_len: usize,
-    /// Units taken so far.
-    claims: Vec<AtomicUsize>, // [layer]
     heads: usize,
     kv_heads: usize,
 }
@@ -58,7 +55,6 @@ impl Plan {
             split: false,
             pieces: Pieces::new(0)?,
             piece_len: LANES + head_stride(shape),
-            claims: (0..shape.layers).map(|_| AtomicUsize::new(0)).collect(),
             heads: shape.heads,
             kv_heads: shape.kv_heads,
         })
@@ -66,7 +62,6 @@ impl Plan {
 
     /// Plans a batch.
     pub fn make(&mut self, batch: &Batch, rows: &[Row], ranks: usize) -> std::io::Result<()> {
-        self.claims.iter_mut().for_each(|claim| *claim.get_mut() = 0);
         self.blocks.clear();
         let at_once = (QUERIES / (self.heads / self.kv_heads)).max(1);
         let (mut first, mut pieces) = (0, 0);
@@ -117,7 +112,8 @@ impl Plan {
         self.split
     }
 
-    fn units(&self) -> usize {
+    /// How many units every layer has.
+    pub fn units(&self) -> usize {
         let per_block = |block: &Block| self.kv_heads * if self.split { block.stretches } else { 1 };
         self.blocks.iter().map(per_block).sum()
     }
@@ -160,13 +156,8 @@ fn set_bits(words: &mut [u64], bits: Range<usize>) {
 
 impl<L: Lanes> Step<'_, L> {
     /// Attends all rows, together with the other ranks.
-    pub(super) fn attend<T: Kept>(&self, room: &mut Rank, number: usize, layer: &Layer, kv: &Kv<T>) {
-        let (units, claims) = (self.plan.units(), &self.plan.claims[number]);
-        loop {
-            let unit = claims.fetch_add(1, Ordering::Relaxed);
-            if unit >= units {
-                return;
-            }
+    pub(super) fn attend<T: Kept>(&self, rank: usize, room: &mut Rank, layer: &Layer, kv: &Kv<T>) {
+        self.phase(rank, room, Size::LARGE, Work::Groups(&layer.output), |room, unit| {
             let (block, kv_head, stretch) = self.plan.unit(unit);
             let group = self.shape.heads / self.shape.kv_heads;
             let queries = block.rows.len() * group;
@@ -174,7 +165,7 @@ impl<L: Lanes> Step<'_, L> {
                 let some = first..queries.min(first + QUERIES);
                 self.attend_some(room, (block, kv_head, stretch), some, layer, kv);
             }
-        }
+        });
     }
 
     /// Some queries of a unit: numbers in (row, head of the group).
@@ -210,7 +201,7 @@ impl<L: Lanes> Step<'_, L> {
         if let Some(stretch) = stretch {
             view.attend(l, stretch, queries, &mut room.attention, |i, gathered| {
                 let (row, head) = of(numbers.start + i);
-                // SAFETY: the unit is this rank's claim, and the piece is of this unit.
+                // SAFETY: the unit is one that this rank has claimed, and the piece is of this unit.
                 let piece = unsafe { plan.pieces.part_mut(plan.piece(block, row, head, stretch)) };
                 (piece[0], piece[1]) = (gathered.largest, gathered.total);
                 piece[LANES..].copy_from_slice(&gathered.values[..stride]);
@@ -235,7 +226,7 @@ impl<L: Lanes> Step<'_, L> {
                 for (i, number) in numbers.enumerate() {
                     let (row, head) = of(number);
                     let own = head * shape.head_dim..(head + 1) * shape.head_dim;
-                    // SAFETY: the unit is this rank's claim, and it alone writes these heads of these rows.
+                    // SAFETY: the unit is one that this rank has claimed, and it alone writes these heads of these rows.
                     room.joined[i].finish(l, unsafe { self.scratch.attended.row_mut(row, own) });
                 }
             },

@@ -10,14 +10,14 @@
 //! ║ is a barrier: five a layer. ▸ is one too when the batch is more than a tile of sixteen rows: then the ranks share
 //! out the rows to quantise; for one tile each rank does all of it, which takes less time than to meet. A layer that
 //! norms what a block adds (Gemma) meets twice more. Between two barriers a rank writes parts of planes that are its
-//! own: a share of a matrix' rows, of the batch's rows, or what it claims of attention.
+//! own: what it has claimed of a matrix' rows or of attention (`portions.rs`), or a share of the batch's rows.
 //!
 //! Formulas: Touvron et al., "LLaMA" (2023); grouped heads: Ainslie et al., "GQA" (2023).
 
 use super::attend::Plan;
 use super::kernels::{Products, multiply};
 use super::lanes::{LANES, Lanes};
-use super::outputs::Wants;
+use super::outputs::{HEAD_GROUPS, Wants};
 use super::packed::Packed;
 use super::pages::{Kept, Kv, Layers, Pages, each_format};
 use super::scratch::{Rank, Scratch, head_stride, hold};
@@ -31,8 +31,10 @@ use crate::model::gguf::Tensor;
 use crate::model::shape::Shape;
 use std::ops::Range;
 
-/// Bytes of the next matrix that a waiting rank asks for: some of its nearest cache.
-const PREFETCHED: usize = 128 << 10;
+/// Bytes of its next work that a waiting rank asks for: about as many lines as it looks at the barrier before it yields.
+const PREFETCHED: usize = 24 << 10;
+/// Tiles of columns that a head of Q, K or V is multiplied with at a time, so that there are heads enough to share out.
+const HEAD_TILES: usize = 4;
 
 /// One row of the batch.
 #[derive(Clone, Copy)]
@@ -61,6 +63,34 @@ pub(super) struct Step<'a, L> {
     pub wants: &'a Wants<'a>,
 }
 
+/// What the ranks share out between two barriers, in units.
+#[derive(Clone, Copy)]
+pub(super) enum Work<'a> {
+    /// A head of Q, K or V with [`HEAD_TILES`] tiles.
+    Project(&'a Layer),
+    /// A unit of [`Plan`].
+    Attend,
+    /// A group of a matrix.
+    Groups(&'a Packed),
+    /// [`HEAD_GROUPS`] groups of the head.
+    Head,
+    Nothing,
+}
+
+/// Of a phase's units.
+#[derive(Clone, Copy)]
+pub(super) struct Size {
+    /// How many a rank claims at a time: some hundred nanoseconds of work.
+    pub most: usize,
+    /// How many another must have left to be worth some microseconds: the way there, and its cold memory.
+    pub least: usize,
+}
+
+impl Size {
+    pub const LARGE: Size = Size { most: 1, least: 1 };
+    const SMALL: Size = Size { most: 2, least: 6 };
+}
+
 /// What becomes the columns of a matrix product.
 #[derive(Clone, Copy)]
 enum Source<'a> {
@@ -74,44 +104,78 @@ impl<L: Lanes> Step<'_, L> {
     /// The whole batch, as `rank` takes part in it.
     pub fn run(&self, rank: usize) {
         let room = &mut *hold(&self.scratch.ranks[rank]);
+        let after = |number: usize| self.weights.layers.get(number).map_or(Work::Head, Work::Project);
+        room.phase = 0;
+        self.deal(rank, 0, after(0));
         self.enter_rows(rank);
         self.crew.barrier();
         each_format!(&self.pages.layers, layers => {
             for (number, (layer, kv)) in self.weights.layers.iter().zip(layers).enumerate() {
-                self.layer(rank, room, (number, layer), kv);
+                self.project(rank, room, layer, kv);
+                self.attend(rank, room, layer, kv);
+                let post_norm = layer.attn_post_norm.as_deref();
+                self.add(rank, room, (&layer.output, Source::Attended, post_norm), Work::Groups(&layer.gate));
+                self.gate(rank, room, layer);
+                let post_norm = layer.ffn_post_norm.as_deref();
+                self.add(rank, room, (&layer.down, Source::Inner, post_norm), after(number + 1));
             }
         });
         self.store_embeds(rank);
         self.outputs(rank, room);
     }
 
-    fn layer<T: Kept>(&self, rank: usize, room: &mut Rank, (number, layer): (usize, &Layer), kv: &Kv<T>) {
-        self.project(rank, room, layer, kv);
-        self.meet(rank, &layer.output);
-        self.attend(room, number, layer, kv);
-        self.meet(rank, &layer.output);
-        self.add(rank, room, &layer.output, Source::Attended, layer.attn_post_norm.as_deref());
-        self.meet(rank, &layer.gate);
-        self.gate(rank, room, layer);
-        self.meet(rank, &layer.down);
-        self.add(rank, room, &layer.down, Source::Inner, layer.ffn_post_norm.as_deref());
-        self.meet(
-            rank,
-            self.weights.layers.get(number + 1).map_or(&self.weights.head, |next| &next.q.matrix),
-        );
+    /// One phase: calls `work` for this rank's units and for what it takes over of others', until all ranks have come
+    /// to the end. Deals what comes `next`.
+    #[inline(always)]
+    pub(super) fn phase(
+        &self,
+        rank: usize,
+        room: &mut Rank,
+        Size { most, least }: Size,
+        next: Work,
+        mut work: impl FnMut(&mut Rank, usize),
+    ) {
+        let portions = &self.scratch.portions;
+        let phase = room.phase;
+        let mut ahead = self.deal(rank, phase + 1, next).chunks(64);
+        loop {
+            while let Some(units) = portions.claim(phase, rank, most) {
+                units.for_each(|unit| work(room, unit));
+            }
+            let idle = || ahead.by_ref().take(1).for_each(|line| self.l.prefetch(line.as_ptr()));
+            if self.crew.barrier_or(idle, || portions.plenty(phase, rank, least)) {
+                break;
+            }
+            portions.take_over(phase, rank, least);
+        }
+        room.phase += 1;
     }
 
-    /// A barrier. Who waits asks for the beginning of its share of the next matrix.
-    fn meet(&self, rank: usize, next: &Packed) {
-        let share = next.groups(&self.weights.store, self.share(next.groups, rank));
-        let mut lines = share[..share.len().min(PREFETCHED)].chunks(64);
-        self.crew.barrier_with(|| match lines.next() {
-            Some(line) => {
-                self.l.prefetch(line.as_ptr());
-                true
+    /// Deals `rank` its part of the work of phase `phase`. Returns the beginning of what it will read for that: who waits
+    /// asks for it.
+    fn deal(&self, rank: usize, phase: usize, work: Work) -> &[u8] {
+        let portions = &self.scratch.portions;
+        let units = match work {
+            Work::Project(layer) => layer.heads() * self.head_parts(),
+            Work::Attend => self.plan.units(),
+            Work::Groups(matrix) => matrix.groups,
+            Work::Head => self.weights.head.groups.div_ceil(HEAD_GROUPS),
+            Work::Nothing => 0,
+        };
+        portions.deal(phase, rank, units);
+        let first = portions.part(units, rank).start;
+        let (matrix, group) = match work {
+            _ if first == units => return &[],
+            Work::Project(layer) => {
+                let (_, part, head) = layer.head(first / self.head_parts());
+                (&part.matrix, head * head_stride(self.shape) / LANES)
             }
-            None => false,
-        });
+            Work::Groups(matrix) => (matrix, first),
+            Work::Head => (&self.weights.head, first * HEAD_GROUPS),
+            Work::Attend | Work::Nothing => return &[],
+        };
+        let bytes = matrix.groups(&self.weights.store, group..matrix.groups);
+        &bytes[..bytes.len().min(PREFETCHED)]
     }
 
     pub(super) fn sequence(&self, row: Row) -> &Sequence {
@@ -203,49 +267,51 @@ impl<L: Lanes> Step<'_, L> {
         unsafe { columns.put(l, (number / TILE, number % TILE), x, width) };
     }
 
-    /// The tiles of columns that [`prepare`](Step::prepare) made, each with its rows of the batch. `own` are the rank's.
+    /// Some tiles of the columns that [`prepare`](Step::prepare) made, each with its rows of the batch. `own` are the rank's.
     #[inline(always)]
-    fn each_tile(&self, own: &Columns, width: usize, mut work: impl FnMut(Tile, Range<usize>)) {
+    fn each_tile(
+        &self,
+        own: &Columns,
+        width: usize,
+        tiles: Range<usize>,
+        mut work: impl FnMut(Tile, Range<usize>),
+    ) {
         let columns = if self.tiles() == 1 { own } else { &self.scratch.columns };
-        for tile in 0..self.tiles() {
+        for tile in tiles {
             let rows = tile * TILE..self.rows.len().min((tile + 1) * TILE);
             // SAFETY: nobody writes these columns before the next barrier.
             work(unsafe { columns.tile(tile, width) }, rows);
         }
     }
 
+    /// Parts of the batch's tiles that a head is multiplied with one after the other.
+    fn head_parts(&self) -> usize {
+        self.tiles().div_ceil(HEAD_TILES)
+    }
+
     /// Queries into their plane, keys and values into their slots.
     fn project<T: Kept>(&self, rank: usize, room: &mut Rank, layer: &Layer, kv: &Kv<T>) {
         let width = self.prepare(rank, room, Source::Normed(&layer.attn_norm));
-        let Shape { heads, kv_heads, .. } = *self.shape;
         let groups = head_stride(self.shape) / LANES;
-        let Rank { columns, products: [products, _], heads: room, .. } = room;
-        let parts = [(&layer.q, heads), (&layer.k, kv_heads), (&layer.v, kv_heads)];
-        // Heads are shared out by the bytes of their weights.
-        let bytes = |part: &Heads, count: usize| part.matrix.bytes() / count;
-        let total: usize = parts.iter().map(|(part, _)| part.matrix.bytes()).sum();
-        let bounds = self.share(total, rank);
-        let mut at = 0;
-        for (kind, (part, count)) in parts.into_iter().enumerate() {
-            for head in 0..count {
-                let middle = at + bytes(part, count) / 2;
-                at += bytes(part, count);
-                if !bounds.contains(&middle) {
-                    continue;
-                }
-                self.each_tile(columns, width, |tile, rows| {
-                    self.project_head((products, room), (part, head, groups), tile, rows.len());
-                    self.l.enter(
-                        #[inline(always)]
-                        || {
-                            for (column, number) in rows.enumerate() {
-                                self.finish_head(room, column, number, (kind, part, head), layer, kv);
-                            }
-                        },
-                    );
-                });
-            }
-        }
+        let parts = self.head_parts();
+        let size = if self.tiles() == 1 { Size { most: 1, least: 2 } } else { Size::LARGE };
+        self.phase(rank, room, size, Work::Attend, |room, unit| {
+            let (kind, part, head) = layer.head(unit / parts);
+            let first = unit % parts * HEAD_TILES;
+            let tiles = first..self.tiles().min(first + HEAD_TILES);
+            let Rank { columns, products: [products, _], heads: room, .. } = room;
+            self.each_tile(columns, width, tiles, |tile, rows| {
+                self.project_head((products, room), (part, head, groups), tile, rows.len());
+                self.l.enter(
+                    #[inline(always)]
+                    || {
+                        for (column, number) in rows.enumerate() {
+                            self.finish_head(room, column, number, (kind, part, head), layer, kv);
+                        }
+                    },
+                );
+            });
+        });
     }
 
     /// The products of one head with the columns of a tile, into `room`: [column, head].
@@ -308,33 +374,34 @@ impl<L: Lanes> Step<'_, L> {
     }
 
     /// Multiplies and adds to the stream, or with `post_norm` puts the normed product there.
-    fn add(&self, rank: usize, room: &mut Rank, matrix: &Packed, source: Source, post_norm: Option<&[f32]>) {
+    fn add(
+        &self,
+        rank: usize,
+        room: &mut Rank,
+        (matrix, source, post_norm): (&Packed, Source, Option<&[f32]>),
+        next: Work,
+    ) {
         let width = self.prepare(rank, room, source);
-        let s = self.scratch;
-        let Rank { columns, products: [products, _], .. } = room;
-        for group in self.share(matrix.groups, rank) {
-            let own = group * LANES..(group + 1) * LANES;
-            self.each_tile(columns, width, |tile, rows| {
-                multiply(self.l, (matrix, &self.weights.store), group, tile, rows.len(), products);
-                let l = self.l;
-                let to = if post_norm.is_none() { &s.stream } else { &s.branch };
-                l.enter(
-                    #[inline(always)]
-                    || {
-                        for (number, product) in rows.zip(products.iter()) {
-                            // SAFETY: these numbers of a row are of this rank's share.
-                            let to = unsafe { to.row_mut(number, own.clone()) };
-                            let to = &mut to.as_chunks_mut::<LANES>().0[0];
-                            let old = if post_norm.is_none() { l.load(to) } else { l.splat(0.0) };
-                            l.store(l.add(old, l.load(product)), to);
-                        }
-                    },
-                );
-            });
-        }
+        let (l, s) = (self.l, self.scratch);
+        let to = if post_norm.is_none() { &s.stream } else { &s.branch };
+        self.each_group(rank, room, width, next, |products, group, tile, rows| {
+            let [products, _] = products;
+            multiply(l, (matrix, &self.weights.store), group, tile, rows.len(), products);
+            l.enter(
+                #[inline(always)]
+                || {
+                    for (number, product) in rows.zip(products.iter()) {
+                        // SAFETY: this rank has claimed these numbers of a row.
+                        let to = unsafe { to.row_mut(number, group * LANES..(group + 1) * LANES) };
+                        let to = &mut to.as_chunks_mut::<LANES>().0[0];
+                        let old = if post_norm.is_none() { l.load(to) } else { l.splat(0.0) };
+                        l.store(l.add(old, l.load(product)), to);
+                    }
+                },
+            );
+        });
         let Some(gains) = post_norm else { return };
-        self.crew.barrier();
-        self.l.enter(
+        l.enter(
             #[inline(always)]
             || {
                 for number in self.share(self.rows.len(), rank) {
@@ -345,38 +412,53 @@ impl<L: Lanes> Step<'_, L> {
                             s.branch.row(number, 0..s.branch.stride),
                         )
                     };
-                    let scale = norm_scale(self.l, y, self.shape.hidden, self.shape.norm_eps);
+                    let scale = norm_scale(l, y, self.shape.hidden, self.shape.norm_eps);
                     for ((x, y), gain) in x.iter_mut().zip(y).zip(gains) {
                         *x += *y * scale * gain;
                     }
                 }
             },
         );
+        self.crew.barrier();
     }
 
     /// `activation(gate . x) * (up . x)`.
     fn gate(&self, rank: usize, room: &mut Rank, layer: &Layer) {
         let width = self.prepare(rank, room, Source::Normed(&layer.ffn_norm));
-        let store = &self.weights.store;
-        let Rank { columns, products: [gate, up], .. } = room;
-        for group in self.share(layer.gate.groups, rank) {
-            let own = group * LANES..(group + 1) * LANES;
-            self.each_tile(columns, width, |tile, rows| {
-                multiply(self.l, (&layer.gate, store), group, tile, rows.len(), gate);
-                multiply(self.l, (&layer.up, store), group, tile, rows.len(), up);
-                let l = self.l;
-                l.enter(
-                    #[inline(always)]
-                    || {
-                        for (number, (gate, up)) in rows.zip(gate.iter().zip(up.iter())) {
-                            // SAFETY: these numbers of a row are of this rank's share.
-                            let to = unsafe { self.scratch.inner.row_mut(number, own.clone()) };
-                            let active = gated(l, self.shape.activation, l.load(gate), l.load(up));
-                            l.store(active, &mut to.as_chunks_mut::<LANES>().0[0]);
-                        }
-                    },
-                );
-            });
-        }
+        let (l, store) = (self.l, &self.weights.store);
+        self.each_group(rank, room, width, Work::Groups(&layer.down), |products, group, tile, rows| {
+            let [gate, up] = products;
+            multiply(l, (&layer.gate, store), group, tile, rows.len(), gate);
+            multiply(l, (&layer.up, store), group, tile, rows.len(), up);
+            l.enter(
+                #[inline(always)]
+                || {
+                    for (number, (gate, up)) in rows.zip(gate.iter().zip(up.iter())) {
+                        let own = group * LANES..(group + 1) * LANES;
+                        // SAFETY: this rank has claimed these numbers of a row.
+                        let to = unsafe { self.scratch.inner.row_mut(number, own) };
+                        let active = gated(l, self.shape.activation, l.load(gate), l.load(up));
+                        l.store(active, &mut to.as_chunks_mut::<LANES>().0[0]);
+                    }
+                },
+            );
+        });
+    }
+
+    /// The phase of a matrix: calls `work` for each of its groups with each tile of the columns.
+    #[inline(always)]
+    fn each_group(
+        &self,
+        rank: usize,
+        room: &mut Rank,
+        width: usize,
+        next: Work,
+        mut work: impl FnMut(&mut [Products; 2], usize, Tile, Range<usize>),
+    ) {
+        let size = if self.tiles() == 1 { Size::SMALL } else { Size::LARGE };
+        self.phase(rank, room, size, next, |room, group| {
+            let Rank { columns, products, .. } = room;
+            self.each_tile(columns, width, 0..self.tiles(), |tile, rows| work(products, group, tile, rows));
+        });
     }
 }

@@ -7,6 +7,7 @@
 //! Cpu ── weights.rs   which matrix where           └ packed.rs     sixteen rows interleaved, once in memory
 //!     ── pages.rs     K/V                          ── scratch.rs   activations, each rank's room
 //!     ── forward.rs   the phases of a batch        ── outputs.rs   head, sampling, embeds
+//!        ├ portions.rs  who does what of a phase
 //!        ├ tiles.rs   rows of the batch, quantised └ kernels.rs    products, in one order
 //!        ├ attend.rs  who attends what             └ attention.rs  softmax and sums over pages
 //!        └ vector.rs  norms, rotations, activations
@@ -23,6 +24,7 @@ mod lanes;
 mod outputs;
 mod packed;
 mod pages;
+mod portions;
 #[cfg(test)]
 mod reference;
 pub mod roof;

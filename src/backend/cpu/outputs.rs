@@ -3,7 +3,7 @@
 //! Owns: which rows need logits and who wants what of them, and the phases that make it. Never: how a token is drawn
 //! (`sample.rs`).
 
-use super::forward::Step;
+use super::forward::{Size, Step, Work};
 use super::kernels::multiply;
 use super::lanes::{LANES, Lanes};
 use super::scratch::{HEAD_ROWS, Rank, hold};
@@ -12,6 +12,9 @@ use crate::backend::sample::{LOGITS_PER_MAXIMUM, Logits};
 use crate::backend::{Batch, EmbedId, Outcome, Output, Produced, sample};
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
+
+/// Groups of the head's rows whose logits have one maximum: what a rank claims at a time.
+pub(super) const HEAD_GROUPS: usize = LOGITS_PER_MAXIMUM / LANES;
 
 /// One thing wanted of a row's logits.
 struct Want<'a> {
@@ -117,19 +120,19 @@ impl<L: Lanes> Step<'_, L> {
     pub(super) fn outputs(&self, rank: usize, room: &mut Rank) {
         let groups = self.wants.rows.len().div_ceil(HEAD_ROWS);
         for (number, group) in self.wants.groups().enumerate() {
-            self.head(rank, room, group.clone());
-            self.crew.barrier();
+            let last = number + 1 == groups;
+            self.head(rank, room, group.clone(), if last { Work::Nothing } else { Work::Head });
             self.produce(rank, room, group);
-            if number + 1 < groups {
+            if !last {
                 self.crew.barrier();
             }
         }
     }
 
     /// The logits of a group of rows, and the largest of each 256.
-    fn head(&self, rank: usize, room: &mut Rank, group: Range<usize>) {
+    fn head(&self, rank: usize, room: &mut Rank, group: Range<usize>, next: Work) {
         let (l, s, shape) = (self.l, self.scratch, self.shape);
-        let Rank { columns, line, products: [products, _], .. } = room;
+        let Rank { columns, line, .. } = &mut *room;
         let line = &mut line[..s.stream.stride];
         l.enter(
             #[inline(always)]
@@ -143,39 +146,43 @@ impl<L: Lanes> Step<'_, L> {
                 }
             },
         );
-        // SAFETY: as above.
+        self.phase(rank, room, Size::LARGE, next, |room, part| self.head_part(room, part, group.len()));
+    }
+
+    /// [`HEAD_GROUPS`] groups of the logits of `count` rows, and the largest of each row.
+    fn head_part(&self, room: &mut Rank, part: usize, count: usize) {
+        let (l, s, shape) = (self.l, self.scratch, self.shape);
+        let Rank { columns, products: [products, _], .. } = room;
+        // SAFETY: the columns are the rank's own.
         let tile = unsafe { columns.tile(0, shape.hidden) };
-        let matrix = (&self.weights.head, &self.weights.store);
-        const GROUPS: usize = LOGITS_PER_MAXIMUM / LANES;
-        for part in self.share(self.weights.head.groups.div_ceil(GROUPS), rank) {
-            let mut maxima = [[f32::NEG_INFINITY; LANES]; HEAD_ROWS];
-            for head_group in part * GROUPS..self.weights.head.groups.min((part + 1) * GROUPS) {
-                multiply(l, matrix, head_group, tile, group.len(), products);
-                let own = head_group * LANES..(head_group + 1) * LANES;
-                // The rows that fill up the last group are no tokens.
-                let real = match shape.vocab - own.start {
-                    LANES.. => u16::MAX,
-                    count => (1 << count) - 1,
-                };
-                l.enter(
-                    #[inline(always)]
-                    || {
-                        for (column, product) in products[..group.len()].iter().enumerate() {
-                            // SAFETY: these numbers of a row are of this rank's share.
-                            let to = unsafe { s.logits.row_mut(column, own.clone()) };
-                            let logits = capped(l, l.load(product), shape.logit_cap);
-                            l.store(logits, &mut to.as_chunks_mut::<LANES>().0[0]);
-                            let logits = l.select(real, logits, l.splat(f32::NEG_INFINITY));
-                            l.store(l.max(logits, l.load(&maxima[column])), &mut maxima[column]);
-                        }
-                    },
-                );
-            }
-            for (column, maxima) in maxima[..group.len()].iter().enumerate() {
-                let largest = maxima.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-                // SAFETY: this number of a row is of this rank's share.
-                unsafe { s.maxima.row_mut(column, part..part + 1).fill(largest) };
-            }
+        let head = &self.weights.head;
+        let mut maxima = [[f32::NEG_INFINITY; LANES]; HEAD_ROWS];
+        for group in part * HEAD_GROUPS..head.groups.min((part + 1) * HEAD_GROUPS) {
+            multiply(l, (head, &self.weights.store), group, tile, count, products);
+            let own = group * LANES..(group + 1) * LANES;
+            // The rows that fill up the last group are no tokens.
+            let real = match shape.vocab - own.start {
+                LANES.. => u16::MAX,
+                count => (1 << count) - 1,
+            };
+            l.enter(
+                #[inline(always)]
+                || {
+                    for (column, product) in products[..count].iter().enumerate() {
+                        // SAFETY: this rank has claimed these numbers of a row.
+                        let to = unsafe { s.logits.row_mut(column, own.clone()) };
+                        let logits = capped(l, l.load(product), shape.logit_cap);
+                        l.store(logits, &mut to.as_chunks_mut::<LANES>().0[0]);
+                        let logits = l.select(real, logits, l.splat(f32::NEG_INFINITY));
+                        l.store(l.max(logits, l.load(&maxima[column])), &mut maxima[column]);
+                    }
+                },
+            );
+        }
+        for (column, maxima) in maxima[..count].iter().enumerate() {
+            let largest = maxima.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            // SAFETY: this rank has claimed this number of a row.
+            unsafe { s.maxima.row_mut(column, part..part + 1).fill(largest) };
         }
     }
 

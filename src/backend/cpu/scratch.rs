@@ -7,6 +7,7 @@ use super::CpuOptions;
 use super::attention::{self, Gathered, QUERIES};
 use super::kernels::Products;
 use super::lanes::LANES;
+use super::portions::Portions;
 use super::shared::{Plane, Shared};
 use super::tiles::{Columns, TILE};
 use super::weights::Weights;
@@ -31,11 +32,14 @@ pub(super) struct Scratch {
     pub maxima: Plane,   // [head row, vocab / LOGITS_PER_MAXIMUM]
     /// The input of the next matrices, of batches of more than one tile.
     pub columns: Columns,
+    pub portions: Portions,
     pub ranks: Vec<Mutex<Rank>>, // [rank]
 }
 
 /// A rank's own room.
 pub(super) struct Rank {
+    /// Of the batch, counted from 0.
+    pub phase: usize,
     /// The input of the next matrices, of batches of one tile.
     pub columns: Columns,
     pub products: [Products; 2],
@@ -64,6 +68,7 @@ impl Scratch {
         let widest = hidden.max(ffn).max(shape.q_width());
         let rank = || -> std::io::Result<Mutex<Rank>> {
             Ok(Mutex::new(Rank {
+                phase: 0,
                 columns: Columns::new(TILE, widest, weights.kinds)?,
                 products: [[[0.0; LANES]; TILE]; 2],
                 heads: vec![0.0; TILE * head_stride(shape)],
@@ -85,6 +90,7 @@ impl Scratch {
             logits: Plane::new(HEAD_ROWS, vocab)?,
             maxima: Plane::new(HEAD_ROWS, vocab.div_ceil(LOGITS_PER_MAXIMUM))?,
             columns: Columns::new(if rows > TILE { rows } else { 0 }, widest, weights.kinds)?,
+            portions: Portions::new(ranks),
             ranks: (0..ranks).map(|_| rank()).collect::<Result<_, _>>()?,
         })
     }

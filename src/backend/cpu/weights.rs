@@ -26,8 +26,26 @@ pub(super) struct Layer {
     pub turns: usize,
 }
 
+impl Layer {
+    /// Heads of Q, K and V together.
+    pub fn heads(&self) -> usize {
+        self.q.count + self.k.count + self.v.count
+    }
+
+    /// Of head `number` of these: 0, 1 or 2 for Q, K or V; that projection; the head's number in it.
+    pub fn head(&self, number: usize) -> (usize, &Heads, usize) {
+        let (queries, keys) = (self.q.count, self.q.count + self.k.count);
+        match number {
+            number if number < queries => (0, &self.q, number),
+            number if number < keys => (1, &self.k, number - queries),
+            number => (2, &self.v, number - keys),
+        }
+    }
+}
+
 /// The projection to queries, keys or values: whole groups per head.
 pub(super) struct Heads {
+    pub count: usize,
     pub matrix: Packed, // [head, head_dim filled up to groups]
     /// In the matrix' order.
     pub bias: Option<Vec<f32>>,
@@ -72,8 +90,10 @@ impl Weights {
             let known = turns.iter().position(|turns| *turns == own);
             let mut heads = |matrix: &Extent, bias: &Option<Extent>, norm: &Option<Extent>, order: Order| {
                 let vector = |extent| order.vector(&tensor(extent).values());
+                let matrix = plan.add(tensor(matrix), order, exact);
                 Heads {
-                    matrix: plan.add(tensor(matrix), order, exact),
+                    count: matrix.groups / shape.head_dim.div_ceil(LANES),
+                    matrix,
                     bias: bias.as_ref().map(vector),
                     norm: norm.as_ref().map(vector),
                 }
