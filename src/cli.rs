@@ -181,7 +181,7 @@ top1_clear, mean_kl, and the same for each prompt.
             ),
             value("threads", "N", "threads for batches and programs (default: the configuration's, or one per core)"),
             value("inferlets", "DIR", "the folder with completion.wasm and echo.wasm, as `make inferlets` fills it"),
-            values("only", "SECTION", "measure this section alone; may be repeated"),
+            values("only", "SECTION", "measure this section alone, or this figure (prefill.300); may be repeated"),
             switch("json", "print one JSON object instead of a table"),
             value("against", "FILE", "also say what changed beyond noise since the run whose --json is FILE"),
         ],

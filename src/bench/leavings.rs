@@ -33,7 +33,7 @@ impl Leavings {
         let name = format!("tartlet-bench-{}", std::process::id());
         let folder = std::env::temp_dir().join(&name);
         make(&folder).map_err(|error| {
-            let mend = "remove it, or name another folder for temporary files in TMPDIR";
+            let mend = "remove what stands there, or name another place for temporary files in TMPDIR";
             BenchError::File(
                 folder.clone(),
                 format!("a folder of this run's own cannot be made: {error}; {mend}"),
