@@ -5,7 +5,7 @@
 //! work. The erasure of the closure's lifetime happens here and nowhere else.
 //!
 //! ```text
-//! engine:  run(work) ── opens call n ── wake() ── sleeps ············ all ranks done ── returns
+//! engine:  run(work) ── opens call n ── wake() ── waits ············· all ranks done ── returns
 //! rank r:        wanted(r)? ── serve(r): work(r) ── barrier ── … ── done
 //! ```
 //! A crew without a call costs nothing: no thread of it spins, and its own threads sleep on a condition variable.
@@ -120,7 +120,7 @@ impl Crew {
     }
 
     /// Calls `work(rank)` once for every rank, each on that rank's thread, and returns when all have finished. The
-    /// calling thread sleeps meanwhile. Calls from several threads take turns.
+    /// calling thread spins for a moment, then sleeps; unless `wake` serves a rank on it. Calls from several threads take turns.
     ///
     /// # Panics
     /// If a rank panicked: with the first one's payload, after all ranks have left. The crew stays usable.

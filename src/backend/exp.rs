@@ -1,8 +1,8 @@
 //! The exponential whose bits are the same everywhere.
 //!
-//! Owns: `exp` made of f32 multiplications, additions and bit moves only, each rounded on its own (never fused), so
-//! any machine and any backend that takes the same steps gets the same bits, and a loop of it vectorises without
-//! special instructions. Never: whose probability it is (`sample.rs`, `cpu/`).
+//! Owns: [`exp_fixed`], made of f32 multiplications, additions and bit moves only, each rounded on its own (never
+//! fused), so any machine and any backend that takes the same steps gets the same bits, and a loop of it vectorises
+//! without special instructions. Never: whose probability it is (`sample.rs`).
 //!
 //! `exp(x) = 2^n * exp(r)` with `n = round(x / ln 2)` and `r = x - n ln 2` in two steps, `|r| <= 0.347`; `exp(r)` is
 //! the Taylor polynomial of degree 7, whose remainder (5e-9) is below half a unit in the last place of f32.
@@ -10,24 +10,10 @@
 use std::f32::consts::LOG2_E;
 
 /// ln 2 in two parts: `n * LN2_HIGH` is exact for |n| <= 2^14 (the constant has 10 significant bits).
-const LN2_HIGH: f32 = 0.693_359_4; // 355 / 512
-const LN2_LOW: f32 = -2.121_944_4e-4; // ln 2 - LN2_HIGH
+pub const LN2_HIGH: f32 = 0.693_359_4; // 355 / 512
+pub const LN2_LOW: f32 = -2.121_944_4e-4; // ln 2 - LN2_HIGH
 /// 1.5 * 2^23: adding it rounds to an integer (ties to even), which then stands in the sum's low bits.
 const ROUNDER: f32 = 12_582_912.0;
-
-/// Below this, and above its negation + 1, [`exp`] no longer falls or grows: 2^n must stay a normal number.
-const LOWEST: f32 = -87.0;
-const HIGHEST: f32 = 88.0;
-
-/// `exp(x)` to about one unit in the last place; flat outside -87..=88, so never 0, infinite, or NaN.
-#[inline(always)]
-pub fn exp(x: f32) -> f32 {
-    // Comparisons rather than `clamp`: single instructions, and NaN goes to the bound.
-    let x = if x > LOWEST { x } else { LOWEST };
-    let x = if x < HIGHEST { x } else { HIGHEST };
-    let (fraction, rounded) = parts(x);
-    fraction * f32::from_bits((rounded.to_bits() << 23).wrapping_add(127 << 23))
-}
 
 /// `exp(z)` for `z <= 0` as an integer: 2^42 at 0, rounded down; 0 for NaN and from about -29.1 down.
 #[inline(always)]
@@ -47,7 +33,7 @@ pub const FIXED_BITS: u32 = 42;
 
 const _: () = assert!((crate::limits::MODEL_VOCAB as u64) << FIXED_BITS <= 1 << 62);
 
-/// `(exp(r), ROUNDER + n)` for -87 <= x <= 88.
+/// `(exp(r), ROUNDER + n)` for -30 < x <= 0.
 #[inline(always)]
 fn parts(x: f32) -> (f32, f32) {
     let rounded = x * LOG2_E + ROUNDER;
@@ -63,21 +49,6 @@ fn parts(x: f32) -> (f32, f32) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn exp_is_right_to_two_units_and_flat_at_the_ends() {
-        let mut x = -87.0f32;
-        while x <= 88.0 {
-            let want = f64::from(x).exp();
-            let error = (f64::from(exp(x)) - want).abs() / want;
-            assert!(error < 2.0 * f64::from(f32::EPSILON), "exp({x}) is off by {error:e} of it");
-            x += 0.003_7;
-        }
-        assert_eq!(exp(0.0), 1.0);
-        assert_eq!(exp(f32::NEG_INFINITY), exp(-87.0));
-        assert_eq!(exp(f32::INFINITY), exp(88.0));
-        assert!(exp(f32::NAN).is_finite() && exp(f32::INFINITY).is_finite());
-    }
 
     #[test]
     fn fixed_point_agrees_and_ends_at_zero() {
@@ -98,8 +69,6 @@ mod tests {
     /// Other backends repeat these steps: the bits are part of the contract between them.
     #[test]
     fn the_bits_are_pinned() {
-        let bits = [-0.1f32, -1.0, -5.5, -20.25, 3.75].map(|x| exp(x).to_bits());
-        assert_eq!(bits, [0x3f67a36d, 0x3ebc5ab2, 0x3b85ea53, 0x30dc9ef1, 0x422a1596], "{bits:#010x?}");
         let fixed = [-0.1f32, -1.0, -5.5, -20.25].map(exp_fixed);
         assert_eq!(fixed, [3_979_517_100_032, 1_617_950_932_992, 17_973_811_200, 7_059]);
     }

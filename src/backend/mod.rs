@@ -27,7 +27,7 @@ pub struct TokenId(pub u32);
 /// What a backend offers, fixed from load to end.
 #[derive(Clone, Debug)]
 pub struct Info {
-    /// For people: "cpu, 2 threads, plain f32".
+    /// For people: "cpu, 2 threads, AVX-512, f16 K/V".
     pub device: String,
     /// Tokens per KV page.
     pub page_size: u32,

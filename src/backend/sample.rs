@@ -49,7 +49,7 @@ impl Sampling {
     pub fn new(vocab: usize) -> Sampling {
         let stretches = vocab.div_ceil(LOGITS_PER_MAXIMUM);
         let (sums, maxima) = (Vec::with_capacity(stretches), Vec::with_capacity(stretches));
-        Sampling { sums, kept: Vec::new(), maxima }
+        Sampling { sums, kept: Vec::with_capacity(vocab), maxima }
     }
 
     /// Draws one token from `logits` ([vocab], at least one) as `sampler` says; `random` comes from [`random`].

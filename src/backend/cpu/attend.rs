@@ -61,7 +61,7 @@ impl Plan {
     }
 
     /// Plans a batch.
-    pub fn make(&mut self, batch: &Batch, rows: &[Row], ranks: usize) -> std::io::Result<()> {
+    pub fn make(&mut self, batch: &Batch, rows: &[Row], ranks: usize) {
         self.blocks.clear();
         let at_once = (QUERIES / (self.heads / self.kv_heads)).max(1);
         let (mut first, mut pieces) = (0, 0);
@@ -78,10 +78,13 @@ impl Plan {
         self.split =
             ranks > 1 && units < UNITS_PER_RANK * ranks && self.blocks.iter().any(|b| b.stretches > 1);
         if self.split && self.pieces.len() < pieces * self.piece_len {
-            self.pieces = Pieces::new((pieces * self.piece_len).next_power_of_two())?;
+            match Pieces::new((pieces * self.piece_len).next_power_of_two()) {
+                Ok(pieces) => self.pieces = pieces,
+                // Slower, and the same to the bit.
+                Err(_) => self.split = false,
+            }
         }
         self.read_masks(batch, rows);
-        Ok(())
     }
 
     fn read_masks(&mut self, batch: &Batch, rows: &[Row]) {
@@ -208,7 +211,7 @@ impl<L: Lanes> Step<'_, L> {
             });
             return;
         }
-        room.joined[..numbers.len()].iter_mut().for_each(Gathered::reset);
+        room.joined[..numbers.len()].iter_mut().for_each(|joined| joined.reset(stride));
         let first = queries.iter().map(|query| query.sight.first).min().unwrap_or(0) / STRETCH;
         let last = queries.iter().map(|query| query.sight.slot).max().unwrap_or(0) / STRETCH;
         for stretch in first..=last {
@@ -240,7 +243,7 @@ impl<L: Lanes> Step<'_, L> {
         let block = plan.blocks.iter().find(|block| block.rows.contains(&number));
         let block = block.expect("every row is in a block");
         for head in 0..shape.heads {
-            joined.reset();
+            joined.reset(head_stride(shape));
             for stretch in 0..block.stretches {
                 // SAFETY: pieces are written before the barrier that ends attention.
                 let piece = unsafe { plan.pieces.part(plan.piece(block, number, head, stretch)) };

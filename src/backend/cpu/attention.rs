@@ -18,7 +18,7 @@ use std::ops::Range;
 pub(super) const STRETCH: usize = 256;
 /// Queries that go through the pages together at most: their sums fill the registers.
 pub(super) const QUERIES: usize = 12;
-/// Largest head, as `limits` has it, in vectors.
+/// Values of the largest head that `limits` lets in.
 const STRIDE: usize = crate::limits::MODEL_HEAD as usize;
 
 /// Which slots a row sees.
@@ -66,10 +66,10 @@ pub(super) struct Gathered {
 impl Gathered {
     pub const NOTHING: Gathered = Gathered { largest: f32::NEG_INFINITY, total: 0.0, values: [0.0; STRIDE] };
 
-    /// Makes it nothing again.
-    pub fn reset(&mut self) {
+    /// Makes it nothing again, for a head of `stride` values.
+    pub fn reset(&mut self, stride: usize) {
         (self.largest, self.total) = (f32::NEG_INFINITY, 0.0);
-        self.values.fill(0.0);
+        self.values[..stride].fill(0.0);
     }
 
     /// Adds what the next stretch gave.
@@ -326,7 +326,7 @@ impl<T: Kept> View<'_, T> {
         let vectors = value_stride / LANES;
         let mut from = 0;
         while from < vectors {
-            // The last ones again rather than fewer: a head of few vectors has its own loop.
+            // What is left of a head that is no multiple of this goes vector by vector.
             let wide = from + D <= vectors;
             if wide {
                 self.gather_some::<L, N, D>(l, (slots.start, &seen, page_size), from, room);

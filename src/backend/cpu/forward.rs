@@ -60,7 +60,7 @@ pub(super) struct Step<'a, L> {
     pub batch: &'a Batch,
     pub rows: &'a [Row],
     pub plan: &'a Plan,
-    pub wants: &'a Wants<'a>,
+    pub wants: &'a Wants,
 }
 
 /// What the ranks share out between two barriers, in units.

@@ -34,9 +34,9 @@ pub(super) fn multiply<L: Lanes>(
 ) {
     let parts = matrix.parts(store, group);
     match matrix.format {
-        Quant::F32 => by_columns(l, Floats(parts[0]), values, count, products),
-        Quant::F16 => by_columns(l, Halves::<false>(parts[0]), values, count, products),
-        Quant::BF16 => by_columns(l, Halves::<true>(parts[0]), values, count, products),
+        Quant::F32 => by_columns(l, Floats(parts[0], PhantomData::<Single>), values, count, products),
+        Quant::F16 => by_columns(l, Floats(parts[0], PhantomData::<Half>), values, count, products),
+        Quant::BF16 => by_columns(l, Floats(parts[0], PhantomData::<Brain>), values, count, products),
         Quant::Q4_0 => by_columns(l, Integers::<Nibbles, D<3>>::of(parts), blocks, count, products),
         Quant::Q4_1 => by_columns(l, Integers::<Nibbles, DM>::of(parts), blocks, count, products),
         Quant::Q4_K => by_columns(l, Integers::<Nibbles, K>::of(parts), blocks, count, products),
@@ -153,13 +153,21 @@ fn signed(bytes: &[u8; LANES]) -> [i8; LANES] {
     signed
 }
 
-#[derive(Clone, Copy)]
-struct Floats<'a>(&'a [u8]);
+/// Floats of kind `V`.
+struct Floats<'a, V>(&'a [u8], PhantomData<V>);
 
-impl<L: Lanes> Weights<L> for Floats<'_> {
+impl<V> Clone for Floats<'_, V> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<V> Copy for Floats<'_, V> {}
+
+impl<L: Lanes, V: Value> Weights<L> for Floats<'_, V> {
     type Columns = [f32; TILE];
     type Ready = L::F;
-    const STEP: usize = 64;
+    const STEP: usize = V::STEP;
 
     fn bytes(&self) -> &[u8] {
         self.0
@@ -167,11 +175,7 @@ impl<L: Lanes> Weights<L> for Floats<'_> {
 
     #[inline(always)]
     fn ready(self, l: L, step: usize) -> L::F {
-        let mut values = [0.0; LANES];
-        for (value, four) in values.iter_mut().zip(at::<64>(self.0, step).as_chunks::<4>().0) {
-            *value = f32::from_ne_bytes(*four);
-        }
-        l.load(&values)
+        V::values(l, self.0, step)
     }
 
     #[inline(always)]
@@ -180,28 +184,47 @@ impl<L: Lanes> Weights<L> for Floats<'_> {
     }
 }
 
-/// F16, or bfloat16 where `BRAIN`.
-#[derive(Clone, Copy)]
-struct Halves<'a, const BRAIN: bool>(&'a [u8]);
+trait Value {
+    /// Bytes of one value of all rows.
+    const STEP: usize;
 
-impl<L: Lanes, const BRAIN: bool> Weights<L> for Halves<'_, BRAIN> {
-    type Columns = [f32; TILE];
-    type Ready = L::F;
+    fn values<L: Lanes>(l: L, bytes: &[u8], step: usize) -> L::F;
+}
+
+struct Single;
+
+impl Value for Single {
+    const STEP: usize = 64;
+
+    #[inline(always)]
+    fn values<L: Lanes>(l: L, bytes: &[u8], step: usize) -> L::F {
+        let mut values = [0.0; LANES];
+        for (value, four) in values.iter_mut().zip(at::<64>(bytes, step).as_chunks::<4>().0) {
+            *value = f32::from_ne_bytes(*four);
+        }
+        l.load(&values)
+    }
+}
+
+struct Half;
+
+impl Value for Half {
     const STEP: usize = 32;
 
-    fn bytes(&self) -> &[u8] {
-        self.0
+    #[inline(always)]
+    fn values<L: Lanes>(l: L, bytes: &[u8], step: usize) -> L::F {
+        l.from_f16(&halves(at(bytes, step)))
     }
+}
+
+struct Brain;
+
+impl Value for Brain {
+    const STEP: usize = 32;
 
     #[inline(always)]
-    fn ready(self, l: L, step: usize) -> L::F {
-        let halves = halves(at(self.0, step));
-        if BRAIN { l.from_bf16(&halves) } else { l.from_f16(&halves) }
-    }
-
-    #[inline(always)]
-    fn add(l: L, ready: &L::F, columns: &[f32; TILE], column: usize, sum: L::F) -> L::F {
-        l.fma(*ready, l.splat(columns[column]), sum)
+    fn values<L: Lanes>(l: L, bytes: &[u8], step: usize) -> L::F {
+        l.from_bf16(&halves(at(bytes, step)))
     }
 }
 

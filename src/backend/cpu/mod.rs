@@ -117,6 +117,7 @@ pub struct Cpu {
     // Kept between batches for their room.
     rows: Vec<Row>,
     plan: Plan,
+    wants: Wants,
 }
 
 impl Cpu {
@@ -130,7 +131,7 @@ impl Cpu {
             }
         }
         let shape = &model.shape;
-        // Asked for and given back: where the real allocations would end the process, this one fails.
+        // Asked for as a whole and given back: the system may grant each layer's pages where it cannot hold them all.
         let room = |bytes| Vec::<u8>::new().try_reserve_exact(bytes).is_ok();
         if !Cpu::page_bytes(shape, page_size, kv).checked_mul(pages as usize).is_some_and(room) {
             return Err(CpuError::TooLarge(pages));
@@ -163,6 +164,7 @@ impl Cpu {
             model,
             crew,
             rows: Vec::with_capacity(batch_tokens as usize),
+            wants: Wants::default(),
         })
     }
 
@@ -194,29 +196,27 @@ impl Cpu {
         if rows > limit {
             return Err(Fault(format!("a batch of {rows} rows, but the backend has room for {limit}")));
         }
-        let wants = Wants::of(batch, logits);
+        self.wants.note(batch, logits);
         if rows > 0 {
-            self.plan.make(batch, &self.rows, self.crew.size()).map_err(|error| {
-                Fault(format!("there is no memory for a long sequence's attention: {error}"))
-            })?;
+            self.plan.make(batch, &self.rows, self.crew.size());
             match self.path {
-                Path::Plain(l) => self.step(l, batch, &wants),
+                Path::Plain(l) => self.step(l, batch),
                 #[cfg(target_arch = "x86_64")]
-                Path::Avx512(l) => self.step(l, batch, &wants),
+                Path::Avx512(l) => self.step(l, batch),
                 #[cfg(target_arch = "x86_64")]
-                Path::AvxVnni(l) => self.step(l, batch, &wants),
+                Path::AvxVnni(l) => self.step(l, batch),
                 #[cfg(target_arch = "x86_64")]
-                Path::Avx2(l) => self.step(l, batch, &wants),
+                Path::Avx2(l) => self.step(l, batch),
                 #[cfg(target_arch = "aarch64")]
-                Path::Neon(l) => self.step(l, batch, &wants),
+                Path::Neon(l) => self.step(l, batch),
                 #[cfg(test)]
-                Path::Fused(l) => self.step(l, batch, &wants),
+                Path::Fused(l) => self.step(l, batch),
             }
         }
-        Ok(wants.finish(batch.sequences.len(), outcome))
+        Ok(self.wants.finish(batch.sequences.len(), outcome))
     }
 
-    fn step<L: Lanes>(&self, l: L, batch: &Batch, wants: &Wants) {
+    fn step<L: Lanes>(&self, l: L, batch: &Batch) {
         let step = Step {
             l,
             shape: &self.model.shape,
@@ -229,7 +229,7 @@ impl Cpu {
             batch,
             rows: &self.rows,
             plan: &self.plan,
-            wants,
+            wants: &self.wants,
         };
         self.crew.run(&|rank| step.run(rank));
     }

@@ -9,7 +9,7 @@ use super::lanes::{LANES, Lanes};
 use super::scratch::{HEAD_ROWS, Rank, hold};
 use super::vector::{capped, norm};
 use crate::backend::sample::{LOGITS_PER_MAXIMUM, Logits};
-use crate::backend::{Batch, EmbedId, Outcome, Output, Produced, sample};
+use crate::backend::{Batch, EmbedId, Outcome, Output, Produced, Sampler, sample};
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
@@ -17,17 +17,28 @@ use std::sync::{Mutex, PoisonError};
 pub(super) const HEAD_GROUPS: usize = LOGITS_PER_MAXIMUM / LANES;
 
 /// One thing wanted of a row's logits.
-struct Want<'a> {
+#[derive(Clone, Copy)]
+struct Want {
     /// In the batch.
     row: usize,
     /// In [`Wants::rows`].
     head_row: usize,
-    sequence: usize,
-    what: What<'a>,
+    what: What,
 }
 
-enum What<'a> {
-    Output(&'a Output),
+#[derive(Clone, Copy)]
+enum What {
+    /// Of a sequence, by its number, with its outcome.
+    Token {
+        sequence: usize,
+        sampler: Sampler,
+        ordinal: u32,
+    },
+    Distribution {
+        sequence: usize,
+        temperature: f32,
+        top_k: u32,
+    },
     Logits,
 }
 
@@ -36,45 +47,55 @@ enum Made {
     Logits(Vec<f32>),
 }
 
-/// Everything wanted of a batch.
-pub(super) struct Wants<'a> {
-    list: Vec<Want<'a>>, // in the order asked
-    by_row: Vec<usize>,  // indices in `list`, by ascending row
+/// Everything wanted of a batch; kept between batches for its room.
+#[derive(Default)]
+pub(super) struct Wants {
+    list: Vec<Want>,    // in the order asked
+    by_row: Vec<usize>, // indices in `list`, by ascending row
     /// The rows that need logits, ascending.
     pub rows: Vec<usize>,
     embeds: Vec<(usize, EmbedId)>,   // row in the batch; in the order asked
     made: Mutex<Vec<(usize, Made)>>, // index in `list`
 }
 
-impl<'a> Wants<'a> {
-    /// The outputs of a batch, and after them the logits of the rows `logits` (counted over the batch).
-    pub fn of(batch: &'a Batch, logits: &[usize]) -> Wants<'a> {
-        let (mut list, mut embeds) = (Vec::new(), Vec::new());
+impl Wants {
+    /// Takes note of the outputs of a batch, and after them of the logits of the rows `logits` (counted over the batch).
+    pub fn note(&mut self, batch: &Batch, logits: &[usize]) {
+        let Wants { list, by_row, rows, embeds, made } = self;
+        list.clear();
+        by_row.clear();
+        rows.clear();
+        embeds.clear();
+        made.get_mut().unwrap_or_else(PoisonError::into_inner).clear();
         let mut first = 0;
         for (sequence, part) in batch.sequences.iter().enumerate() {
             for output in &part.outputs {
-                match *output {
-                    Output::Token { row, .. } | Output::Distribution { row, .. } => {
-                        let row = first + row as usize;
-                        list.push(Want { row, head_row: 0, sequence, what: What::Output(output) });
+                let (row, what) = match *output {
+                    Output::Token { row, sampler, ordinal } => {
+                        (row, What::Token { sequence, sampler, ordinal })
                     }
-                    Output::Embed { row, to } => embeds.push((first + row as usize, to)),
-                }
+                    Output::Distribution { row, temperature, top_k } => {
+                        (row, What::Distribution { sequence, temperature, top_k })
+                    }
+                    Output::Embed { row, to } => {
+                        embeds.push((first + row as usize, to));
+                        continue;
+                    }
+                };
+                list.push(Want { row: first + row as usize, head_row: 0, what });
             }
             first += part.inputs.len();
         }
-        list.extend(logits.iter().map(|&row| Want { row, head_row: 0, sequence: 0, what: What::Logits }));
+        list.extend(logits.iter().map(|&row| Want { row, head_row: 0, what: What::Logits }));
 
-        let mut by_row: Vec<usize> = (0..list.len()).collect();
-        by_row.sort_by_key(|&want| list[want].row);
-        let mut rows: Vec<usize> = Vec::new();
-        for &want in &by_row {
+        by_row.extend(0..list.len());
+        by_row.sort_unstable_by_key(|&want| (list[want].row, want));
+        for &want in by_row.iter() {
             if rows.last() != Some(&list[want].row) {
                 rows.push(list[want].row);
             }
             list[want].head_row = rows.len() - 1;
         }
-        Wants { list, by_row, rows, embeds, made: Mutex::default() }
     }
 
     /// [`Wants::rows`] in the portions that go through the head together.
@@ -84,16 +105,20 @@ impl<'a> Wants<'a> {
     }
 
     /// What has been made, in the order asked: the outcome, and the logits.
-    pub fn finish(self, sequences: usize, outcome: &mut Outcome) -> Vec<Vec<f32>> {
-        outcome.produced.clear();
+    pub fn finish(&mut self, sequences: usize, outcome: &mut Outcome) -> Vec<Vec<f32>> {
+        outcome.produced.iter_mut().for_each(Vec::clear);
         outcome.produced.resize_with(sequences, Vec::new);
-        let mut made = self.made.into_inner().unwrap_or_else(PoisonError::into_inner);
-        made.sort_by_key(|(want, _)| *want);
+        let made = self.made.get_mut().unwrap_or_else(PoisonError::into_inner);
+        made.sort_unstable_by_key(|(want, _)| *want);
         let mut logits = Vec::new();
-        for (want, made) in made {
-            match made {
-                Made::Produced(produced) => outcome.produced[self.list[want].sequence].push(produced),
-                Made::Logits(row) => logits.push(row),
+        for (want, made) in made.drain(..) {
+            match (made, self.list[want].what) {
+                (Made::Logits(row), _) => logits.push(row),
+                (
+                    Made::Produced(produced),
+                    What::Token { sequence, .. } | What::Distribution { sequence, .. },
+                ) => outcome.produced[sequence].push(produced),
+                (Made::Produced(_), What::Logits) => unreachable!("nothing is produced for logits"),
             }
         }
         logits
@@ -201,24 +226,20 @@ impl<L: Lanes> Step<'_, L> {
                     maxima: s.maxima.row(row, 0..self.shape.vocab.div_ceil(LOGITS_PER_MAXIMUM)),
                 }
             };
+            let sampling = &mut room.sampling;
             let made = match want.what {
                 What::Logits => Made::Logits(logits.all.to_vec()),
-                What::Output(&Output::Token { sampler, ordinal, .. }) => {
-                    let random = sample::random(self.batch.sequences[want.sequence].draw, ordinal);
-                    let sampling = &mut room.sampling;
+                What::Token { sequence, sampler, ordinal } => {
+                    let random = sample::random(self.batch.sequences[sequence].draw, ordinal);
                     Made::Produced(Produced::Token(self.l.enter(
                         #[inline(always)]
                         || sampling.token(logits, sampler, random),
                     )))
                 }
-                What::Output(&Output::Distribution { temperature, top_k, .. }) => {
-                    let sampling = &mut room.sampling;
-                    Made::Produced(self.l.enter(
-                        #[inline(always)]
-                        || sampling.distribution(logits, temperature, top_k),
-                    ))
-                }
-                What::Output(Output::Embed { .. }) => unreachable!("embeds are listed apart"),
+                What::Distribution { temperature, top_k, .. } => Made::Produced(self.l.enter(
+                    #[inline(always)]
+                    || sampling.distribution(logits, temperature, top_k),
+                )),
             };
             hold(&wants.made).push((index, made));
         }

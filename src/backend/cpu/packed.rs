@@ -157,12 +157,12 @@ impl Store {
 
 /// Matrices that will be packed into one [`Store`].
 #[derive(Default)]
-pub(super) struct Plan<'a> {
+pub(super) struct Packing<'a> {
     sources: Vec<(Packed, Tensor<'a>, Order)>,
     bytes: usize,
 }
 
-impl<'a> Plan<'a> {
+impl<'a> Packing<'a> {
     /// Adds a matrix, in its own format or as exact f32.
     pub fn add(&mut self, tensor: Tensor<'a>, order: Order, exact: bool) -> Packed {
         let format = if exact { Quant::F32 } else { tensor.kind };

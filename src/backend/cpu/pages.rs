@@ -110,7 +110,7 @@ pub(super) struct Layout {
     pub page_size: usize,
     pub kv_heads: usize,
     pub head_dim: usize,
-    /// Slots of a page, filled up to whole groups.
+    /// Groups of sixteen slots in a page.
     groups: usize,
     /// Numbers of a value.
     pub value_stride: usize,
@@ -273,7 +273,8 @@ fn scale_of<L: Lanes>(l: L, numbers: &[f32]) -> (f32, f32) {
     for x in numbers.as_chunks::<LANES>().0 {
         largest = l.max(l.abs(l.load(x)), largest);
     }
-    let largest = l.largest(largest).min(f32::MAX);
+    // Half the range: 127 times a scale that was rounded up must not overflow either.
+    let largest = l.largest(largest).min(f32::MAX / 2.0);
     if largest > 1e-30 { (largest / 127.0, 127.0 / largest) } else { (0.0, 0.0) }
 }
 

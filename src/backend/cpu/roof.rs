@@ -79,6 +79,8 @@ pub fn instructions() -> &'static str {
         #[cfg(target_arch = "x86_64")]
         Dots::Avx512 => "AVX-512 VNNI",
         #[cfg(target_arch = "x86_64")]
+        Dots::AvxVnni => "AVX2 VNNI",
+        #[cfg(target_arch = "x86_64")]
         Dots::Avx2 => "AVX2",
         #[cfg(target_arch = "aarch64")]
         Dots::Neon => "NEON dot product",
@@ -172,6 +174,8 @@ enum Dots {
     #[cfg(target_arch = "x86_64")]
     Avx512,
     #[cfg(target_arch = "x86_64")]
+    AvxVnni,
+    #[cfg(target_arch = "x86_64")]
     Avx2,
     #[cfg(target_arch = "aarch64")]
     Neon,
@@ -192,6 +196,9 @@ impl Dots {
             if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vnni") {
                 return Dots::Avx512;
             }
+            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("avxvnni") {
+                return Dots::AvxVnni;
+            }
             if is_x86_feature_detected!("avx2") {
                 return Dots::Avx2;
             }
@@ -209,7 +216,7 @@ impl Dots {
             #[cfg(target_arch = "x86_64")]
             Dots::Avx512 => CHAINS * 64,
             #[cfg(target_arch = "x86_64")]
-            Dots::Avx2 => CHAINS * 32,
+            Dots::AvxVnni | Dots::Avx2 => CHAINS * 32,
             #[cfg(target_arch = "aarch64")]
             Dots::Neon => CHAINS * 16,
             Dots::Plain => PLAIN_BYTES,
@@ -224,6 +231,9 @@ impl Dots {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: `best` found AVX-512 with VNNI.
             Dots::Avx512 => unsafe { dots_avx512(rounds) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: `best` found AVX2 with VNNI.
+            Dots::AvxVnni => unsafe { dots_avx_vnni(rounds) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: `best` found AVX2.
             Dots::Avx2 => unsafe { dots_avx2(rounds) },
@@ -262,6 +272,35 @@ unsafe fn dots_avx512(rounds: u32) -> i32 {
         );
     }
     std::arch::x86_64::_mm_cvtsi128_si32(_mm512_castsi512_si128(sum))
+}
+
+/// # Safety
+/// The processor has AVX2 and AVX-VNNI.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,avxvnni")]
+unsafe fn dots_avx_vnni(rounds: u32) -> i32 {
+    use std::arch::x86_64::{__m256i, _mm256_castsi256_si128, _mm256_set1_epi8, _mm256_setzero_si256};
+    let ones = _mm256_set1_epi8(1);
+    let mut sum: __m256i = _mm256_setzero_si256();
+    // SAFETY: registers only, all of them declared. The sums that are never read start with what was there.
+    unsafe {
+        std::arch::asm!(
+            "2:",
+            "{{vex}} vpdpbusd {sum}, {a}, {b}",
+            "{{vex}} vpdpbusd ymm1, {a}, {b}", "{{vex}} vpdpbusd ymm2, {a}, {b}", "{{vex}} vpdpbusd ymm3, {a}, {b}",
+            "{{vex}} vpdpbusd ymm4, {a}, {b}", "{{vex}} vpdpbusd ymm5, {a}, {b}", "{{vex}} vpdpbusd ymm6, {a}, {b}",
+            "{{vex}} vpdpbusd ymm7, {a}, {b}", "{{vex}} vpdpbusd ymm8, {a}, {b}", "{{vex}} vpdpbusd ymm9, {a}, {b}",
+            "{{vex}} vpdpbusd ymm10, {a}, {b}", "{{vex}} vpdpbusd ymm11, {a}, {b}",
+            "dec {rounds:e}",
+            "jnz 2b",
+            rounds = inout(reg) rounds.max(1) => _,
+            sum = inout(ymm_reg) sum, a = in(ymm_reg) ones, b = in(ymm_reg) ones,
+            out("ymm1") _, out("ymm2") _, out("ymm3") _, out("ymm4") _, out("ymm5") _, out("ymm6") _,
+            out("ymm7") _, out("ymm8") _, out("ymm9") _, out("ymm10") _, out("ymm11") _,
+            options(nomem, nostack),
+        );
+    }
+    std::arch::x86_64::_mm_cvtsi128_si32(_mm256_castsi256_si128(sum))
 }
 
 /// # Safety
@@ -364,6 +403,9 @@ mod tests {
             }
             if is_x86_feature_detected!("avx2") {
                 assert_eq!(Dots::Avx2.run(1000), 4000);
+            }
+            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("avxvnni") {
+                assert_eq!(Dots::AvxVnni.run(1000), 4000);
             }
         }
         #[cfg(target_arch = "aarch64")]

@@ -8,12 +8,17 @@ use memmap2::MmapMut;
 use std::marker::PhantomData;
 use std::ops::Range;
 
-/// Numbers that any bit pattern of is valid, zeros too.
-pub(super) trait Number: Copy + Send + Sync + 'static {}
-impl Number for f32 {}
-impl Number for u16 {}
-impl Number for i8 {}
-impl Number for u64 {}
+/// Numbers.
+///
+/// # Safety
+/// Any bit pattern is a valid value, zeros too.
+pub(super) unsafe trait Number: Copy + Send + Sync + 'static {}
+// SAFETY: a float.
+unsafe impl Number for f32 {}
+// SAFETY: an integer.
+unsafe impl Number for u16 {}
+// SAFETY: an integer.
+unsafe impl Number for i8 {}
 
 /// A zeroed buffer; the system gives its memory as it is first written.
 pub(super) struct Shared<T: Number> {

@@ -1,4 +1,4 @@
-//! The plain path against a naive forward pass in f64, and against itself: a row's bits must not depend on what ran
+//! The backend against a naive forward pass in f64, and against itself on every path: a row's bits must not depend on what ran
 //! beside it, on chunks, pages, or threads.
 
 mod families;

@@ -29,8 +29,10 @@ pub(super) struct Block {
     pub minus: [[i32; TILE]; 3],
 }
 
-impl Number for Block {}
-impl Number for [f32; TILE] {}
+// SAFETY: arrays of integers and floats, nothing between them.
+unsafe impl Number for Block {}
+// SAFETY: floats.
+unsafe impl Number for [f32; TILE] {}
 
 impl Block {
     /// Puts 32 values into column `column`. A value that is not finite makes the column's numbers unspecified, not the

@@ -5,12 +5,9 @@
 //! A sum over a row adds lane by lane (value i to lane i % 16), then folds the lanes onto each other.
 
 use super::lanes::{LANES, Lanes};
+use crate::backend::exp::{LN2_HIGH, LN2_LOW};
 use crate::model::shape::Activation;
 use std::f32::consts::LOG2_E;
-
-/// ln 2 in two parts: n times the first is exact for |n| <= 2^14 (it has 10 significant bits).
-const LN2_HIGH: f32 = 0.693_359_4; // 355 / 512
-const LN2_LOW: f32 = -2.121_944_4e-4; // ln 2 - LN2_HIGH
 
 /// `exp(x)` to about one unit in the last place for x <= 88, flat above; 0 below -87 and for NaN.
 #[inline(always)]

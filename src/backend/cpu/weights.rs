@@ -4,7 +4,7 @@
 
 use super::CpuError;
 use super::lanes::LANES;
-use super::packed::{Order, Packed, Plan, Store, is_float};
+use super::packed::{Order, Packed, Packing, Store, is_float};
 use crate::model::shape::Pairing;
 use crate::model::{Extent, Model};
 
@@ -82,7 +82,7 @@ impl Weights {
         let turned = Order::Heads { dim: shape.head_dim, halves };
         let as_is = Order::Heads { dim: shape.head_dim, halves: 0 };
 
-        let mut plan = Plan::default();
+        let mut plan = Packing::default();
         let mut turns: Vec<Vec<f64>> = Vec::new();
         let mut layers = Vec::with_capacity(shape.layers);
         for (number, layer) in tensors.layers.iter().enumerate() {

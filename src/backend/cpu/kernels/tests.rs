@@ -3,7 +3,7 @@
 
 use super::super::lanes::tests::{Work, on};
 use super::super::lanes::{Path, Plain};
-use super::super::packed::{Order, Plan, is_float};
+use super::super::packed::{Order, Packing, is_float};
 use super::super::tiles::BLOCK;
 use super::*;
 use crate::model::gguf::Tensor;
@@ -26,7 +26,7 @@ struct Case<'a> {
 
 impl<'a> Case<'a> {
     fn new(tensor: Tensor<'a>, random: &mut Random) -> Case<'a> {
-        let mut plan = Plan::default();
+        let mut plan = Packing::default();
         let packed = plan.add(tensor, Order::File, false);
         let store = plan.pack(2).expect("there is room");
         let mut case = Case { tensor, packed, store, blocks: Vec::new(), values: Vec::new() };

@@ -5,7 +5,7 @@
 use super::{Lanes, four};
 use std::arch::x86_64::*;
 
-/// Proof that the machine has AVX-512 F, BW, DQ, VL and VNNI.
+/// Proof that the machine has AVX-512 F, BW, DQ, VL and VNNI, and AVX2, FMA and F16C beside.
 #[derive(Clone, Copy)]
 pub(in super::super) struct Avx512(());
 
@@ -15,7 +15,10 @@ impl Avx512 {
             && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512dq")
             && is_x86_feature_detected!("avx512vl")
-            && is_x86_feature_detected!("avx512vnni");
+            && is_x86_feature_detected!("avx512vnni")
+            && is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c");
         there.then_some(Avx512(()))
     }
 }
