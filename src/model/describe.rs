@@ -98,7 +98,12 @@ pub(super) fn describe(gguf: &Gguf) -> String {
         (Ok(shape), Ok(tokenizer)) if tokenizer.vocab() as usize != shape.vocab => {
             Some(format!("{} tokens for {} embeddings", tokenizer.vocab(), shape.vocab))
         }
-        (Ok(shape), Ok(_)) => Weights::read(gguf, shape).err().map(|error| error.to_string()),
+        (Ok(shape), Ok(tokenizer)) => match (Weights::read(gguf, shape), Chat::choose(gguf, tokenizer, None))
+        {
+            (Err(error), _) => Some(error.to_string()),
+            (_, Err(error)) => Some(error.to_string()),
+            _ => None,
+        },
     };
     match refusal {
         None => fact("tartlet", "can serve it".into()),
@@ -185,7 +190,7 @@ fn bytes(n: usize) -> String {
 mod tests {
     use super::super::gguf::Quant;
     use super::super::specimens::specimens;
-    use super::super::toy::{Toy, Writer};
+    use super::super::toy::{Items, Toy, Writer};
     use super::*;
 
     fn described(writer: Writer) -> String {
@@ -248,5 +253,9 @@ mod tests {
         assert!(text.contains("cannot serve it: the model's architecture is `whisper`"), "{text}");
         assert!(described(Writer::new()).contains("cannot serve it"));
         assert!(described(Toy::default().writer().str("tokenizer.ggml.pre", "viking")).contains("`viking`"));
+        let untold = Toy::default().writer().array("tokenizer.chat_template", Items::I32(&[1]));
+        assert!(
+            described(untold).contains("cannot serve it: the GGUF metadata key `tokenizer.chat_template`")
+        );
     }
 }

@@ -1,12 +1,17 @@
-//! Models for tests: a GGUF writer, a seeded two-layer llama with a byte vocabulary, and where the real one is.
+//! Models for tests: a seeded two-layer llama with a byte vocabulary, and where the real one is.
 //!
 //! Owns: files that are valid by construction. Never: part of the binary.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::Model;
 use super::gguf::{Gguf, Quant};
-use super::{Model, cursor::kind};
+pub(crate) use writer::{Items, Random, Writer};
+
+// The tests from outside write files by the same hand.
+#[path = "../../tests/support/gguf.rs"]
+mod writer;
 
 /// The real model, `TARTLET_MODEL` or the one that `make model` fetches. Tests that need it fail without it.
 pub(crate) fn real_model() -> std::path::PathBuf {
@@ -16,37 +21,7 @@ pub(crate) fn real_model() -> std::path::PathBuf {
     path
 }
 
-/// Writes GGUF in the order of the calls; a key or a tensor named again replaces the earlier one.
-#[derive(Clone)]
-pub(crate) struct Writer {
-    pub version: u32,
-    metadata: Vec<(String, Vec<u8>)>,                 // key, entry
-    tensors: Vec<(String, Vec<usize>, u32, Vec<u8>)>, // name, dims (row length first), format, bytes
-}
-
-/// The items of a metadata array.
-pub(crate) enum Items<'a> {
-    Strings(&'a [String]),
-    I32(&'a [i32]),
-    F32(&'a [f32]),
-}
-
 impl Writer {
-    pub fn new() -> Writer {
-        Writer { version: 3, metadata: Vec::new(), tensors: Vec::new() }
-    }
-
-    fn entry(mut self, key: &str, kind: u32, payload: &[u8]) -> Writer {
-        let mut bytes = text(key);
-        bytes.extend(kind.to_le_bytes());
-        bytes.extend(payload);
-        match self.metadata.iter_mut().find(|(known, _)| known == key) {
-            Some((_, old)) => *old = bytes,
-            None => self.metadata.push((key.to_owned(), bytes)),
-        }
-        self
-    }
-
     /// Leaves out the key or the tensor of this name.
     pub fn without(mut self, name: &str) -> Writer {
         self.metadata.retain(|(key, _)| key != name);
@@ -54,54 +29,10 @@ impl Writer {
         self
     }
 
-    pub fn str(self, key: &str, value: &str) -> Writer {
-        self.entry(key, kind::STRING, &text(value))
-    }
-
-    pub fn u32(self, key: &str, value: u32) -> Writer {
-        self.entry(key, kind::U32, &value.to_le_bytes())
-    }
-
-    pub fn f32(self, key: &str, value: f32) -> Writer {
-        self.entry(key, kind::F32, &value.to_le_bytes())
-    }
-
-    pub fn bool(self, key: &str, value: bool) -> Writer {
-        self.entry(key, kind::BOOL, &[value.into()])
-    }
-
-    pub fn array(self, key: &str, items: Items<'_>) -> Writer {
-        let (kind_of_items, len, items): (u32, usize, Vec<u8>) = match items {
-            Items::Strings(items) => {
-                (kind::STRING, items.len(), items.iter().flat_map(|s| text(s)).collect())
-            }
-            Items::I32(items) => {
-                (kind::I32, items.len(), items.iter().flat_map(|n| n.to_le_bytes()).collect())
-            }
-            Items::F32(items) => {
-                (kind::F32, items.len(), items.iter().flat_map(|x| x.to_le_bytes()).collect())
-            }
-        };
-        let mut payload = kind_of_items.to_le_bytes().to_vec();
-        payload.extend((len as u64).to_le_bytes());
-        payload.extend(items);
-        self.entry(key, kind::ARRAY, &payload)
-    }
-
     /// `dims[0]` is the row length; `bytes` are in the format's own layout.
     pub fn tensor(self, name: &str, dims: &[usize], format: Quant, bytes: Vec<u8>) -> Writer {
         assert_eq!(bytes.len(), format.row_bytes(dims.iter().product()), "{name}");
         self.tensor_of(name, dims, format.ggml(), bytes)
-    }
-
-    /// A tensor of any format number, with any bytes.
-    pub fn tensor_of(mut self, name: &str, dims: &[usize], format: u32, bytes: Vec<u8>) -> Writer {
-        let tensor = (name.to_owned(), dims.to_vec(), format, bytes);
-        match self.tensors.iter_mut().find(|(known, ..)| known == name) {
-            Some(old) => *old = tensor,
-            None => self.tensors.push(tensor),
-        }
-        self
     }
 
     /// The vocabulary of every toy.
@@ -146,56 +77,9 @@ impl Writer {
         };
         (0..count).map(file).collect()
     }
-
-    /// The file.
-    pub fn bytes(&self) -> Vec<u8> {
-        let mut out = b"GGUF".to_vec();
-        out.extend(self.version.to_le_bytes());
-        out.extend((self.tensors.len() as u64).to_le_bytes());
-        out.extend((self.metadata.len() as u64).to_le_bytes());
-        self.metadata.iter().for_each(|(_, entry)| out.extend(entry));
-        let mut data: Vec<u8> = Vec::new();
-        for (name, dims, format, bytes) in &self.tensors {
-            out.extend(text(name));
-            out.extend((dims.len() as u32).to_le_bytes());
-            dims.iter().for_each(|&dim| out.extend((dim as u64).to_le_bytes()));
-            out.extend(format.to_le_bytes());
-            out.extend((data.len() as u64).to_le_bytes());
-            data.extend(bytes);
-            data.resize(data.len().next_multiple_of(32), 0);
-        }
-        out.resize(out.len().next_multiple_of(32), 0);
-        out.extend(data);
-        out
-    }
 }
-
-fn text(s: &str) -> Vec<u8> {
-    let mut bytes = (s.len() as u64).to_le_bytes().to_vec();
-    bytes.extend(s.as_bytes());
-    bytes
-}
-
-/// xorshift64*: seeded numbers for tests.
-pub(crate) struct Random(u64);
 
 impl Random {
-    pub fn new(seed: u64) -> Random {
-        Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
-    }
-
-    pub fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    /// Uniform in `0..below`.
-    pub fn below(&mut self, below: usize) -> usize {
-        (self.next() >> 33) as usize % below
-    }
-
     /// Roughly normal, mean 0, deviation 1.
     pub fn normal(&mut self) -> f32 {
         (0..12).map(|_| (self.next() >> 40) as f32 / (1u64 << 24) as f32).sum::<f32>() - 6.0
