@@ -345,14 +345,29 @@ mod tests {
     use super::*;
     use crate::model::toy::real_model;
 
+    /// The demo model's report over the whole golden file.
+    fn demo(options: Options) -> Report {
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/smollm2-135m-q4_1.json");
+        let report = run(&real_model(), &golden, options).unwrap_or_else(|error| panic!("{error}"));
+        assert!(report.scores.ids_equal && report.prompts.len() == 8, "{report}");
+        report
+    }
+
     #[test]
     fn the_plain_path_matches_the_golden_file() {
-        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/smollm2-135m-q4_1.json");
-        let options = Options { plain: true, kv: KvFormat::F32 };
-        let report = run(&real_model(), &golden, options).unwrap_or_else(|error| panic!("{error}"));
-        let Scores { ids_equal, max_logit_diff, top1_clear, mean_kl, .. } = report.scores;
-        assert!(ids_equal && max_logit_diff <= 0.02 && top1_clear == 1.0 && mean_kl < 1e-5, "{report}");
-        assert_eq!(report.prompts.len(), 8);
+        let report = demo(Options { plain: true, kv: KvFormat::F32 });
+        let Scores { max_logit_diff, top1_clear, mean_kl, .. } = report.scores;
+        assert!(max_logit_diff <= 0.02 && top1_clear == 1.0 && mean_kl < 1e-5, "{report}");
+    }
+
+    /// The bar of the path that serves, with keys and values of each format.
+    #[test]
+    fn every_format_of_keys_and_values_keeps_the_quality_that_is_promised() {
+        for kv in KvFormat::ALL {
+            let report = demo(Options { plain: false, kv });
+            let Scores { top1_clear, top1, mean_kl, .. } = report.scores;
+            assert!(top1_clear == 1.0 && top1 >= 0.90 && mean_kl <= 0.006, "{}: {report}", kv.name());
+        }
     }
 
     /// Eight formats in three files, written by PyPI `gguf` (tests/golden/kquants.py).
@@ -360,7 +375,9 @@ mod tests {
     fn every_format_gives_the_values_of_the_golden_file() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
         let (model, golden) = (folder.join("kquants-00001-of-00003.gguf"), folder.join("kquants.json"));
-        for (plain, kv) in [(true, KvFormat::F32), (false, KvFormat::F32), (false, KvFormat::F16)] {
+        for (plain, kv) in
+            [(true, KvFormat::F32), (false, KvFormat::F32), (false, KvFormat::F16), (false, KvFormat::Q8)]
+        {
             let report =
                 run(&model, &golden, Options { plain, kv }).unwrap_or_else(|error| panic!("{error}"));
             let Scores { ids_equal, max_logit_diff, top1_clear, mean_kl, .. } = report.scores;
