@@ -146,10 +146,10 @@ impl<'a> Taken<'a> {
     /// What divides the angles, if anything does.
     ///
     /// Of Phi-3's two sets one holds for the whole model, by the context it is made for: the long one for a model of
-    /// 128k. `transformers` takes the short one for as long as a sequence fits the original context, and the long one
-    /// from then on, for all of its keys. Here keys stay in the pages where they were turned, and sequences share
-    /// pages: a sequence that grows past the border would read keys of two meanings. llama.cpp settles it in the same
-    /// way. The price: up to the original context such a model's numbers are those of its long set.
+    /// 128k. `transformers` takes the short one for as long as a sequence fits the original context. Here keys stay in
+    /// the pages where they were turned, and sequences share pages: one that grows past that border would read keys
+    /// of two meanings. llama.cpp, too, settles it once. The price: up to the original context such a model's numbers
+    /// are those of its long set.
     fn rope_factors(
         &mut self,
         table: &Architecture,
