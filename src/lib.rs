@@ -16,11 +16,11 @@
 //! of the one below; a lower one never names an upper one: it returns a value or sends on a channel it was given.
 //!
 //! # Threads
-//! `io`: smol, sockets and sessions. `engine`: alone owns the model's pages and device; no locks inside. `worker`, one
-//! per core: runs slices of guests and, on the CPU backend, the shares of a batch, never both at once; while batches
+//! `io`: smol, sockets and sessions. `engine`: alone owns the model's pages and device; no locks inside. `worker`, as
+//! many as cores: runs slices of guests and, on the CPU backend, the shares of a batch, never both at once; while batches
 //! follow each other the engine's thread stands in for the first worker, so that no token waits for a thread to wake.
-//! Heavy work on a program (validation, translation, durable writes) runs on smol's blocking pool. A panic is caught
-//! at the guest's and the session's border; one in the engine ends the process.
+//! Heavy work on a program or a blob (hashes, validation, translation, durable writes) runs on smol's blocking pool. A
+//! panic is caught at the guest's and the session's border; one in the engine ends the process.
 //!
 //! # The life of a request
 //! 1. A frame arrives and is decoded ([`wire`], [`server`]).
@@ -29,8 +29,8 @@
 //! 4. An instance starts: its own store, fuel, memory limit, handle table ([`runtime`]).
 //! 5. The guest calls the host; a call that must wait suspends the guest and frees the worker ([`host`]).
 //! 6. The operation is validated completely, then enters its queue, a stream.
-//! 7. The engine, each time the device is free, takes what is ready: all priorities, all queues, up to the token
-//!    budget, long prompts in chunks ([`engine`]).
+//! 7. The engine, each time the device is free, takes what is ready: all priorities, all queues, up to a budget of
+//!    rows and of measured time, long prompts in chunks ([`engine`]).
 //! 8. The backend runs one batch: append K/V, attend, gather the rows that have outputs, head, sample ([`backend`]).
 //! 9. Results wake the guests.
 //! 10. What a guest sends goes out as events, in order, the terminal one last and exactly once.
