@@ -61,8 +61,8 @@ pub const FRAMES_IN_FLIGHT: usize = 4;
 /// Events of one instance not yet turned into frames, so many that a guest and its reader change places seldom; a
 /// guest that sends faster waits.
 pub const EVENTS_IN_FLIGHT: usize = 256;
-/// Bytes of these events: one of the longest, or all of a flood of short ones. With all instances' a quarter of a GB
-/// that no client reads. A blob may be larger; it goes alone, and its bytes are counted with what the guest holds.
+/// Bytes of these events: one of the longest messages, or all of a flood of short ones. With all instances' a quarter of
+/// a GB that no client reads. A blob may be larger, up to [`HELD_BYTES`]; then it is the only one on its way.
 pub const EVENT_BYTES_IN_FLIGHT: usize = MESSAGE_BYTES;
 /// How long one frame may wait for a client that does not read before the client is disconnected.
 pub const READ_STALL: Duration = Duration::from_secs(15);

@@ -77,7 +77,7 @@ impl Sender {
         let bytes = match &event.what {
             What::Message(text) => text.len(),
             What::Blob(blob) => blob.len(),
-            What::Ended(_) => 0, // never behind a full channel for long, and its text is short
+            What::Ended(_) => 0, // one in an instance's life
         };
         let fits = |held: usize| held == 0 || held.saturating_add(bytes) <= EVENT_BYTES_IN_FLIGHT;
         let counted = self.scale.bytes.fetch_update(Ordering::AcqRel, Ordering::Acquire, |held| {
