@@ -2,8 +2,9 @@
 //!
 //! Owns: the order, the signals, the exit status. Never: work; every part does its own.
 //!
-//! The order: model, worker threads, backend (it borrows the workers), engine (it owns the backend), runtime,
-//! programs, listener. An upper part holds handles of those below it; nothing below names anything above.
+//! The order: the listening socket (a port that is taken shows before a large model is read; whoever connects meanwhile
+//! waits), model, worker threads, backend (it borrows the workers), engine (it owns the backend), runtime, programs,
+//! door. An upper part holds handles of those below it; nothing below names anything above.
 
 use crate::auth::Verifier;
 use crate::backend::cpu::{Cpu, CpuOptions};
@@ -49,15 +50,19 @@ pub struct Appliance {
 pub fn serve(config: Config) -> Result<ExitCode, Failure> {
     observe::log::start(config.log);
     let listen = config.listen;
+    let listener = smol::block_on(TcpListener::bind(listen)).map_err(|cause| {
+        Failure::new(format!(
+            "{listen} cannot be listened on: {cause}. Choose another with --listen ADDR:PORT."
+        ))
+    })?;
     let appliance = Appliance::build(config)?;
     smol::block_on(async {
-        let listener =
-            TcpListener::bind(listen).await.map_err(failed(&format!("{listen} cannot be listened on")))?;
         let address = listener.local_addr().map_err(failed("The listener has no address"))?;
         let mut signals =
             Signals::new([Signal::Int, Signal::Term]).map_err(failed("Signals cannot be awaited"))?;
-        println!("listening on ws://{address}");
-        let _ = std::io::stdout().flush(); // a supervisor that closed our output may still connect
+        // A supervisor that closed our output may still connect.
+        let mut output = std::io::stdout();
+        let _ = writeln!(output, "listening on ws://{address}").and_then(|()| output.flush());
         let told = async {
             signals.next().await;
             tracing::info!("asked to end");

@@ -13,7 +13,7 @@ use smol::net::TcpStream;
 use smol::stream::StreamExt;
 use std::collections::VecDeque;
 use std::fmt;
-use std::io::{IsTerminal, Write};
+use std::io::{IsTerminal, Read, Write};
 use std::path::Path;
 use std::time::Duration;
 
@@ -29,6 +29,11 @@ pub enum ClientError {
     /// Not `ws://host:port`.
     Url(String),
     Connect {
+        url: String,
+        why: String,
+    },
+    /// Something listens there and does not open a WebSocket.
+    Handshake {
         url: String,
         why: String,
     },
@@ -55,6 +60,9 @@ impl fmt::Display for ClientError {
             }
             ClientError::Connect { url, why } => {
                 write!(f, "No server answers at {url} ({why}); start one with `tartlet serve`.")
+            }
+            ClientError::Handshake { url, why } => {
+                write!(f, "What listens at {url} did not open a connection ({why}): is it `tartlet serve`?")
             }
             ClientError::Closed(why) => write!(f, "The connection to the server ended: {why}."),
             ClientError::Refused { why, .. } if why == "Not authenticated" => {
@@ -117,7 +125,7 @@ impl Client {
             .max_frame_size(Some(limits::CLIENT_FRAME_BYTES));
         let (socket, _) = async_tungstenite::client_async_with_config(url, stream, Some(config))
             .await
-            .map_err(|e| failed(e.to_string()))?;
+            .map_err(|e| ClientError::Handshake { url: url.to_owned(), why: e.to_string() })?;
         let (sender, receiver) = socket.split();
         Ok(Client {
             sender,
@@ -357,8 +365,8 @@ pub fn run_program(
     program: &Path,
     arguments: Vec<String>,
 ) -> Result<u8, ClientError> {
-    let component = std::fs::read(program)
-        .map_err(|e| ClientError::Program { path: program.display().to_string(), why: e.to_string() })?;
+    let component = read_program(program)
+        .map_err(|why| ClientError::Program { path: program.display().to_string(), why })?;
     smol::block_on(async {
         let mut client = Client::connect(server).await?;
         if let Some(token) = &token {
@@ -373,6 +381,18 @@ pub fn run_program(
         client.close().await;
         Ok(status)
     })
+}
+
+/// No server takes a larger one, and whatever else was named may be of any size.
+fn read_program(path: &Path) -> Result<Vec<u8>, String> {
+    let file = std::fs::File::open(path).map_err(|e| e.to_string())?;
+    let mut bytes = Vec::new();
+    let most = limits::PROGRAM_BYTES as u64;
+    file.take(most + 1).read_to_end(&mut bytes).map_err(|e| e.to_string())?;
+    match bytes.len() as u64 > most {
+        true => Err(format!("it has more than the {} MiB of a program", most >> 20)),
+        false => Ok(bytes),
+    }
 }
 
 enum Step {
@@ -406,7 +426,11 @@ async fn follow(client: &mut Client, instance: &str) -> Result<u8, ClientError> 
             Step::Late
         };
         match or(event, or(interrupted, late)).await {
-            Step::Event(event) => match event? {
+            Step::Event(Err(lost)) => {
+                printer.finish("");
+                return Err(lost);
+            }
+            Step::Event(Ok(event)) => match event {
                 Event::Message(text) => printer.print(&text),
                 Event::Blob(blob) => eprintln!("tartlet: the program sent a blob of {} bytes.", blob.len()),
                 Event::Ended { code: 1, text } => {

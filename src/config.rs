@@ -6,8 +6,10 @@
 use crate::auth::{self, PublicKey};
 use crate::backend::cpu::KvFormat;
 use crate::limits;
-use serde::Deserialize;
+use serde::de::{self, Visitor};
+use serde::{Deserialize, Deserializer};
 use std::collections::HashSet;
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -91,7 +93,7 @@ struct Raw {
 }
 
 #[derive(Deserialize, Default)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, default, expecting = "the section [auth]")]
 struct RawAuth {
     enabled: Option<bool>,
     public_keys: Vec<String>,
@@ -99,7 +101,7 @@ struct RawAuth {
 }
 
 #[derive(Deserialize, Default)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, default, expecting = "the section [model]")]
 struct RawModel {
     path: Option<PathBuf>,
     name: Option<String>,
@@ -107,15 +109,41 @@ struct RawModel {
 }
 
 #[derive(Deserialize, Default)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, default, expecting = "the section [engine]")]
 struct RawEngine {
+    #[serde(deserialize_with = "whole")]
     kv_tokens: Option<u32>,
+    #[serde(deserialize_with = "whole")]
     page_size: Option<u32>,
+    #[serde(deserialize_with = "whole")]
     embeds: Option<u32>,
+    #[serde(deserialize_with = "whole")]
     batch_tokens: Option<u32>,
     kv_cache: Option<String>,
+    #[serde(deserialize_with = "whole")]
     threads: Option<usize>,
+    #[serde(deserialize_with = "whole")]
     seed: Option<u64>,
+}
+
+/// A number that is there, refused in words that are not Rust's.
+fn whole<'de, D: Deserializer<'de>, N: TryFrom<i64>>(value: D) -> Result<Option<N>, D::Error> {
+    struct Whole;
+    impl Visitor<'_> for Whole {
+        type Value = i64;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a whole number")
+        }
+
+        fn visit_i64<E: de::Error>(self, number: i64) -> Result<i64, E> {
+            Ok(number)
+        }
+    }
+    let number = value.deserialize_i64(Whole)?;
+    let fits =
+        N::try_from(number).map_err(|_| de::Error::custom(format!("{number} is below 0 or too large")));
+    fits.map(Some)
 }
 
 impl Config {
@@ -129,8 +157,11 @@ impl Config {
                 let text = std::fs::read_to_string(path)
                     .map_err(|e| format!("The configuration {} cannot be read: {e}.", path.display()))?;
                 toml::from_str(&text).map_err(|e| {
-                    let line = e.span().map_or(0, |span| text[..span.start].matches('\n').count() + 1);
-                    format!("{}, line {line}: {}.", path.display(), e.message().trim_end_matches('.'))
+                    let before = text.get(..e.span().map_or(0, |span| span.start)).unwrap_or_default();
+                    let line = before.matches('\n').count();
+                    let shown = text.lines().nth(line).unwrap_or_default().trim();
+                    let what = e.message().trim_end_matches('.');
+                    format!("{}, line {}, `{shown}`: {what}.", path.display(), line + 1)
                 })?
             }
         };
@@ -157,6 +188,13 @@ impl Config {
                     .map_err(|e| format!("The prompt template {} cannot be read: {e}.", path.display()))
             })
             .transpose()?;
+        if let Some(name) = raw.model.name.as_ref()
+            && (name.is_empty() || name.contains(char::is_control))
+        {
+            return Err(format!(
+                "[model] name = {name:?} is no name: write one of printable characters, or none."
+            ));
+        }
         let log = raw.log.as_deref().unwrap_or("info");
         let log = log
             .parse()
@@ -342,6 +380,11 @@ mod tests {
                 no_auth(),
                 "kv_cache is \"q4\", but should be one of f32, f16, q8",
             ),
+            ("[engine]\nthreads = -1", no_auth(), "-1 is below 0"),
+            ("[engine]\nseed = \"x\"", no_auth(), "expected a whole number"),
+            ("[engine]\nkv_tokens = 5000000000", no_auth(), "or too large"),
+            ("engine = 3", no_auth(), "expected the section [engine]"),
+            ("[model]\nname = \"\"", no_auth(), "[model] name = \"\" is no name"),
             ("log = \"loud\"", no_auth(), "none of error, warn"),
             ("[auth]\npublic_keys = [\"k4.secret.x\"]", with_model(), "[auth] public_keys: "),
         ] {

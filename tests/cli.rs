@@ -37,6 +37,9 @@ fn mistakes_are_a_sentence_and_a_status() {
     let nowhere = nowhere.to_str().expect("UTF-8");
     let echo = guest("echo");
     let echo = echo.to_str().expect("UTF-8");
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let taken = &listener.local_addr().expect("it is bound").to_string();
+    let free = "127.0.0.1:0";
     for (arguments, status, part) in [
         (&[][..], 64, "--help"),
         (&["bake"], 64, "bake"),
@@ -47,8 +50,9 @@ fn mistakes_are_a_sentence_and_a_status() {
         (&["run"], 64, "PROGRAM.wasm"),
         (&["token"], 64, "mint"),
         (&["token", "mint", "--sub", "x"], 64, "--key"),
-        (&["serve", "--no-auth", "--model", nowhere], 78, "nowhere"),
-        (&["serve", "--no-auth", "--model", garbage], 78, "garbage.gguf"),
+        (&["serve", "--no-auth", "--listen", free, "--model", nowhere], 78, "nowhere"),
+        (&["serve", "--no-auth", "--listen", free, "--model", garbage], 78, "garbage.gguf"),
+        (&["serve", "--no-auth", "--listen", taken, "--model", garbage], 1, "--listen"),
         (&["serve", "--no-auth", "--model", garbage, "--listen", "0.0.0.0:0"], 78, "loopback"),
         (&["serve", "--model", garbage, "--config", nowhere], 78, "nowhere"),
         (&["run", echo, "--server", "ws://127.0.0.1:1"], 1, "127.0.0.1:1"),

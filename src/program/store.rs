@@ -26,7 +26,11 @@ pub struct StoreError {
 
 impl fmt::Display for StoreError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the program store in {} cannot be used: {}", self.dir.display(), self.error)
+        let (dir, error) = (self.dir.display(), &self.error);
+        write!(
+            f,
+            "Programs cannot be kept in {dir}: {error}. Name a folder that can be written to with --state DIR."
+        )
     }
 }
 

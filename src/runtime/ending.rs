@@ -16,6 +16,8 @@ pub enum Ending {
     Exception(String),
     /// The server failed it.
     ServerError(String),
+    /// The server was asked to end.
+    Stopping,
     /// It asked for more than it may have; the whole text.
     OutOfResources(String),
     /// Its client is gone.
@@ -65,7 +67,7 @@ impl Ending {
             Ending::Completed(_) => 1,
             Ending::Aborted => 2,
             Ending::Exception(_) | Ending::Disconnected | Ending::Expired => 3,
-            Ending::ServerError(_) => 4,
+            Ending::ServerError(_) | Ending::Stopping => 4,
             Ending::OutOfResources(_) => 5,
         }
     }
@@ -78,6 +80,7 @@ impl Ending {
             | Ending::ServerError(text)
             | Ending::OutOfResources(text) => text.clone(),
             Ending::Aborted => "Signal termination".to_owned(),
+            Ending::Stopping => "The server is stopping".to_owned(),
             Ending::Disconnected => "socket terminated".to_owned(),
             Ending::Expired => "token expired".to_owned(),
         }

@@ -38,10 +38,7 @@ impl Over {
             Over::Refused(code, reason) => (Ending::Disconnected, Some((*code, reason))),
             Over::Stranger => (Ending::Disconnected, Some((CloseCode::Policy, "not authenticated in time"))),
             Over::TokenExpired => (Ending::Expired, Some((CloseCode::Policy, "token expired"))),
-            Over::Stopping => (
-                Ending::ServerError("The server is stopping".to_owned()),
-                Some((CloseCode::Away, "server stopping")),
-            ),
+            Over::Stopping => (Ending::Stopping, Some((CloseCode::Away, "server stopping"))),
         }
     }
 }
