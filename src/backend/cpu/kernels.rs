@@ -22,8 +22,8 @@ const AHEAD: usize = 4096;
 /// Products of one group: [column][row of the group].
 pub(super) type Products = [[f32; LANES]; TILE];
 
-/// The products of group `group` of `matrix` with the first `count` (1 to 16) columns of a tile; the others of
-/// `products` are left as they are.
+/// The products of group `group` of `matrix` with the first `count` (1 to 16) columns of a tile; what the others of
+/// `products` hold then is nobody's business.
 pub(super) fn multiply<L: Lanes>(
     l: L,
     (matrix, store): (&Packed, &Store),
@@ -85,13 +85,13 @@ fn by_columns<L: Lanes, W: Weights<L>>(
     count: usize,
     products: &mut Products,
 ) {
+    // Rather some columns too many than the weights once more: a tile has sixteen, used or not.
     let mut first = 0;
     while first < count {
         first += match count - first {
-            16.. if L::COLUMNS >= 16 => some_columns::<L, W, 16>(l, weights, columns, first, products),
-            8.. if L::COLUMNS >= 8 => some_columns::<L, W, 8>(l, weights, columns, first, products),
-            4.. => some_columns::<L, W, 4>(l, weights, columns, first, products),
-            2.. => some_columns::<L, W, 2>(l, weights, columns, first, products),
+            9.. if L::COLUMNS >= 16 => some_columns::<L, W, 16>(l, weights, columns, first, products),
+            5.. if L::COLUMNS >= 16 => some_columns::<L, W, 8>(l, weights, columns, first, products),
+            2.. => some_columns::<L, W, 4>(l, weights, columns, first, products),
             _ => some_columns::<L, W, 1>(l, weights, columns, first, products),
         };
     }
