@@ -77,7 +77,7 @@ impl Measure {
     pub fn of(name: impl Into<String>, label: impl Into<String>, unit: Unit, samples: &[f64]) -> Measure {
         assert!(!samples.is_empty(), "a measure has samples");
         let mut sorted = samples.to_vec();
-        sorted.sort_by(f64::total_cmp);
+        sorted.sort_unstable_by(f64::total_cmp);
         Measure {
             name: name.into(),
             label: label.into(),

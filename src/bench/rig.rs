@@ -117,7 +117,7 @@ impl Rig {
         })?;
         let label = format!("{TOGETHER} programs at once");
         measures.push(Measure::of("tax.together", label, Unit::TOKENS_PER_S, &rates));
-        marks.sort_by(f64::total_cmp);
+        marks.sort_unstable_by(f64::total_cmp);
         Ok((measures, clock_note(stages::cost(MARKS_TIMED), quantile(&marks, 0.5))))
     }
 
@@ -213,7 +213,7 @@ struct Run {
 /// One figure of a run's intervals, in microseconds.
 fn quantile_of(run: &[Interval], what: impl Fn(&Interval) -> Duration, q: f64) -> f64 {
     let mut times: Vec<f64> = run.iter().map(|interval| what(interval).as_secs_f64() * 1e6).collect();
-    times.sort_by(f64::total_cmp);
+    times.sort_unstable_by(f64::total_cmp);
     quantile(&times, q)
 }
 

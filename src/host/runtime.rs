@@ -79,7 +79,7 @@ fn debug_query(cx: &mut Cx, query: String) -> Result<Own<DebugQueryResult>, Trap
         ),
         "list_in_memory_programs" => {
             let mut programs: Vec<String> = running().iter().map(|entry| entry.program.to_string()).collect();
-            programs.sort();
+            programs.sort_unstable();
             programs.dedup();
             lines(programs)
         }

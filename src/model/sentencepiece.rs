@@ -227,7 +227,7 @@ fn pieces(vocabulary: &Vocabulary) -> (Index, bool) {
         .ids_of(Kind::Unused)
         .filter(|&id| raw(id).len() <= limits::UNUSED_PIECE_BYTES && pieces.find(raw(id), raw).is_none())
         .collect();
-    unused.sort_by_key(|&id| raw(id).len());
+    unused.sort_unstable_by_key(|&id| (raw(id).len(), id));
     let mut falls_apart = false;
     for id in unused {
         if two_parts(raw(id), |part| pieces.find(part, raw).is_some()) {

@@ -187,7 +187,7 @@ impl Specials {
     /// Those of `ids` that have a spelling; of equal ones the last.
     pub fn new(vocabulary: &Vocabulary, ids: impl Iterator<Item = u32>) -> Specials {
         let mut ids: Vec<u32> = ids.filter(|&id| !vocabulary.raw(id).is_empty()).collect();
-        ids.sort_by_key(|&id| (vocabulary.raw(id), std::cmp::Reverse(id)));
+        ids.sort_unstable_by_key(|&id| (vocabulary.raw(id), std::cmp::Reverse(id)));
         ids.dedup_by_key(|id| vocabulary.raw(*id));
         ids.shrink_to_fit();
         let mut first = vec![false; if ids.is_empty() { 0 } else { 256 }];

@@ -419,7 +419,7 @@ impl Reader {
     fn plan(mut self) -> Result<Plan, Rejected> {
         let frame = self.whole.take().ok_or_else(inconsistent)?;
         for list in [&mut self.complaints.unknown, &mut self.complaints.other_types] {
-            list.sort();
+            list.sort_unstable();
             list.dedup();
         }
         if !self.complaints.unknown.is_empty() {

@@ -125,7 +125,7 @@ impl Frame {
             }
             None => {
                 let mut names: Vec<String> = self.exports.keys().cloned().collect();
-                names.sort();
+                names.sort_unstable();
                 Err(Rejected::NoEntry(names))
             }
         }

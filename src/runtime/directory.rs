@@ -53,7 +53,7 @@ impl Directory {
         let entries = self.lock();
         let mut found: Vec<Entry> =
             entries.values().filter(|e| !e.ended && e.subject == *subject).cloned().collect();
-        found.sort_by_key(|entry| entry.instance);
+        found.sort_unstable_by_key(|entry| entry.instance);
         found
     }
 
