@@ -163,9 +163,9 @@ impl<T: Kept> View<'_, T> {
             let count = match some.len() {
                 12.. if L::COLUMNS >= 16 => self.some::<L, 12>(l, stretch, some, room),
                 6.. if L::COLUMNS >= 16 => self.some::<L, 6>(l, stretch, some, room),
-                4.. => self.some::<L, 4>(l, stretch, some, room),
-                3.. => self.some::<L, 3>(l, stretch, some, room),
-                2.. => self.some::<L, 2>(l, stretch, some, room),
+                4.. if L::COLUMNS >= 4 => self.some::<L, 4>(l, stretch, some, room),
+                3.. if L::COLUMNS >= 4 => self.some::<L, 3>(l, stretch, some, room),
+                2.. if L::COLUMNS >= 4 => self.some::<L, 2>(l, stretch, some, room),
                 _ => self.some::<L, 1>(l, stretch, some, room),
             };
             for (i, gathered) in room.gathered[..count].iter().enumerate() {

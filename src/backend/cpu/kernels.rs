@@ -91,7 +91,7 @@ fn by_columns<L: Lanes, W: Weights<L>>(
         first += match count - first {
             9.. if L::COLUMNS >= 16 => some_columns::<L, W, 16>(l, weights, columns, first, products),
             5.. if L::COLUMNS >= 16 => some_columns::<L, W, 8>(l, weights, columns, first, products),
-            2.. => some_columns::<L, W, 4>(l, weights, columns, first, products),
+            2.. if L::COLUMNS >= 4 => some_columns::<L, W, 4>(l, weights, columns, first, products),
             _ => some_columns::<L, W, 1>(l, weights, columns, first, products),
         };
     }

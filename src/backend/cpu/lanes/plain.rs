@@ -15,7 +15,7 @@ impl<const FUSED: bool> Lanes for Plain<FUSED> {
     type I = [i32; 16];
     type B = [u8; 64];
 
-    const COLUMNS: usize = 4;
+    const COLUMNS: usize = 1;
 
     fn enter<R>(self, work: impl FnOnce() -> R) -> R {
         work()
