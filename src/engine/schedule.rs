@@ -261,9 +261,10 @@ impl Schedule {
 
     fn choose(&mut self, budget: Budget, plan: &mut Plan) {
         let mut rank: BinaryHeap<Rank> = self.ready.iter().filter_map(|&id| self.rank(id)).collect();
-        let Some(top) = rank.peek().map(|r| r.level) else { return };
+        // Not their levels: with many decodes some have always waited long, and a prompt would never be as urgent.
+        let top = rank.iter().filter_map(|r| self.priority(r.job.0)).max().unwrap_or_default() as u64;
         let any_short = rank.iter().any(|r| !r.long.0);
-        let prompt = rank.iter().filter(|r| r.long.0 && r.level == top).max();
+        let prompt = rank.iter().filter(|r| r.long.0 && r.level >= top).max();
         let mut kept = prompt.and_then(|r| self.kept(r.job.0, budget));
         let (mut rows, mut work) = (budget.rows, budget.work);
         let mut long_work = if any_short { budget.beside } else { budget.work };
@@ -279,7 +280,7 @@ impl Schedule {
                     // However deep its context, the first gets on; else it would never.
                     let mut least = u32::from(plan.runs.is_empty());
                     let (rows_left, work_left) = if long {
-                        least |= u32::from(now.level == top && kept.take().is_some());
+                        least |= u32::from(now.level >= top && kept.take().is_some());
                         (rows, work.min(long_work))
                     } else {
                         let (kept_rows, kept_work) = kept.unwrap_or_default();
@@ -314,13 +315,17 @@ impl Schedule {
         }
     }
 
+    fn priority(&self, id: JobId) -> Option<Priority> {
+        let Work::Pass(queue, _) = &self.jobs.get(&id)?.work else { return None };
+        Some(self.queues.get(queue).map_or(Priority::Normal, |q| q.priority))
+    }
+
     fn rank(&self, id: JobId) -> Option<Rank> {
         let job = self.jobs.get(&id)?;
-        let Work::Pass(queue, pass) = &job.work else { return None };
-        let priority = self.queues.get(queue).map_or(Priority::Normal, |q| q.priority);
+        let Work::Pass(_, pass) = &job.work else { return None };
         let waited = self.batch - job.since;
         Some(Rank {
-            level: priority as u64 + waited / AGE_BATCHES,
+            level: self.priority(id)? as u64 + waited / AGE_BATCHES,
             long: Reverse(pass.left() > SHORT_ROWS),
             served: Reverse(self.guests.get(&job.instance).map_or(0, |g| g.served)),
             job: Reverse(id),

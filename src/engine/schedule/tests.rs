@@ -117,18 +117,19 @@ fn a_batch_is_bounded_in_attended_slots_too_and_everyone_gets_on() {
 fn decodes_that_fill_the_batches_leave_a_prompt_its_part() {
     let many = Budget { rows: 64, row: 1000, work: 1 << 40, beside: 1 << 40 };
     let deep = Budget { rows: 512, row: 1000, work: 400_000, beside: 100_000 };
-    for (budget, context, least) in [(many, 0, 16), (deep, 1 << 16, 60)] {
+    for (budget, context, least) in [(many, 0, 16), (deep, 1 << 16, 24)] {
         let mut w = World::new(81);
         (0..80).for_each(|guest| w.submit_behind(context, guest, 1));
-        w.submit(80, 600);
-        let (mut left, mut decodes) = (600, [0; 80]);
-        while left > 0 {
+        w.submit(80, 3000);
+        let (mut left, mut decodes) = (3000, [0; 80]);
+        while left > SHORT_ROWS {
             let chosen = w.batch_of(budget);
+            assert!(chosen.iter().any(|(guest, _)| *guest == 80), "it waits: {left} left");
             let mut work = 0;
             for &(guest, rows) in &chosen {
                 if guest == 80 {
                     assert!(rows >= least.min(left), "{rows} rows of {left} left");
-                    work += budget.cost(600 - left, rows);
+                    work += budget.cost(3000 - left, rows);
                     left -= rows;
                 } else {
                     decodes[guest] += rows;
