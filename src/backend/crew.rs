@@ -151,7 +151,8 @@ impl Crew {
 
     /// The same, for a rank that could take over work of others. Before each look it calls `idle`, a few nanoseconds of
     /// work that may as well not be done. When it has waited for a while it asks `help`; if that says so, it has not
-    /// come to the barrier after all: false, and it must come again. True: all have met.
+    /// come to the barrier after all: false, and it must come again. True: all have met. Neither may panic: the others
+    /// count on who has come.
     pub fn barrier_or(&self, idle: impl FnMut(), help: impl FnMut() -> bool) -> bool {
         self.shared.barrier(idle, help)
     }

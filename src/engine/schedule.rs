@@ -269,6 +269,7 @@ impl Schedule {
         let (mut rows, mut work) = (budget.rows, budget.work);
         let mut long_work = if any_short { budget.beside } else { budget.work };
         while rows > 0
+            && (work > 0 || kept.is_some() || plan.runs.is_empty())
             && let Some(best) = rank.pop()
         {
             let id = best.job.0;
@@ -302,7 +303,8 @@ impl Schedule {
     /// Rows and work that short passes leave to this long one.
     fn kept(&self, id: JobId, budget: Budget) -> Option<(u32, u64)> {
         let Work::Pass(_, pass) = &self.jobs.get(&id)?.work else { return None };
-        let rows = pass.left().min(budget.rows / KEPT);
+        // Of a batch of one row nothing can be kept; there only age helps.
+        let rows = pass.left().min((budget.rows / KEPT).max(1)).min(budget.rows.saturating_sub(1));
         let work = budget.beside.min(budget.work / u64::from(KEPT));
         Some((rows, work.min(budget.cost(pass.context, rows))))
     }

@@ -356,7 +356,7 @@ impl<L: Lanes> Step<'_, L> {
             rotate(x, turns.as_chunks::<2>().0);
         }
         if kind == 0 {
-            // SAFETY: the head is of this rank's share.
+            // SAFETY: this rank has claimed this head of this row.
             let q = unsafe { self.scratch.q.row_mut(number, head * stride..(head + 1) * stride) };
             q.iter_mut().zip(x).for_each(|(q, x)| *q = *x * shape.query_scale);
             return;
@@ -364,7 +364,7 @@ impl<L: Lanes> Step<'_, L> {
         let row = self.rows[number];
         let page = self.sequence(row).pages[row.slot / layout.page_size];
         let at = (page, head, row.slot % layout.page_size);
-        // SAFETY: the head is of this rank's share, and it alone writes its slots.
+        // SAFETY: this rank has claimed this head of this row, and each row has a slot of its own.
         unsafe {
             match kind {
                 1 => kv.put_key(l, layout, at, x),

@@ -183,12 +183,10 @@ impl<T: Kept> Kv<T> {
     /// Puts a head's key and value, both filled up to whole vectors with zeros, into a slot.
     ///
     /// # Safety
-    /// Nobody else reads or writes this slot of this head meanwhile, nor (of its keys) writes its group.
+    /// Nobody else reads or writes this slot of this head meanwhile.
     #[inline(always)]
     pub unsafe fn put_key<L: Lanes>(&self, l: L, layout: Layout, at: (PageId, usize, usize), key: &[f32]) {
         let (page, kv_head, slot) = at;
-        // SAFETY: the caller's contract.
-        let keys = unsafe { self.keys.part_mut(layout.keys(page, kv_head, slot / LANES)) };
         let per = match T::SCALED {
             false => 1.0,
             true => {
@@ -198,13 +196,13 @@ impl<T: Kept> Kv<T> {
                 per
             }
         };
-        let keys = keys.as_chunks_mut::<LANES>().0;
-        for (part, key) in key.as_chunks::<LANES>().0.iter().enumerate() {
+        let group = layout.keys(page, kv_head, slot / LANES);
+        for (at, key) in (0..layout.head_dim).step_by(LANES).zip(key.as_chunks::<LANES>().0) {
             let mut kept = [T::default(); LANES];
             T::store(l, l.mul(l.load(key), l.splat(per)), &mut kept);
-            for (keys, kept) in keys.iter_mut().skip(part * LANES).zip(kept) {
-                keys[slot % LANES] = kept;
-            }
+            let kept = &kept[..LANES.min(layout.head_dim - at)];
+            // SAFETY: of the group's slots only this one is written; the rest is the caller's contract.
+            unsafe { self.keys.scatter(group.start + at * LANES + slot % LANES, LANES, kept) };
         }
     }
 

@@ -16,7 +16,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 struct Portion(AtomicU64);
 
 /// The portions of two phases: of the one that runs, and of the next, which each rank deals to itself before the
-/// barrier between them. Nobody looks at the former's any more when its place is needed again: that is two barriers later.
+/// barrier between them. When a place is needed again, the phase that had it is a barrier back: nobody takes from it any
+/// more, though one that is late to see the barrier open may still look.
 pub(super) struct Portions {
     phases: [Box<[Portion]>; 2], // [phase % 2][rank]
 }
@@ -49,6 +50,8 @@ impl Portions {
     }
 
     /// Makes half of what another rank has left the portion of `rank`, whose own is empty, if that is `least` or more.
+    /// Only before `rank` has come to the barrier that ends the phase, or after it has withdrawn from that: then nobody
+    /// is beyond it.
     pub fn take_over(&self, phase: usize, rank: usize, least: usize) {
         let half = |left: Range<usize>| match left.len() {
             len if len < least => left.end..left.end,

@@ -74,6 +74,19 @@ impl<T: Number> Shared<T> {
         unsafe { std::slice::from_raw_parts_mut(self.start.add(range.start), range.len()) }
     }
 
+    /// Writes `numbers` (at least one) to `first` and each `stride`-th place after it.
+    ///
+    /// # Safety
+    /// Nobody else reads or writes these places meanwhile; those between them are not touched.
+    #[inline(always)]
+    pub unsafe fn scatter(&self, first: usize, stride: usize, numbers: &[T]) {
+        assert!(first + (numbers.len() - 1) * stride < self.len);
+        for (i, number) in numbers.iter().enumerate() {
+            // SAFETY: in bounds by the assertion, nobody else's by the contract.
+            unsafe { self.start.add(first + i * stride).write(*number) };
+        }
+    }
+
     /// Copies numbers within the buffer.
     pub fn copy_within(&mut self, from: Range<usize>, to: usize) {
         // SAFETY: the buffer is borrowed exclusively.

@@ -144,6 +144,19 @@ fn decodes_that_fill_the_batches_leave_a_prompt_its_part() {
     }
 }
 
+/// A quarter of two rows is no row; the prompt gets one all the same.
+#[test]
+fn a_prompt_gets_on_in_the_smallest_batches() {
+    let mut w = World::new(3);
+    (0..2).for_each(|guest| w.submit(guest, 1));
+    w.submit(2, 3000);
+    for _ in 0..10 {
+        let chosen = w.batch_of(Budget { rows: 2, row: 1000, work: 1 << 40, beside: 1 << 40 });
+        assert!(chosen.len() == 2 && chosen.contains(&(2, 1)), "{chosen:?}");
+        chosen.iter().filter(|(guest, _)| *guest < 2).for_each(|(guest, _)| w.submit(*guest, 1));
+    }
+}
+
 /// A whole batch would go into a decode's one row: the prompt gets one row too.
 #[test]
 fn a_decode_dearer_than_a_batch_does_not_shut_a_prompt_out() {
