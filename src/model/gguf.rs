@@ -391,7 +391,7 @@ fn map(path: &Path) -> Result<Bytes, GgufError> {
     let fail = |error| GgufError::Open { error };
     // Asked of the path first: opening a FIFO would wait for a writer.
     if !std::fs::metadata(path).map_err(fail)?.is_file() {
-        return Err(fail(std::io::Error::other("it is not a regular file")));
+        return Err(fail(std::io::Error::other("it is not a regular file: give the path of a .gguf file")));
     }
     let file = File::open(path).map_err(fail)?;
     // SAFETY: the map is read only, and is only ever seen as plain bytes, for which every bit pattern is valid; text

@@ -19,8 +19,14 @@ async fn main(mut args: Args) -> Result<String> {
     let max_tokens: usize = args.opt_value_from_str("--max-tokens")?.unwrap_or(256);
     let sampler = sampler(&mut args)?;
     let mut turns: Vec<String> = args.values_from_str("--user")?;
-    if turns.is_empty() {
-        turns.extend(args.opt_free_from_str::<String>()?);
+    if turns.is_empty()
+        && let Some(turn) = args.opt_free_from_str::<String>()?
+    {
+        ensure!(
+            !turn.starts_with("--"),
+            "{turn} is no flag of chat; a question that begins so goes behind --user"
+        );
+        turns.push(turn);
     }
     let unknown = args.finish();
     ensure!(unknown.is_empty(), "arguments not understood: {unknown:?}");

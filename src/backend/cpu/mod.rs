@@ -87,7 +87,7 @@ impl fmt::Display for CpuError {
         match self {
             CpuError::Zero(option) => write!(f, "{option} is 0: the CPU backend needs at least one"),
             CpuError::TooLarge(pages) => {
-                write!(f, "{pages} KV pages do not fit into this machine's memory: configure fewer")
+                write!(f, "{pages} KV pages do not fit into this machine's memory: lower kv_tokens")
             }
             CpuError::Weights(bytes) => {
                 write!(
@@ -96,7 +96,7 @@ impl fmt::Display for CpuError {
                 )
             }
             CpuError::Scratch(rows) => {
-                write!(f, "batches of {rows} rows do not fit into this machine's memory: configure fewer")
+                write!(f, "batches of {rows} rows do not fit into this machine's memory: lower batch_tokens")
             }
         }
     }
