@@ -3,8 +3,8 @@
 mod support;
 
 use std::time::{Duration, Instant};
-use support::Server;
 use support::client::{Client, Event};
+use support::{Folder, Server};
 
 const FRANCE: &str = "Tell me the capital of France.";
 
@@ -81,9 +81,12 @@ fn wrong_options_are_a_sentence() {
     let server = Server::open();
     smol::block_on(async {
         let mut client = Client::connect(&server).await;
-        for arguments in
-            [&["--temprature", "1", "--user", "hi"][..], &["--max-tokens", "many", "--user", "hi"], &[]]
-        {
+        for arguments in [
+            &["--temprature", "1", "--user", "hi"][..],
+            &["--max-tokens", "many", "--user", "hi"],
+            &["--usr"],
+            &[],
+        ] {
             let ended = client.run("chat", arguments).await;
             assert_eq!(ended.event, 3, "{arguments:?}: {ended:?}");
             assert!(ended.text.starts_with("Runtime error: "), "{arguments:?}: {ended:?}");
@@ -132,6 +135,39 @@ fn sixty_four_at_once() {
         println!("{INSTANCES} instances: median {median:?}, slowest {slowest:?}");
         assert!(slowest <= 3 * median, "one starved: median {median:?}, slowest {slowest:?}");
     });
+}
+
+/// The same program and seed give the same tokens, drawn at random, on one thread or two, with the prompt in one chunk or
+/// in many, alone or beside fifteen others.
+#[test]
+fn a_seed_gives_the_same_tokens_whatever_runs_beside_it() {
+    let prompt = "One two three four five six seven eight nine ten eleven twelve. ".repeat(4);
+    let arguments = ["--temperature", "1.0", "--top-p", "0.95", "--max-tokens", "24", &prompt];
+    let folder = Folder::new();
+    let mut said: Option<String> = None;
+    for (threads, batch_tokens) in [(1, 256), (2, 256), (2, 13)] {
+        let config = folder.path(&format!("{threads}-{batch_tokens}.toml"));
+        let text = format!("[engine]\nthreads = {threads}\nbatch_tokens = {batch_tokens}\n");
+        std::fs::write(&config, text).expect("the folder can be written to");
+        let config = config.to_str().expect("UTF-8");
+        let server = Server::open_with(&["--seed", "7", "--config", config]);
+        let what = format!("{threads} threads, batches of {batch_tokens}");
+        smol::block_on(async {
+            let mut client = Client::connect(&server).await;
+            let alone = client.run("completion", &arguments).await;
+            assert_eq!(alone.event, 1, "{what}: {alone:?}");
+            assert_eq!(said.get_or_insert_with(|| alone.text.clone()), &alone.text, "{what}");
+            let mut others = Vec::new();
+            for number in 0..15 {
+                let other = format!("Number {number} says:");
+                let options = ["--temperature", "0.7", "--max-tokens", "40", &other];
+                others.push(client.launch("completion", &options).await);
+            }
+            let own = client.launch("completion", &arguments).await;
+            let beside = client.end(&own).await;
+            assert_eq!(said.as_deref(), Some(beside.text.as_str()), "{what}, beside fifteen");
+        });
+    }
 }
 
 /// What one client does to its own instance reaches nobody else's.
