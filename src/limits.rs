@@ -128,7 +128,7 @@ pub const GGUF_SHARDS: u32 = 1024;
 /// Characters of one line about a model file: its texts may be of any length.
 pub const MODEL_TEXT_CHARS: usize = 600;
 /// Bytes of a key's or a tensor's name; real ones stay under 80. With the two counts above, the names of a file
-/// take at most 68 MiB of memory.
+/// take at most 136 MiB of memory: each is kept beside its entry and in the index of names.
 pub const GGUF_NAME_BYTES: usize = 1024;
 /// Items of one metadata array: 16 times the largest vocabulary in use (256 Ki tokens).
 pub const GGUF_ARRAY_ITEMS: usize = 4 * 1024 * 1024;
@@ -151,6 +151,9 @@ pub const MODEL_CONTEXT: u32 = 16 * 1024 * 1024;
 
 // ---- the engine ----
 
+/// Bytes of what the ranks of a CPU batch gather for parts of long sequences, to be joined: kept once they were needed. A
+/// decode of 32 heads behind 128 Ki slots has 10 MB of it; what has more is not cut into parts.
+pub const ATTENTION_PIECES_BYTES: usize = 64 << 20;
 /// Commands on their way to the engine. Four per instance of a box that runs 256: a guest waits for most answers, so
 /// it has one or two on the way. Full: the sender waits.
 pub const ENGINE_INBOX: usize = 1024;

@@ -196,6 +196,7 @@ impl Selection {
     fn of(only: &[String]) -> Result<Selection, BenchError> {
         let mut selection = Selection { sections: Vec::new(), steps: Steps::usual() };
         let mut numbers: BTreeMap<&'static str, Vec<usize>> = BTreeMap::new();
+        let mut whole: Vec<&str> = Vec::new();
         for word in only {
             let (name, number) = word.split_once('.').map_or((word.as_str(), None), |(a, b)| (a, Some(b)));
             let section = SECTIONS.iter().find(|section| **section == name).ok_or_else(|| {
@@ -213,11 +214,18 @@ impl Selection {
                 if !numbers.contains(&number) {
                     numbers.push(number);
                 }
+            } else {
+                whole.push(section);
             }
         }
         let Selection { sections, steps } = &mut selection;
         for (section, figures) in steps.sections() {
             match numbers.remove(section) {
+                Some(asked) if whole.contains(&section) => {
+                    figures.extend(
+                        asked.into_iter().filter(|number| !figures.contains(number)).collect::<Vec<_>>(),
+                    );
+                }
                 Some(asked) => *figures = asked,
                 // What nobody asks for takes no room, and is not told as left out.
                 None if !sections.is_empty() && !sections.contains(&section) => figures.clear(),
@@ -320,7 +328,8 @@ fn backend(
     let mut roof = None;
     if !steps.is_empty() || selection.wants("roof") {
         tell("the roof");
-        let (measures, found) = roofs(&crew)?;
+        let (measures, found) = roofs(&crew, report.model.weight_bytes as usize)?;
+        report.notes.extend(cached(report.model.weight_bytes as usize));
         roof = Some(found);
         report.measures.extend(measures.into_iter().filter(|_| selection.wants("roof")));
     }
@@ -340,8 +349,8 @@ fn backend(
     Ok(())
 }
 
-/// Bandwidth and int8 operations on one thread and on all of the crew.
-fn roofs(crew: &Crew) -> Result<(Vec<Measure>, Roof), BenchError> {
+/// Bandwidth, reading as many bytes as the weights have, and int8 operations, on one thread and on all of the crew.
+fn roofs(crew: &Crew, weights: usize) -> Result<(Vec<Measure>, Roof), BenchError> {
     let one = Crew::threads(1);
     let mut crews = vec![(&*one, "1 thread".to_owned())];
     if crew.size() > 1 {
@@ -350,8 +359,8 @@ fn roofs(crew: &Crew) -> Result<(Vec<Measure>, Roof), BenchError> {
     let (mut read, mut int8) = (Vec::new(), Vec::new());
     for (crew, threads) in crews {
         let count = crew.size();
-        let system = |error| BenchError::System { what: "have 96 MB of memory", error };
-        let memory = roof::Memory::new(crew).map_err(system)?;
+        let system = |error| BenchError::System { what: "have memory to read", error };
+        let memory = roof::Memory::new(crew, weights).map_err(system)?;
         let samples = Effort::USUAL.sample(|| Ok::<_, BenchError>(memory.read(crew, ROOF_PASSES) / 1e9))?;
         let label = format!("reading memory, {threads}");
         read.push(Measure::of(format!("roof.read_{count}"), label, Unit::GB_PER_S, &samples));
@@ -362,6 +371,32 @@ fn roofs(crew: &Crew) -> Result<(Vec<Measure>, Roof), BenchError> {
     let last = |measures: &[Measure]| measures.last().map_or(0.0, |measure| measure.median * 1e9);
     let roof = Roof { read: last(&read), int8: last(&int8) };
     Ok((read.into_iter().chain(int8).collect(), roof))
+}
+
+/// A sentence where what is read for the roof fits into the last caches.
+fn cached(weights: usize) -> Option<String> {
+    let (caches, read) = (last_caches("/sys/devices/system/cpu")?, roof::working_set(weights) as u64);
+    (caches >= read).then(|| {
+        format!(
+            "The last caches of this machine hold {} MB, the roof reads {} MB: it may be the caches' roof, and a decode's \
+             share is one of what such a model can be read from, not of memory.",
+            caches / 1_000_000,
+            read / 1_000_000
+        )
+    })
+}
+
+/// Bytes of all caches of level 3, where the system tells.
+fn last_caches(folder: &str) -> Option<u64> {
+    let mut caches = BTreeMap::new();
+    for processor in std::fs::read_dir(folder).ok()?.flatten() {
+        let cache = processor.path().join("cache/index3");
+        let said = |what| Some(std::fs::read_to_string(cache.join(what)).ok()?.trim().to_owned());
+        let (Some(size), Some(shared)) = (said("size"), said("shared_cpu_list")) else { continue };
+        let kib: u64 = size.strip_suffix('K')?.parse().ok()?;
+        caches.insert(shared, kib * 1024);
+    }
+    (!caches.is_empty()).then(|| caches.values().sum())
 }
 
 /// What every server that is measured shares.
@@ -481,6 +516,8 @@ mod tests {
         assert_eq!(some.steps.prefill, [300, 7]);
         assert_eq!(some.steps.contexts, Steps::usual().contexts);
         assert!(some.steps.sequences.is_empty(), "what nobody asks for needs no room");
+        let more = selected(&["prefill.300", "prefill", "prefill.512"]).expect("they exist");
+        assert_eq!(more.steps.prefill, [128, 512, 2048, 300], "a figure more than the usual ones");
         let twice = selected(&["decode.9", "decode.9"]).expect("they exist");
         assert_eq!(twice.steps.contexts, [9]);
         for (only, part) in [

@@ -223,7 +223,7 @@ impl Bare {
         Ok(Measure::of(name, label, Unit::TOKENS_PER_S, &samples).under(tokens / ideal))
     }
 
-    /// A prompt in the chunks that a server would run it in.
+    /// A prompt in chunks as long as batches may be. A server whose chunks would take long (`engine::engine`) cuts it finer.
     fn chunks(&self, length: usize) -> Vec<Part> {
         let ends =
             (0..length).step_by(self.batch_tokens).map(|from| (from, length.min(from + self.batch_tokens)));

@@ -394,10 +394,9 @@ fn map(path: &Path) -> Result<Bytes, GgufError> {
         return Err(fail(std::io::Error::other("it is not a regular file: give the path of a .gguf file")));
     }
     let file = File::open(path).map_err(fail)?;
-    // SAFETY: the map is read only, and is only ever seen as plain bytes, for which every bit pattern is valid; text
-    // is checked each time it is read. That nobody shortens the file in place while it is served is the operator's
-    // contract (models are replaced by rename): the kernel would end the process (SIGBUS), no memory of ours could be
-    // corrupted.
+    // SAFETY: the map is read only. That nobody writes to the file in place while it is served is the operator's contract
+    // (models are replaced by rename): text is checked when it is read and then taken for text as long as a table is
+    // built of it, and of a file that was shortened the kernel would end the process (SIGBUS).
     let map = unsafe { memmap2::Mmap::map(&file) }.map_err(fail)?;
     Ok(Bytes::Mapped(map))
 }

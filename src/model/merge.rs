@@ -8,7 +8,7 @@ use std::collections::BinaryHeap;
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
-use super::vocabulary::{ID_BITS, mix, place, room};
+use super::vocabulary::{ID_BITS, mix, place, room, seed};
 use crate::backend::TokenId;
 use crate::limits;
 
@@ -35,6 +35,7 @@ pub(super) struct Merges {
     keys: Vec<u64>,  // left, right, product: 20 bits each; EMPTY: none
     ranks: Vec<u32>, // [keys]
     len: usize,
+    seed: u64,
 }
 
 const EMPTY: u64 = u64::MAX;
@@ -42,7 +43,7 @@ const EMPTY: u64 = u64::MAX;
 impl Merges {
     /// Room for `merges` merges, and no more may be inserted.
     pub fn with_capacity(merges: usize) -> Merges {
-        Merges { keys: vec![EMPTY; room(merges)], ranks: vec![0; room(merges)], len: 0 }
+        Merges { keys: vec![EMPTY; room(merges)], ranks: vec![0; room(merges)], len: 0, seed: seed() }
     }
 
     /// A later merge of the same pair replaces an earlier one, as in the reference tokenizer.
@@ -67,7 +68,7 @@ impl Merges {
     /// Where this pair is, or else the empty place for it.
     fn slot(&self, left: u32, right: u32) -> usize {
         let pair = pair(left, right);
-        let mut at = place(mix(0, pair), self.keys.len());
+        let mut at = place(mix(self.seed, pair), self.keys.len());
         while self.keys[at] != EMPTY && self.keys[at] >> ID_BITS != pair {
             at = if at + 1 == self.keys.len() { 0 } else { at + 1 };
         }

@@ -27,8 +27,6 @@ pub struct Tokenizer {
     scheme: Scheme,
     /// Found in text before anything else.
     special: Specials,
-    bos: Option<TokenId>,
-    eos: Option<TokenId>,
     long_word: Mutex<()>,
 }
 
@@ -132,14 +130,12 @@ impl Tokenizer {
                 (Scheme::SentencePiece(Box::new(scheme)), vocabulary, special)
             }
         };
-        let end = |key| -> Result<Option<TokenId>, TokenizerError> {
-            match optional(gguf.u32(key))? {
-                Some(id) if id as usize >= tokens.len() => damaged(format!("`{key}` is {id}, past its end")),
-                id => Ok(id.map(TokenId)),
+        for key in ["tokenizer.ggml.bos_token_id", "tokenizer.ggml.eos_token_id"] {
+            if let Some(id) = optional(gguf.u32(key))?.filter(|id| *id as usize >= tokens.len()) {
+                return damaged(format!("`{key}` is {id}, past its end"));
             }
-        };
-        let (bos, eos) = (end("tokenizer.ggml.bos_token_id")?, end("tokenizer.ggml.eos_token_id")?);
-        Ok(Tokenizer { vocabulary, scheme, special, bos, eos, long_word: Mutex::new(()) })
+        }
+        Ok(Tokenizer { vocabulary, scheme, special, long_word: Mutex::new(()) })
     }
 
     /// The tokens of `text`. Special tokens in it are honoured, the longest first; nothing is added at either end,
@@ -222,14 +218,6 @@ impl Tokenizer {
             Scheme::ByteLevel(_) => None,
         };
         std::iter::once(&self.special).chain(user)
-    }
-
-    pub fn bos(&self) -> Option<TokenId> {
-        self.bos
-    }
-
-    pub fn eos(&self) -> Option<TokenId> {
-        self.eos
     }
 
     /// For people: "byte-level BPE, smollm, 49152 tokens (17 special), 48900 merges".

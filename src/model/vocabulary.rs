@@ -4,6 +4,7 @@
 
 use super::tokenizer::TokenizerError;
 use crate::limits;
+use std::hash::{BuildHasher, Hasher, RandomState};
 
 /// What a token stands for (`tokenizer.ggml.token_type`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,6 +110,7 @@ impl Vocabulary {
 #[derive(Default)]
 pub(super) struct Index {
     slots: Vec<u32>, // EMPTY or tag << ID_BITS | id
+    seed: u64,
 }
 
 const EMPTY: u32 = u32::MAX;
@@ -121,7 +123,7 @@ const _: () = assert!(limits::MODEL_VOCAB <= 1 << ID_BITS);
 impl Index {
     /// Room for `tokens` tokens, and no more may be inserted.
     pub fn with_capacity(tokens: usize) -> Index {
-        Index { slots: vec![EMPTY; room(tokens)] }
+        Index { slots: vec![EMPTY; room(tokens)], seed: seed() }
     }
 
     /// A later token replaces an earlier one of the same bytes, as in the reference tokenizers: whether it did.
@@ -138,7 +140,7 @@ impl Index {
 
     /// Where these bytes are, or else the empty place for them; and their tag.
     fn slot<'a>(&self, bytes: &[u8], bytes_of: impl Fn(u32) -> &'a [u8]) -> (usize, u32) {
-        let hash = hash(bytes);
+        let hash = hash(self.seed, bytes);
         let tag = (((hash & u64::from(u32::MAX)) * TAGS) >> 32) as u32;
         let mut at = place(hash, self.slots.len());
         while let Some(&slot) = self.slots.get(at)
@@ -161,15 +163,21 @@ pub(super) fn place(hash: u64, slots: usize) -> usize {
     ((u128::from(hash) * slots as u128) >> 64) as usize
 }
 
-/// Mixes one word into a hash. The keys are short texts of the model's own file: speed counts, not secrecy.
+/// What a table's hashes begin with: nobody can make a file whose entries all want the same slot.
+pub(super) fn seed() -> u64 {
+    RandomState::new().build_hasher().finish()
+}
+
+/// Mixes one word into a hash.
 pub(super) fn mix(hash: u64, word: u64) -> u64 {
     let product = u128::from(hash ^ word ^ 0x243f_6a88_85a3_08d3) * 0x9e37_79b9_7f4a_7c15;
     product as u64 ^ (product >> 64) as u64
 }
 
-fn hash(bytes: &[u8]) -> u64 {
+fn hash(seed: u64, bytes: &[u8]) -> u64 {
     let (words, rest) = bytes.as_chunks::<8>();
-    let hash = words.iter().fold(bytes.len() as u64, |hash, word| mix(hash, u64::from_le_bytes(*word)));
+    let begin = mix(seed, bytes.len() as u64);
+    let hash = words.iter().fold(begin, |hash, word| mix(hash, u64::from_le_bytes(*word)));
     let mut last = [0; 8];
     last[..rest.len()].copy_from_slice(rest);
     mix(hash, u64::from_le_bytes(last))

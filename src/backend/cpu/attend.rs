@@ -14,6 +14,7 @@ use super::pages::{Kept, Kv};
 use super::scratch::{Pieces, Rank, head_stride};
 use super::weights::Layer;
 use crate::backend::{Batch, Mask};
+use crate::limits::ATTENTION_PIECES_BYTES;
 use crate::model::shape::Shape;
 use std::ops::Range;
 
@@ -77,10 +78,11 @@ impl Plan {
         let units = self.blocks.len() * self.kv_heads;
         self.split =
             ranks > 1 && units < UNITS_PER_RANK * ranks && self.blocks.iter().any(|b| b.stretches > 1);
+        // Slower, and the same to the bit.
+        self.split &= pieces * self.piece_len * size_of::<f32>() <= ATTENTION_PIECES_BYTES;
         if self.split && self.pieces.len() < pieces * self.piece_len {
             match Pieces::new((pieces * self.piece_len).next_power_of_two()) {
                 Ok(pieces) => self.pieces = pieces,
-                // Slower, and the same to the bit.
                 Err(_) => self.split = false,
             }
         }

@@ -195,7 +195,10 @@ impl<L: Lanes> Step<'_, L> {
             let row = self.rows[number];
             let sequence = self.sequence(row);
             // SAFETY: the row is of this rank's share.
-            let stream = unsafe { self.scratch.stream.row_mut(number, 0..hidden) };
+            let stream = unsafe { self.scratch.stream.row_mut(number, 0..self.scratch.stream.stride) };
+            // What fills the row up takes part in its norms, and a row of another batch may have made it NaN.
+            let (stream, filling) = stream.split_at_mut(hidden);
+            filling.fill(0.0);
             match sequence.inputs[row.index] {
                 Input::Token(token) => {
                     self.embedding.kind.dequantize(self.embedding.row(token.0 as usize), stream);

@@ -122,7 +122,8 @@ pub struct Cpu {
 
 impl Cpu {
     /// Prepares to run `model` with the threads of `crew`: packs its weights and gives the file's pages back.
-    /// Allocates everything a batch needs; K/V pages take memory as they are first written.
+    /// Allocates what every batch needs (what only some do, masks and the parts of long sequences, is kept once it was
+    /// needed); K/V pages take memory as they are first written.
     pub fn load(model: Arc<Model>, options: CpuOptions, crew: Arc<Crew>) -> Result<Cpu, CpuError> {
         let CpuOptions { pages, page_size, embeds, batch_tokens, kv, exact } = options;
         for (option, value) in [("pages", pages), ("page_size", page_size), ("batch_tokens", batch_tokens)] {

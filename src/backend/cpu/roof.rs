@@ -4,7 +4,7 @@
 //! roof means is `bench`'s to say.
 //!
 //! ```text
-//! read   every rank sums its own part of one buffer, larger than the caches, again and again
+//! read   every rank sums its own part of one buffer, as large as the weights, again and again
 //! int8   every rank multiplies and adds bytes in registers alone: no load, no store
 //! ```
 
@@ -13,13 +13,21 @@ use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// Bytes that all ranks read together: the weights of a small model, three times a large L3.
-pub const WORKING_SET: usize = 96 << 20;
+/// Bytes that all ranks read together, at least: the weights of a small model. A cache that holds them all is what the
+/// roof then tells of, as it is what such a model is read from.
+const WORKING_SET: usize = 96 << 20;
+/// The same at most: more than any cache.
+const WORKING_SET_MOST: usize = 1 << 30;
 /// Bytes of one cache line, the unit of the reading loop.
 const LINE: usize = 64;
 /// How far ahead of the reading loop lines are asked for, in bytes: two pages, past where the hardware looks.
 #[cfg(target_arch = "x86_64")]
 const AHEAD: usize = 8192;
+
+/// Bytes that all ranks read together for a model of so many bytes.
+pub fn working_set(weights: usize) -> usize {
+    weights.clamp(WORKING_SET, WORKING_SET_MOST)
+}
 
 /// A buffer that is read as fast as can be.
 pub struct Memory {
@@ -27,9 +35,9 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// [`WORKING_SET`] bytes for the ranks of `crew`, under huge-page advice, each part first touched by its own rank.
-    pub fn new(crew: &Crew) -> io::Result<Memory> {
-        let part = (WORKING_SET / crew.size()).next_multiple_of(LINE);
+    /// [`working_set`] bytes for the ranks of `crew`, under huge-page advice, each part first touched by its own rank.
+    pub fn new(crew: &Crew, weights: usize) -> io::Result<Memory> {
+        let part = (working_set(weights) / crew.size()).next_multiple_of(LINE);
         let mut parts = Vec::with_capacity(crew.size());
         for _ in 0..crew.size() {
             let map = memmap2::MmapMut::map_anon(part)?;
@@ -418,7 +426,7 @@ mod tests {
     fn both_roofs_are_measured_on_any_number_of_threads() {
         for threads in [1, 3] {
             let crew = Crew::threads(threads);
-            let memory = Memory::new(&crew).expect("96 MB");
+            let memory = Memory::new(&crew, 0).expect("96 MB");
             for roof in [memory.read(&crew, 1), int8(&crew, Duration::from_millis(1))] {
                 assert!(roof.is_finite() && roof > 0.0, "{roof}");
             }

@@ -1,4 +1,4 @@
-//! What a batch needs while it runs, allocated once at load.
+//! What every batch needs while it runs, allocated once at load.
 //!
 //! Owns: the planes that the ranks fill and read in turns, and each rank's own room. Never: anything that outlives
 //! a batch.

@@ -29,8 +29,8 @@ pub(super) struct Shared<T: Number> {
     numbers: PhantomData<T>,
 }
 
-// SAFETY: the memory belongs to the value, and all access to it is through `part` and `part_mut`, whose callers vouch
-// that no part is written while another thread uses it.
+// SAFETY: the memory belongs to the value, and all access to it is through `part`, `part_mut` and `scatter`, whose callers
+// vouch that no number is written while another thread uses it.
 unsafe impl<T: Number> Send for Shared<T> {}
 // SAFETY: as above.
 unsafe impl<T: Number> Sync for Shared<T> {}

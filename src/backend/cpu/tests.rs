@@ -6,7 +6,7 @@ mod families;
 use super::reference::{Reference, Rows};
 use super::*;
 use crate::backend::{DrawKey, EmbedId, Input, Mask, Output, Produced, Sampler, Sequence, TokenId, sample};
-use crate::model::gguf::Quant;
+use crate::model::gguf::{Gguf, Quant};
 use crate::model::toy::{Random, TOY_VOCAB, Toy};
 
 const KEY: DrawKey = DrawKey { seed: 7, queue: 1, pass: 2 };
@@ -347,6 +347,28 @@ fn a_copied_page_is_the_page_and_a_cleared_slot_is_zero() {
     }
     let other = [PageId(0), PageId(30), PageId(2)];
     assert!(bits(&run(&mut cpu, vec![text.pass(9..10, &other)])) == last(&mut cpu, &text));
+}
+
+/// The story: the zeros that fill up a row of the stream became NaN with a row that was not finite, and stayed so for
+/// whoever had its place in the batches after.
+#[test]
+fn a_row_that_is_not_finite_leaves_nothing_to_later_batches() {
+    let odd = Toy { heads: 3, kv_heads: 1, head_dim: 10, ffn: 37, tied_head: false, ..Toy::default() };
+    let mut file = odd.writer();
+    let embedding =
+        file.tensors.iter_mut().find(|(name, ..)| name == "token_embd.weight").expect("a toy has it");
+    let broken = 7;
+    embedding.3[broken * 4 * 30..][..4].copy_from_slice(&f32::NAN.to_le_bytes());
+    let gguf = Gguf::from_bytes(file.bytes()).expect("values are not checked");
+    let model = Arc::new(Model::read(gguf, "toy", None).expect("a toy is a llama"));
+    let text = Text::of([1, 2, 3]);
+    for way in WAYS {
+        let want = bits(&logits(&mut load_as(way, &model, 16, 1), &text, 3, &pages(0, 1)));
+        let mut cpu = load_as(way, &model, 16, 1);
+        let not_finite = logits(&mut cpu, &Text::of([broken; 3]), 3, &pages(1, 1));
+        assert!(not_finite.iter().flatten().any(|logit| logit.is_nan()), "{way:?}: the token does no harm");
+        assert!(bits(&logits(&mut cpu, &text, 3, &pages(0, 1))) == want, "{way:?}");
+    }
 }
 
 #[test]

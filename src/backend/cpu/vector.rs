@@ -2,7 +2,8 @@
 //!
 //! Owns: the formulas and the order of their sums. Never: where a row comes from.
 //!
-//! A sum over a row adds lane by lane (value i to lane i % 16), then folds the lanes onto each other.
+//! The sum of a row's squares adds lane by lane (value i to lane i % 16) in four chains: of each 64 values, vector v to
+//! chain v; what is left behind the last 64, to chain 0. Then (0 + 1) + (2 + 3), and the lanes are folded onto each other.
 
 use super::lanes::{LANES, Lanes};
 use crate::backend::exp::{LN2_HIGH, LN2_LOW};
@@ -38,13 +39,12 @@ pub(super) fn tanh<L: Lanes>(l: L, x: L::F) -> L::F {
     l.sub(l.splat(1.0), l.div(l.splat(2.0), l.add(e, l.splat(1.0))))
 }
 
-/// `cap * tanh(x / cap)`.
+/// `cap * tanh(x / cap)`; NaN stays NaN, which `exp` would make a number.
 #[inline(always)]
 pub(super) fn capped<L: Lanes>(l: L, x: L::F, cap: Option<f32>) -> L::F {
-    match cap {
-        None => x,
-        Some(cap) => l.mul(l.splat(cap), tanh(l, l.div(x, l.splat(cap)))),
-    }
+    let Some(cap) = cap else { return x };
+    let number = l.above(x, l.splat(-1.0)) | l.above(l.splat(0.0), x);
+    l.select(number, l.mul(l.splat(cap), tanh(l, l.div(x, l.splat(cap)))), x)
 }
 
 /// `activation(gate) * up`; Shazeer, "GLU variants improve transformer" (2020).
@@ -63,7 +63,7 @@ pub(super) fn gated<L: Lanes>(l: L, activation: Activation, gate: L::F, up: L::F
     l.mul(active, up)
 }
 
-/// Adds lane by lane over whole vectors of `x`, each made by `f`; then all lanes.
+/// In the module's order, over whole vectors of `x`.
 #[inline(always)]
 fn sum_of_squares<L: Lanes>(l: L, x: &[f32]) -> f32 {
     // Four chains: the sum of a row must not wait for one addition after the other.
