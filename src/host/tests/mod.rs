@@ -90,6 +90,8 @@ fn the_model_describes_itself() {
     assert_eq!(bed.text_at(at), "toy");
     let at = bed.call(COMMON, "[method]model.get-traits", &[&model]).unwrap();
     assert_eq!(bed.texts_at(at), ["input_text", "tokenize", "output_text"]);
+    let at = bed.call(COMMON, "[method]model.get-description", &[&model]).unwrap();
+    assert!(bed.text_at(at).contains("llama"));
     let at = bed.call(COMMON, "[method]model.get-stop-tokens", &[&model]).unwrap();
     assert!(!bed.texts_at(at).is_empty());
     let at = bed.call(COMMON, "[method]model.get-prompt-template", &[&model]).unwrap();
@@ -170,7 +172,10 @@ fn messages_come_in_order_and_an_abandoned_receive_loses_nothing() {
     assert_eq!((bed.u32_at(at) & 0xff, bed.text_at(at + 4).as_str()), (1, "first"));
 
     let result = number(bed.call(MESSAGE, "receive-blob", &[]).unwrap());
+    let pollable = number(bed.call(COMMON, "[method]blob-result.pollable", &[&result]).unwrap());
+    assert_eq!(bed.call(POLL, "[method]pollable.ready", &[&pollable]), Ok(0));
     bed.cx().mailbox.blobs.push(Arc::from(&b"blob"[..])).unwrap();
+    bed.call(POLL, "[method]pollable.block", &[&pollable]).unwrap();
     let at = bed.call(COMMON, "[method]blob-result.get", &[&result]).unwrap();
     let blob = number(bed.u32_at(at + 4).into());
     assert_eq!(bed.call(COMMON, "[method]blob.size", &[&blob]), Ok(4));
@@ -250,10 +255,18 @@ fn what_the_model_cannot_do_ends_the_guest_with_a_sentence() {
     let pass = number(bed.call(FORWARD, "create-forward-pass", &[&queue]).unwrap());
     let one = number(1);
     let none = bed.list(&[]);
+    let blob = number(bed.call(COMMON, "[constructor]blob", &[&none]).unwrap());
     for (place, name, arguments) in [
         ("inferlet:adapter/common", "set-adapter", vec![&pass[..], &one]),
         ("inferlet:zo/evolve", "set-adapter-seed", vec![&pass, &[Val::I64(1)]]),
         ("inferlet:zo/evolve", "update-adapter", vec![&queue, &one, &none, &none, &float(1.0)]),
+        (
+            "inferlet:zo/evolve",
+            "initialize-adapter",
+            vec![&queue, &one, &one, &float(1.0), &one, &float(1.0), &float(1.0)],
+        ),
+        ("inferlet:adapter/common", "download-adapter", vec![&queue, &one, &none]),
+        ("inferlet:adapter/common", "upload-adapter", vec![&queue, &one, &none, &blob]),
         ("inferlet:image/image", "calculate-embed-size", vec![&queue, &one, &one]),
         ("inferlet:image/image", "embed-image", vec![&queue, &none, &none, &one]),
     ] {

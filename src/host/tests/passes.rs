@@ -110,6 +110,7 @@ fn a_pass_runs_though_its_queue_was_dropped() {
 fn a_queue_answers_when_all_before_is_done() {
     let mut bed = Bed::new();
     let queue = queue(&mut bed);
+    assert_eq!(bed.call(COMMON, "[method]queue.get-service-id", &[&queue]), Ok(0));
     bed.call(COMMON, "[method]queue.set-priority", &[&queue, &number(2)]).unwrap();
     let result = number(bed.call(COMMON, "[method]queue.synchronize", &[&queue]).unwrap());
     let pollable = number(bed.call(COMMON, "[method]synchronization-result.pollable", &[&result]).unwrap());
@@ -190,4 +191,79 @@ fn a_page_that_is_not_held_ends_the_guest_at_that_call_and_is_named() {
         assert!(sentence.contains("ptrs") && sentence.contains(&named), "{sentence}");
     }
     assert!(bed.house.notices.is_empty(), "the engine saw none of it");
+}
+
+/// A mask as an argument: its rows' runs.
+fn mask(bed: &mut Bed, rows: &[&[u32]]) -> [Val; 2] {
+    let rows: Vec<u32> =
+        rows.iter().flat_map(|runs| bed.list(runs)).map(|val| val.i32().expect("a word") as u32).collect();
+    let [at, words] = bed.list(&rows);
+    [at, Val::I32(words.i32().expect("a count") / 2)]
+}
+
+#[test]
+fn a_pass_hides_what_its_mask_says_and_draws_in_every_way() {
+    let mut bed = Bed::new();
+    let queue = queue(&mut bed);
+    let pages = allocate(&mut bed, &queue, 1);
+    let pass = pass(&mut bed, &queue, &pages, 3, 3);
+    // The second row does not see the first.
+    let runs = mask(&mut bed, &[&[1], &[0, 1, 1], &[3]]);
+    bed.call(FORWARD, "attention-mask", &[&pass, &runs]).unwrap();
+    let (one, half) = (float(1.0), float(0.5));
+    for (name, numbers) in [
+        ("output-tokens-top-k", vec![&one[..], &[Val::I32(3)]]),
+        ("output-tokens-top-p", vec![&one, &half]),
+        ("output-tokens-min-p", vec![&one, &half]),
+        ("output-tokens-top-k-top-p", vec![&one, &[Val::I32(3)], &half]),
+    ] {
+        let last = bed.list(&[2]);
+        let arguments = [&[&pass[..], &last[..]], &numbers[..]].concat();
+        bed.call(FORWARD, name, &arguments).unwrap_or_else(|trap| panic!("{name}: {trap}"));
+    }
+    let result = execute(&mut bed, &pass).unwrap().expect("outputs were asked for");
+    wait(&mut bed, &result);
+    assert_eq!(tokens(&mut bed, &result), Some(vec![2; 4]));
+
+    set_up(&mut bed, &pass, &pages, 3, 2);
+    let runs = mask(&mut bed, &[&[2], &[2]]);
+    bed.call(FORWARD, "attention-mask", &[&pass, &runs]).unwrap();
+    let sentence = bed.sentence(FORWARD, "[method]forward-pass.execute", &[&pass]);
+    assert!(sentence.contains("attention mask row 1"), "{sentence}");
+}
+
+#[test]
+fn hidden_states_are_kept_and_come_in_again_in_the_order_of_the_queue() {
+    let mut bed = Bed::new();
+    let queue = queue(&mut bed);
+    let pages = allocate(&mut bed, &queue, 1);
+    let at = bed.call(COMMON, "allocate-resources", &[&queue, &number(1), &number(2)]).expect("room");
+    let embeds = bed.list_at(at);
+
+    // Nothing is in the second one: reading it ends the guest, so this comes last.
+    let reading = |bed: &mut Bed, embed: u32, last: u64| {
+        let pass = number(bed.call(FORWARD, "create-forward-pass", &[&queue]).unwrap());
+        let (ids, positions) = (bed.list(&[embed]), bed.list(&[2]));
+        bed.call(FORWARD, "input-embeddings", &[&pass, &ids, &positions]).unwrap();
+        let page = bed.list(&pages);
+        bed.call(FORWARD, "kv-cache", &[&pass, &page, &number(last)]).unwrap();
+        let first = bed.list(&[0]);
+        bed.call(FORWARD, "output-tokens", &[&pass, &first, &float(0.0)]).unwrap();
+        pass
+    };
+    let store = pass(&mut bed, &queue, &pages, 2, 2);
+    let (ids, rows) = (bed.list(&embeds[..1]), bed.list(&[1]));
+    bed.call(FORWARD, "output-embeddings", &[&store, &ids, &rows]).unwrap();
+    assert!(execute(&mut bed, &store).unwrap().is_none(), "a pass that only stores has no result");
+    // Submitted before the first has run: the queue keeps the order.
+    let read = reading(&mut bed, embeds[0], 3);
+    let result = execute(&mut bed, &read).unwrap().expect("a token was asked for");
+    wait(&mut bed, &result);
+    assert_eq!(tokens(&mut bed, &result), Some(vec![0]));
+
+    let empty = reading(&mut bed, embeds[1], 4);
+    let result = execute(&mut bed, &empty).unwrap().expect("the engine sees it later");
+    let notice = smol::block_on(bed.house.notices.recv()).expect("the engine tells");
+    assert!(format!("{notice:?}").contains(&format!("nothing is in embed {}", embeds[1])), "{notice:?}");
+    drop(result);
 }
