@@ -72,8 +72,9 @@ fn every_figure_is_there_and_sane() {
     let notes: Vec<&str> =
         report["notes"].as_array().expect("a list").iter().filter_map(Value::as_str).collect();
     assert_eq!(notes[0], "sequences.300 is left out: a batch has 256 rows, one for each sequence.");
-    // Beside other tests the machine is busy, which is told too.
-    let rest = notes[1..].iter().filter(|note| !note.starts_with("Others took "));
+    // Beside other tests the machine is busy, which is told too, as is a cache that the roof's bytes fit into.
+    let of_the_machine = ["Others took ", "The last caches of this machine hold "];
+    let rest = notes[1..].iter().filter(|note| !of_the_machine.iter().any(|start| note.starts_with(start)));
     assert!(
         rest.clone().count() == 1 && rest.clone().all(|note| note.starts_with("A stage mark costs ")),
         "{notes:?}"
