@@ -214,6 +214,7 @@ impl Engine {
         }
         outcome.produced.clear();
         if !plan.batch.sequences.is_empty() {
+            tracing::trace!(sequences = plan.batch.sequences.len(), "batch");
             mark_all(Stage::Started, plan);
             self.backend.run(&plan.batch, outcome)?;
             mark_all(Stage::Finished, plan);
