@@ -3,7 +3,7 @@
 //! Owns: the order, the signals, the exit status. Never: work; every part does its own.
 //!
 //! The order: the listening socket (a port that is taken shows before a large model is read; whoever connects meanwhile
-//! waits), model, worker threads, backend (it borrows the workers), engine (it owns the backend), runtime, programs,
+//! waits), the key-value pairs (so does a state folder that another server has), model, worker threads, backend (it borrows the workers), engine (it owns the backend), runtime, programs,
 //! door. An upper part holds handles of those below it; nothing below names anything above.
 
 use crate::auth::Verifier;
@@ -40,6 +40,7 @@ struct Fault(Arc<Mutex<Option<String>>>);
 pub struct Appliance {
     door: Door<Served>,
     runtime: Runtime,
+    exchange: Arc<Exchange>,
     /// Instances that the engine has given up.
     given_up: Receiver<Notice>,
     /// Why the device failed, if it does.
@@ -75,6 +76,7 @@ pub fn serve(config: Config) -> Result<ExitCode, Failure> {
 impl Appliance {
     /// Builds the parts in their order.
     pub fn build(config: Config) -> Result<Appliance, Failure> {
+        let exchange = Arc::new(Exchange::open(&config.state).map_err(Failure::config)?);
         let name = config.model.name.as_deref();
         let model = Arc::new(
             Model::open(&config.model.path, name, config.model.template.as_deref())
@@ -106,7 +108,7 @@ impl Appliance {
             engine: engine.clone(),
             model: model.clone(),
             workers,
-            exchange: Arc::new(Exchange::default()),
+            exchange: exchange.clone(),
             quotas: Quotas::default(),
             seed: config.engine.seed,
         });
@@ -114,7 +116,7 @@ impl Appliance {
         let verifier = config.auth.map(|keys| Verifier::new(keys.public, keys.revoked));
         let served = Served { store, runtime: runtime.clone(), engine, model: model.name.clone() };
         let door = Door::new(served, verifier, config.hosts, config.origins);
-        Ok(Appliance { door, runtime, given_up, failing })
+        Ok(Appliance { door, runtime, exchange, given_up, failing })
     }
 
     /// Closes when the engine's thread has given the model's memory back, which is some time after [`run`](Self::run).
@@ -124,10 +126,11 @@ impl Appliance {
 
     /// Serves `listener` until `told`, or until the device fails, which is the error.
     pub async fn run(self, listener: TcpListener, told: impl Future<Output = ()>) -> Result<(), Failure> {
-        let Appliance { door, runtime, given_up, failing } = self;
+        let Appliance { door, runtime, exchange, given_up, failing } = self;
         let broken = Fault::default();
         let until = smol::future::or(told, device_fails(failing, runtime.clone(), broken.clone()));
         smol::future::or(server::run(listener, door, until), end_given_up(runtime, given_up)).await;
+        exchange.kvs.close(); // guests that still run hold it too
         match broken.take() {
             None => Ok(()),
             Some(why) => Err(Failure { sentence: why, status: EXIT_DEVICE }),

@@ -70,7 +70,7 @@ const VERBS: &[Verb] = &[
                 "ADDR:PORT",
                 "where clients connect (default 127.0.0.1:8080; port 0 takes a free one)",
             ),
-            value("state", "DIR", "where uploaded programs live"),
+            value("state", "DIR", "where uploaded programs and key-value pairs live"),
             values("public-key", "FILE", "accept tokens signed by this key (k4.public.…); may be repeated"),
             switch("no-auth", "accept everyone; only on a loopback address"),
             value("seed", "N", "make sampling repeatable: every instance draws from N"),

@@ -322,7 +322,8 @@ fn default_state() -> Result<PathBuf, String> {
         .or_else(|| folder("XDG_STATE_HOME").map(|home| home.join("tartlet")))
         .or_else(|| folder("HOME").map(|home| home.join(".local/state/tartlet")))
         .ok_or_else(|| {
-            "No folder for programs: give --state DIR or set state in the configuration.".to_owned()
+            "No folder for programs and key-value pairs: give --state DIR or set state in the configuration."
+                .to_owned()
         })
 }
 

@@ -19,7 +19,8 @@
 //! `io`: smol, sockets and sessions. `engine`: alone owns the model's pages and device; no locks inside. `worker`, as
 //! many as cores: runs slices of guests and, on the CPU backend, the shares of a batch, never both at once; while batches
 //! follow each other the engine's thread stands in for the first worker, so that no token waits for a thread to wake.
-//! Heavy work on a program or a blob (hashes, validation, translation, durable writes) runs on smol's blocking pool. A
+//! `disk`: alone writes key-value pairs, all that wait in one transaction with one sync.
+//! Heavy work on a program or a blob (hashes, validation, translation, its file) runs on smol's blocking pool. A
 //! panic is caught at the guest's and the session's border; one in the engine ends the process.
 //!
 //! # The life of a request
@@ -46,7 +47,7 @@
 //! | [`program`] | the store of components; component to instantiation plan |
 //! | [`runtime`] | guests: fuel slices, run queues, handles, quotas, who runs |
 //! | [`host`] | the guest contract: the canonical ABI, WASI, one file per interface |
-//! | [`exchange`] | mailboxes, topics, the key-value store |
+//! | [`exchange`] | mailboxes, topics, the durable key-value pairs |
 //! | [`engine`] | queues, pages, batches |
 //! | [`model`], [`eval`] | GGUF, shape, tokenizer, prompt template; comparison with golden logits |
 //! | [`backend`] | what computes a batch, and how tokens are drawn |

@@ -211,17 +211,27 @@ pub const TOPIC_BYTES_PER_SUBJECT: usize = 16 << 20;
 pub const KVS_KEY_BYTES: usize = 1024;
 /// Bytes of a value: what a client could have sent in one message.
 pub const KVS_VALUE_BYTES: usize = 1 << 20;
-/// Bytes counted for a pair beside its text (two allocations and a map entry).
+/// Bytes counted for a pair beside its text: an allocation and two map entries in memory, its place in the file.
 pub const KVS_PAIR_OVERHEAD_BYTES: usize = 96;
 /// Keys of one subject; `store-list-keys` returns them all at once.
 pub const KVS_KEYS_PER_SUBJECT: usize = 16_384;
 /// Bytes of one subject's pairs.
 pub const KVS_BYTES_PER_SUBJECT: usize = 32 << 20;
-/// Bytes of all pairs.
+/// Bytes of all pairs. In memory are the keys alone. The file may take three times this: what a value of 1 MiB rounds up
+/// to, and the old copy beside the new one until a commit is done.
 pub const KVS_BYTES: usize = 256 << 20;
+/// Writes on their way to the disk, and those of one commit: one of every instance. Full: the guest waits.
+pub const KVS_WRITES_IN_FLIGHT: usize = INSTANCES;
+/// Bytes of values, new and replaced, after which a commit takes no further write: what is held in memory meanwhile.
+pub const KVS_BATCH_BYTES: usize = 8 << 20;
+/// Bytes of the file that are kept in memory: a few values of the longest kind, or all of what most boxes store.
+pub const KVS_CACHE_BYTES: usize = 4 << 20;
+/// Pause after which a file that failed is opened afresh though nobody writes: a disk that was full has room again.
+pub const KVS_REOPEN_PAUSE: Duration = Duration::from_secs(1);
 
 const _: () = assert!(TOPIC_BYTES >= MESSAGE_BYTES && TOPIC_BYTES_PER_SUBJECT >= TOPIC_BYTES);
 const _: () = assert!(KVS_BYTES >= KVS_BYTES_PER_SUBJECT && KVS_BYTES_PER_SUBJECT > KVS_VALUE_BYTES);
+const _: () = assert!(KVS_BATCH_BYTES > 2 * KVS_VALUE_BYTES && KVS_CACHE_BYTES > KVS_VALUE_BYTES);
 const _: () = assert!(MAILBOX_MESSAGE_BYTES >= CLIENT_FRAME_BYTES);
 
 // ---- one forward pass ----

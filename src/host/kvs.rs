@@ -19,12 +19,13 @@ impl From<Refusal> for Trap {
 }
 
 fn get(cx: &mut Cx, key: String) -> Result<Option<String>, Trap> {
-    Ok(cx.exchange.kvs.get(&cx.subject, &key).map(|value| value.to_string()))
+    Ok(cx.exchange.kvs.get(&cx.subject, &key)?)
 }
 
+/// The guest goes on when the pair is durable.
 fn set(cx: &mut Cx, key: String, value: String) -> Result<Later<()>, Trap> {
     let (exchange, subject) = (cx.exchange.clone(), cx.subject.clone());
-    Ok(Later::wait(async move { Ok(exchange.kvs.set(&subject, &key, &value).await?) }))
+    Ok(Later::wait(async move { Ok(exchange.kvs.set(&subject, &key, value).await?) }))
 }
 
 fn delete(cx: &mut Cx, key: String) -> Result<Later<()>, Trap> {

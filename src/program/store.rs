@@ -165,7 +165,7 @@ impl Index {
 
 /// Whole or not at all, whenever the power goes.
 pub(crate) fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    // Another server may keep its programs in the same folder.
+    // Whoever else writes in the same folder: never the same half-written file.
     let beside = path.with_extension(format!("{}{UNFINISHED}", std::process::id()));
     let mut file = File::create(&beside)?;
     file.write_all(bytes)?;

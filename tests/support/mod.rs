@@ -42,6 +42,11 @@ pub fn model() -> PathBuf {
     path
 }
 
+/// A model of a few kilobytes, where what it says is no matter: a server that starts in milliseconds.
+pub fn small_model() -> PathBuf {
+    root().join("tests/golden/kquants-00001-of-00003.gguf")
+}
+
 /// A built guest program of `inferlets/`.
 pub fn guest(name: &str) -> PathBuf {
     let path = root().join("inferlets/target/wasm32-wasip2/release").join(format!("{name}.wasm"));
@@ -92,18 +97,24 @@ pub struct Server {
     /// What clients authenticate with; none: authentication is off.
     pub token: Option<String>,
     pub folder: Folder,
+    model: PathBuf,
     log: Arc<Mutex<String>>,
 }
 
 impl Server {
     /// A server that accepts everyone.
     pub fn open() -> Server {
-        Server::start(Folder::new(), None, &["--no-auth"])
+        Server::start(Folder::new(), model(), None, &["--no-auth"])
     }
 
     /// The same with more flags.
     pub fn open_with(flags: &[&str]) -> Server {
-        Server::start(Folder::new(), None, &[&["--no-auth"], flags].concat())
+        Server::start(Folder::new(), model(), None, &[&["--no-auth"], flags].concat())
+    }
+
+    /// A server that accepts everyone, with a model that is no matter.
+    pub fn small() -> Server {
+        Server::start(Folder::new(), small_model(), None, &["--no-auth"])
     }
 
     /// A server with a key pair of its own; the token is for the subject `tester`.
@@ -114,23 +125,34 @@ impl Server {
         let made = tartlet_output(&["token", "keygen", "--out", key]);
         assert!(made.status.success(), "keygen: {}", String::from_utf8_lossy(&made.stderr));
         let token = mint(Path::new(key), "tester", &[]);
-        Server::start(folder, Some(token), &["--public-key", &format!("{key}.pub")])
+        Server::start(folder, model(), Some(token), &["--public-key", &format!("{key}.pub")])
     }
 
     /// A second life on the same state.
     pub fn restart(mut self, flags: &[&str]) -> Server {
         self.stop();
-        let folder = std::mem::replace(&mut self.folder, Folder::new());
-        let token = self.token.take();
-        drop(self);
-        Server::start(folder, token, flags)
+        self.start_again(flags)
     }
 
-    fn start(folder: Folder, token: Option<String>, flags: &[&str]) -> Server {
+    /// SIGKILL, at whatever it does. It stays dead until [`start_again`](Server::start_again).
+    pub fn kill(&mut self) {
+        self.child.kill().expect("our child");
+        self.child.wait().expect("our child");
+    }
+
+    /// A second life on the same state, once the first is over.
+    pub fn start_again(mut self, flags: &[&str]) -> Server {
+        let folder = std::mem::replace(&mut self.folder, Folder::new());
+        let (model, token) = (self.model.clone(), self.token.take());
+        drop(self);
+        Server::start(folder, model, token, flags)
+    }
+
+    fn start(folder: Folder, model: PathBuf, token: Option<String>, flags: &[&str]) -> Server {
         let mut child = tartlet()
             .arg("serve")
             .arg("--model")
-            .arg(model())
+            .arg(&model)
             .args(["--listen", "127.0.0.1:0", "--state"])
             .arg(folder.path("state"))
             .args(flags)
@@ -147,7 +169,7 @@ impl Server {
             let _ = child.wait();
             panic!("the server does not listen:\n{}", log.lock().expect("unpoisoned"));
         };
-        Server { child, url, token, folder, log }
+        Server { child, url, token, folder, model, log }
     }
 
     /// `127.0.0.1:PORT`

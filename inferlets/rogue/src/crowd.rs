@@ -75,8 +75,10 @@ pub const MODES: &[Mode] = &[
         "read".to_string()
     }),
     ("store-flood", || {
+        // Each is synced to the disk: few and large ones fill the quota soonest.
+        let value = "x".repeat(1 << 19);
         for i in 0..10_000_000 {
-            api::kvs::store_set(&format!("flood {i}"), "value");
+            api::kvs::store_set(&format!("flood {i}"), &value);
         }
         "survived".to_string()
     }),
