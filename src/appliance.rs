@@ -3,8 +3,8 @@
 //! Owns: the order, the signals, the exit status. Never: work; every part does its own.
 //!
 //! The order: the listening socket (a port that is taken shows before a large model is read; whoever connects meanwhile
-//! waits), the key-value pairs (so does a state folder that another server has), model, worker threads, backend (it borrows the workers), engine (it owns the backend), runtime, programs,
-//! door. An upper part holds handles of those below it; nothing below names anything above.
+//! waits), the key-value pairs (so does a state folder that another server has), model, worker threads, backend (it borrows
+//! the workers), engine (it owns the backend), runtime, programs, door. An upper part holds handles of those below it; nothing below names anything above.
 
 use crate::auth::Verifier;
 use crate::backend::cpu::{Cpu, CpuOptions};

@@ -117,7 +117,8 @@ pub(super) fn prepare(state: &Path) -> Result<PathBuf, KvsError> {
     if !path.try_exists().map_err(unusable)? {
         let beside = state.join(format!("{NAME}.unfinished"));
         fs::write(&beside, b"").map_err(unusable)?; // whatever is left of a making that was cut short
-        caught(|| Ok(drop(builder().create(&beside)?))).map_err(|error| KvsError::of(&path, error))?;
+        let made = caught(|| builder().create(&beside).map_err(Error::from));
+        drop(made.map_err(|error| KvsError::of(&path, error))?);
         fs::rename(&beside, &path).map_err(unusable)?;
         folder.sync_all().map_err(unusable)?;
         if let Some(above) = state.parent().filter(|above| !above.as_os_str().is_empty()) {
