@@ -3,8 +3,9 @@
 //! Owns: the order, the signals, the exit status. Never: work; every part does its own.
 //!
 //! The order: the listening socket (a port that is taken shows before a large model is read; whoever connects meanwhile
-//! waits), the key-value pairs (so does a state folder that another server has), model, worker threads, backend (it borrows
-//! the workers), engine (it owns the backend), runtime, programs, door. An upper part holds handles of those below it; nothing below names anything above.
+//! waits), the model's file, the key-value pairs (a state folder that another server has shows before the weights are
+//! packed), worker threads, backend (it borrows the workers), engine (it owns the backend), runtime, programs, door. An
+//! upper part holds handles of those below it; nothing below names anything above.
 
 use crate::auth::Verifier;
 use crate::backend::cpu::{Cpu, CpuOptions};
@@ -76,12 +77,12 @@ pub fn serve(config: Config) -> Result<ExitCode, Failure> {
 impl Appliance {
     /// Builds the parts in their order.
     pub fn build(config: Config) -> Result<Appliance, Failure> {
-        let exchange = Arc::new(Exchange::open(&config.state).map_err(Failure::config)?);
         let name = config.model.name.as_deref();
         let model = Arc::new(
             Model::open(&config.model.path, name, config.model.template.as_deref())
                 .map_err(Failure::config)?,
         );
+        let exchange = Arc::new(Exchange::open(&config.state).map_err(Failure::config)?);
         let workers =
             Workers::start(config.engine.threads).map_err(failed("The worker threads cannot be started"))?;
         let options = CpuOptions {
