@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 pub trait Settle: Send {
     /// The calling thread is going to run batches, and between them may do what there is to do for guests.
     fn attend(&self);
-    /// Blocks until the woken guests have run (each to its next wait or the end of its slice), `limit` at most.
+    /// Blocks until the woken guests have run (each to its next wait or for a few slices), `limit` at most.
     fn settle(&self, limit: Duration);
     /// The calling thread is about to sleep or to end.
     fn rest(&self);

@@ -2,8 +2,9 @@
 //!
 //! Owns: the two run queues and the threads. Never: what a guest does in its slice; a guest is a future.
 //!
-//! Freshly woken guests go first: they wait for a model's answer no longer and will soon wait again. Those that have
-//! used up a slice go last, though not never. Between two slices a worker looks whether the crew wants it for a
+//! Freshly woken guests go first: they wait for a model's answer no longer and will soon wait again. One that needs a few
+//! slices for what it asks next (a pass for each branch of a tree) still counts as woken, or the batch would start with
+//! half of it. Those that use up slice after slice go last, though not never. Between two slices a worker looks whether the crew wants it for a
 //! batch, so guests and kernels do not fight for a core. A worker with nothing to do sleeps on a condition variable.
 //!
 //! Waking a thread takes some 30 µs, and a token would need it four times: the engine, a worker, the engine, the workers.
@@ -20,7 +21,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::task::{Context, Poll};
 use std::thread::{self, ThreadId};
@@ -31,6 +32,9 @@ mod tests;
 
 /// One slice in this many goes to a guest that used its last one up, even while others are freshly woken.
 const EXHAUSTED_TURN: u32 = 16;
+/// Slices in a row, up to a millisecond, after which a guest that was woken counts as one that only computes. The engine
+/// waits for the woken a bounded time, so what this can cost others is bounded too.
+const BURST_SLICES: u32 = 4;
 /// How long a thread that had part in a batch looks out for the next before it sleeps: far less than a batch.
 const LOOKOUT: Duration = Duration::from_micros(200);
 /// Looks of one thread before it reads the clock again.
@@ -131,13 +135,19 @@ impl Workers {
 
     /// Runs a future to its end. It gets a [`Slice`] to give its thread up with.
     pub fn spawn<F: Future<Output = ()> + Send + 'static>(&self, make: impl FnOnce(Slice) -> F) {
-        let exhausted = Arc::new(AtomicBool::new(false));
-        let future = make(Slice { exhausted: exhausted.clone() });
+        let ended = Arc::new(AtomicBool::new(false));
+        let future = make(Slice { ended: ended.clone() });
+        let in_a_row = AtomicU32::new(0);
         // Weak: a guest that waits for ever must not keep the threads of a dropped pool alive.
         let shared: Weak<Shared> = Arc::downgrade(&self.0.shared);
         let schedule = move |runnable| {
             if let Some(shared) = shared.upgrade() {
-                shared.push(runnable, exhausted.swap(false, Ordering::Relaxed));
+                let slices = match ended.swap(false, Ordering::Relaxed) {
+                    true => in_a_row.load(Ordering::Relaxed).saturating_add(1),
+                    false => 0,
+                };
+                in_a_row.store(slices, Ordering::Relaxed);
+                shared.push(runnable, slices >= BURST_SLICES);
             }
         };
         let (runnable, task) = async_task::spawn(future, schedule);
@@ -149,27 +159,28 @@ impl Workers {
 /// What a guest has of the thread it runs on.
 #[derive(Clone)]
 pub struct Slice {
-    exhausted: Arc<AtomicBool>,
+    /// The guest's next turn comes because a slice ended, and not because it was woken.
+    ended: Arc<AtomicBool>,
 }
 
 impl Slice {
     /// Gives the thread up and queues behind the freshly woken.
     pub fn end(&self) -> impl Future<Output = ()> + Send + use<> {
-        EndSlice { exhausted: Some(self.exhausted.clone()) }
+        EndSlice { ended: Some(self.ended.clone()) }
     }
 }
 
 struct EndSlice {
-    exhausted: Option<Arc<AtomicBool>>,
+    ended: Option<Arc<AtomicBool>>,
 }
 
 impl Future for EndSlice {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
-        match self.exhausted.take() {
-            Some(exhausted) => {
-                exhausted.store(true, Ordering::Relaxed);
+        match self.ended.take() {
+            Some(ended) => {
+                ended.store(true, Ordering::Relaxed);
                 context.waker().wake_by_ref();
                 Poll::Pending
             }

@@ -56,6 +56,37 @@ fn settling_waits_for_the_woken_and_not_for_the_spinning() {
     }
 }
 
+/// A guest may need several slices to ask for all that a batch is to do; a batch that does not wait gets half of it.
+#[test]
+fn settling_waits_for_a_burst_of_a_few_slices() {
+    for size in [1, 2] {
+        let workers = Workers::start(size).unwrap();
+        let (question, asked) = channel::bounded::<()>(1);
+        let rounds = Arc::new(AtomicUsize::new(0));
+        workers.spawn(|slice| {
+            let rounds = rounds.clone();
+            async move {
+                while asked.recv().await.is_ok() {
+                    for _ in 1..BURST_SLICES {
+                        slice.end().await;
+                    }
+                    rounds.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        });
+        for round in 1..=100 {
+            workers.attend();
+            question.send_blocking(()).unwrap();
+            workers.settle(Duration::from_secs(60));
+            assert_eq!(
+                rounds.load(Ordering::Relaxed),
+                round,
+                "of {size} workers, each wake begins a new burst"
+            );
+        }
+    }
+}
+
 #[test]
 fn batches_and_guests_share_the_threads() {
     let workers = Workers::start(2).unwrap();
