@@ -76,7 +76,7 @@ pub async fn forward(
             What::Ended(ending) if planted(Bug::SecondEnd) || planted(Bug::EndsUnknown) => {
                 frames.send(event(ending.code(), ending.message())).await.ok()?;
                 if planted(Bug::EndsUnknown) {
-                    smol::future::yield_now().await;
+                    clock::after(std::time::Duration::from_millis(1)).await;
                     return ends.send(instance).await.ok();
                 }
             }

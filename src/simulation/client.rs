@@ -2,7 +2,7 @@
 //!
 //! Owns: what a client sends, when, and whether it reads. Never: a judgement of what it is told; that is the ledger's.
 
-use super::guest::{PARTS, Part, Play};
+use super::guest::{Part, Play};
 use super::house::{self, PROGRAM};
 use super::ledger::{Expect, Ledger};
 use super::link::Link;
@@ -20,6 +20,8 @@ use smol::future::or;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+/// What a client does, in steps: so many at least, and so many more.
+const LINES: (u32, u32) = (3, 13);
 /// A slow client's pause before a frame, at most: seven of them still make less than a stall.
 const PAUSE_MS: u32 = 2_000;
 /// How often a patient client looks after its instances, ending those that wait for it.
@@ -43,8 +45,8 @@ impl Temper {
     pub fn choose(random: &mut Random) -> Temper {
         match random.below(8) {
             0..4 => Temper::Prompt,
-            4 => Temper::Slow,
-            5 | 6 => Temper::Stalls(random.below(12)),
+            4 | 5 => Temper::Slow,
+            6 => Temper::Stalls(random.below(12)),
             _ => Temper::Leaves(random.below(30)),
         }
     }
@@ -102,17 +104,20 @@ impl Client {
                 return false;
             }
         }
-        for _ in 0..2 + self.random.below(10) {
+        for _ in 0..LINES.0 + self.random.below(LINES.1) {
+            if self.random.one_in(2) {
+                self.pause().await;
+            }
             let sent = match self.random.below(100) {
-                0..40 => self.launch().await,
-                40..56 => self.signal().await,
-                56..64 => self.give_blob().await,
-                64..72 => self.terminate().await,
-                72..78 => self.exists().await,
-                78..82 => self.status().await,
-                82..86 => self.upload().await,
-                86..90 => self.send_rubbish().await,
-                90..98 => {
+                0..30 => self.launch().await,
+                30..52 => self.signal().await,
+                52..66 => self.give_blob().await,
+                66..74 => self.terminate().await,
+                74..80 => self.exists().await,
+                80..84 => self.status().await,
+                84..88 => self.upload().await,
+                88..92 => self.send_rubbish().await,
+                92..98 => {
                     clock::after(Duration::from_millis(u64::from(self.random.below(8_000)))).await;
                     true
                 }
@@ -124,6 +129,12 @@ impl Client {
             }
         }
         true
+    }
+
+    /// Until it has read something, or for a while.
+    async fn pause(&mut self) {
+        let read = self.read.listen();
+        or(async { read.await }, clock::after(Duration::from_secs(1))).await;
     }
 
     /// Until all its instances have ended, as far as it knows. False: somebody has ended the connection.
@@ -196,13 +207,12 @@ impl Client {
         let corr_id = self.next_id();
         let part = match self.random.below(16) {
             0..5 => Part::Talks,
-            5..11 => Part::Thinks,
-            11..13 => Part::Hears,
+            5..10 => Part::Thinks,
+            10..13 => Part::Hears,
             13 | 14 => Part::Waits,
             _ => Part::Floods,
         };
         let play = Play { client: self.number, part, seed: u64::from(self.random.below(u32::MAX)) };
-        debug_assert!(PARTS.contains(&part));
         let program_hash = ProgramHash::of(PROGRAM).to_string();
         let message = ClientMessage::LaunchInstance { corr_id, program_hash, arguments: play.write() };
         self.ask(message, Expect::Launched(corr_id)).await
@@ -227,7 +237,8 @@ impl Client {
     }
 
     async fn give_blob(&mut self) -> bool {
-        let Some(instance) = self.one_of_mine() else { return true };
+        let last = lock(&self.ledger).last_told(self.number).filter(|_| self.random.one_in(2));
+        let Some(instance) = last.or_else(|| self.one_of_mine()) else { return true };
         let corr_id = self.next_id();
         let blob: Arc<[u8]> = vec![corr_id as u8; self.random.below(200) as usize].into();
         let (blob_hash, total_chunks) =
@@ -303,7 +314,7 @@ impl Client {
             true => Message::text("hello"),
             false => Message::binary(b"\xc1".to_vec()),
         };
-        const { assert!(limits::SERVER_EVENTS_PER_CONNECTION > 12) }; // more than a script has lines
+        const { assert!(limits::SERVER_EVENTS_PER_CONNECTION as u32 >= LINES.0 + LINES.1) };
         self.link.send(Ok(frame)).await
     }
 
@@ -347,7 +358,7 @@ async fn reader(
             Message::Ping(payload) => {
                 lock(&ledger).pinged(number);
                 if pongs {
-                    link.send(Ok(Message::Pong(payload))).await;
+                    link.pong(payload);
                 }
             }
             Message::Close(_) => lock(&ledger).closed(number),

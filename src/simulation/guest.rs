@@ -45,7 +45,7 @@ pub enum Part {
     Waits,
 }
 
-pub const PARTS: [Part; 5] = [Part::Talks, Part::Floods, Part::Thinks, Part::Hears, Part::Waits];
+const PARTS: [Part; 5] = [Part::Talks, Part::Floods, Part::Thinks, Part::Hears, Part::Waits];
 
 impl Play {
     pub fn write(&self) -> Vec<String> {
@@ -170,7 +170,7 @@ impl Guest {
 
     async fn talk(&mut self) -> Result<(), Stopped> {
         for _ in 0..self.random.below(8) {
-            match self.random.below(3) {
+            match self.random.below(2) {
                 0 => self.say_blob().await?,
                 _ => self.say(1).await?,
             }

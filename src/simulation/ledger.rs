@@ -89,6 +89,7 @@ struct View {
     pings: usize,
     introduced: BTreeSet<InstanceId>,
     download: Option<Download>,
+    last_told: Option<InstanceId>,
     closed: bool,
     over: bool,
 }
@@ -192,7 +193,7 @@ impl Ledger {
             Ending::Expired => assert!(link.is_late(), "its token is good"),
             Ending::Disconnected => {
                 let is_first = life.asked.is_empty() && !life.over && !std::thread::panicking();
-                assert!(!is_first || link.is_at_fault(), "its client is there");
+                assert!(!is_first || link.fault().is_some(), "its client is there");
             }
             other => panic!("{other:?} is not for a connection to decide"),
         }
@@ -212,6 +213,8 @@ impl Ledger {
 
     pub fn connection_is_over(&mut self, client: usize) {
         self.clients[client].over = true;
+        let fault = self.clients[client].link.fault();
+        self.trace.note(|| format!("{client} {}", fault.unwrap_or("is well")));
     }
 
     // ---- what a guest hears ----
@@ -246,6 +249,7 @@ impl Ledger {
             pings: 0,
             introduced: BTreeSet::new(),
             download: None,
+            last_told: None,
             closed: false,
             over: false,
         });
@@ -268,6 +272,11 @@ impl Ledger {
         mine.map(|(id, _)| *id).collect()
     }
 
+    /// Of its instances, the one whose end it was told last.
+    pub fn last_told(&self, client: usize) -> Option<InstanceId> {
+        self.clients[client].last_told
+    }
+
     pub fn is_told(&mut self, instance: InstanceId) -> bool {
         self.life(instance).told
     }
@@ -285,6 +294,7 @@ impl Ledger {
         assert!(!view.closed, "closed twice");
         assert!(view.download.is_none() || view.link.may_be_given_up(), "closed in the middle of a blob");
         view.closed = true;
+        self.trace.note(|| format!("{client} gets the close frame"));
     }
 
     /// A frame has come: is it one that may come now?
@@ -384,6 +394,7 @@ impl Ledger {
         }
         assert!(self.directory.find(instance).is_none(), "ended and still to be found");
         self.gone.push(instance);
+        self.clients[client].last_told = Some(instance);
     }
 
     fn answered(&mut self, client: usize, corr_id: u32, answer: Result<String, String>) {

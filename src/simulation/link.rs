@@ -9,6 +9,7 @@ use crate::clock::fake;
 use crate::engine::simulation::random::Random;
 use crate::limits;
 use crate::server::carrier::Carrier;
+use async_tungstenite::tungstenite::Bytes;
 use async_tungstenite::tungstenite::error::Error as WsError;
 use async_tungstenite::tungstenite::protocol::Message;
 use event_listener::Event;
@@ -122,6 +123,16 @@ impl Link {
         }
     }
 
+    /// Answers a ping. It takes no room: a client that waits for room before it reads on, while the server waits for it
+    /// to read, would wait until it is given up.
+    pub fn pong(&self, payload: Bytes) {
+        let mut pipes = lock(&self.pipes);
+        if !pipes.up_closed {
+            pipes.up.push_back(Ok(Message::Pong(payload)));
+            wake(&mut pipes.reader);
+        }
+    }
+
     /// The next frame; none when the server has sent its last.
     pub async fn receive(&self) -> Option<Message> {
         loop {
@@ -176,15 +187,20 @@ impl Link {
     }
 
     /// Whether the server has a reason to think that this client is gone.
-    pub fn is_at_fault(&self) -> bool {
+    pub fn fault(&self) -> Option<&'static str> {
         let pipes = lock(&self.pipes);
         let stalled = pipes.unsent_since.is_some_and(|since| fake::passed() - since >= limits::READ_STALL);
-        pipes.client_left || pipes.up_closed || pipes.broken || stalled
+        let faults = [
+            (pipes.broken, "has broken the carrier"),
+            (stalled, "does not read"),
+            (pipes.client_left || pipes.up_closed, "has left"),
+        ];
+        faults.into_iter().find(|(is_so, _)| *is_so).map(|(_, what)| what)
     }
 
     /// Whether it may end the connection.
     pub fn may_be_given_up(&self) -> bool {
-        self.is_at_fault() || self.is_late()
+        self.fault().is_some() || self.is_late()
     }
 
     /// From then on the server may end it.

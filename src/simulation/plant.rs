@@ -50,7 +50,7 @@ pub enum Bug {
     OneTurnForAll,
     /// The first blob does not wait until its client knows the instance.
     Unintroduced,
-    /// The client reads the last event before its session knows.
+    /// The client reads the last event before its session knows of it.
     EndsUnknown,
     /// A session keeps the instances that have ended.
     StillOwned,
@@ -58,7 +58,7 @@ pub enum Bug {
     Orphans,
     /// A client that does not read is waited for.
     EndlessPatience,
-    /// A frame is written again after a wait.
+    /// A frame is written again when others wait.
     WrittenTwice,
     /// The client is told of an end before the engine is.
     ToldTooEarly,
@@ -67,6 +67,10 @@ pub enum Bug {
     /// A signal is dropped while the client's frames wait.
     SignalsDropped,
 }
+
+/// Of these, some that must show through sessions and guests, too.
+pub const ENGINE_FROM_ABOVE: [Bug; 5] =
+    [Bug::Owners, Bug::CopyOnWrite, Bug::Hazards, Bug::QueueOrder, Bug::Withdrawal];
 
 /// For the simulation of the whole box.
 pub const BOX: [Bug; 18] = [
