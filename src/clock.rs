@@ -145,3 +145,30 @@ pub mod fake {
         FAKE.try_with(|fake| fake.borrow_mut().as_mut().map(act)).ok().flatten()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use smol::future::or;
+
+    #[test]
+    fn a_fake_clock_stands_still_until_it_is_moved_and_wakes_who_is_due() {
+        fake::set();
+        let (start, day) = (now(), date());
+        let executor = smol::LocalExecutor::new();
+        let [long, short] = [7200, 3600].map(|seconds| executor.spawn(after(Duration::from_secs(seconds))));
+        let given_up = executor.spawn(or(after(Duration::from_secs(60)), async {}));
+        let turns = || while executor.try_tick() {};
+        turns();
+        assert!(given_up.is_finished() && !short.is_finished() && now() == start);
+        assert!(fake::skip(), "the hour, for whoever waited for the minute waits no more");
+        turns();
+        assert!(short.is_finished() && !long.is_finished());
+        assert_eq!((fake::passed(), date() - day), (Duration::from_secs(3600), time::Duration::hours(1)));
+        assert!(fake::skip() && !fake::skip());
+        turns();
+        assert!(long.is_finished());
+        fake::unset();
+        assert_eq!(fake::passed(), Duration::ZERO);
+    }
+}

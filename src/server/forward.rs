@@ -90,7 +90,7 @@ pub async fn forward(
 
 /// What the forwarders of one connection share.
 pub struct Shared {
-    /// One blob at a time.
+    /// One blob at a time. Not a lock: smol's goes by how long somebody has waited, and a replay must not.
     downloads: Semaphore,
     /// Pings sent and answered, counted; a ping carries its number.
     pings: AtomicU64,

@@ -43,10 +43,10 @@ pub enum Temper {
 
 impl Temper {
     pub fn choose(random: &mut Random) -> Temper {
-        match random.below(8) {
+        match random.below(9) {
             0..4 => Temper::Prompt,
             4 | 5 => Temper::Slow,
-            6 => Temper::Stalls(random.below(12)),
+            6 | 7 => Temper::Stalls(random.below(12)),
             _ => Temper::Leaves(random.below(30)),
         }
     }
@@ -71,16 +71,34 @@ pub struct Client {
     pub token: Option<Arc<Token>>,
     /// Not let in, and not going to be.
     pub stranger: bool,
+    /// Whether it answers pings.
+    pub pongs: bool,
     pub read: Arc<Event>,
+}
+
+/// The half that reads.
+struct Reader {
+    number: usize,
+    temper: Temper,
+    link: Link,
+    ledger: Arc<Mutex<Ledger>>,
+    pongs: bool,
+    read: Arc<Event>,
 }
 
 impl Client {
     /// Both halves of it as tasks.
     pub fn start(self, spawner: &Spawner, reads: Random) {
-        let (number, temper, link) = (self.number, self.temper, self.link.clone());
-        let (ledger, read) = (self.ledger.clone(), self.read.clone());
-        spawner.spawn(format!("reader {number}"), reader(number, temper, link, ledger, read, reads));
-        spawner.spawn(format!("client {number}"), self.converse());
+        let half = Reader {
+            number: self.number,
+            temper: self.temper,
+            link: self.link.clone(),
+            ledger: self.ledger.clone(),
+            pongs: self.pongs,
+            read: self.read.clone(),
+        };
+        spawner.spawn(format!("reader {}", self.number), reader(half, reads));
+        spawner.spawn(format!("client {}", self.number), self.converse());
     }
 
     async fn converse(mut self) {
@@ -224,7 +242,8 @@ impl Client {
     }
 
     async fn signal(&mut self) -> bool {
-        let Some(instance) = self.one_of_mine() else { return true };
+        let untold = lock(&self.ledger).untold(self.number);
+        let Some(&instance) = self.random.pick(&untold) else { return true };
         for _ in 0..1 + self.random.below(4) {
             let message = format!("signal {}", self.next_id());
             lock(&self.ledger).texted(instance, &message);
@@ -328,15 +347,9 @@ impl Client {
     }
 }
 
-async fn reader(
-    number: usize,
-    temper: Temper,
-    link: Link,
-    ledger: Arc<Mutex<Ledger>>,
-    read: Arc<Event>,
-    mut random: Random,
-) {
-    let pongs = !random.one_in(4);
+/// Reads to the end, each frame as its temper has it.
+async fn reader(client: Reader, mut random: Random) {
+    let Reader { number, temper, link, ledger, pongs, read } = client;
     for count in 0.. {
         match temper {
             Temper::Prompt => {}
@@ -361,7 +374,7 @@ async fn reader(
                     link.pong(payload);
                 }
             }
-            Message::Close(_) => lock(&ledger).closed(number),
+            Message::Close(close) => lock(&ledger).closed(number, close.expect("a reason").code),
             other => panic!("no frame of ours: {other:?}"),
         }
         read.notify(usize::MAX);

@@ -190,9 +190,8 @@ impl Guest {
     }
 
     async fn hear(&mut self) -> Result<(), Stopped> {
-        let texts = 1 + self.random.below(4);
-        for _ in 0..texts {
-            if self.random.one_in(4) {
+        for _ in 0..2 + self.random.below(6) {
+            if self.random.one_in(6) {
                 let receive = self.entry.mailbox.blobs.receive();
                 receive.wait().await;
                 let blob = receive.take().expect("it is ready");

@@ -13,12 +13,14 @@ use crate::limits;
 use crate::runtime::directory::Entry;
 use crate::runtime::{Directory, Ending, Quota, Quotas};
 use crate::wire::ServerMessage;
+use async_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// A client that reads at once is answered, and its talkers are heard out, within this. Nobody who is slow is so soon gone.
-const PROMPT: Duration = Duration::from_secs(4);
+/// A client that reads and answers pings at once is answered, and its talkers are heard out, within this. Nobody who is
+/// slow is gone so soon.
+const PROMPT: Duration = Duration::from_secs(1);
 
 pub struct Ledger {
     pub trace: Trace,
@@ -289,8 +291,18 @@ impl Ledger {
         self.clients[client].pings += 1;
     }
 
-    pub fn closed(&mut self, client: usize) {
+    /// The server has said why it ends the connection, and says no more.
+    pub fn closed(&mut self, client: usize, code: CloseCode) {
+        let untold = self.untold(client).len();
         let view = &mut self.clients[client];
+        let why = match code {
+            CloseCode::Away => self.stopping,
+            CloseCode::Policy => view.link.is_late(),
+            CloseCode::Size => view.link.fault() == Some("has broken the carrier"),
+            _ => false,
+        };
+        assert!(why, "closed with {code:?} for no reason");
+        assert!(!view.prompt || untold == 0, "closed before {untold} last events");
         assert!(!view.closed, "closed twice");
         assert!(view.download.is_none() || view.link.may_be_given_up(), "closed in the middle of a blob");
         view.closed = true;

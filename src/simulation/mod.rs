@@ -60,8 +60,8 @@ const HISTORIES_PER_BUG: u64 = 1_000;
 const REPLAYS: u64 = 300;
 /// Steps of one history: a tenth of it is much.
 const STEPS: u64 = 1_000_000;
-/// How long an instance may live.
-const WALL_CLOCK: Duration = Duration::from_secs(600);
+/// How long an instance may live: as long as it needs, or less.
+const WALL_CLOCKS: [Duration; 2] = [Duration::from_secs(600), Duration::from_secs(12)];
 
 /// One half of all histories. One that fails says its seed, and is told once more.
 fn run(half: u64) {
@@ -116,7 +116,7 @@ fn all_that_may_happen_does() {
 }
 
 /// Parts of lines of a [`Trace`].
-const EVENTS: [&str; 29] = [
+const EVENTS: [&str; 30] = [
     "event: 0",
     "event: 1",
     "Signal termination",
@@ -126,6 +126,7 @@ const EVENTS: [&str; 29] = [
     "The server is stopping",
     "token expired",
     "OOM killer",
+    "wall clock",
     "gets chunk 1",
     "gets chunk 2",
     "successful: true",
@@ -272,7 +273,8 @@ impl World {
         };
         let (engine, inbox) = engine::Handle::to_nobody(info.clone());
         let fixed = fixed();
-        let quotas = Quotas { wall_clock: WALL_CLOCK, ..Quotas::default() };
+        let wall_clock = WALL_CLOCKS[usize::from(random.one_in(3))];
+        let quotas = Quotas { wall_clock, ..Quotas::default() };
         let runtime = Runtime::new(RuntimeParts {
             engine: engine.clone(),
             model: fixed.model.clone(),
@@ -312,7 +314,7 @@ impl World {
         for _ in 0..1 + world.random.below(4) {
             world.connect(&closing);
         }
-        if world.random.one_in(8) {
+        if world.random.one_in(5) {
             world.stop_some_time(stop);
         }
         world
@@ -327,7 +329,8 @@ impl World {
         let good_for = token.as_ref().and_then(|token| token.good_for);
         let until = if stranger { Some(limits::AUTHENTICATE_WITHIN) } else { good_for };
         until.into_iter().for_each(|until| link.may_last_until(until));
-        let number = lock(&self.ledger).connects(link.clone(), temper == Temper::Prompt);
+        let pongs = !random.one_in(4);
+        let number = lock(&self.ledger).connects(link.clone(), temper == Temper::Prompt && pongs);
         let client = Client {
             number,
             temper,
@@ -337,6 +340,7 @@ impl World {
             corr_id: 0,
             token,
             stranger,
+            pongs,
             read: Arc::default(),
         };
         client.start(&self.tasks.spawner(), random.split());
@@ -348,7 +352,7 @@ impl World {
     }
 
     fn stop_some_time(&mut self, stop: Sender<Infallible>) {
-        let when = Duration::from_millis(u64::from(self.random.below(40_000)));
+        let when = Duration::from_millis(u64::from(self.random.below(3_000)));
         let ledger = self.ledger.clone();
         self.tasks.spawner().spawn("stop".to_owned(), async move {
             clock::after(when).await;
