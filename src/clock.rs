@@ -70,16 +70,21 @@ pub mod fake {
         OffsetDateTime::UNIX_EPOCH + time::Duration::days(60_000)
     }
 
-    /// Gives this thread a clock that stands still.
-    pub fn set() {
+    /// While it is held, this thread has a clock that stands still.
+    #[must_use]
+    pub struct Hold(());
+
+    impl Drop for Hold {
+        fn drop(&mut self) {
+            FAKE.set(None);
+        }
+    }
+
+    pub fn set() -> Hold {
         let fake =
             Fake { started: Instant::now(), passed: Duration::ZERO, sleepers: BTreeMap::new(), slept: 0 };
         FAKE.set(Some(fake));
-    }
-
-    /// Gives it the machine's clock back.
-    pub fn unset() {
-        FAKE.set(None);
+        Hold(())
     }
 
     /// What has passed since it was set.
@@ -153,7 +158,7 @@ mod tests {
 
     #[test]
     fn a_fake_clock_stands_still_until_it_is_moved_and_wakes_who_is_due() {
-        fake::set();
+        let hold = fake::set();
         let (start, day) = (now(), date());
         let executor = smol::LocalExecutor::new();
         let [long, short] = [7200, 3600].map(|seconds| executor.spawn(after(Duration::from_secs(seconds))));
@@ -168,7 +173,7 @@ mod tests {
         assert!(fake::skip() && !fake::skip());
         turns();
         assert!(long.is_finished());
-        fake::unset();
+        drop(hold);
         assert_eq!(fake::passed(), Duration::ZERO);
     }
 }

@@ -67,6 +67,12 @@ pub async fn forward(
                 #[cfg(test)]
                 let turn = (!planted(Bug::BlobsInterleave)).then_some(turn);
                 for frame in download::frames(instance, &blob, hash) {
+                    #[cfg(test)]
+                    if planted(Bug::TornBlobs)
+                        && let Ok(What::Message(text)) = events.try_recv().map(|next| next.what)
+                    {
+                        frames.send(event(0, text)).await.ok()?;
+                    }
                     frames.send(Message::Binary(frame.encode().into())).await.ok()?;
                 }
                 drop(turn);

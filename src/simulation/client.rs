@@ -152,7 +152,7 @@ impl Client {
     /// Until it has read something, or for a while.
     async fn pause(&mut self) {
         let read = self.read.listen();
-        or(async { read.await }, clock::after(Duration::from_secs(1))).await;
+        or(read, clock::after(Duration::from_secs(1))).await;
     }
 
     /// Until all its instances have ended, as far as it knows. False: somebody has ended the connection.
@@ -170,13 +170,12 @@ impl Client {
                 if idle && !self.stranger {
                     return true;
                 }
-                let (changed, over) = (async { read.await }, self.link.until_the_server_leaves());
                 let late = async {
                     clock::after(PATIENCE).await;
                     true
                 };
                 let come = async {
-                    or(changed, over).await;
+                    or(read, self.link.until_the_server_leaves()).await;
                     false
                 };
                 if or(come, late).await {

@@ -46,6 +46,8 @@ pub enum Bug {
     StartsUnanswered,
     /// Blobs do not take turns.
     BlobsInterleave,
+    /// What an instance says next goes between the chunks of its blob.
+    TornBlobs,
     /// All connections' blobs take turns.
     OneTurnForAll,
     /// The first blob does not wait until its client knows the instance.
@@ -73,7 +75,7 @@ pub const ENGINE_FROM_ABOVE: [Bug; 5] =
     [Bug::Owners, Bug::CopyOnWrite, Bug::Hazards, Bug::QueueOrder, Bug::Withdrawal];
 
 /// For the simulation of the whole box.
-pub const BOX: [Bug; 18] = [
+pub const BOX: [Bug; 19] = [
     Bug::LostWhenFull,
     Bug::SentTwice,
     Bug::EndOvertakes,
@@ -82,6 +84,7 @@ pub const BOX: [Bug; 18] = [
     Bug::SecondEnd,
     Bug::StartsUnanswered,
     Bug::BlobsInterleave,
+    Bug::TornBlobs,
     Bug::OneTurnForAll,
     Bug::Unintroduced,
     Bug::EndsUnknown,
