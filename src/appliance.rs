@@ -160,7 +160,7 @@ fn announce(model: &Model, engine: &engine::Handle, config: &Config) {
 }
 
 /// Ends the instances that the engine has given up.
-async fn end_given_up(runtime: Runtime, notices: Receiver<Notice>) {
+pub(crate) async fn end_given_up(runtime: Runtime, notices: Receiver<Notice>) {
     while let Ok(notice) = notices.recv().await {
         let (instance, ending) = match notice {
             Notice::Evict(instance) => (instance, Ending::evicted()),

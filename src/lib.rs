@@ -41,7 +41,7 @@
 //! |---|---|
 //! | [`cli`], [`config`], [`appliance`] | words, values, and what is built in which order |
 //! | [`limits`] | every capacity, with its reason |
-//! | [`identity`] | instance, subject, program: the names |
+//! | [`identity`], [`clock`] | instance, subject, program: the names; what time it is |
 //! | [`wire`], [`server`], [`client`] | the protocol, its server side, our client |
 //! | [`auth`] | PASETO tokens, what they grant |
 //! | [`program`] | the store of components; component to instantiation plan |
@@ -53,6 +53,7 @@
 //! | [`backend`] | what computes a batch, and how tokens are drawn |
 //! | [`bench`] | the instrument for speed: roofs, steps, what programs cost |
 //! | [`observe`] | the log, the stage clock |
+//! | `simulation` | tests only: the box on one thread, by a clock of its own |
 //!
 //! Numbers do not depend on neighbours: a row's bits follow from model, tokens, positions and mask alone.
 
@@ -62,6 +63,7 @@ pub mod backend;
 pub mod bench;
 pub mod cli;
 pub mod client;
+pub mod clock;
 pub mod config;
 pub mod engine;
 pub mod eval;
@@ -74,4 +76,6 @@ pub mod observe;
 pub mod program;
 pub mod runtime;
 pub mod server;
+#[cfg(test)]
+mod simulation;
 pub mod wire;

@@ -81,6 +81,13 @@ pub struct Handle {
 }
 
 impl Handle {
+    /// One to whoever takes the commands out, in an engine's place.
+    #[cfg(test)]
+    pub(crate) fn to_nobody(info: Info) -> (Handle, Receiver<Command>) {
+        let (inbox, commands) = smol::channel::bounded(ENGINE_INBOX);
+        (Handle { inbox, info: Arc::new(info) }, commands)
+    }
+
     pub fn info(&self) -> &Info {
         &self.info
     }

@@ -6,7 +6,7 @@
 use crate::engine::operation::Kind;
 use crate::engine::pages::Physical;
 #[cfg(test)]
-use crate::engine::plant::{Bug, planted};
+use crate::simulation::plant::{Bug, planted};
 
 /// Submission number: operations are ordered by it, and it is never given twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

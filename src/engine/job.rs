@@ -7,9 +7,9 @@ use crate::backend::{DrawKey, Input, Mask, Output, PageId, Produced, Sequence};
 use crate::engine::credit::Credit;
 use crate::engine::hazards::{JobId, Touch};
 use crate::engine::operation::{PassResult, QueueId, Reply};
-#[cfg(test)]
-use crate::engine::plant::{Bug, planted};
 use crate::identity::InstanceId;
+#[cfg(test)]
+use crate::simulation::plant::{Bug, planted};
 
 /// An operation in the schedule.
 pub struct Job {

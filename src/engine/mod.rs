@@ -8,13 +8,11 @@ mod hazards;
 mod job;
 pub mod operation;
 mod pages;
-#[cfg(test)]
-mod plant;
 mod policy;
 mod resolve;
 mod schedule;
 #[cfg(test)]
-mod simulation;
+pub(crate) mod simulation;
 mod state;
 
 pub use engine::{Engine, Gone, Handle, Settle};

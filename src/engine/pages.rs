@@ -11,12 +11,12 @@
 //! Virtual ids count up from 0 per instance and kind and are never given twice: a stale id names nothing.
 
 use crate::engine::operation::{Refusal, VirtualId};
-#[cfg(test)]
-use crate::engine::plant::{Bug, planted};
 use crate::identity::{InstanceId, Subject};
 use crate::limits::{
     EXPORT_NAME_BYTES, EXPORTED_PER_SUBJECT, EXPORTED_SHARE, EXPORTS_PER_SUBJECT, NAMES_PER_INSTANCE,
 };
+#[cfg(test)]
+use crate::simulation::plant::{Bug, planted};
 #[cfg(test)]
 use std::collections::HashSet;
 use std::collections::{BTreeMap, HashMap};

@@ -13,11 +13,11 @@ use crate::engine::operation::{
     VirtualId,
 };
 use crate::engine::pages::Physical;
-#[cfg(test)]
-use crate::engine::plant::{Bug, planted};
 use crate::engine::state::{Got, Held, State, not_held};
 use crate::identity::InstanceId;
 use crate::observe::stages::{self, Stage};
+#[cfg(test)]
+use crate::simulation::plant::{Bug, planted};
 use std::collections::HashSet;
 
 /// The physical side of a pass, before anything is changed.

@@ -15,10 +15,10 @@ use crate::engine::hazards::{Edge, Hazards, JobId, Touch};
 use crate::engine::job::{Job, Move, PassWork, Then, Work};
 use crate::engine::operation::{Kind, Priority, QueueId, Reply};
 use crate::engine::pages::Physical;
-#[cfg(test)]
-use crate::engine::plant::{Bug, planted};
 use crate::identity::InstanceId;
 use crate::limits::QUEUES_PER_INSTANCE;
+#[cfg(test)]
+use crate::simulation::plant::{Bug, planted};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap, HashSet, VecDeque};
 

@@ -10,12 +10,12 @@ use crate::engine::operation::{
     Command, Kind, Leave, Lost, Notice, Operation, QueueId, Refusal, Reply, Status, Usage, VirtualId,
 };
 use crate::engine::pages::{Physical, Pool};
-#[cfg(test)]
-use crate::engine::plant::{Bug, planted};
 use crate::engine::policy::Room;
 use crate::engine::schedule::{Budget, Plan, Schedule};
 use crate::identity::{InstanceId, Subject};
 use crate::limits::BACKLOG_PER_INSTANCE;
+#[cfg(test)]
+use crate::simulation::plant::{Bug, planted};
 use std::collections::{HashMap, VecDeque};
 
 /// The engine without its thread.

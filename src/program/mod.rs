@@ -30,7 +30,7 @@ pub struct Program {
 }
 
 impl Program {
-    fn on_disk(hash: ProgramHash, path: PathBuf) -> Program {
+    pub(crate) fn on_disk(hash: ProgramHash, path: PathBuf) -> Program {
         Program { hash, path, code: OnceCell::new() }
     }
 

@@ -11,7 +11,9 @@ use super::quota::{Allowance, Quota};
 use super::slice::Guest;
 use super::table::Table;
 use super::worker::Slice;
-use super::{Ending, InstanceEvent, Launch, Runtime, What};
+use super::{Ending, InstanceEvent, Launch, Runtime, What, events};
+use crate::clock;
+use crate::engine::Gone;
 use crate::engine::credit::Credits;
 use crate::engine::operation::{Command, Leave};
 use crate::host::abi::{Canon, Source};
@@ -21,25 +23,37 @@ use crate::limits;
 use crate::program::Code;
 use crate::program::plan::Item;
 use crate::program::translate::interpreter;
+#[cfg(test)]
+use crate::simulation::plant::{Bug, planted};
 use smol::future::{FutureExt, or};
 use std::panic::AssertUnwindSafe;
 use wasmi::{AsContextMut, Extern, Func, Instance, Memory, Store, Val};
 
-/// The whole life of an instance, as a future for a worker.
-pub(super) async fn live(runtime: Runtime, entry: Entry, launch: Launch, slice: Slice) {
-    let events = launch.events.clone();
+/// The whole life of an instance, as a future for a worker; `run` is what its program does, to the program's own end.
+pub(super) async fn live(
+    runtime: &Runtime,
+    entry: &Entry,
+    events: events::Sender,
+    run: impl Future<Output = Ending>,
+) {
     let ending = {
         let decided = async { entry.end.wait().await.clone() };
         let quotas = runtime.parts.quotas;
         let late = async {
-            smol::Timer::after(quotas.wall_clock).await;
+            clock::after(quotas.wall_clock).await;
             Ending::quota(Quota::WallClock(quotas.wall_clock))
         };
-        let run = AssertUnwindSafe(run(&runtime, &entry, launch, slice)).catch_unwind();
+        let run = AssertUnwindSafe(run).catch_unwind();
         let run = async { run.await.unwrap_or(Ending::trapped(Trap::Panicked)) };
         // First whoever can end it, so that a guest that never waits is ended at its next slice.
         or(or(decided, late), run).await
     };
+    #[cfg(test)]
+    if planted(Bug::ToldTooEarly) {
+        let _ =
+            events.send(InstanceEvent { instance: entry.instance, what: What::Ended(ending.clone()) }).await;
+        smol::future::yield_now().await;
+    }
     // The guest's store is gone; what it has queued and holds in the engine goes with it.
     let how = match ending {
         Ending::Completed(_) => Leave::Completed,
@@ -53,27 +67,26 @@ pub(super) async fn live(runtime: Runtime, entry: Entry, launch: Launch, slice: 
         _ => tracing::info!(target: "runtime", instance = %entry.instance, code = ending.code(), "ended"),
     }
     runtime.directory.end(entry.instance);
+    #[cfg(test)]
+    if planted(Bug::EndNotAwaited) || planted(Bug::ToldTooEarly) {
+        let _ = events.try_send(InstanceEvent { instance: entry.instance, what: What::Ended(ending) });
+        return runtime.directory.leave(entry.instance);
+    }
     // A client that is gone wants no event.
     let _ = events.send(InstanceEvent { instance: entry.instance, what: What::Ended(ending) }).await;
     runtime.directory.leave(entry.instance);
 }
 
 /// From the program to its own end.
-async fn run(runtime: &Runtime, entry: &Entry, launch: Launch, slice: Slice) -> Ending {
+pub(super) async fn run(runtime: &Runtime, entry: &Entry, launch: Launch, slice: Slice) -> Ending {
     let code = match launch.program.code().await {
         Ok(code) => code,
         Err(rejected) => return Ending::ServerError(rejected.to_string()),
     };
-    let seed = match runtime.parts.seed {
-        Some(seed) => seed,
-        // Without the system's random numbers the id, random too, still tells instances apart.
-        None => getrandom::u64().unwrap_or_default(),
+    let seed = match join(runtime, entry).await {
+        Ok(seed) => seed,
+        Err(gone) => return Ending::ServerError(gone.to_string()),
     };
-    tracing::info!(target: "runtime", instance = %entry.instance, program = %entry.program, seed, "launched");
-    let join = Command::Join { instance: entry.instance, subject: entry.subject.clone(), seed };
-    if let Err(gone) = runtime.parts.engine.send(join).await {
-        return Ending::ServerError(gone.to_string());
-    }
     let cx = context(runtime, entry, launch, seed);
     let mut guest = match Built::new(&code, cx, slice) {
         Ok(guest) => guest,
@@ -84,6 +97,19 @@ async fn run(runtime: &Runtime, entry: &Entry, launch: Launch, slice: Slice) -> 
         Ok(Err(text)) => Ending::failed(&text),
         Err(trap) => Ending::trapped(trap),
     }
+}
+
+/// Makes the instance known to the engine. Answers its seed.
+pub(super) async fn join(runtime: &Runtime, entry: &Entry) -> Result<u64, Gone> {
+    let seed = match runtime.parts.seed {
+        Some(seed) => seed,
+        // Without the system's random numbers the id, random too, still tells instances apart.
+        None => getrandom::u64().unwrap_or_default(),
+    };
+    tracing::info!(target: "runtime", instance = %entry.instance, program = %entry.program, seed, "launched");
+    let join = Command::Join { instance: entry.instance, subject: entry.subject.clone(), seed };
+    runtime.parts.engine.send(join).await?;
+    Ok(seed)
 }
 
 pub(super) fn context(runtime: &Runtime, entry: &Entry, launch: Launch, seed: u64) -> Cx {

@@ -101,8 +101,13 @@ impl Runtime {
 
     /// Registers an instance. It can be named, fed and ended from now on, and runs from [`Prepared::start`] on.
     pub fn prepare(&self, launch: Launch) -> Result<Prepared, LaunchRefusal> {
+        self.prepare_as(InstanceId::random(), launch)
+    }
+
+    /// Under an id that nobody has.
+    pub(crate) fn prepare_as(&self, instance: InstanceId, launch: Launch) -> Result<Prepared, LaunchRefusal> {
         let entry = Entry {
-            instance: InstanceId::random(),
+            instance,
             program: launch.program.hash,
             subject: launch.subject.clone(),
             mailbox: Arc::new(Mailbox::default()),
@@ -169,7 +174,31 @@ impl Prepared {
     pub fn start(mut self) {
         if let Some(launch) = self.launch.take() {
             let (runtime, entry) = (self.runtime.clone(), self.entry.clone());
-            self.runtime.parts.workers.spawn(|slice| instance::live(runtime, entry, launch, slice));
+            self.runtime.parts.workers.spawn(|slice| async move {
+                let events = launch.events.clone();
+                let run = instance::run(&runtime, &entry, launch, slice);
+                instance::live(&runtime, &entry, events, run).await;
+            });
+        }
+    }
+
+    /// The same life, for another to run, with `guest` in the place of its program.
+    #[cfg(test)]
+    pub(crate) fn scripted<F: Future<Output = Ending> + Send>(
+        mut self,
+        guest: impl FnOnce(Entry, Launch) -> F + Send + 'static,
+    ) -> impl Future<Output = ()> + Send + 'static {
+        let launch = self.launch.take().expect("nothing else takes it");
+        let (runtime, entry) = (self.runtime.clone(), self.entry.clone());
+        async move {
+            let events = launch.events.clone();
+            let run = async {
+                match instance::join(&runtime, &entry).await {
+                    Ok(_) => guest(entry.clone(), launch).await,
+                    Err(gone) => Ending::ServerError(gone.to_string()),
+                }
+            };
+            instance::live(&runtime, &entry, events, run).await;
         }
     }
 }

@@ -8,53 +8,60 @@
 //! instance turns events into frames, and the writer alone writes. They meet in a short bounded queue, so a slow
 //! reader holds back its own instances and its own requests, nobody else's.
 
+use super::carrier::Carrier;
 use super::forward::{Shared, forward};
 use super::over::{Closing, Over, Until, Watch, refused};
-use super::paced::Paced;
 use super::session::{Effect, Session};
 use super::{Door, House};
+use crate::clock;
 use crate::identity::{InstanceId, ProgramHash};
 use crate::limits;
 use crate::runtime::{Ending, events};
+#[cfg(test)]
+use crate::simulation::plant::{Bug, planted};
 use crate::wire::upload::Upload;
 use crate::wire::{ClientMessage, ServerMessage, Undecodable};
 use async_tungstenite::tungstenite::error::Error as WsError;
 use async_tungstenite::tungstenite::protocol::{CloseFrame, Message};
-use async_tungstenite::{WebSocketReceiver, WebSocketSender, WebSocketStream};
-use futures_util::SinkExt;
+use futures_util::{Sink, SinkExt};
+use smol::Executor;
 use smol::channel::{Receiver, Sender};
 use smol::future::or;
-use smol::net::TcpStream;
-use smol::stream::StreamExt;
-use smol::{Executor, Timer};
+use smol::stream::{Stream, StreamExt};
 use std::sync::Arc;
 use std::time::Instant;
-use time::OffsetDateTime;
 
 /// Serves one client until it, its token or the server ends.
-pub async fn serve<H: House>(socket: WebSocketStream<Paced>, door: &Door<H>, closing: Closing) {
-    let raw = socket.get_ref().stream().clone();
-    let (sender, receiver) = socket.split();
+pub async fn serve<H: House>(
+    carrier: Carrier<
+        impl Stream<Item = Result<Message, WsError>> + Unpin,
+        impl Sink<Message, Error = WsError> + Unpin + Send + 'static,
+        impl Future<Output = ()>,
+    >,
+    door: &Door<H>,
+    closing: Closing,
+) {
+    let Carrier { incoming, outgoing, linger } = carrier;
     let (frames, outbox) = smol::channel::bounded(limits::FRAMES_IN_FLIGHT);
     let (ends, ended) = smol::channel::bounded(limits::INSTANCES_PER_CONNECTION);
     let executor = Executor::new();
-    let mut writer = executor.spawn(write(sender, outbox));
+    let mut writer = executor.spawn(write(outgoing, outbox));
     let mut connection = Connection {
         session: Session::new(door.verifier.as_ref(), door.uploads.clone()),
-        io: Io { door, frames, ends: Some(ends), shared: Arc::default(), executor: &executor },
+        io: Io { door, frames, ends: Some(ends), shared: Shared::of_one_connection(), executor: &executor },
         ended,
-        since: Instant::now(),
+        since: clock::now(),
         closing,
     };
     executor
         .run(async {
-            let over = or(connection.converse(receiver), async {
+            let over = or(connection.converse(incoming), async {
                 (&mut writer).await;
                 Over::Gone
             });
             let over = over.await;
             tracing::debug!(?over, "a connection ends");
-            connection.part(over, writer, raw).await;
+            connection.part(over, writer, linger).await;
         })
         .await;
 }
@@ -71,10 +78,7 @@ struct Connection<'c, H: House> {
 /// However a connection ends, also by a panic, its instances end with it. The first ending given to one counts.
 impl<H: House> Drop for Connection<'_, H> {
     fn drop(&mut self) {
-        self.session
-            .owned()
-            .iter()
-            .for_each(|&instance| self.io.door.house.end(instance, Ending::Disconnected));
+        self.end_instances(Ending::Disconnected);
     }
 }
 
@@ -86,7 +90,7 @@ enum Input {
 
 impl<H: House> Connection<'_, H> {
     /// Reads and answers until something ends it.
-    async fn converse(&mut self, mut receiver: WebSocketReceiver<Paced>) -> Over {
+    async fn converse(&mut self, mut incoming: impl Stream<Item = Result<Message, WsError>> + Unpin) -> Over {
         loop {
             let watch = Watch { until: self.until(), closing: &self.closing };
             // A client that sends without pause must not outlive its token, nor starve the others.
@@ -94,7 +98,7 @@ impl<H: House> Connection<'_, H> {
                 return over;
             }
             smol::future::yield_now().await;
-            let frame = async { Input::Frame(receiver.next().await) };
+            let frame = async { Input::Frame(incoming.next().await) };
             let ended = async {
                 match self.ended.recv().await {
                     Ok(instance) => Input::Ended(instance),
@@ -109,7 +113,7 @@ impl<H: House> Connection<'_, H> {
             }
             let effect = match input {
                 Input::Frame(Some(Ok(Message::Binary(frame)))) => match ClientMessage::decode(&frame) {
-                    Ok(message) => self.session.step(message, OffsetDateTime::now_utc()),
+                    Ok(message) => self.session.step(message, clock::date()),
                     Err(undecodable) => self.session.unreadable(undecodable),
                 },
                 Input::Frame(Some(Ok(Message::Text(_)))) => self.session.unreadable(Undecodable {
@@ -140,6 +144,16 @@ impl<H: House> Connection<'_, H> {
         }
     }
 
+    fn end_instances(&self, ending: Ending) {
+        #[cfg(test)]
+        if planted(Bug::Orphans) {
+            return;
+        }
+        for &instance in self.session.owned() {
+            self.io.door.house.end(instance, ending.clone());
+        }
+    }
+
     fn until(&self) -> Until {
         match self.session.grant() {
             None => Until::Instant(self.since + limits::AUTHENTICATE_WITHIN),
@@ -148,31 +162,25 @@ impl<H: House> Connection<'_, H> {
     }
 
     /// Ends the instances; and where the client still listens, gives it their last events and a close frame.
-    async fn part(&mut self, over: Over, writer: smol::Task<()>, raw: TcpStream) {
+    async fn part(&mut self, over: Over, writer: smol::Task<()>, linger: impl Future<Output = ()>) {
         let (ending, farewell) = over.terms();
-        for &instance in self.session.owned() {
-            self.io.door.house.end(instance, ending.clone());
-        }
+        #[cfg(test)]
+        let ending = if planted(Bug::WrongWord) { Ending::Disconnected } else { ending };
+        self.end_instances(ending);
         let Some((code, reason)) = farewell else { return };
         self.io.ends = None;
         // Closed once every forwarder has sent the last event of its instance.
         let last_events = async { while self.ended.recv().await.is_ok() {} };
-        let late = async {
-            Timer::after(limits::FAREWELL).await;
-        };
-        or(last_events, late).await;
+        or(last_events, clock::after(limits::FAREWELL)).await;
         let close = Message::Close(Some(CloseFrame { code, reason: reason.into() }));
         let goodbye = async {
             if self.io.frames.send(close).await.is_ok() {
                 self.io.frames.close();
                 writer.await;
-                linger(raw).await;
+                linger.await;
             }
         };
-        let late = async {
-            Timer::after(limits::FAREWELL).await;
-        };
-        or(goodbye, late).await;
+        or(goodbye, clock::after(limits::FAREWELL)).await;
     }
 }
 
@@ -216,6 +224,10 @@ impl<H: House> Io<'_, H> {
                 };
                 (corr_id, Err(why))
             }
+            #[cfg(test)]
+            Effect::Signal { .. } if planted(Bug::SignalsDropped) && self.frames.is_full() => {
+                return Some(());
+            }
             Effect::Signal { instance, message } => {
                 house.signal(instance, message);
                 return Some(());
@@ -248,7 +260,20 @@ impl<H: House> Io<'_, H> {
         };
         let instance = ready.instance;
         session.own(instance);
+        #[cfg(test)]
+        if planted(Bug::StartsUnanswered) {
+            self.forward(instance, received)?;
+            (ready.start)();
+            return self.answer(corr_id, Ok(instance.to_string())).await;
+        }
         self.answer(corr_id, Ok(instance.to_string())).await?;
+        self.forward(instance, received)?;
+        (ready.start)();
+        Some(())
+    }
+
+    /// From now on the instance's events become frames.
+    fn forward(&self, instance: InstanceId, received: events::Receiver) -> Option<()> {
         let (frames, ends, shared) = (self.frames.clone(), self.ends.clone()?, self.shared.clone());
         self.executor
             .spawn(async move {
@@ -256,7 +281,6 @@ impl<H: House> Io<'_, H> {
                 let _ = forward(instance, received, &frames, &ends, &shared).await;
             })
             .detach();
-        (ready.start)();
         Some(())
     }
 
@@ -285,11 +309,16 @@ fn no_such_program(program: &str) -> String {
 
 /// Writes frames as they come; those that are ready together go out together. Ends when there are no more, when the
 /// client is gone, or when it does not read.
-async fn write(mut sender: WebSocketSender<Paced>, outbox: Receiver<Message>) {
+async fn write(mut outgoing: impl Sink<Message, Error = WsError> + Unpin, outbox: Receiver<Message>) {
     while let Ok(frame) = outbox.recv().await {
         let mut ready = Some(frame);
         while let Some(frame) = ready {
-            if !taken(sender.feed(frame)).await {
+            #[cfg(test)]
+            if planted(Bug::WrittenTwice) && !outbox.is_empty() && !taken(outgoing.feed(frame.clone())).await
+            {
+                return;
+            }
+            if !taken(outgoing.feed(frame)).await {
                 return;
             }
             if outbox.is_empty() {
@@ -297,7 +326,7 @@ async fn write(mut sender: WebSocketSender<Paced>, outbox: Receiver<Message>) {
             }
             ready = outbox.try_recv().ok();
         }
-        if !taken(sender.flush()).await {
+        if !taken(outgoing.flush()).await {
             return;
         }
     }
@@ -305,27 +334,22 @@ async fn write(mut sender: WebSocketSender<Paced>, outbox: Receiver<Message>) {
 
 /// Whether the client takes what is written, within [`limits::READ_STALL`].
 async fn taken(write: impl Future<Output = Result<(), WsError>>) -> bool {
-    let since = Instant::now();
+    #[cfg(test)]
+    if planted(Bug::EndlessPatience) {
+        return write.await.is_ok();
+    }
+    let since = clock::now();
     let sent = async { write.await.is_ok() };
     let stalled = async {
-        Timer::after(limits::READ_STALL).await;
+        clock::after(limits::READ_STALL).await;
         true
     };
     let sent = or(sent, stalled).await;
     // The clock decides, not what came first: the kernel takes a little more from whoever tries, long before it says
     // that there is room, and each try at a timeout would buy a dead reader another one.
-    let in_time = since.elapsed() < limits::READ_STALL;
+    let in_time = clock::now() - since < limits::READ_STALL;
     if sent && !in_time {
         tracing::info!("a client does not read; it is disconnected");
     }
     sent && in_time
-}
-
-/// Takes what the client still sends, until it closes: closing with unread bytes resets the connection, and the close
-/// frame would be lost with it.
-async fn linger(mut raw: TcpStream) {
-    use smol::io::AsyncReadExt;
-    let _ = raw.shutdown(std::net::Shutdown::Write);
-    let mut scrap = [0; 4096];
-    while raw.read(&mut scrap).await.is_ok_and(|bytes| bytes > 0) {}
 }

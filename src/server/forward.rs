@@ -5,16 +5,19 @@
 //! how a slow reader holds back its guests.
 
 use super::download;
+use crate::clock;
 use crate::identity::InstanceId;
 use crate::limits;
 use crate::runtime::{Ending, What, events};
+#[cfg(test)]
+use crate::simulation::plant::{Bug, planted};
 use crate::wire::ServerMessage;
 use async_tungstenite::tungstenite::protocol::Message;
 use event_listener::Event;
-use smol::Timer;
 use smol::channel::Sender;
 use smol::future::or;
-use smol::lock::Mutex;
+use smol::lock::Semaphore;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Turns the events of one instance into frames, in order, the last one always. None: nobody reads any more.
@@ -37,16 +40,50 @@ pub async fn forward(
             |event| event.what,
         );
         match what {
+            #[cfg(test)]
+            What::Message(text) if planted(Bug::EndOvertakes) && events.is_at_its_last() => {
+                let Ok(What::Ended(ending)) = events.try_recv().map(|last| last.what) else { continue };
+                ends.send(instance).await.ok()?;
+                frames.send(event(ending.code(), ending.message())).await.ok()?;
+                return frames.send(event(0, text)).await.ok();
+            }
+            #[cfg(test)]
+            What::Message(text) if planted(Bug::SentTwice) && frames.is_full() => {
+                frames.send(event(0, text.clone())).await.ok()?;
+                frames.send(event(0, text)).await.ok()?;
+            }
             What::Message(text) => frames.send(event(0, text)).await.ok()?,
             What::Blob(blob) => {
+                #[cfg(test)]
+                if planted(Bug::Unintroduced) {
+                    introduced = true;
+                }
                 if !introduced {
                     shared.settle(frames).await?;
                     introduced = true;
                 }
                 let hash = download::hash(&blob).await;
-                let _turn = shared.downloads.lock().await;
+                let turn = shared.downloads.acquire().await;
+                #[cfg(test)]
+                let turn = (!planted(Bug::BlobsInterleave)).then_some(turn);
                 for frame in download::frames(instance, &blob, hash) {
+                    #[cfg(test)]
+                    if planted(Bug::TornBlobs)
+                        && let Ok(What::Message(text)) = events.try_recv().map(|next| next.what)
+                    {
+                        frames.send(event(0, text)).await.ok()?;
+                    }
                     frames.send(Message::Binary(frame.encode().into())).await.ok()?;
+                }
+                drop(turn);
+                smol::future::yield_now().await; // to whoever waits for a turn: an instance may have many blobs
+            }
+            #[cfg(test)]
+            What::Ended(ending) if planted(Bug::SecondEnd) || planted(Bug::EndsUnknown) => {
+                frames.send(event(ending.code(), ending.message())).await.ok()?;
+                if planted(Bug::EndsUnknown) {
+                    clock::after(std::time::Duration::from_millis(1)).await;
+                    return ends.send(instance).await.ok();
                 }
             }
             What::Ended(ending) => {
@@ -58,17 +95,37 @@ pub async fn forward(
 }
 
 /// What the forwarders of one connection share.
-#[derive(Default)]
 pub struct Shared {
-    /// One blob at a time.
-    downloads: Mutex<()>,
+    /// One blob at a time. Not a lock: smol's goes by how long somebody has waited, and a replay must not.
+    downloads: Semaphore,
     /// Pings sent and answered, counted; a ping carries its number.
     pings: AtomicU64,
     pongs: AtomicU64,
     answered: Event,
 }
 
+impl Default for Shared {
+    fn default() -> Shared {
+        let (pings, pongs) = (AtomicU64::new(0), AtomicU64::new(0));
+        Shared { downloads: Semaphore::new(1), pings, pongs, answered: Event::new() }
+    }
+}
+
+#[cfg(test)]
+thread_local! {
+    static EVERYBODYS: Arc<Shared> = Arc::default();
+}
+
 impl Shared {
+    /// For the forwarders of one more connection.
+    pub fn of_one_connection() -> Arc<Shared> {
+        #[cfg(test)]
+        if planted(Bug::OneTurnForAll) {
+            return EVERYBODYS.with(Arc::clone);
+        }
+        Arc::default()
+    }
+
     /// Waits until the client has read what was sent before: pie-client drops a blob of an instance that it does not
     /// know yet. A client that answers no pings is waited for only so long. None: nobody reads any more.
     async fn settle(&self, frames: &Sender<Message>) -> Option<()> {
@@ -83,10 +140,7 @@ impl Shared {
                 listener.await;
             }
         };
-        let late = async {
-            Timer::after(limits::PONG_WAIT).await;
-        };
-        or(answered, late).await;
+        or(answered, clock::after(limits::PONG_WAIT)).await;
         Some(())
     }
 

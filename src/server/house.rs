@@ -3,6 +3,7 @@
 //! Owns: the seam ([`House`]) through which a connection asks for anything, and the real house ([`Served`]). Never: frames or
 //! rights; whoever asks has been let in and may do what it asks for. Tests put a scripted house behind the door.
 
+use crate::clock;
 use crate::engine;
 use crate::engine::operation::{Command, Reply, Status};
 use crate::identity::{InstanceId, ProgramHash, Subject};
@@ -10,7 +11,6 @@ use crate::limits;
 use crate::program::Store;
 use crate::runtime::{Ending, Launch, Runtime, events};
 use crate::wire::upload::Upload;
-use smol::Timer;
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
@@ -87,22 +87,27 @@ impl House for Served {
     }
 
     async fn status(&self) -> BTreeMap<String, String> {
-        let asked = async {
-            let reply = Reply::<Status>::default();
-            self.engine
-                .send(Command::Status { reply: reply.clone() })
-                .await
-                .map_err(|gone| gone.to_string())?;
-            Ok(reply.wait().await.clone())
-        };
-        let late = async {
-            Timer::after(limits::STATUS_WAIT).await;
-            Err(format!("no answer within {} s", limits::STATUS_WAIT.as_secs()))
-        };
-        match smol::future::or(asked, late).await {
-            Ok(status) => told(&self.model, &status, self.runtime.directory().count()),
-            Err(error) => BTreeMap::from([(format!("{}.error", self.model), error)]),
-        }
+        status(&self.engine, &self.runtime, &self.model).await
+    }
+}
+
+pub(crate) async fn status(
+    engine: &engine::Handle,
+    runtime: &Runtime,
+    model: &str,
+) -> BTreeMap<String, String> {
+    let asked = async {
+        let reply = Reply::<Status>::default();
+        engine.send(Command::Status { reply: reply.clone() }).await.map_err(|gone| gone.to_string())?;
+        Ok(reply.wait().await.clone())
+    };
+    let late = async {
+        clock::after(limits::STATUS_WAIT).await;
+        Err(format!("no answer within {} s", limits::STATUS_WAIT.as_secs()))
+    };
+    match smol::future::or(asked, late).await {
+        Ok(status) => told(model, &status, runtime.directory().count()),
+        Err(error) => BTreeMap::from([(format!("{model}.error"), error)]),
     }
 }
 

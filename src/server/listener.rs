@@ -3,11 +3,11 @@
 //! Owns: the accept loop, which nothing slow can hold up (the handshake runs beside it, with a limit), socket options, and
 //! the border at which a panic of one connection stops. Never: what a connection says.
 
-use super::connection;
 use super::over::Closing;
 use super::paced::Paced;
 use super::upgrade::{self, Judgement};
 use super::{Door, House};
+use super::{carrier, connection};
 use crate::limits;
 use async_tungstenite::WebSocketStream;
 use async_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
@@ -90,7 +90,7 @@ async fn serve<H: House>(stream: TcpStream, door: &Door<H>, closing: Closing) {
         Err(io::Error::from(io::ErrorKind::TimedOut))
     };
     match or(shake_hands(stream, door), late).await {
-        Ok(Some(socket)) => connection::serve(socket, door, closing).await,
+        Ok(Some(socket)) => connection::serve(carrier::of(socket), door, closing).await,
         Ok(None) => {}
         Err(e) => tracing::debug!("a handshake failed: {e}"),
     }

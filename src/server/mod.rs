@@ -1,13 +1,14 @@
 //! The door: what apps connect to.
 //!
 //! Owns: [`listener`] sockets and how many may be open, [`upgrade`] from an HTTP request to a WebSocket, [`session`] the
-//! pure state of one connection, [`connection`] its I/O, [`forward`] and [`download`] events and blobs to frames, [`over`] why and
+//! pure state of one connection, [`connection`] its I/O over a [`carrier`] of frames, [`forward`] and [`download`] events and blobs to frames, [`over`] why and
 //! when a connection ends, [`paced`] fairness between sockets; [`house`] names all that the door needs of the box behind it. Never: how programs are kept or run.
 //!
 //! One connection is one future with an executor of its own: dropping it, or a panic in it, ends that connection, its
 //! uploads and its instances, and nothing else.
 
-mod connection;
+pub(crate) mod carrier;
+pub(crate) mod connection;
 mod download;
 mod forward;
 pub mod house;
@@ -35,7 +36,7 @@ pub struct Door<H> {
     pub hosts: Vec<String>,
     /// `Origin` values of web pages that may connect, exactly as browsers send them.
     pub origins: Vec<String>,
-    uploads: Arc<Budget>,
+    pub(crate) uploads: Arc<Budget>,
 }
 
 impl<H: House> Door<H> {

@@ -3,11 +3,11 @@
 //! Owns: the reasons, with how instances end and what the client is told for each; the watch over token, patience and
 //! shutdown. Never: ending anything.
 
+use crate::clock;
 use crate::limits;
 use crate::runtime::Ending;
 use async_tungstenite::tungstenite::error::Error as WsError;
 use async_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
-use smol::Timer;
 use smol::channel::Receiver;
 use smol::future::or;
 use std::convert::Infallible;
@@ -73,8 +73,8 @@ impl Watch<'_> {
             return Some(Over::Stopping);
         }
         match self.until {
-            Until::Instant(at) if at <= Instant::now() => Some(Over::Stranger),
-            Until::Date(at) if at <= OffsetDateTime::now_utc() => Some(Over::TokenExpired),
+            Until::Instant(at) if at <= clock::now() => Some(Over::Stranger),
+            Until::Date(at) if at <= clock::date() => Some(Over::TokenExpired),
             _ => None,
         }
     }
@@ -85,20 +85,19 @@ impl Watch<'_> {
             if let Some(over) = self.passed() {
                 return over;
             }
-            let timer = match self.until {
-                Until::Never => Timer::never(),
-                Until::Instant(at) => Timer::at(at),
-                Until::Date(at) => {
-                    // A clock that is set forward is noticed within the cap.
-                    let left = Duration::try_from(at - OffsetDateTime::now_utc()).unwrap_or_default();
-                    Timer::after(left.min(limits::CLOCK_CHECK) + Duration::from_millis(1))
+            let rang = async {
+                match self.until {
+                    Until::Never => std::future::pending().await,
+                    Until::Instant(at) => clock::at(at).await,
+                    Until::Date(at) => {
+                        // A clock that is set forward is noticed within the cap.
+                        let left = Duration::try_from(at - clock::date()).unwrap_or_default();
+                        clock::after(left.min(limits::CLOCK_CHECK) + Duration::from_millis(1)).await;
+                    }
                 }
             };
             let stopped = async {
                 let _ = self.closing.recv().await; // an error: closed
-            };
-            let rang = async {
-                timer.await;
             };
             or(stopped, rang).await;
         }

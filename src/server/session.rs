@@ -7,9 +7,11 @@
 use crate::auth::{Grant, Verifier};
 use crate::identity::InstanceId;
 use crate::limits;
+#[cfg(test)]
+use crate::simulation::plant::{Bug, planted};
 use crate::wire::upload::{Budget, Chunk, Progress, Upload, Uploads};
 use crate::wire::{ClientMessage, Undecodable};
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use time::OffsetDateTime;
 
@@ -65,7 +67,7 @@ pub enum Effect {
 pub struct Session<'v> {
     verifier: Option<&'v Verifier>,
     grant: Option<Grant>,
-    owned: HashSet<InstanceId>,
+    owned: BTreeSet<InstanceId>,
     programs: Uploads,
     blobs: Uploads,
     /// Frames that could not be read.
@@ -79,7 +81,7 @@ impl<'v> Session<'v> {
         Session {
             verifier,
             grant: verifier.is_none().then(Grant::everyone),
-            owned: HashSet::new(),
+            owned: BTreeSet::new(),
             programs: Uploads::new(budget.clone()),
             blobs: Uploads::new(budget),
             unread: 0,
@@ -93,7 +95,7 @@ impl<'v> Session<'v> {
     }
 
     /// The instances that end with the connection.
-    pub fn owned(&self) -> &HashSet<InstanceId> {
+    pub fn owned(&self) -> &BTreeSet<InstanceId> {
         &self.owned
     }
 
@@ -104,6 +106,10 @@ impl<'v> Session<'v> {
 
     /// The last event of an instance is on its way.
     pub fn ended(&mut self, instance: InstanceId) {
+        #[cfg(test)]
+        if planted(Bug::StillOwned) {
+            return;
+        }
         self.owned.remove(&instance);
     }
 
@@ -238,6 +244,7 @@ impl<'v> Session<'v> {
 mod tests {
     use super::*;
     use crate::auth::{Claims, Role, SecretKey, mint};
+    use std::collections::HashSet;
     use std::time::Duration;
 
     fn now() -> OffsetDateTime {
