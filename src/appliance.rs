@@ -12,7 +12,7 @@ use crate::backend::cpu::{Cpu, CpuOptions};
 use crate::cli::{EXIT_DEVICE, Failure};
 use crate::config::Config;
 use crate::engine::operation::Notice;
-use crate::engine::{self, Engine};
+use crate::engine::{self, Engine, Reuse};
 use crate::exchange::Exchange;
 use crate::host::Trap;
 use crate::limits;
@@ -86,7 +86,7 @@ impl Appliance {
         let workers =
             Workers::start(config.engine.threads).map_err(failed("The worker threads cannot be started"))?;
         let options = CpuOptions {
-            pages: config.engine.kv_pages,
+            pages: config.engine.kv_tokens.map(|tokens| tokens / config.engine.page_size),
             page_size: config.engine.page_size,
             embeds: config.engine.embeds,
             batch_tokens: config.engine.batch_tokens,
@@ -101,7 +101,9 @@ impl Appliance {
         let on_fault = move |why| {
             let _ = fault.try_send(why); // nobody listens any more: the process is ending anyway
         };
-        let engine = Engine::start(Box::new(cpu), Box::new(workers.clone()), notices, on_fault)
+        let public = config.model.public_prefixes.iter().map(|text| model.tokenizer.encode(text)).collect();
+        let reuse = Reuse { on: config.engine.prefix_reuse, public };
+        let engine = Engine::start(Box::new(cpu), Box::new(workers.clone()), &reuse, notices, on_fault)
             .map_err(failed("The engine's thread cannot be started"))?;
         announce(&model, &engine, &config);
 

@@ -62,11 +62,14 @@ pub struct ModelConfig {
     pub name: Option<String>,
     /// A prompt template in place of the built-in one.
     pub template: Option<String>,
+    /// Texts whose keys and values any subject may find computed.
+    pub public_prefixes: Vec<String>,
 }
 
 #[derive(Clone, Debug)]
 pub struct EngineConfig {
-    pub kv_pages: u32,
+    /// Tokens in all KV pages together. None: as many as a share of the free memory holds.
+    pub kv_tokens: Option<u32>,
     /// Tokens per page.
     pub page_size: u32,
     pub embeds: u32,
@@ -74,6 +77,8 @@ pub struct EngineConfig {
     pub batch_tokens: u32,
     /// How precisely keys and values are kept.
     pub kv_cache: KvFormat,
+    /// Whether prefixes that were computed once are found again.
+    pub prefix_reuse: bool,
     pub threads: usize,
     /// None: each server start draws its own.
     pub seed: Option<u64>,
@@ -106,6 +111,7 @@ struct RawModel {
     path: Option<PathBuf>,
     name: Option<String>,
     template: Option<PathBuf>,
+    public_prefixes: Vec<PathBuf>,
 }
 
 #[derive(Deserialize, Default)]
@@ -120,6 +126,7 @@ struct RawEngine {
     #[serde(deserialize_with = "whole")]
     batch_tokens: Option<u32>,
     kv_cache: Option<String>,
+    prefix_reuse: Option<bool>,
     #[serde(deserialize_with = "whole")]
     threads: Option<usize>,
     #[serde(deserialize_with = "whole")]
@@ -188,6 +195,7 @@ impl Config {
                     .map_err(|e| format!("The prompt template {} cannot be read: {e}.", path.display()))
             })
             .transpose()?;
+        let public_prefixes = prefixes(raw.model.public_prefixes.iter().map(|path| beside.join(path)))?;
         if let Some(name) = raw.model.name.as_ref()
             && (name.is_empty() || name.contains(char::is_control))
         {
@@ -221,7 +229,7 @@ impl Config {
             origins: raw.origins,
             state: flags.state.or(raw.state.map(|path| beside.join(path))).map_or_else(default_state, Ok)?,
             auth,
-            model: ModelConfig { path: model, name: raw.model.name, template },
+            model: ModelConfig { path: model, name: raw.model.name, template, public_prefixes },
             engine: EngineConfig::check(&raw.engine, seed)?,
             log,
         })
@@ -242,14 +250,17 @@ impl EngineConfig {
     /// The section of a configuration that means this.
     pub fn section(&self) -> String {
         let mut text = format!(
-            "[engine]\nkv_tokens = {}\npage_size = {}\nembeds = {}\nbatch_tokens = {}\nkv_cache = \"{}\"\nthreads = {}\n",
-            self.kv_pages * self.page_size,
+            "[engine]\npage_size = {}\nembeds = {}\nbatch_tokens = {}\nkv_cache = \"{}\"\nprefix_reuse = {}\nthreads = {}\n",
             self.page_size,
             self.embeds,
             self.batch_tokens,
             self.kv_cache.name(),
+            self.prefix_reuse,
             self.threads,
         );
+        if let Some(tokens) = self.kv_tokens {
+            text += &format!("kv_tokens = {tokens}\n");
+        }
         if let Some(seed) = self.seed {
             text += &format!("seed = {seed}\n");
         }
@@ -263,11 +274,11 @@ impl EngineConfig {
         };
         let page_size = within("page_size", raw.page_size.unwrap_or(16), 1, limits::PAGE_TOKENS_MAX)?;
         let kv_tokens =
-            within("kv_tokens", raw.kv_tokens.unwrap_or(32_768), page_size, limits::KV_TOKENS_MAX)?;
+            raw.kv_tokens.map(|tokens| within("kv_tokens", tokens, page_size, limits::KV_TOKENS_MAX));
         let cores = || std::thread::available_parallelism().map_or(1, usize::from);
         let threads = thread_count(raw.threads.unwrap_or_else(cores))?;
         Ok(EngineConfig {
-            kv_pages: kv_tokens / page_size,
+            kv_tokens: kv_tokens.transpose()?,
             page_size,
             embeds: within("embeds", raw.embeds.unwrap_or(1024), 1, limits::EMBEDS_MAX)?,
             batch_tokens: within(
@@ -278,6 +289,7 @@ impl EngineConfig {
             )?,
             kv_cache: kv_format(raw.kv_cache.as_deref().unwrap_or("f16"))
                 .map_err(|what| format!("[engine] kv_cache {what}"))?,
+            prefix_reuse: raw.prefix_reuse.unwrap_or(true),
             threads,
             seed,
         })
@@ -289,6 +301,25 @@ fn thread_count(threads: usize) -> Result<usize, String> {
         true => Ok(threads),
         false => Err(format!("[engine] threads = {threads} is outside 1 to {}.", limits::THREADS_MAX)),
     }
+}
+
+/// The texts of the public prefixes.
+fn prefixes(paths: impl Iterator<Item = PathBuf>) -> Result<Vec<String>, String> {
+    let mut bytes = 0;
+    let mut texts = Vec::new();
+    for path in paths {
+        let refused = |what: &dyn fmt::Display| {
+            format!("[model] public_prefixes: {} cannot be read: {what}.", path.display())
+        };
+        // Its size first: what was named by mistake may be a model.
+        bytes += std::fs::metadata(&path).map_err(|e| refused(&e))?.len();
+        if bytes > limits::PUBLIC_PREFIX_BYTES {
+            let most = limits::PUBLIC_PREFIX_BYTES;
+            return Err(refused(&format!("with the others it has more than {most} bytes")));
+        }
+        texts.push(std::fs::read_to_string(&path).map_err(|e| refused(&e))?);
+    }
+    Ok(texts)
 }
 
 /// A precision of keys and values by its name. The error goes on from the name of what was set.
@@ -354,8 +385,20 @@ mod tests {
         assert_eq!(sections, ["auth", "engine", "hosts", "listen", "log", "model", "origins", "state"]);
         for (section, keys) in [
             ("auth", &["enabled", "public_keys", "revoked"] as &[&str]),
-            ("engine", &["batch_tokens", "embeds", "kv_cache", "kv_tokens", "page_size", "seed", "threads"]),
-            ("model", &["name", "path", "template"]),
+            (
+                "engine",
+                &[
+                    "batch_tokens",
+                    "embeds",
+                    "kv_cache",
+                    "kv_tokens",
+                    "page_size",
+                    "prefix_reuse",
+                    "seed",
+                    "threads",
+                ],
+            ),
+            ("model", &["name", "path", "public_prefixes", "template"]),
         ] {
             let found: Vec<&str> =
                 raw[section].as_table().expect("a table").keys().map(String::as_str).collect();
@@ -386,6 +429,11 @@ mod tests {
             ("[engine]\nkv_tokens = 5000000000", no_auth(), "or too large"),
             ("engine = 3", no_auth(), "expected the section [engine]"),
             ("[model]\nname = \"\"", no_auth(), "[model] name = \"\" is no name"),
+            (
+                "[model]\npublic_prefixes = [\"none.txt\"]",
+                no_auth(),
+                "public_prefixes: /etc/tartlet/none.txt cannot",
+            ),
             ("log = \"loud\"", no_auth(), "none of error, warn"),
             ("[auth]\npublic_keys = [\"k4.secret.x\"]", with_model(), "[auth] public_keys: "),
         ] {
@@ -396,11 +444,11 @@ mod tests {
 
     #[test]
     fn an_engine_section_means_what_it_was_made_from() {
-        let text = "[engine]\nkv_tokens = 1000\npage_size = 32\nembeds = 7\nbatch_tokens = 48\nkv_cache = \"q8\"\nseed = 5";
+        let text = "[engine]\nkv_tokens = 1000\npage_size = 32\nembeds = 7\nbatch_tokens = 48\nkv_cache = \"q8\"\nprefix_reuse = false\nseed = 5";
         let engine = checked(text, no_auth()).unwrap().engine.with_threads(Some(3)).unwrap();
         let again = checked(&engine.section(), no_auth()).unwrap().engine;
         assert_eq!(format!("{again:?}"), format!("{engine:?}"));
-        assert_eq!((again.kv_pages, again.threads), (31, 3));
+        assert_eq!((again.kv_tokens, again.prefix_reuse, again.threads), (Some(1000), false, 3));
         assert!(again.with_threads(Some(0)).is_err_and(|sentence| sentence.contains("threads = 0")));
     }
 

@@ -212,7 +212,7 @@ fn evaluate(
     }
     let pages = longest.div_ceil(PAGE_SIZE as usize) as u32;
     let options = CpuOptions {
-        pages,
+        pages: Some(pages),
         page_size: PAGE_SIZE,
         embeds: 0,
         batch_tokens: BATCH_TOKENS,

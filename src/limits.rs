@@ -110,6 +110,17 @@ const _: () = assert!(TOKEN_FOOTER_BYTES < TOKEN_BYTES && TOKEN_BYTES < CLIENT_F
 pub const PAGE_TOKENS_MAX: u32 = 256;
 /// Tokens in all KV pages at most; keeps `page * page_size` and byte offsets of one layer within 40 bits.
 pub const KV_TOKENS_MAX: u32 = 1 << 24;
+/// Tokens in all KV pages at most, unless the operator asks for more: 2,048 for each instance. What is noted of each page
+/// of 16 tokens takes some 130 bytes, so this costs 4 MiB also where the pages of a tiny model cost next to nothing.
+pub const KV_TOKENS_UNASKED: u32 = 1 << 19;
+const _: () = assert!(PAGE_TOKENS_MAX <= KV_TOKENS_FLOOR && KV_TOKENS_FLOOR <= KV_TOKENS_UNASKED);
+const _: () = assert!(KV_TOKENS_UNASKED <= KV_TOKENS_MAX && KV_TOKENS_UNASKED as usize == 2048 * INSTANCES);
+/// One part in so many of the memory that is free once the weights are loaded holds KV pages, unless the operator says
+/// how many tokens there are to be. The rest is for programs, the page cache, and whatever else runs on the box.
+pub const KV_SHARE: u64 = 2;
+/// Tokens in all KV pages at least, whatever is free: one conversation of a small model. Pages take memory as they are
+/// used, so a box that is short of it starts, and serves as long as it can.
+pub const KV_TOKENS_FLOOR: u32 = 4096;
 /// Embedding slots at most; 64 Ki rows of a wide model are half a gigabyte.
 pub const EMBEDS_MAX: u32 = 1 << 16;
 /// Rows in a batch at most: bounds the scratch memory of a step.
@@ -177,6 +188,11 @@ pub const EXPORTED_PER_SUBJECT: usize = 4 * NAMES_PER_INSTANCE;
 /// what it can keep from all others for good: never the whole pool. A full share refuses further exports until some
 /// are released. Several subjects can still fill the pool together; whoever hands out tokens chooses them.
 pub const EXPORTED_SHARE: usize = 2;
+/// One part in so many of the KV pages may be kept for what they hold while nobody uses them. They are given up as soon as
+/// somebody needs pages, so this bounds the memory of a box that was busy once, not what programs can have.
+pub const IDLE_SHARE: usize = 2;
+/// Bytes of all public prefixes together, which are tokenized at each start: a few hundred pages of text.
+pub const PUBLIC_PREFIX_BYTES: u64 = 1 << 20;
 /// Bytes of an exported name.
 pub const EXPORT_NAME_BYTES: usize = 1024;
 /// Commands of an instance that waits for pages, kept until it has them: its operations, and as many names given

@@ -301,7 +301,7 @@ fn open(path: &Path) -> Result<Model, String> {
 fn run(model: Model, size: usize, crew: &Arc<Crew>, random: &mut Random) -> Result<(), String> {
     let kv = [KvFormat::F16, KvFormat::F32, KvFormat::Q8][random.below(3)];
     let exact = random.below(4) == 0;
-    let options = CpuOptions { pages: 1, page_size: 4, embeds: 0, batch_tokens: 2, kv, exact };
+    let options = CpuOptions { pages: Some(1), page_size: 4, embeds: 0, batch_tokens: 2, kv, exact };
     let mut cpu = Cpu::load(Arc::new(model), options, crew.clone()).map_err(|error| error.to_string())?;
     let limit = size * if exact { EXACT_PER_BYTE } else { PACKED_PER_BYTE };
     assert!(cpu.weight_bytes() <= limit, "{} bytes of weights from {size}", cpu.weight_bytes());

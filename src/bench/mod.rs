@@ -449,7 +449,12 @@ impl Servers<'_> {
             origins: Vec::new(),
             state: self.leavings.memory().join("rig"),
             auth: None,
-            model: ModelConfig { path: self.model.to_owned(), name: None, template: None },
+            model: ModelConfig {
+                path: self.model.to_owned(),
+                name: None,
+                template: None,
+                public_prefixes: Vec::new(),
+            },
             engine: self.engine.clone(),
             log: tracing::Level::WARN,
         }

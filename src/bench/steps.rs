@@ -132,7 +132,7 @@ impl Bare {
     ) -> Result<Bare, BenchError> {
         let page_size = engine.page_size as usize;
         let options = CpuOptions {
-            pages: steps.pages(page_size) as u32,
+            pages: Some(steps.pages(page_size) as u32),
             page_size: engine.page_size,
             embeds: 1,
             batch_tokens: engine.batch_tokens,

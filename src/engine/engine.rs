@@ -8,6 +8,7 @@ use crate::backend::{Backend, Batch, Fault, Info, Outcome};
 use crate::engine::credit::Credits;
 use crate::engine::job::Move;
 use crate::engine::operation::{Command, Notice, Operation, QueueId};
+use crate::engine::prefix::Reuse;
 use crate::engine::schedule::{Budget, Plan};
 use crate::engine::state::State;
 use crate::limits::{ENGINE_INBOX, WORKER_STACK_BYTES};
@@ -125,19 +126,20 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Starts the thread "engine". `notices` wants room for one notice per instance; while it is full they wait here.
+    /// Starts the thread "engine". `reuse`: which prefixes it may find again. `notices` wants room for one notice per instance; while it is full they wait here.
     /// `on_fault` is called once, last, if the device fails or the engine panics: every waiting guest has then been
     /// answered that its work is lost, and the process should end.
     pub fn start(
         backend: Box<dyn Backend>,
         settle: Box<dyn Settle>,
+        reuse: &Reuse,
         notices: Sender<Notice>,
         on_fault: impl FnOnce(String) + Send + 'static,
     ) -> std::io::Result<Handle> {
         let info = Arc::new(backend.info().clone());
         let (sender, inbox) = smol::channel::bounded(ENGINE_INBOX);
         let pace = Pace::new(info.batch_tokens);
-        let state = State::new(&info);
+        let state = State::new(&info, reuse);
         let engine = Engine { backend, settle, inbox, notices, untold: VecDeque::new(), state, pace };
         // It runs guests too, so it has a worker's stack.
         let thread = std::thread::Builder::new().name("engine".into()).stack_size(WORKER_STACK_BYTES);
@@ -430,7 +432,7 @@ mod tests {
         let backend = Box::new(Failing { fake, sizes: sizes.clone(), fails_at, how });
         let (notices, _notices) = smol::channel::bounded(8);
         let (tell, faults) = smol::channel::bounded(1);
-        let engine = Engine::start(backend, Box::new(settle), notices, move |why| {
+        let engine = Engine::start(backend, Box::new(settle), &Reuse::default(), notices, move |why| {
             let _ = tell.try_send(why);
         });
         World { engine: engine.expect("a thread"), sizes, faults, _notices }

@@ -9,6 +9,7 @@ mod job;
 pub mod operation;
 mod pages;
 mod policy;
+mod prefix;
 mod resolve;
 mod schedule;
 #[cfg(test)]
@@ -16,3 +17,4 @@ pub(crate) mod simulation;
 mod state;
 
 pub use engine::{Engine, Gone, Handle, Settle};
+pub use prefix::Reuse;

@@ -110,6 +110,16 @@ pub enum PassOutput {
     Embed { row: u32, to: VirtualId },
 }
 
+impl PassOutput {
+    /// The row it is of.
+    pub fn row(&self) -> u32 {
+        let (PassOutput::Token { row, .. }
+        | PassOutput::Distribution { row, .. }
+        | PassOutput::Embed { row, .. }) = *self;
+        row
+    }
+}
+
 /// What a pass yields: one entry per `Token` and `Distribution` output, in call order; or why it never ran
 /// (its instance was ended, or the device failed).
 pub type PassResult = Result<Vec<Produced>, Lost>;

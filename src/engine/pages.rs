@@ -4,16 +4,19 @@
 //! every instance, the exports of every subject. Never: an order in time (that is the schedule's), who gives way when
 //! pages run short (the policy's), a thread, a tensor. All of it acts at once, in call order.
 //!
-//! A physical page is free when it has no owner (a name of an instance, an entry of an export) and no hold (a queued
-//! operation that names it); so a page given back waits for the last operation that uses it. Pages are shared only
-//! through exports, which are scoped to a subject; so each page in use belongs to exactly one subject.
+//! A physical page is in use while it has an owner (a name of an instance, an entry of an export) or a hold (a queued
+//! operation that names it); so a page given back waits for the last operation that uses it. Then it is free, or idle:
+//! kept as long as there is room, because others may want what it holds (see [`Prefixes`]). Pages are shared only within a
+//! subject; so each page in use belongs to exactly one.
 //!
 //! Virtual ids count up from 0 per instance and kind and are never given twice: a stale id names nothing.
 
 use crate::engine::operation::{Refusal, VirtualId};
+use crate::engine::prefix::Prefixes;
 use crate::identity::{InstanceId, Subject};
 use crate::limits::{
-    EXPORT_NAME_BYTES, EXPORTED_PER_SUBJECT, EXPORTED_SHARE, EXPORTS_PER_SUBJECT, NAMES_PER_INSTANCE,
+    EXPORT_NAME_BYTES, EXPORTED_PER_SUBJECT, EXPORTED_SHARE, EXPORTS_PER_SUBJECT, IDLE_SHARE,
+    NAMES_PER_INSTANCE,
 };
 #[cfg(test)]
 use crate::simulation::plant::{Bug, planted};
@@ -30,7 +33,9 @@ pub struct Physical(pub u32);
 pub struct Pool {
     entries: Vec<Entry>, // [physical]
     /// Last freed, first used: its memory is the warmest.
-    pub(super) free: Vec<Physical>,
+    free: Vec<Physical>,
+    /// What the pages hold, and the idle ones.
+    pub(super) prefixes: Prefixes,
     /// Entries without an owner that a queued operation still holds: free soon, without anyone giving way.
     pub(super) draining: u32,
     pub(super) holders: BTreeMap<InstanceId, Holder>,
@@ -43,7 +48,7 @@ struct Entry {
     holds: u32,
     /// Entries of exports among the owners.
     exported: u32,
-    /// Whom it is charged to; `None` exactly when free.
+    /// Whom it is charged to; `None` exactly when free or idle.
     subject: Option<Subject>,
     /// Slots `0..filled` have contents or will, once the queued operations have run.
     filled: u32,
@@ -75,8 +80,9 @@ struct Export {
 }
 
 impl Pool {
-    pub fn new(capacity: u32) -> Pool {
+    pub fn new(capacity: u32, prefixes: Prefixes) -> Pool {
         Pool {
+            prefixes,
             entries: vec![Entry::default(); capacity as usize],
             free: (0..capacity).rev().map(Physical).collect(),
             draining: 0,
@@ -90,7 +96,12 @@ impl Pool {
     }
 
     pub fn used(&self) -> u32 {
-        self.capacity() - self.free.len() as u32
+        self.capacity() - self.available()
+    }
+
+    /// Pages that can be given out now.
+    pub fn available(&self) -> u32 {
+        self.free.len() as u32 + self.prefixes.idle()
     }
 
     /// Distinct pages that some export holds.
@@ -110,8 +121,9 @@ impl Pool {
     pub fn leave(&mut self, instance: InstanceId) {
         let Some(holder) = self.holders.remove(&instance) else { return };
         let mut names: Vec<(VirtualId, Physical)> = holder.names.into_iter().collect();
-        names.sort_unstable(); // So that a run can be replayed.
-        for (_, page) in names {
+        names.sort_unstable(); // So that a run can be replayed; ...
+        // ... the first last: a prefix whose head is given up before its tail is no use to anybody.
+        for (_, page) in names.into_iter().rev() {
             self.disown(page);
         }
         if let Some(scope) = self.scopes.get_mut(&holder.subject) {
@@ -124,7 +136,7 @@ impl Pool {
 
     /// All or nothing. The caller has asked [`Pool::room`] and got [`Room::Fits`].
     pub fn allocate(&mut self, instance: InstanceId, count: u32) -> Result<Vec<VirtualId>, Refusal> {
-        let (capacity, free) = (self.capacity(), self.free.len() as u32);
+        let (capacity, free) = (self.capacity(), self.available());
         let holder = self.holders.get(&instance).ok_or(Refusal::Ended)?;
         holder.room_for(count as usize)?;
         if count > free {
@@ -168,6 +180,37 @@ impl Pool {
         self.holders.get_mut(&instance)?.names.insert(id, new);
         self.disown(old);
         Some((old, new))
+    }
+
+    /// Whether the instance may be given another page under the name without anything being lost: it alone refers to
+    /// the page there is, and nothing queued does.
+    pub fn is_fresh(&self, page: Physical) -> bool {
+        let entry = self.entry(page);
+        (entry.owners, entry.holds) == (1, 0)
+    }
+
+    /// Whose the instance is.
+    pub fn subject_of(&self, instance: InstanceId) -> Option<&Subject> {
+        self.holders.get(&instance).map(|holder| &holder.subject)
+    }
+
+    /// Whom the page is charged to: while it is in use, the subject of all who refer to it.
+    pub fn subject(&self, page: Physical) -> Option<&Subject> {
+        self.entry(page).subject.as_ref()
+    }
+
+    /// The name gets this page, idle or in use by the instance's subject, in place of the one it has.
+    pub fn adopt(&mut self, instance: InstanceId, id: VirtualId, page: Physical) {
+        let Some(holder) = self.holders.get_mut(&instance) else { return };
+        let subject = holder.subject.clone();
+        let Some(old) = holder.names.insert(id, page) else { return };
+        if self.prefixes.wake(page) {
+            self.charge(page, &subject);
+        }
+        let entry = &mut self.entries[page.0 as usize];
+        self.draining -= u32::from(entry.owners == 0 && entry.holds > 0);
+        entry.owners += 1;
+        self.disown(old);
     }
 
     // ---- exports ----
@@ -307,12 +350,18 @@ impl Pool {
     }
 
     fn take_free(&mut self, subject: &Subject) -> Option<Physical> {
-        let page = self.free.pop()?;
+        let page = self.free.pop().or_else(|| self.prefixes.give_up())?;
         let entry = &mut self.entries[page.0 as usize];
         debug_assert!(entry.owners == 0 && entry.holds == 0 && entry.subject.is_none());
-        *entry = Entry { owners: 1, holds: 0, exported: 0, subject: Some(subject.clone()), filled: 0 };
-        self.scopes.entry(subject.clone()).or_default().used += 1;
+        *entry = Entry { owners: 1, ..Entry::default() };
+        self.prefixes.empty(page);
+        self.charge(page, subject);
         Some(page)
+    }
+
+    fn charge(&mut self, page: Physical, subject: &Subject) {
+        self.entries[page.0 as usize].subject = Some(subject.clone());
+        self.scopes.entry(subject.clone()).or_default().used += 1;
     }
 
     fn disown(&mut self, page: Physical) {
@@ -334,7 +383,12 @@ impl Pool {
             }
             self.forget_if_empty(&subject);
         }
-        self.free.push(page);
+        if !self.prefixes.keep(page) {
+            return self.free.push(page);
+        }
+        if self.prefixes.idle() as usize > self.entries.len() / IDLE_SHARE {
+            self.free.extend(self.prefixes.give_up());
+        }
     }
 
     fn forget_if_empty(&mut self, subject: &Subject) {
@@ -405,15 +459,19 @@ impl Pool {
             let page = Physical(i as u32);
             assert_eq!(entry.owners, owners.get(&page).copied().unwrap_or(0), "owners of {page:?}");
             assert_eq!(entry.holds, holds.get(&page).copied().unwrap_or(0), "holds of {page:?}");
-            let idle = entry.owners == 0 && entry.holds == 0;
-            assert_eq!(free.contains(&page), idle, "{page:?} is lost or owned twice");
-            assert_eq!(entry.subject.is_none(), idle, "the charge of {page:?}");
+            let unused = entry.owners == 0 && entry.holds == 0;
+            let kept = self.prefixes.is_idle(page);
+            assert!(!(kept && free.contains(&page)), "{page:?} is idle and free");
+            assert_eq!(kept || free.contains(&page), unused, "{page:?} is lost or owned twice");
+            assert_eq!(entry.subject.is_none(), unused, "the charge of {page:?}");
             if let Some(subject) = &entry.subject {
                 *used.entry(subject).or_default() += 1;
             }
             draining += u32::from(entry.owners == 0 && entry.holds > 0);
         }
         assert_eq!(draining, self.draining);
+        assert!(self.prefixes.idle() as usize <= self.entries.len() / IDLE_SHARE);
+        self.prefixes.check();
         for (subject, scope) in &self.scopes {
             assert_eq!(scope.used, used.get(subject).copied().unwrap_or(0), "used by {subject:?}");
             let instances = self.holders.values().filter(|h| h.subject == *subject).count();

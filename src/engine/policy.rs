@@ -28,7 +28,7 @@ pub enum Room {
 impl Pool {
     /// How `instance` can have `asked` pages more.
     pub fn room(&self, instance: InstanceId, asked: u32) -> Room {
-        let free = self.free.len() as u32;
+        let free = self.available();
         if asked <= free {
             return Room::Fits;
         }
@@ -150,6 +150,7 @@ impl<'a> Fall<'a> {
 pub(super) mod tests {
     use super::*;
     use crate::engine::operation::VirtualId;
+    use crate::engine::prefix::Prefixes;
 
     pub struct World {
         pub pool: Pool,
@@ -158,7 +159,7 @@ pub(super) mod tests {
 
     impl World {
         pub fn new(capacity: u32) -> World {
-            World { pool: Pool::new(capacity), joined: 0 }
+            World { pool: Pool::new(capacity, Prefixes::none()), joined: 0 }
         }
 
         pub fn join(&mut self, subject: &str, pages: u32) -> InstanceId {

@@ -1,10 +1,10 @@
-//! From a pass as the guest built it to a job on physical pages: names, copies on write, what is touched.
+//! From a pass as the guest built it to a job on physical pages: names, known prefixes, copies on write, what is touched.
 //!
-//! Owns: the decisions that fall at submission, in submission order: who gets a copy, which slots are cleared, which
-//! embed goes where. Never: when anything runs. Deciding here and ordering by hazards gives every pass, export and
+//! Owns: the decisions that fall at submission, in submission order: which rows need not run, who gets a copy, which
+//! slots are cleared, which embed goes where. Never: when anything runs. Deciding here and ordering by hazards gives every pass, export and
 //! import the contents they would have if each operation ran the moment it was submitted.
 
-use crate::backend::{DrawKey, Input, Output};
+use crate::backend::{DrawKey, Input, Mask, Output};
 use crate::engine::credit::Credit;
 use crate::engine::hazards::Touch;
 use crate::engine::job::{Move, PassWork};
@@ -13,6 +13,7 @@ use crate::engine::operation::{
     VirtualId,
 };
 use crate::engine::pages::Physical;
+use crate::engine::prefix::Content;
 use crate::engine::state::{Got, Held, State, not_held};
 use crate::identity::InstanceId;
 use crate::observe::stages::{self, Stage};
@@ -20,14 +21,17 @@ use crate::observe::stages::{self, Stage};
 use crate::simulation::plant::{Bug, planted};
 use std::collections::HashSet;
 
-/// The physical side of a pass, before anything is changed.
+/// The physical side of a pass, before it is queued.
 struct Found {
     pages: Vec<Physical>,   // [page of the pass]
     inputs: Vec<Input>,     // [row]
     reads: Vec<Physical>,   // embeds read, each once
     stores: Vec<VirtualId>, // embeds written
-    /// Indexes into `pages` of the written ones that others refer to.
-    shared: Vec<usize>,
+    /// Rows from the first on that need not run: their pages hold already what they would write.
+    known: u32,
+    /// What the written pages will hold, from the one with the first row on; empty where that does not follow from
+    /// tokens alone.
+    contents: Vec<Content>,
     /// Embeds written that others refer to, or that the pass itself reads.
     fresh: HashSet<VirtualId>,
 }
@@ -67,8 +71,11 @@ impl State {
         let instance = queue.instance;
         let misuse = |what| Held::Ends(Notice::Misuse { instance, what });
         pass.check(&self.info).map_err(misuse)?;
-        let found = self.find(instance, pass)?;
-        let needs = [(Kind::Page, found.shared.len()), (Kind::Embed, found.fresh.len())];
+        let mut found = self.find(instance, pass)?;
+        self.reuse(instance, pass, &mut found);
+        let first = self.first_written(pass, &found);
+        let shared = found.pages[first..].iter().filter(|&&page| self.pages.owners(page) > 1);
+        let needs = [(Kind::Page, shared.count()), (Kind::Embed, found.fresh.len())];
         for (kind, count) in needs {
             match self.room(instance, kind, count as u32) {
                 Got::Room => {}
@@ -100,8 +107,6 @@ impl State {
         if let Some(id) = twice {
             return Err(misuse(format!("kv-pages: page {} is written and listed twice", id.0)));
         }
-        let shared = (first_written..pages.len()).filter(|&i| self.pages.owners(pages[i]) > 1);
-        let shared = shared.collect();
 
         let (mut reads, mut inputs) = (Vec::new(), Vec::with_capacity(pass.rows()));
         for input in &pass.inputs {
@@ -130,7 +135,58 @@ impl State {
                 stores.push(to);
             }
         }
-        Ok(Found { pages, inputs, reads, stores, shared, fresh })
+        Ok(Found { pages, inputs, reads, stores, known: 0, contents: Vec::new(), fresh })
+    }
+
+    /// Index of the first page that a row writes which has to run.
+    fn first_written(&self, pass: &Pass, found: &Found) -> usize {
+        let context = pass.len - pass.rows() as u32 + found.known;
+        (context / self.info.page_size) as usize
+    }
+
+    /// Gives the instance, under its names, pages that hold what the first rows of its pass would write. Rows that have
+    /// outputs run all the same, and so does the last. Doing it again, when the pass has waited, changes nothing.
+    fn reuse(&mut self, instance: InstanceId, pass: &Pass, found: &mut Found) {
+        let masked = pass.mask != Mask::Causal;
+        #[cfg(test)]
+        let masked = masked && !planted(Bug::PrefixMask);
+        if masked {
+            return;
+        }
+        let context = pass.len - pass.rows() as u32;
+        let after = self.pages.prefixes.after(&found.pages, context, &found.inputs, &pass.positions);
+        let Some(contents) = after else { return };
+        let size = self.info.page_size;
+        let first = (context / size) as usize;
+        let runs = pass.outputs.iter().map(PassOutput::row).min().unwrap_or(u32::MAX);
+        let runs = context + runs.min(pass.rows() as u32 - 1);
+        let whole = (runs / size) as usize; // Pages before the first row that runs.
+        let mut written = found.pages[first..].to_vec();
+        written.sort_unstable();
+        for (i, content) in (first..whole).zip(&contents) {
+            let own = found.pages[i];
+            if !self.pages.prefixes.holds(own, content) {
+                let Some(subject) = self.pages.subject_of(instance) else { break };
+                let Some(page) = self.pages.prefixes.find(subject, content) else { break };
+                // One that the pass itself is to write is no prefix of it.
+                if !self.pages.is_fresh(own) || written.binary_search(&page).is_ok() {
+                    break;
+                }
+                let foreign = self.pages.subject(page).is_some_and(|charged| charged != subject);
+                if !foreign {
+                    self.pages.adopt(instance, pass.pages[i], page);
+                    found.pages[i] = page;
+                } else {
+                    self.pages.prefixes.write(own, 0, None);
+                    self.add_copy(instance, page, own, size); // A page belongs to one subject.
+                }
+            }
+            found.known = (i as u32 + 1) * size - context;
+        }
+        found.contents = contents;
+        if found.known > 0 {
+            tracing::debug!(target: "engine", %instance, rows = found.known, "known prefix");
+        }
     }
 
     fn queue_pass(
@@ -148,10 +204,19 @@ impl State {
             pass: self.schedule.number_pass(queue),
         };
         #[cfg(test)]
-        self.trace.push(crate::engine::state::Trace::Submitted(queue, pass.clone(), reply.clone()));
-        let context = pass.len - pass.rows() as u32;
+        self.trace.push(crate::engine::state::Trace::Submitted(
+            queue,
+            pass.clone(),
+            found.known,
+            reply.clone(),
+        ));
+        let rows = pass.rows();
+        let (known, context) = (found.known as usize, pass.len - rows as u32 + found.known);
+        let first = self.first_written(&pass, &found);
+        let before = first - (pass.len as usize - rows) / self.info.page_size as usize;
+        let mut contents = found.contents.into_iter().skip(before);
         let mut pages = found.pages;
-        for i in found.shared {
+        for i in first..pages.len() {
             let span = self.span(i, context, pass.len);
             pages[i] = self.own_copy(instance, pass.pages[i], pages[i], span);
         }
@@ -164,6 +229,15 @@ impl State {
             touches.extend((from < to).then(|| touch(from, to, true)));
             let filled = self.pages.filled(at).max(to);
             self.pages.set_filled(at, filled);
+            if i >= first {
+                self.pages.prefixes.write(at, from, contents.next());
+                #[cfg(test)]
+                if planted(Bug::PrefixUnwritten)
+                    && let Some(subject) = self.pages.subject(at).cloned()
+                {
+                    self.pages.prefixes.written(at, &subject);
+                }
+            }
         }
         // A page that is only read may be listed again and again; each time it is the same access. With one touch for
         // each, what follows (holds, hazards) is linear in the pages, however they are listed.
@@ -184,14 +258,17 @@ impl State {
         }
         self.hold(&touches[held..]);
         let (outputs, yields) = self.place_outputs(instance, &pass.outputs);
+        let (mut inputs, mut positions) = (found.inputs, pass.positions);
+        inputs.drain(..known);
+        positions.drain(..known);
         let work = PassWork {
             pages: pages.into_iter().map(Into::into).collect(),
             page_size: self.info.page_size,
             context,
-            begun: 0,
-            inputs: found.inputs,
-            positions: pass.positions,
-            mask: pass.mask,
+            begun: found.known,
+            inputs,
+            positions,
+            mask: pass.mask, // Causal where anything is known.
             outputs,
             draw,
             yielded: vec![None; yields],
@@ -207,8 +284,7 @@ impl State {
         (context.saturating_sub(start).min(size), len.saturating_sub(start).min(size))
     }
 
-    /// Copy on write. The move reads the old page and writes the new one, so hazards put it after what was to be
-    /// written there before, and before what comes.
+    /// Copy on write, where others refer to the page.
     fn own_copy(
         &mut self,
         instance: InstanceId,
@@ -230,7 +306,15 @@ impl State {
         if filled == 0 || (written.0 == 0 && filled <= written.1) {
             return new; // Nothing there, or nothing of it stays.
         }
+        self.add_copy(instance, old, new, filled);
+        new
+    }
+
+    /// Has slots `0..filled` of one page copied to another. Hazards put it after what was to be written to the one
+    /// before, and before whatever comes.
+    fn add_copy(&mut self, instance: InstanceId, old: Physical, new: Physical, filled: u32) {
         self.pages.set_filled(new, filled);
+        self.pages.prefixes.copy(old, new);
         let touch = |at, to, write| Touch { kind: Kind::Page, at, from: 0, to, write };
         let touches = vec![touch(old, filled, false), touch(new, self.info.page_size, true)];
         #[cfg(test)]
@@ -238,7 +322,6 @@ impl State {
         self.hold(&touches);
         let step = Move::Copy { from: old.into(), to: new.into() };
         self.schedule.add_move(instance, step, touches);
-        new
     }
 
     /// A pass sees slots `0..seen`: those that nothing has written are zero, not what an earlier owner left there.

@@ -446,6 +446,11 @@ impl Schedule {
         self.hazards.writers(kind, at).any(|id| self.jobs.get(&id).is_some_and(is_its_pass))
     }
 
+    /// Whether anything queued writes the page.
+    pub fn is_written(&self, page: Physical) -> bool {
+        self.hazards.writers(Kind::Page, page).next().is_some()
+    }
+
     /// The instance has left: its jobs that nobody else needs are taken out and returned. Needed is what writes a page
     /// that is `owned` (the instance's own names are gone) or that another instance's operation reads, and what
     /// those depend on. What stays is ordered by its hazards; the chain of its queue may have lost a link, which

@@ -11,6 +11,7 @@ use crate::engine::operation::{
 };
 use crate::engine::pages::{Physical, Pool};
 use crate::engine::policy::Room;
+use crate::engine::prefix::{Prefixes, Reuse};
 use crate::engine::schedule::{Budget, Plan, Schedule};
 use crate::identity::{InstanceId, Subject};
 use crate::limits::BACKLOG_PER_INSTANCE;
@@ -58,11 +59,11 @@ pub(super) enum Got {
 }
 
 impl State {
-    pub fn new(info: &Info) -> State {
+    pub fn new(info: &Info, reuse: &Reuse) -> State {
         State {
             info: info.clone(),
-            pages: Pool::new(info.pages),
-            embeds: Pool::new(info.embeds),
+            pages: Pool::new(info.pages, Prefixes::new(info.pages, info.page_size, reuse)),
+            embeds: Pool::new(info.embeds, Prefixes::none()),
             schedule: Schedule::new(info.pages, info.embeds),
             members: HashMap::new(),
             joined: 0,
@@ -365,6 +366,11 @@ impl State {
         });
         let lost = Lost("the instance has ended".into());
         for job in dropped {
+            // A pass that is kept may have written there before.
+            let written = job.touches.iter().filter(|t| t.write && t.kind == Kind::Page);
+            #[cfg(test)]
+            let written = written.filter(|_| !planted(Bug::PrefixDropped));
+            written.for_each(|touch| self.pages.prefixes.empty(touch.at));
             self.unhold(&job);
             self.answer_lost(job.work, &lost);
         }
@@ -398,6 +404,7 @@ impl State {
 
     fn settle_done(&mut self) {
         for mut job in self.schedule.take_done() {
+            self.index(&job); // Before the pages are let go: those that nobody owns are kept for what they hold.
             self.unhold(&job);
             drop(job.credit.take()); // Before the guest runs: it finds the room.
             match job.work {
@@ -445,6 +452,20 @@ impl State {
             | Command::Deallocate { .. }
             | Command::Close { .. }
             | Command::SetPriority { .. } => {}
+        }
+    }
+
+    /// What a pass has written whole may be found from now on, unless something queued is going to write there again.
+    fn index(&mut self, job: &Job) {
+        if !matches!(job.work, Work::Pass(..)) {
+            return;
+        }
+        for touch in job.touches.iter().filter(|t| t.write && t.kind == Kind::Page) {
+            if !self.schedule.is_written(touch.at)
+                && let Some(subject) = self.pages.subject(touch.at).cloned()
+            {
+                self.pages.prefixes.written(touch.at, &subject);
+            }
         }
     }
 
@@ -515,5 +536,6 @@ pub(super) enum Trace {
     Exported(InstanceId, Kind, Vec<VirtualId>, String),
     Imported(InstanceId, Kind, String, Vec<VirtualId>),
     Released(InstanceId, Kind, String),
-    Submitted(QueueId, crate::engine::operation::Pass, Reply<crate::engine::operation::PassResult>),
+    /// With the number of rows that need not run.
+    Submitted(QueueId, crate::engine::operation::Pass, u32, Reply<crate::engine::operation::PassResult>),
 }

@@ -8,7 +8,7 @@ use super::function::{Lowered, Suspended};
 use super::{Cx, Trap, interface};
 use crate::backend::{Backend, Batch, Fault, Info, Outcome, Output, PageId, Produced, TokenId};
 use crate::engine::operation::{Command, Notice};
-use crate::engine::{Engine, Handle, credit::Credits};
+use crate::engine::{Engine, Handle, Reuse, credit::Credits};
 use crate::exchange::{Exchange, Mailbox};
 use crate::identity::{InstanceId, Subject};
 use crate::model::toy::{TOY_VOCAB, Toy};
@@ -90,7 +90,8 @@ impl House {
             hidden: 64,
         };
         let (sender, notices) = bounded(64);
-        let engine = Engine::start(Box::new(Parrot(info)), Box::new(()), sender, |_| ()).expect("a thread");
+        let engine = Engine::start(Box::new(Parrot(info)), Box::new(()), &Reuse::default(), sender, |_| ())
+            .expect("a thread");
         House { engine, exchange: Arc::default(), notices }
     }
 }

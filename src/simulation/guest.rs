@@ -245,7 +245,8 @@ impl Guest {
 
     async fn submit(&mut self) -> Result<(), Stopped> {
         let capacity = self.engine.info().pages;
-        let Some(pass) = self.random.pass(&self.held, capacity) else { return self.allocate().await };
+        let common = self.random.one_in(4);
+        let Some(pass) = self.random.pass(&self.held, capacity, common) else { return self.allocate().await };
         self.note_stores(&pass);
         let (queue, reply) = (self.queue(), Reply::default());
         self.results.push(Reply::clone(&reply));

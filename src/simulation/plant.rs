@@ -28,6 +28,18 @@ pub enum Bug {
     Holds,
     /// A chunk's outputs count from the chunk.
     ChunkOrdinals,
+    /// A page that was written over is found by what it held.
+    PrefixStale,
+    /// A page is found before it has been written.
+    PrefixUnwritten,
+    /// What a dropped pass was to write counts as written.
+    PrefixDropped,
+    /// Pages are a prefix in whatever order they are listed.
+    PrefixOrder,
+    /// Tokens at other positions are the same prefix.
+    PrefixPositions,
+    /// Rows that do not attend all before them are the same prefix.
+    PrefixMask,
 
     // ---- events, sessions, connections ----
     /// An event for which there is no room is dropped.
@@ -98,7 +110,7 @@ pub const BOX: [Bug; 19] = [
 ];
 
 /// For the simulation of the engine alone.
-pub const ENGINE: [Bug; 11] = [
+pub const ENGINE: [Bug; 16] = [
     Bug::Owners,
     Bug::CopyOnWrite,
     Bug::CopyTooEarly,
@@ -110,6 +122,11 @@ pub const ENGINE: [Bug; 11] = [
     Bug::Clearing,
     Bug::Holds,
     Bug::ChunkOrdinals,
+    Bug::PrefixStale,
+    Bug::PrefixUnwritten,
+    Bug::PrefixOrder,
+    Bug::PrefixPositions,
+    Bug::PrefixMask,
 ];
 
 thread_local! {

@@ -12,6 +12,7 @@
 //!        ├ attend.rs  who attends what             └ attention.rs  softmax and sums over pages
 //!        └ vector.rs  norms, rotations, activations
 //!     lanes/          the machine's vectors under all of them     shared.rs  memory that ranks write together
+//!     memory.rs       how many pages there is room for
 //! ```
 //! The instruction set is chosen when the model is loaded ([`Path`]). [`CpuOptions::exact`] makes all weights f32
 //! and plain Rust their kernels: slow, and what everything else is measured against.
@@ -21,6 +22,7 @@ mod attention;
 mod forward;
 mod kernels;
 mod lanes;
+mod memory;
 mod outputs;
 mod packed;
 mod pages;
@@ -38,6 +40,7 @@ mod weights;
 
 use super::crew::Crew;
 use super::{Backend, Batch, Fault, Info, Outcome, PageId};
+use crate::limits::{KV_SHARE, KV_TOKENS_FLOOR};
 use crate::model::Model;
 use crate::model::shape::Shape;
 use attend::Plan;
@@ -55,8 +58,9 @@ use weights::Weights;
 /// The sizes that the operator chooses.
 #[derive(Clone, Copy, Debug)]
 pub struct CpuOptions {
-    /// KV pages in the pool; [`Cpu::page_bytes`] says what one takes.
-    pub pages: u32,
+    /// KV pages in the pool; [`Cpu::page_bytes`] says what one takes. None: as many as a share of the memory holds that
+    /// is free once the weights are there, which the log then says.
+    pub pages: Option<u32>,
     /// Tokens per KV page.
     pub page_size: u32,
     /// Embedding slots.
@@ -126,15 +130,20 @@ impl Cpu {
     /// needed); K/V pages take memory as they are first written.
     pub fn load(model: Arc<Model>, options: CpuOptions, crew: Arc<Crew>) -> Result<Cpu, CpuError> {
         let CpuOptions { pages, page_size, embeds, batch_tokens, kv, exact } = options;
-        for (option, value) in [("pages", pages), ("page_size", page_size), ("batch_tokens", batch_tokens)] {
+        for (option, value) in
+            [("pages", pages.unwrap_or(1)), ("page_size", page_size), ("batch_tokens", batch_tokens)]
+        {
             if value == 0 {
                 return Err(CpuError::Zero(option));
             }
         }
         let shape = &model.shape;
+        let page_bytes = Cpu::page_bytes(shape, page_size, kv);
         // Asked for as a whole and given back: the system may grant each layer's pages where it cannot hold them all.
         let room = |bytes| Vec::<u8>::new().try_reserve_exact(bytes).is_ok();
-        if !Cpu::page_bytes(shape, page_size, kv).checked_mul(pages as usize).is_some_and(room) {
+        if let Some(pages) = pages
+            && !page_bytes.checked_mul(pages as usize).is_some_and(room)
+        {
             return Err(CpuError::TooLarge(pages));
         }
         let path = if exact { Path::plain() } else { Path::widest() };
@@ -142,6 +151,17 @@ impl Cpu {
         if let Err(error) = model.gguf.forget() {
             tracing::warn!(%error, "the model file's pages stay in memory beside the packed weights");
         }
+        let pages = pages.unwrap_or_else(|| {
+            let free = memory::free().unwrap_or(0);
+            let pages = memory::pages(free, page_bytes, page_size);
+            tracing::info!(
+                "{pages} KV pages of {page_size} tokens, {} MB when all are in use: 1/{KV_SHARE} of the {} MB that are free, \
+                 {KV_TOKENS_FLOOR} tokens at least",
+                pages as usize * page_bytes / 1_000_000,
+                free / 1_000_000,
+            );
+            pages
+        });
         let threads = if crew.size() == 1 { "thread" } else { "threads" };
         let weight = if exact { ", exact weights" } else { "" };
         let info = Info {

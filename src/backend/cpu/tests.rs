@@ -14,7 +14,7 @@ const KEY: DrawKey = DrawKey { seed: 7, queue: 1, pass: 2 };
 const EXACT: (bool, KvFormat) = (true, KvFormat::F32);
 
 fn load_as((exact, kv): (bool, KvFormat), model: &Arc<Model>, page_size: u32, threads: usize) -> Cpu {
-    let options = CpuOptions { pages: 64, page_size, embeds: 8, batch_tokens: 64, kv, exact };
+    let options = CpuOptions { pages: Some(64), page_size, embeds: 8, batch_tokens: 64, kv, exact };
     Cpu::load(model.clone(), options, Crew::threads(threads)).unwrap_or_else(|error| panic!("{error}"))
 }
 
@@ -374,12 +374,18 @@ fn a_row_that_is_not_finite_leaves_nothing_to_later_batches() {
 #[test]
 fn what_cannot_be_is_refused() {
     let model = Toy::default().model();
-    let zero =
-        CpuOptions { pages: 0, page_size: 16, embeds: 0, batch_tokens: 4, kv: KvFormat::F16, exact: false };
+    let zero = CpuOptions {
+        pages: Some(0),
+        page_size: 16,
+        embeds: 0,
+        batch_tokens: 4,
+        kv: KvFormat::F16,
+        exact: false,
+    };
     let refused =
         |options| Cpu::load(model.clone(), options, Crew::threads(1)).err().map(|error| error.to_string());
     assert!(refused(zero).is_some_and(|said| said.contains("pages is 0")));
-    let vast = CpuOptions { pages: u32::MAX, page_size: u32::MAX, ..zero };
+    let vast = CpuOptions { pages: Some(u32::MAX), page_size: u32::MAX, ..zero };
     assert!(refused(vast).is_some_and(|said| said.contains("lower kv_tokens")));
 
     let mut cpu = load(&model, 16, 1);

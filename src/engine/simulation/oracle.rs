@@ -88,7 +88,7 @@ impl Oracle {
                 let key = (self.member(instance).subject.clone(), kind, name);
                 assert!(self.exports.remove(&key).is_some(), "released what was not there");
             }
-            Trace::Submitted(queue, pass, reply) => self.run(queue, pass, reply),
+            Trace::Submitted(queue, pass, known, reply) => self.run(queue, pass, known, reply),
         }
     }
 
@@ -115,7 +115,8 @@ impl Oracle {
         }
     }
 
-    fn run(&mut self, queue: QueueId, pass: Pass, reply: Reply<PassResult>) {
+    /// The first `known` rows are not run by the engine: others have, so the pages do not wait for this pass.
+    fn run(&mut self, queue: QueueId, pass: Pass, known: u32, reply: Reply<PassResult>) {
         let ordinal = self.passes.entry(queue).or_default();
         let pass_ordinal = *ordinal;
         *ordinal += 1;
@@ -143,7 +144,9 @@ impl Oracle {
             let page = member.names.get_mut(&(Kind::Page, pass.pages[slot / size]));
             let page = page.expect("a page not held");
             page.slots[slot % size] = Some(content);
-            page.writers.push((queue.instance, reply.clone()));
+            if slot >= context + known as usize {
+                page.writers.push((queue.instance, reply.clone()));
+            }
         }
         let (mut produced, mut stores) = (Vec::new(), Vec::new());
         for (ordinal, output) in pass.outputs.iter().enumerate() {

@@ -68,15 +68,44 @@ impl Random {
         if attends { runs } else { vec![total] } // A row that attends nothing is malformed.
     }
 
-    /// A well-formed pass on what its guest holds, in a pool of `capacity` pages; none without a page.
-    pub fn pass(&mut self, held: &Held, capacity: u32) -> Option<Pass> {
+    /// A token that is nearly always the same: guests compute what others have.
+    fn common_token(&mut self) -> PassInput {
+        PassInput::Token(TokenId(u32::from(self.one_in(12))))
+    }
+
+    fn common_position(&mut self, slot: u32) -> u32 {
+        slot % PAGE + u32::from(self.one_in(40))
+    }
+
+    /// A pass of common rows that fill pages, from slot `context` of `pages` on.
+    pub fn prompt(&mut self, pages: Vec<VirtualId>, context: u32) -> Pass {
+        let spare = if self.one_in(4) { self.below(PAGE) } else { 0 };
+        let len = PAGE * pages.len() as u32 - spare;
+        let rows = len - context;
+        let inputs = (0..rows).map(|_| self.common_token()).collect();
+        let positions = (context..len).map(|slot| self.common_position(slot)).collect();
+        let sampler = Sampler::Multinomial { temperature: 1.0 };
+        let outputs = match self.below(4) {
+            0 => Vec::new(),
+            _ => vec![PassOutput::Token { row: rows - 1, sampler }],
+        };
+        Pass { pages, len, inputs, positions, mask: Mask::Causal, outputs }
+    }
+
+    /// A well-formed pass on what its guest holds, in a pool of `capacity` pages; none without a page. `common`: of rows
+    /// that others may have computed.
+    pub fn pass(&mut self, held: &Held, capacity: u32, common: bool) -> Option<Pass> {
         let mut pages = self.some(&held.pages, 5);
         let count = pages.len() as u32;
         if count == 0 {
             return None;
         }
         let len = PAGE * (count - 1) + 1 + self.below(PAGE);
-        let rows = if self.one_in(2) { 1 } else { 1 + self.below(len.min(14)) };
+        let rows = match self.below(4) {
+            0 if common => len,
+            0 | 1 if !common => 1,
+            _ => 1 + self.below(len.min(14)),
+        };
         let context = len - rows;
         if context >= 2 * PAGE && self.one_in(4) {
             pages[0] = pages[1]; // Seen twice, which is odd and allowed.
@@ -89,12 +118,18 @@ impl Random {
             (len, context) = (len + again * PAGE, context + again * PAGE);
         }
         let input = |random: &mut Random| match random.pick(&held.written) {
+            _ if common => random.common_token(),
             Some(&id) if random.one_in(3) => PassInput::Embed(id),
             _ => PassInput::Token(TokenId(random.below(100))),
         };
         let inputs = (0..rows).map(|_| input(self)).collect();
-        let positions = (0..rows).map(|_| self.below(1000)).collect();
-        let mask = if self.one_in(2) {
+        let position = |random: &mut Random, slot| match common {
+            true => random.common_position(slot),
+            false => random.below(1000),
+        };
+        let positions = (context..len).map(|slot| position(self, slot)).collect();
+        let causal = if common { !self.one_in(8) } else { self.one_in(2) };
+        let mask = if causal {
             Mask::Causal
         } else {
             Mask::Runs((0..rows).map(|row| self.runs(context + row + 1)).collect())

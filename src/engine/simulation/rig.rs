@@ -5,13 +5,14 @@
 
 use super::fake::Fake;
 use super::oracle::Oracle;
-use super::random::Random;
-use crate::backend::{Backend, Info, Outcome};
+use super::random::{PAGE, Random};
+use crate::backend::{Backend, Info, Outcome, TokenId};
 use crate::engine::job::Move;
 use crate::engine::operation::{
     Command, Kind, Leave, Notice, Operation, PassResult, QueueId, Refusal, Reply, VirtualId,
 };
 use crate::engine::pages::Physical;
+use crate::engine::prefix::Reuse;
 use crate::engine::schedule::Budget;
 use crate::engine::state::State;
 use crate::identity::{InstanceId, Subject};
@@ -30,7 +31,8 @@ pub struct Rig {
 impl Rig {
     pub fn new(info: Info) -> Rig {
         Rig {
-            state: State::new(&info),
+            // One whole page of what prompts often begin with is public.
+            state: State::new(&info, &Reuse { on: true, public: vec![vec![TokenId(0); PAGE as usize]] }),
             fake: Fake::new(info.clone()),
             oracle: Oracle::new(info),
             passes: BTreeMap::new(),
