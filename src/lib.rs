@@ -29,7 +29,8 @@
 //! 3. The program store hands over the validated component, translated once ([`program`]).
 //! 4. An instance starts: its own store, fuel, memory limit, handle table ([`runtime`]).
 //! 5. The guest calls the host; a call that must wait suspends the guest and frees the worker ([`host`]).
-//! 6. The operation is validated completely, then enters its queue, a stream.
+//! 6. The operation is validated completely, its pages are found, rows that were computed before fall away; then it enters
+//!    its queue, a stream.
 //! 7. The engine, each time the device is free, takes what is ready: all priorities, all queues, up to a budget of
 //!    rows and of measured time, long prompts in chunks ([`engine`]).
 //! 8. The backend runs one batch: append K/V, attend, gather the rows that have outputs, head, sample ([`backend`]).
