@@ -17,7 +17,7 @@ pub const FORWARD: &str = "inferlet:core/forward";
 pub const POLL: &str = "wasi:io/poll@0.2.4";
 
 /// Beyond what anything takes on a loaded machine: then it hangs.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Why a guest goes no further.
 #[derive(Debug)]
@@ -98,6 +98,9 @@ impl Guest {
                 None => result = wild.value,
             }
         }
+        if let Some(notice) = self.told() {
+            return Err(End::Notice(notice));
+        }
         let notices = self.bed.house.notices.clone();
         let (instance, others) = (self.instance, self.others.clone());
         let ending = async move {
@@ -109,12 +112,9 @@ impl Guest {
                 }
             }
         };
-        let silence = async {
-            smol::Timer::after(PATIENCE).await;
-            panic!("{name} has not answered in {PATIENCE:?}")
-        };
         self.bed.call_waiting(place, name, values, result, |pending| {
-            smol::block_on(async { pending.await.map_err(End::Trap) }.or(ending).or(silence))
+            // Not smol's own: that would look after timers and sockets at every call.
+            smol::future::block_on(async { pending.await.map_err(End::Trap) }.or(ending))
         })
     }
 
@@ -122,15 +122,20 @@ impl Guest {
     pub fn given_up(&mut self) -> Notice {
         let since = std::time::Instant::now();
         loop {
-            let mut others = self.others.lock().expect("unpoisoned");
-            others.extend(std::iter::from_fn(|| self.bed.house.notices.try_recv().ok()));
-            if let Some(at) = others.iter().position(|notice| subject_of(notice) == self.instance) {
-                return others.swap_remove(at);
+            if let Some(notice) = self.told() {
+                return notice;
             }
-            drop(others);
             assert!(since.elapsed() < PATIENCE, "the engine lets it live");
             std::thread::sleep(Duration::from_micros(50));
         }
+    }
+
+    /// What the engine has said of this instance by now, to whomever.
+    fn told(&self) -> Option<Notice> {
+        let mut others = self.others.lock().expect("unpoisoned");
+        others.extend(std::iter::from_fn(|| self.bed.house.notices.try_recv().ok()));
+        let at = others.iter().position(|notice| subject_of(notice) == self.instance)?;
+        Some(others.swap_remove(at))
     }
 
     pub fn new_queue(&mut self) -> Result<u32, End> {

@@ -26,14 +26,14 @@ use attempt::{Answer, Attempt, Order, take};
 use bystander::Bystander;
 use errand::{ERRANDS, KEPT};
 use fault::{ANY, FAULTS, Fate, Fault};
-use guest::{End, Guest, Others, subject_of};
+use guest::{End, Guest, Others, PATIENCE, subject_of};
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, LazyLock, Mutex};
+use std::sync::{Arc, LazyLock, Mutex, mpsc};
 use std::time::{Duration, Instant};
 use watched::Watched;
 
 /// Passes of one seed; together a few more than 20,000.
-const PASSES: usize = 5_100;
+const PASSES: usize = 5_010;
 const SEEDS: [u64; 4] = [1, 2, 3, 4];
 /// How many steps a bystander pauses between two passes, on average.
 const PAUSE: usize = 6;
@@ -103,14 +103,35 @@ impl Drop for Place {
     }
 }
 
+/// Ends the process when there is no step for too long: a call that never answers cannot be left otherwise.
+fn watch(steps: mpsc::Receiver<usize>, seed: u64) {
+    let mut last = 0;
+    loop {
+        match steps.recv_timeout(PATIENCE) {
+            Ok(step) => last = step,
+            Err(mpsc::RecvTimeoutError::Disconnected) => return,
+            Err(mpsc::RecvTimeoutError::Timeout) => {
+                eprintln!("run({seed}, {PASSES}) hangs at step {last}");
+                std::process::abort();
+            }
+        }
+    }
+}
+
 fn run(seed: u64, passes: usize) -> Counts {
+    let (stepping, steps) = mpsc::channel();
+    std::thread::spawn(move || watch(steps, seed));
     let mut place = Place { seed, passes, step: 0, what: "alone".to_owned() };
     let mut world = World::new(seed);
     while world.counts.passes < passes {
         place.step += 1;
+        if place.step % 64 == 1 {
+            stepping.send(place.step).expect("it watches");
+        }
         world.step(&mut place.what);
     }
     place.what = "the end".to_owned();
+    stepping.send(place.step).expect("it watches");
     world.finish()
 }
 
