@@ -334,7 +334,8 @@ impl Soak {
                 break;
             }
             if instances == 0 && exports > 0 {
-                let (names, mut client) = (self.names.borrow().clone(), Client::connect(&self.server).await);
+                let names = self.names.borrow().clone();
+                let mut client = Client::connect(&self.server).await;
                 for name in names {
                     self.release(&mut client, &name).await;
                 }
@@ -383,6 +384,9 @@ struct Rest {
     kept: usize,
     kept_bytes: u64,
 }
+
+/// What is compared.
+type Figure = fn(&Rest) -> usize;
 
 impl Rest {
     fn of(server: &Server) -> Rest {
@@ -468,10 +472,9 @@ fn nothing_is_left_of_many_launches() {
             looks.push(rest);
         }
         println!("{:?} in {:.0?}", soak.tally.borrow(), since.elapsed());
-        let mean = |looks: &[Rest], of: fn(&Rest) -> usize| looks.iter().map(of).sum::<usize>() / looks.len();
+        let mean = |looks: &[Rest], of: Figure| looks.iter().map(of).sum::<usize>() / looks.len();
         let (before, after) = (&looks[WARM_UP - LOOKS..WARM_UP], &looks[ROUNDS - LOOKS..]);
-        let figures: [(&str, fn(&Rest) -> usize); 2] =
-            [("own", |rest| rest.own), ("resident", |rest| rest.resident)];
+        let figures: [(&str, Figure); 2] = [("own", |rest| rest.own), ("resident", |rest| rest.resident)];
         for (name, of) in figures {
             let (before, after) = (mean(before, of), mean(after, of));
             println!("{name} memory: {before} KiB once warm, {after} KiB at the end");

@@ -277,7 +277,7 @@ faults! {
     };
     // ---- pointers and lengths ----
     "a list outside of memory" Ends ["outside"], |_, g, r| {
-        let at = [16 << 20, (16 << 20) - 4, 1 << 31, u32::MAX & !3][r.below(4)];
+        let at = [16 << 20, (16 << 20) - 4, 1 << 31, u32::MAX - 3][r.below(4)];
         wild(g, "input-tokens", 1 + 2 * r.below(2), at) && wild(g, "input-tokens", 2, 2) && wild(g, "input-tokens", 4, 2)
     };
     "pages outside of memory" Ends ["outside"], |_, g, r| {
@@ -298,11 +298,11 @@ faults! {
     };
     "a mask outside of memory" Ends ["outside"], |a, g, r| {
         masked(a);
-        wild(g, "attention-mask", 1 + r.below(2), [1 << 25, 1 << 31, u32::MAX & !3][r.below(3)])
+        wild(g, "attention-mask", 1 + r.below(2), [1 << 25, 1 << 31, u32::MAX - 3][r.below(3)])
     };
     "a mask row outside of memory" Ends ["outside"], |a, _, r| {
         let rows = masked(a).len();
-        a.mask_word = Some((r.below((2 * rows).max(1)), [1 << 25, 1 << 31, u32::MAX & !3][r.below(3)]));
+        a.mask_word = Some((r.below((2 * rows).max(1)), [1 << 25, 1 << 31, u32::MAX - 3][r.below(3)]));
         true
     };
     "a mask row that is not aligned" Ends ["aligned"], |a, _, r| {
@@ -317,7 +317,7 @@ faults! {
         r.below(10) == 0 && wild(g, "attention-mask", 2, 1 << 20)
     };
     "an answer outside of memory" Ends ["outside"], |_, g, r| {
-        wild(g, EXECUTE, 1, [16 << 20, 1 << 31, u32::MAX & !3][r.below(3)])
+        wild(g, EXECUTE, 1, [16 << 20, 1 << 31, u32::MAX - 3][r.below(3)])
     };
     "an answer where nothing is aligned" Ends ["aligned"], |_, g, r| wild(g, EXECUTE, 1, 1025 + r.below(3) as u32);
 }

@@ -40,6 +40,8 @@ const PAUSE: usize = 6;
 
 #[test]
 fn malformed_passes_end_their_own_guest_and_change_nobody_elses_pages() {
+    // Or the allocator zeroes every guest's memory by hand: half of the time.
+    crate::backend::heap::give_back_what_is_freed();
     let since = Instant::now();
     let mut all = Counts::default();
     for seed in SEEDS {
