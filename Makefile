@@ -37,6 +37,14 @@ test: toolchain inferlets model venv ## run every test, the Python client's too
 	@TARTLET_MODEL="$(abspath $(MODEL))" TARTLET_PYTHON="$(abspath $(VENV))/bin/python" \
 	  $(CARGO) test --locked --no-fail-fast
 
+# The suite has a small one; this takes minutes.
+LAUNCHES  ?= 10000
+
+.PHONY: soak
+soak: toolchain inferlets ## launch mixed programs by the thousand and see that nothing is left of them; LAUNCHES=10000
+	$(call say,soak)
+	@TARTLET_SOAK=$(LAUNCHES) $(CARGO) test --locked --test soak -- --nocapture
+
 # Vector kernels read and write by pointers; this finds one that leaves its array. Leaks are no such thing, and a test
 # makes some on purpose.
 .PHONY: sanitize

@@ -350,4 +350,141 @@ mod tests {
         drop(open);
         assert!(topics.subscribe(&me, "one more").is_ok());
     }
+
+    /// A subscriber that reads, on a task of its own; what it heard.
+    struct Reader {
+        subscription: Arc<Subscription>,
+        /// The number of the first post that it must hear.
+        from: u64,
+        /// The number of the next.
+        next: Arc<AtomicU64>,
+        task: smol::Task<()>,
+    }
+
+    impl Reader {
+        fn new(topics: &Topics, me: &Subject, from: u64, executor: &smol::Executor<'static>) -> Reader {
+            let subscription = Arc::new(topics.subscribe(me, "t").expect("room"));
+            let next = Arc::new(AtomicU64::new(from));
+            let (heard, reading) = (next.clone(), subscription.clone());
+            let task = executor.spawn(async move {
+                loop {
+                    reading.wait().await;
+                    let Some(post) = reading.take() else { return }; // unsubscribed
+                    let number = number_of(&post);
+                    assert_eq!(heard.load(Ordering::Relaxed), number, "in order, each once");
+                    heard.store(number + 1, Ordering::Relaxed);
+                }
+            });
+            Reader { subscription, from, next, task }
+        }
+
+        fn is_at(&self, number: u64) -> bool {
+            self.next.load(Ordering::Relaxed) == number || self.task.is_finished()
+        }
+
+        /// Unsubscribes, which wakes it; it has heard all from its first to this.
+        async fn leave(self, end: u64) {
+            self.subscription.unsubscribe();
+            self.task.await;
+            assert_eq!(self.next.load(Ordering::Relaxed), end, "from {} on", self.from);
+            assert_eq!(self.subscription.dropped(), 0);
+        }
+    }
+
+    /// A post is its number, and spaces that make it long.
+    fn number_of(post: &str) -> u64 {
+        let number = post.split(' ').next();
+        number.and_then(|number| number.parse().ok()).expect("a number")
+    }
+
+    /// The posts that a topic still has after these: as many of the last as fit.
+    fn remembered(lengths: &[usize]) -> usize {
+        let mut bytes = 0;
+        let fits = |length: &&usize| {
+            bytes += **length;
+            bytes <= limits::TOPIC_BYTES
+        };
+        lengths.iter().rev().take(limits::TOPIC_POSTS).take_while(fits).count()
+    }
+
+    /// 800 that read, on several threads, and 200 that never do; all along some come and some go.
+    #[test]
+    fn a_slow_subscriber_among_a_thousand_delays_nobody_and_costs_nobody_a_post() {
+        const SEED: u64 = 5;
+        println!("seed {SEED}");
+        let mut random = crate::model::toy::Random::new(SEED);
+        let (topics, me) = (Topics::default(), Subject::new("a"));
+        let executor = Arc::new(smol::Executor::new());
+        let (stop, stopped) = smol::channel::bounded::<()>(1);
+        let threads: Vec<_> = (0..3)
+            .map(|_| {
+                let (executor, stopped) = (executor.clone(), stopped.clone());
+                std::thread::spawn(move || {
+                    let _closed = block_on(executor.run(stopped.recv()));
+                })
+            })
+            .collect();
+        let mut readers: Vec<Reader> = (0..800).map(|_| Reader::new(&topics, &me, 0, &executor)).collect();
+        let slow: Vec<Subscription> = (0..200).map(|_| topics.subscribe(&me, "t").expect("room")).collect();
+        let (mut lengths, mut lost_by_leavers) = (Vec::<usize>::new(), 0);
+        while lengths.len() < 2000 {
+            // As many posts at once as the topic remembers: more would cost those that read posts too.
+            let (many, mut bytes) = (1 + random.below(limits::TOPIC_POSTS), 0);
+            for _ in 0..many {
+                let length = [8, 8, 8, 2000, limits::MESSAGE_BYTES / 3][random.below(5)];
+                bytes += 8 + length;
+                if bytes > limits::TOPIC_BYTES {
+                    break;
+                }
+                let post = format!("{}{}", lengths.len(), " ".repeat(length));
+                assert_eq!(topics.broadcast(&me, "t", &post), Ok(readers.len() + slow.len()));
+                lengths.push(post.len());
+                let scopes = topics.0.lock();
+                let log = lock(&scopes[&me].topics["t"].log);
+                assert_eq!(log.posts.len(), remembered(&lengths));
+                assert_eq!(log.bytes, log.posts.iter().map(|post| post.len()).sum::<usize>());
+                assert_eq!((log.bytes, scopes[&me].topics.len()), (scopes[&me].bytes, 1));
+            }
+            let end = lengths.len() as u64;
+            block_on(async {
+                while !readers.iter().all(|reader| reader.is_at(end)) {
+                    smol::future::yield_now().await;
+                }
+                for _ in 0..random.below(20) {
+                    readers.swap_remove(random.below(readers.len())).leave(end).await;
+                }
+            });
+            readers.extend((0..random.below(20)).map(|_| Reader::new(&topics, &me, end, &executor)));
+            // One that never reads and goes has lost nothing that was counted: it never asked.
+            if random.below(4) == 0 {
+                let passing = topics.subscribe(&me, "t").expect("room");
+                let reached = topics.broadcast(&me, "t", &format!("{end}"));
+                assert_eq!(reached, Ok(readers.len() + slow.len() + 1));
+                lengths.push(end.to_string().len());
+                block_on(async {
+                    while !readers.iter().all(|reader| reader.is_at(end + 1)) {
+                        smol::future::yield_now().await;
+                    }
+                });
+                lost_by_leavers += passing.dropped();
+            }
+        }
+        let (end, kept) = (lengths.len() as u64, remembered(&lengths) as u64);
+        for subscription in &slow {
+            let heard: Vec<u64> =
+                std::iter::from_fn(|| subscription.take()).map(|post| number_of(&post)).collect();
+            assert_eq!(heard, (end - kept..end).collect::<Vec<u64>>(), "the oldest are lost, and only they");
+            assert_eq!(subscription.dropped(), end - kept);
+        }
+        assert_eq!((topics.dropped(), lost_by_leavers), (slow.len() as u64 * (end - kept), 0));
+        block_on(async {
+            for reader in readers {
+                reader.leave(end).await;
+            }
+        });
+        drop(slow);
+        assert!(topics.0.lock().is_empty());
+        drop(stop);
+        threads.into_iter().for_each(|thread| thread.join().expect("it ran tasks"));
+    }
 }

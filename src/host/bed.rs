@@ -4,19 +4,20 @@
 //! binary.
 
 use super::abi::Canon;
-use super::function::{Lowered, Suspended};
+use super::function::{Finish, Lowered, Pending, Suspended};
 use super::{Cx, Trap, interface};
 use crate::backend::{Backend, Batch, Fault, Info, Outcome, Output, PageId, Produced, TokenId};
 use crate::engine::operation::{Command, Notice};
 use crate::engine::{Engine, Handle, Reuse, credit::Credits};
 use crate::exchange::{Exchange, Mailbox};
 use crate::identity::{InstanceId, Subject};
+use crate::model::Model;
 use crate::model::toy::{TOY_VOCAB, Toy};
 use crate::runtime::quota::{Allowance, Quotas};
 use crate::runtime::{Directory, events};
 use smol::channel::{Receiver, bounded};
 use std::sync::Arc;
-use wasmi::{AsContextMut, Config, Instance, Linker, Module, Store, Val};
+use wasmi::{AsContextMut, Config, Global, Instance, Linker, Module, Store, Val};
 
 /// Slots in a page of the parrot.
 pub const PAGE: u32 = 4;
@@ -54,10 +55,10 @@ impl Backend for Parrot {
     }
 }
 
-/// Memory of 16 MiB, the upper half handed out from its start and never taken back.
+/// Memory of 16 MiB, the upper half handed out from its start; [`Bed::forget_answers`] takes all of it back.
 const PROGRAM: &str = r#"(module
     (memory (export "memory") 256)
-    (global $free (mut i32) (i32.const 0x800000))
+    (global $free (export "free") (mut i32) (i32.const 0x800000))
     (func (export "cabi_realloc") (param i32 i32 i32 i32) (result i32)
         (global.set $free (i32.and
             (i32.add (global.get $free) (i32.sub (local.get 2) (i32.const 1)))
@@ -65,8 +66,10 @@ const PROGRAM: &str = r#"(module
         (global.get $free)
         (global.set $free (i32.add (global.get $free) (local.get 3)))))"#;
 
+/// Where the upper half starts.
+const ANSWERS: i32 = 0x800000;
 /// Where results that need memory are written.
-const RESULT: u32 = 1024;
+pub const RESULT: u32 = 1024;
 /// Where arguments are put, upward.
 const ARGUMENTS: u32 = 4096;
 
@@ -76,6 +79,9 @@ pub struct House {
     pub engine: Handle,
     pub exchange: Arc<Exchange>,
     pub notices: Receiver<Notice>,
+    model: Arc<Model>,
+    /// [`PROGRAM`], translated once.
+    program: Arc<(wasmi::Engine, Module)>,
 }
 
 impl House {
@@ -89,10 +95,21 @@ impl House {
             vocab: TOY_VOCAB as u32,
             hidden: 64,
         };
+        House::over(Toy::default().model(), Box::new(Parrot(info)), |_| ())
+    }
+
+    /// A house with this backend; `on_fault` is told should its engine end.
+    pub fn over(
+        model: Arc<Model>,
+        backend: Box<dyn Backend>,
+        on_fault: impl FnOnce(String) + Send + 'static,
+    ) -> House {
         let (sender, notices) = bounded(64);
-        let engine = Engine::start(Box::new(Parrot(info)), Box::new(()), &Reuse::default(), sender, |_| ())
-            .expect("a thread");
-        House { engine, exchange: Arc::default(), notices }
+        let engine = Engine::start(backend, Box::new(()), &Reuse::default(), sender, on_fault).expect("a thread");
+        let wasm = wat::parse_str(PROGRAM).expect("sound text");
+        let guests = wasmi::Engine::new(Config::default().consume_fuel(true));
+        let program = Module::new(&guests, &wasm[..]).expect("a sound program");
+        House { engine, exchange: Arc::default(), notices, model, program: Arc::new((guests, program)) }
     }
 }
 
@@ -102,6 +119,8 @@ pub struct Bed {
     pub events: events::Receiver,
     pub house: House,
     canon: Canon,
+    /// Where the program's allocator goes on.
+    answers: Global,
     free: u32,
 }
 
@@ -111,9 +130,14 @@ impl Bed {
     }
 
     pub fn of(house: &House, subject: &Subject) -> Bed {
+        Bed::seeded(house, subject, 1)
+    }
+
+    /// A guest whose draws have this seed.
+    pub fn seeded(house: &House, subject: &Subject, seed: u64) -> Bed {
         let (sender, events) = events::bounded(4);
         let instance = InstanceId::random();
-        let (subject, seed) = (subject.clone(), 1);
+        let subject = subject.clone();
         let join = Command::Join { instance, subject: subject.clone(), seed };
         assert!(house.engine.try_send(join).is_ok(), "the inbox has room");
         let cx = Cx {
@@ -126,7 +150,7 @@ impl Bed {
             queues: Default::default(),
             names: Default::default(),
             held: Default::default(),
-            model: Toy::default().model(),
+            model: house.model.clone(),
             engine: house.engine.clone(),
             credits: Credits::new(),
             exchange: house.exchange.clone(),
@@ -140,18 +164,17 @@ impl Bed {
             may_leave: true,
             owed_fuel: 0,
         };
-        let engine = wasmi::Engine::new(Config::default().consume_fuel(true));
-        let mut store = Store::new(&engine, cx);
+        let (engine, module) = &*house.program;
+        let mut store = Store::new(engine, cx);
         store.set_fuel(u64::MAX / 2).expect("fuel is on");
-        let wasm = wat::parse_str(PROGRAM).expect("sound text");
-        let module = Module::new(&engine, &wasm[..]).expect("a sound program");
         let program: Instance =
-            Linker::new(&engine).instantiate_and_start(&mut store, &module).expect("it imports nothing");
+            Linker::new(engine).instantiate_and_start(&mut store, module).expect("it imports nothing");
         let canon = Canon {
             memory: program.get_memory(&store, "memory"),
             realloc: program.get_func(&store, "cabi_realloc"),
         };
-        Bed { store, events, house: house.clone(), canon, free: ARGUMENTS }
+        let answers = program.get_global(&store, "free").expect("it is exported");
+        Bed { store, events, house: house.clone(), canon, answers, free: ARGUMENTS }
     }
 
     pub fn cx(&mut self) -> &mut Cx {
@@ -177,13 +200,41 @@ impl Bed {
         [at, Val::I32(items.len() as i32)]
     }
 
+    /// Lists as an argument, each anywhere: a mask, say.
+    pub fn lists(&mut self, lists: &[Vec<u32>]) -> [Val; 2] {
+        let pairs: Vec<u32> = lists
+            .iter()
+            .flat_map(|list| self.list(list))
+            .map(|val| val.i32().expect("a word") as u32)
+            .collect();
+        let [at, _] = self.list(&pairs);
+        [at, Val::I32(lists.len() as i32)]
+    }
+
+    /// Overwrites a word of an argument.
+    pub fn poke(&mut self, at: u32, word: u32) {
+        let memory = self.canon.memory.expect("it has one");
+        memory.write(&mut self.store, at as usize, &word.to_le_bytes()).expect("inside");
+    }
+
     /// Calls to the end, waiting if the call waits. Answers the core result, or where the result was written.
     pub fn call(&mut self, place: &str, name: &str, arguments: &[&[Val]]) -> Result<u64, Trap> {
+        self.call_waiting(place, name, arguments.concat(), RESULT, |pending| smol::block_on(pending))
+    }
+
+    /// The same with a result pointer of any kind, and a wait that may give up.
+    pub fn call_waiting<E: From<Trap>>(
+        &mut self,
+        place: &str,
+        name: &str,
+        mut values: Vec<Val>,
+        result: u32,
+        wait: impl FnOnce(Pending) -> Result<Finish, E>,
+    ) -> Result<u64, E> {
         let function = interface(place).and_then(|found| found.function(name));
         let function = function.unwrap_or_else(|| panic!("{place} has no {name}"));
-        let mut values: Vec<Val> = arguments.concat();
         let pointer = function.signature.returns_by_pointer();
-        values.extend(pointer.then_some(Val::I32(RESULT as i32)));
+        values.extend(pointer.then_some(Val::I32(result as i32)));
         let lowered = function.signature.lowered();
         let mut results = vec![Val::I32(0); lowered.results().len()];
         let call = function.link(&mut self.store, self.canon);
@@ -193,7 +244,7 @@ impl Bed {
             Ok(()) => {}
             Err(error) if error.downcast_ref::<Suspended>().is_some() => {
                 let pending = self.cx().pending.take().expect("a suspended call waits for something");
-                let mut finish = smol::block_on(pending)?;
+                let mut finish = wait(pending)?;
                 let value = loop {
                     match finish(self.store.as_context_mut())? {
                         Lowered::Done(value) => break value,
@@ -203,13 +254,26 @@ impl Bed {
                 results.clear();
                 results.extend(value);
             }
-            Err(error) => return Err(Trap::of(error, self.cx())),
+            Err(error) => return Err(Trap::of(error, self.cx()).into()),
         }
         Ok(match results.first() {
             Some(Val::I32(value)) => *value as u32 as u64,
             Some(Val::I64(value)) => *value as u64,
-            _ => RESULT as u64,
+            _ => result as u64,
         })
+    }
+
+    /// Drops a handle, of whatever type it is.
+    pub fn drop_handle(&mut self, place: &str, resource: &str, handle: u32) -> Result<(), Trap> {
+        let found = interface(place).and_then(|found| found.resource_named(resource));
+        let drop = found.unwrap_or_else(|| panic!("{place} has no {resource}")).link(&mut self.store);
+        let dropped = drop.call(&mut self.store, &[Val::I32(handle as i32)], &mut []);
+        dropped.map_err(|error| Trap::of(error, self.cx()))
+    }
+
+    /// The guest's allocator starts afresh: what was answered so far may be overwritten.
+    pub fn forget_answers(&mut self) {
+        self.answers.set(&mut self.store, Val::I32(ANSWERS)).expect("it is mutable");
     }
 
     /// The sentence that ends the guest.

@@ -30,6 +30,8 @@ pub(crate) mod bed;
 pub mod common;
 pub mod forward;
 pub mod function;
+#[cfg(test)]
+mod fuzz;
 pub mod held;
 pub mod kvs;
 pub mod message;

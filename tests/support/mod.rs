@@ -117,6 +117,15 @@ impl Server {
         Server::start(Folder::new(), small_model(), None, &["--no-auth"])
     }
 
+    /// The same with a configuration.
+    pub fn small_with(config: &str) -> Server {
+        let folder = Folder::new();
+        let path = folder.path("tartlet.toml");
+        std::fs::write(&path, config).expect("the folder can be written to");
+        let flags = ["--no-auth", "--config", path.to_str().expect("UTF-8")];
+        Server::start(folder, small_model(), None, &flags)
+    }
+
     /// A server with a key pair of its own; the token is for the subject `tester`.
     pub fn guarded() -> Server {
         let folder = Folder::new();
@@ -194,9 +203,34 @@ impl Server {
 
     /// Resident memory in MiB.
     pub fn resident_mib(&self) -> usize {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("it runs");
-        let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("procfs");
-        line.split_whitespace().nth(1).and_then(|kib| kib.parse::<usize>().ok()).expect("a number") / 1024
+        self.memory_kib("VmRSS") / 1024
+    }
+
+    /// A line of the kernel's account of the process: `VmRSS`, `RssAnon`, ...
+    pub fn memory_kib(&self, name: &str) -> usize {
+        let status = std::fs::read_to_string(self.procfs("status")).expect("it runs");
+        let of_name = |line: &&str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(':'));
+        let line = status.lines().find(of_name).expect("procfs");
+        line.split_whitespace().nth(1).and_then(|kib| kib.parse().ok()).expect("a number")
+    }
+
+    /// How many files the process has open.
+    pub fn open_files(&self) -> usize {
+        std::fs::read_dir(self.procfs("fd")).expect("it runs").count()
+    }
+
+    /// The names of its threads, sorted.
+    pub fn threads(&self) -> Vec<String> {
+        let tasks = std::fs::read_dir(self.procfs("task")).expect("it runs").flatten();
+        // One that ends meanwhile has no name any more.
+        let names = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("comm")).ok());
+        let mut names: Vec<String> = names.map(|name| name.trim_end().to_owned()).collect();
+        names.sort();
+        names
+    }
+
+    fn procfs(&self, name: &str) -> String {
+        format!("/proc/{}/{name}", self.child.id())
     }
 
     /// Asks the server to stop, as systemd does, and waits for it.

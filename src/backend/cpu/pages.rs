@@ -276,6 +276,24 @@ fn scale_of<L: Lanes>(l: L, numbers: &[f32]) -> (f32, f32) {
     if largest > 1e-30 { (largest / 127.0, 127.0 / largest) } else { (0.0, 0.0) }
 }
 
+#[cfg(test)]
+impl<T: Kept> Kv<T> {
+    fn add_to(&mut self, layout: Layout, page: PageId, slots: usize, sum: &mut blake3::Hasher) {
+        for kv_head in 0..layout.kv_heads {
+            self.values.add_to(layout.values(page, kv_head, 0..slots), sum);
+            for group in 0..slots.div_ceil(LANES) {
+                let here = LANES.min(slots - group * LANES);
+                let keys = layout.keys(page, kv_head, group).step_by(LANES);
+                keys.for_each(|at| self.keys.add_to(at..at + here, sum));
+            }
+            if T::SCALED {
+                self.key_scales.add_to(layout.scales(page, kv_head, 0..slots), sum);
+                self.value_scales.add_to(layout.scales(page, kv_head, 0..slots), sum);
+            }
+        }
+    }
+}
+
 /// One layer after the other.
 pub(super) enum Layers {
     F32(Vec<Kv<f32>>),
@@ -335,5 +353,17 @@ impl Pages {
     pub fn clear(&mut self, page: PageId, from: usize) {
         let layout = self.layout;
         each_format!(&mut self.layers, layers => layers.iter_mut().for_each(|kv| kv.clear(layout, page, from)));
+    }
+}
+
+#[cfg(test)]
+impl Pages {
+    /// Of all that the first slots of a page hold, in all layers.
+    pub fn checksum(&mut self, page: PageId, slots: u32) -> blake3::Hash {
+        let (layout, mut sum) = (self.layout, blake3::Hasher::new());
+        each_format!(&mut self.layers, layers => {
+            layers.iter_mut().for_each(|kv| kv.add_to(layout, page, slots as usize, &mut sum));
+        });
+        sum.finalize()
     }
 }

@@ -101,6 +101,15 @@ impl<T: Number> Shared<T> {
         // SAFETY: the buffer is borrowed exclusively.
         unsafe { self.part_mut(range) }.fill(T::default());
     }
+
+    /// Adds the bits of these numbers to a checksum.
+    #[cfg(test)]
+    pub fn add_to(&mut self, range: Range<usize>, sum: &mut blake3::Hasher) {
+        // SAFETY: the buffer is borrowed exclusively.
+        let part = unsafe { self.part(range) };
+        // SAFETY: the same memory; a `Number` has no padding.
+        sum.update(unsafe { std::slice::from_raw_parts(part.as_ptr().cast(), size_of_val(part)) });
+    }
 }
 
 /// A matrix of activations, a row per row of the batch; rows are filled up to whole vectors, with zeros.

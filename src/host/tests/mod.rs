@@ -1,5 +1,6 @@
 //! The guest world as a guest meets it: each interface through real memory, its answers and its sentences.
 
+mod crowd;
 mod passes;
 
 use super::bed::{Bed, House, float, number};

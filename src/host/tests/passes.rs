@@ -193,14 +193,6 @@ fn a_page_that_is_not_held_ends_the_guest_at_that_call_and_is_named() {
     assert!(bed.house.notices.is_empty(), "the engine saw none of it");
 }
 
-/// A mask as an argument: its rows' runs.
-fn mask(bed: &mut Bed, rows: &[&[u32]]) -> [Val; 2] {
-    let rows: Vec<u32> =
-        rows.iter().flat_map(|runs| bed.list(runs)).map(|val| val.i32().expect("a word") as u32).collect();
-    let [at, words] = bed.list(&rows);
-    [at, Val::I32(words.i32().expect("a count") / 2)]
-}
-
 #[test]
 fn a_pass_hides_what_its_mask_says_and_draws_in_every_way() {
     let mut bed = Bed::new();
@@ -208,7 +200,7 @@ fn a_pass_hides_what_its_mask_says_and_draws_in_every_way() {
     let pages = allocate(&mut bed, &queue, 1);
     let pass = pass(&mut bed, &queue, &pages, 3, 3);
     // The second row does not see the first.
-    let runs = mask(&mut bed, &[&[1], &[0, 1, 1], &[3]]);
+    let runs = bed.lists(&[vec![1], vec![0, 1, 1], vec![3]]);
     bed.call(FORWARD, "attention-mask", &[&pass, &runs]).unwrap();
     let (one, half) = (float(1.0), float(0.5));
     for (name, numbers) in [
@@ -226,7 +218,7 @@ fn a_pass_hides_what_its_mask_says_and_draws_in_every_way() {
     assert_eq!(tokens(&mut bed, &result), Some(vec![2; 4]));
 
     set_up(&mut bed, &pass, &pages, 3, 2);
-    let runs = mask(&mut bed, &[&[2], &[2]]);
+    let runs = bed.lists(&[vec![2], vec![2]]);
     bed.call(FORWARD, "attention-mask", &[&pass, &runs]).unwrap();
     let sentence = bed.sentence(FORWARD, "[method]forward-pass.execute", &[&pass]);
     assert!(sentence.contains("attention mask row 1"), "{sentence}");
