@@ -9,7 +9,6 @@
 
 use crate::auth::Verifier;
 use crate::backend::cpu::{Cpu, CpuOptions};
-use crate::backend::heap;
 use crate::cli::{EXIT_DEVICE, Failure};
 use crate::config::Config;
 use crate::engine::operation::Notice;
@@ -52,7 +51,6 @@ pub struct Appliance {
 /// Serves until SIGINT, SIGTERM or a device fault. The fault's status makes systemd start the process afresh.
 pub fn serve(config: Config) -> Result<ExitCode, Failure> {
     observe::log::start(config.log);
-    heap::give_back_what_is_freed();
     let listen = config.listen;
     let listener = smol::block_on(TcpListener::bind(listen)).map_err(|cause| {
         Failure::new(format!(

@@ -55,19 +55,24 @@ impl Backend for Parrot {
     }
 }
 
-/// Memory of 16 MiB, the upper half handed out from its start; [`Bed::forget_answers`] takes all of it back.
-const PROGRAM: &str = r#"(module
-    (memory (export "memory") 256)
-    (global $free (export "free") (mut i32) (i32.const 0x800000))
-    (func (export "cabi_realloc") (param i32 i32 i32 i32) (result i32)
-        (global.set $free (i32.and
-            (i32.add (global.get $free) (i32.sub (local.get 2) (i32.const 1)))
-            (i32.sub (i32.const 0) (local.get 2))))
-        (global.get $free)
-        (global.set $free (i32.add (global.get $free) (local.get 3)))))"#;
+/// Memory of so many wasm pages, the upper half handed out from its start; [`Bed::forget_answers`] takes all of it back.
+fn program(pages: u32) -> String {
+    let upper = pages / 2 * 65_536;
+    format!(
+        r#"(module
+            (memory (export "memory") {pages})
+            (global $free (export "free") (mut i32) (i32.const {upper}))
+            (func (export "cabi_realloc") (param i32 i32 i32 i32) (result i32)
+                (global.set $free (i32.and
+                    (i32.add (global.get $free) (i32.sub (local.get 2) (i32.const 1)))
+                    (i32.sub (i32.const 0) (local.get 2))))
+                (global.get $free)
+                (global.set $free (i32.add (global.get $free) (local.get 3)))))"#
+    )
+}
 
-/// Where the upper half starts.
-const ANSWERS: i32 = 0x800000;
+/// Wasm pages of a guest's memory, where a test needs no other: 16 MiB.
+const MEMORY: u32 = 256;
 /// Where results that need memory are written.
 pub const RESULT: u32 = 1024;
 /// Where arguments are put, upward.
@@ -80,7 +85,7 @@ pub struct House {
     pub exchange: Arc<Exchange>,
     pub notices: Receiver<Notice>,
     model: Arc<Model>,
-    /// [`PROGRAM`], translated once.
+    /// [`program`], translated once.
     program: Arc<(wasmi::Engine, Module)>,
 }
 
@@ -95,18 +100,21 @@ impl House {
             vocab: TOY_VOCAB as u32,
             hidden: 64,
         };
-        House::over(Toy::default().model(), Box::new(Parrot(info)), |_| ())
+        House::over(Toy::default().model(), Box::new(Parrot(info)), MEMORY, |_| ())
     }
 
-    /// A house with this backend; `on_fault` is told should its engine end.
+    /// A house with this backend, whose guests have so many wasm pages of memory; `on_fault` is told should its engine
+    /// end.
     pub fn over(
         model: Arc<Model>,
         backend: Box<dyn Backend>,
+        memory: u32,
         on_fault: impl FnOnce(String) + Send + 'static,
     ) -> House {
         let (sender, notices) = bounded(64);
-        let engine = Engine::start(backend, Box::new(()), &Reuse::default(), sender, on_fault).expect("a thread");
-        let wasm = wat::parse_str(PROGRAM).expect("sound text");
+        let engine =
+            Engine::start(backend, Box::new(()), &Reuse::default(), sender, on_fault).expect("a thread");
+        let wasm = wat::parse_str(program(memory)).expect("sound text");
         let guests = wasmi::Engine::new(Config::default().consume_fuel(true));
         let program = Module::new(&guests, &wasm[..]).expect("a sound program");
         House { engine, exchange: Arc::default(), notices, model, program: Arc::new((guests, program)) }
@@ -119,8 +127,8 @@ pub struct Bed {
     pub events: events::Receiver,
     pub house: House,
     canon: Canon,
-    /// Where the program's allocator goes on.
-    answers: Global,
+    /// Where the program's allocator goes on, and where it began.
+    answers: (Global, Val),
     free: u32,
 }
 
@@ -173,7 +181,8 @@ impl Bed {
             memory: program.get_memory(&store, "memory"),
             realloc: program.get_func(&store, "cabi_realloc"),
         };
-        let answers = program.get_global(&store, "free").expect("it is exported");
+        let free = program.get_global(&store, "free").expect("it is exported");
+        let answers = (free, free.get(&store));
         Bed { store, events, house: house.clone(), canon, answers, free: ARGUMENTS }
     }
 
@@ -273,7 +282,8 @@ impl Bed {
 
     /// The guest's allocator starts afresh: what was answered so far may be overwritten.
     pub fn forget_answers(&mut self) {
-        self.answers.set(&mut self.store, Val::I32(ANSWERS)).expect("it is mutable");
+        let (free, start) = self.answers.clone();
+        free.set(&mut self.store, start).expect("it is mutable");
     }
 
     /// The sentence that ends the guest.

@@ -117,13 +117,13 @@ impl Server {
         Server::start(Folder::new(), small_model(), None, &["--no-auth"])
     }
 
-    /// The same with a configuration.
-    pub fn small_with(config: &str) -> Server {
+    /// The same with a configuration and variables of the environment.
+    pub fn small_with(config: &str, environment: &[(&str, &str)]) -> Server {
         let folder = Folder::new();
         let path = folder.path("tartlet.toml");
         std::fs::write(&path, config).expect("the folder can be written to");
         let flags = ["--no-auth", "--config", path.to_str().expect("UTF-8")];
-        Server::start(folder, small_model(), None, &flags)
+        Server::start_in(folder, small_model(), None, &flags, environment)
     }
 
     /// A server with a key pair of its own; the token is for the subject `tester`.
@@ -158,7 +158,18 @@ impl Server {
     }
 
     fn start(folder: Folder, model: PathBuf, token: Option<String>, flags: &[&str]) -> Server {
+        Server::start_in(folder, model, token, flags, &[])
+    }
+
+    fn start_in(
+        folder: Folder,
+        model: PathBuf,
+        token: Option<String>,
+        flags: &[&str],
+        environment: &[(&str, &str)],
+    ) -> Server {
         let mut child = tartlet()
+            .envs(environment.iter().copied())
             .arg("serve")
             .arg("--model")
             .arg(&model)

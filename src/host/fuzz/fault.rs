@@ -277,7 +277,7 @@ faults! {
     };
     // ---- pointers and lengths ----
     "a list outside of memory" Ends ["outside"], |_, g, r| {
-        let at = [16 << 20, (16 << 20) - 4, 1 << 31, u32::MAX - 3][r.below(4)];
+        let at = [4 << 20, (4 << 20) - 4, 1 << 31, u32::MAX - 3][r.below(4)];
         wild(g, "input-tokens", 1 + 2 * r.below(2), at) && wild(g, "input-tokens", 2, 2) && wild(g, "input-tokens", 4, 2)
     };
     "pages outside of memory" Ends ["outside"], |_, g, r| {
@@ -293,8 +293,8 @@ faults! {
         wild(g, function, at, 4096 + 4 * r.below(4) as u32)
     };
     "all of memory as tokens" Ends ["input-tokens"], |_, g, r| {
-        r.below(40) == 0
-            && [(1, 0), (2, 4 << 20), (3, 0), (4, 4 << 20)].into_iter().all(|(at, value)| wild(g, "input-tokens", at, value))
+        r.below(8) == 0
+            && [(1, 0), (2, 1 << 20), (3, 0), (4, 1 << 20)].into_iter().all(|(at, value)| wild(g, "input-tokens", at, value))
     };
     "a mask outside of memory" Ends ["outside"], |a, g, r| {
         masked(a);
@@ -310,14 +310,14 @@ faults! {
         a.mask_word = Some((2 * r.below(rows), 4097 + 2 * r.below(100) as u32));
         true
     };
-    "a mask of more rows and runs than can be held" Ends ["the most one call may pass"], |a, g, r| {
+    "a mask of more rows and runs than there can be" Ends ["the most one call may pass", "outside"], |a, g, r| {
         // Rows of what lies behind the mask: most have nothing in them, the first has half of memory.
         masked(a);
-        a.mask_word = Some((1, (1 << 21) + 1));
-        r.below(10) == 0 && wild(g, "attention-mask", 2, 1 << 20)
+        a.mask_word = Some((1, 1 << 19));
+        wild(g, "attention-mask", 2, [1 << 20, 1 << 29, u32::MAX][r.below(3)])
     };
     "an answer outside of memory" Ends ["outside"], |_, g, r| {
-        wild(g, EXECUTE, 1, [16 << 20, 1 << 31, u32::MAX - 3][r.below(3)])
+        wild(g, EXECUTE, 1, [4 << 20, 1 << 31, u32::MAX - 3][r.below(3)])
     };
     "an answer where nothing is aligned" Ends ["aligned"], |_, g, r| wild(g, EXECUTE, 1, 1025 + r.below(3) as u32);
 }

@@ -32,7 +32,7 @@ struct Inside {
 impl Watched {
     pub fn new(model: &Arc<Model>) -> Watched {
         let options = CpuOptions {
-            pages: PAGES,
+            pages: Some(PAGES),
             page_size: PAGE,
             embeds: EMBEDS,
             batch_tokens: BATCH_TOKENS,
