@@ -216,9 +216,9 @@ impl State {
         let before = first - (pass.len as usize - rows) / self.info.page_size as usize;
         let mut contents = found.contents.into_iter().skip(before);
         let mut pages = found.pages;
-        for i in first..pages.len() {
+        for (i, page) in pages.iter_mut().enumerate().skip(first) {
             let span = self.span(i, context, pass.len);
-            pages[i] = self.own_copy(instance, pass.pages[i], pages[i], span);
+            *page = self.own_copy(instance, pass.pages[i], *page, span);
         }
         let mut touches = Vec::new();
         for (i, &at) in pages.iter().enumerate() {
