@@ -314,8 +314,11 @@ fn prefixes(paths: impl Iterator<Item = PathBuf>) -> Result<Vec<String>, String>
         // Its size first: what was named by mistake may be a model.
         bytes += std::fs::metadata(&path).map_err(|e| refused(&e))?.len();
         if bytes > limits::PUBLIC_PREFIX_BYTES {
-            let most = limits::PUBLIC_PREFIX_BYTES;
-            return Err(refused(&format!("with the others it has more than {most} bytes")));
+            return Err(format!(
+                "[model] public_prefixes: with {} they have more than {} bytes together; name shorter texts.",
+                path.display(),
+                limits::PUBLIC_PREFIX_BYTES
+            ));
         }
         texts.push(std::fs::read_to_string(&path).map_err(|e| refused(&e))?);
     }

@@ -4,8 +4,8 @@
 mod support;
 
 use std::time::{Duration, Instant};
+use support::Server;
 use support::client::{Client, Ended, Event};
-use support::{Folder, Server};
 
 const STORY: &str = "Once upon a time";
 
@@ -21,14 +21,6 @@ async fn greedy(client: &mut Client, max_tokens: &str, prompt: &str) -> String {
     run(client, "completion", &["--max-tokens", max_tokens, prompt]).await.text
 }
 
-/// A server with this configuration.
-fn configured(text: &str) -> Server {
-    let folder = Folder::new();
-    let config = folder.path("tartlet.toml");
-    std::fs::write(&config, text).expect("the folder can be written to");
-    Server::open_with(&["--config", config.to_str().expect("UTF-8")])
-}
-
 /// Lines of a number and a text.
 fn lines(text: &str) -> Vec<(f64, &str)> {
     let parts = text.lines().map(|line| line.split_once(' ').expect("a number and a text"));
@@ -37,15 +29,8 @@ fn lines(text: &str) -> Vec<(f64, &str)> {
 
 /// How many batches the engine ran between the launch and the end of each instance, one instance at a time.
 fn batches(server: &Server, instances: usize) -> Vec<usize> {
-    let since = Instant::now();
-    let mut log = server.log();
-    while log.lines().filter(|line| line.contains(" ended ")).count() < instances {
-        assert!(since.elapsed() < support::PATIENCE, "{instances} ends are not in the log");
-        std::thread::sleep(Duration::from_millis(20));
-        log = server.log();
-    }
-    let lives = log.split(" launched ").skip(1);
-    lives.map(|life| life.lines().filter(|line| line.contains(" batch sequences=")).count()).collect()
+    let count = |life: &String| life.lines().filter(|line| line.contains(" batch sequences=")).count();
+    server.lives(instances).iter().map(count).collect()
 }
 
 /// The branches of a tree share batches, and what comes of it is what comes of one after the other.
@@ -53,7 +38,7 @@ fn batches(server: &Server, instances: usize) -> Vec<usize> {
 fn branches_share_batches() {
     const WIDE: [&str; 5] = ["--branches", "8", "--tokens", "12", STORY];
     const DEEP: [&str; 7] = ["--branches", "3", "--depth", "2", "--tokens", "6", STORY];
-    let server = configured("log = \"trace\"");
+    let server = Server::configured("log = \"trace\"");
     smol::block_on(async {
         let mut client = Client::connect(&server).await;
         for (arguments, paths) in [(&WIDE[..], 8), (&DEEP, 9)] {
@@ -83,7 +68,7 @@ fn branches_share_batches() {
 fn an_imported_prefix_gives_what_recomputing_gives() {
     const TEXT: &str = " and then the old king said";
     for kv_cache in ["f32", "f16", "q8"] {
-        let server = configured(&format!("[engine]\nkv_cache = \"{kv_cache}\"\n"));
+        let server = Server::configured(&format!("[engine]\nkv_cache = \"{kv_cache}\"\n"));
         smol::block_on(async {
             // Less than a page, a page but one, a whole one, one more, some.
             for tokens in [1, 15, 16, 17, 70] {

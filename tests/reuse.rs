@@ -3,9 +3,8 @@
 
 mod support;
 
-use std::time::{Duration, Instant};
 use support::client::{Client, Ended};
-use support::{Folder, Server, mint};
+use support::{Server, mint};
 
 /// Some 60 tokens, which is three pages and a part.
 const STORY: &str = "Once upon a time there was a small town by the sea, and in it lived an old baker who knew every child by \
@@ -17,30 +16,18 @@ async fn completion(client: &mut Client, prompt: &str) -> String {
     text
 }
 
-/// A server with these lines in its configuration.
 fn configured(engine: &str) -> Server {
-    let folder = Folder::new();
-    let config = folder.path("tartlet.toml");
-    std::fs::write(&config, format!("log = \"debug\"\n[engine]\n{engine}"))
-        .expect("the folder can be written to");
-    Server::open_with(&["--config", config.to_str().expect("UTF-8")])
+    Server::configured(&format!("log = \"debug\"\n[engine]\n{engine}"))
 }
 
 /// For each instance that has ended, in the order launched: its rows that did not have to run.
 fn known(server: &Server, instances: usize) -> Vec<u32> {
-    let since = Instant::now();
-    let mut log = server.log();
-    while log.lines().filter(|line| line.contains(" ended ")).count() < instances {
-        assert!(since.elapsed() < support::PATIENCE, "{instances} ends are not in the log");
-        std::thread::sleep(Duration::from_millis(20));
-        log = server.log();
-    }
     let rows = |line: &str| -> u32 {
         let (_, rows) = line.split_once("rows=").expect("how many");
         rows.split(' ').next().and_then(|rows| rows.trim().parse().ok()).expect("a number")
     };
-    let lives = log.split(" launched ").skip(1);
-    lives.map(|life| life.lines().filter(|line| line.contains("known prefix")).map(rows).sum()).collect()
+    let sum = |life: &String| life.lines().filter(|line| line.contains("known prefix")).map(rows).sum();
+    server.lives(instances).iter().map(sum).collect()
 }
 
 #[test]

@@ -23,7 +23,7 @@ mod table;
 mod work;
 
 use crate::backend::Fault;
-use crate::backend::cpu::{Cpu, CpuError, roof};
+use crate::backend::cpu::{Cpu, CpuError, free_memory, roof};
 use crate::backend::crew::Crew;
 use crate::client::ClientError;
 use crate::config::{Config, EngineConfig, ModelConfig};
@@ -250,7 +250,7 @@ fn measured(options: &Options, selection: &Selection) -> Result<Report, BenchErr
     let engine = &options.engine;
     let model = Arc::new(Model::open(&options.model, None, None).map_err(BenchError::Model)?);
     let weight_bytes = model.gguf.tensors().filter_map(|tensor| tensor.bytes).sum::<usize>() as u64;
-    let free = proc_bytes("/proc/meminfo", "MemAvailable:");
+    let free = free_memory();
     if let Some(free) = free.filter(|free| *free < weight_bytes) {
         return Err(BenchError::TooLarge { weights: weight_bytes / 1_000_000, free: free / 1_000_000 });
     }

@@ -126,8 +126,8 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Starts the thread "engine". `reuse`: which prefixes it may find again. `notices` wants room for one notice per instance; while it is full they wait here.
-    /// `on_fault` is called once, last, if the device fails or the engine panics: every waiting guest has then been
+    /// Starts the thread "engine". `reuse`: which prefixes it may find again. `notices` wants room for one notice per
+    /// instance; while it is full they wait here. `on_fault` is called once, last, if the device fails or the engine panics: every waiting guest has then been
     /// answered that its work is lost, and the process should end.
     pub fn start(
         backend: Box<dyn Backend>,

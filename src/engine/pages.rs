@@ -194,6 +194,13 @@ impl Pool {
         self.holders.get(&instance).map(|holder| &holder.subject)
     }
 
+    /// All that was to be written to the page has been: whoever shares its subject may find it by what it holds.
+    pub fn written(&mut self, page: Physical) {
+        if let Some(subject) = &self.entries[page.0 as usize].subject {
+            self.prefixes.written(page, subject);
+        }
+    }
+
     /// Whom the page is charged to: while it is in use, the subject of all who refer to it.
     pub fn subject(&self, page: Physical) -> Option<&Subject> {
         self.entry(page).subject.as_ref()

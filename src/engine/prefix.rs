@@ -15,6 +15,7 @@ use crate::engine::pages::Physical;
 use crate::identity::Subject;
 #[cfg(test)]
 use crate::simulation::plant::{Bug, planted};
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// What the operator decides.
@@ -68,21 +69,28 @@ pub struct Content {
 
 /// What the pages of one pool hold.
 pub struct Prefixes {
-    on: bool,
     page_size: u32,
     /// Digests of whole pages that any subject may find.
     public: HashSet<Digest>,
-    /// Once all that is queued has run; `None` where that does not follow from tokens alone.
-    contents: Vec<Option<Content>>, // [physical page]
-    /// Whole pages that have been written. Nobody's are public.
-    found: HashMap<(Option<Subject>, Digest), Physical>,
-    /// The keys of `found`.
-    keys: HashMap<Physical, (Option<Subject>, Digest)>,
-    /// Of these, those that nobody uses, least recently used first, ...
+    pages: Vec<Page>, // [physical page]; none where nothing is to be found
+    /// Whole pages that have been written, by the digest of their last slot.
+    found: HashMap<(Finder, Digest), Physical>,
+    /// Of these, those that nobody uses, least recently used first.
     idle: BTreeMap<u64, Physical>,
-    /// ... and when each was last.
-    since: HashMap<Physical, u64>,
     clock: u64,
+}
+
+/// Who may find a page: a subject, or, where it is public, everybody.
+type Finder = Option<Subject>;
+
+#[derive(Clone, Default)]
+struct Page {
+    /// Once all that is queued has run; `None` where that does not follow from tokens alone.
+    content: Option<Content>,
+    /// By whom it can be found, if it can.
+    finder: Option<Finder>,
+    /// Since when nobody uses it: its place in `idle`.
+    idle: Option<u64>,
 }
 
 impl Prefixes {
@@ -97,17 +105,8 @@ impl Prefixes {
                 }
             }
         }
-        Prefixes {
-            on: reuse.on,
-            page_size,
-            public,
-            contents: vec![None; if reuse.on { pages as usize } else { 0 }],
-            found: HashMap::new(),
-            keys: HashMap::new(),
-            idle: BTreeMap::new(),
-            since: HashMap::new(),
-            clock: 0,
-        }
+        let pages = vec![Page::default(); if reuse.on { pages as usize } else { 0 }];
+        Prefixes { page_size, public, pages, found: HashMap::new(), idle: BTreeMap::new(), clock: 0 }
     }
 
     /// For what is no prefix.
@@ -126,7 +125,7 @@ impl Prefixes {
         inputs: &[Input],
         positions: &[u32],
     ) -> Option<Vec<Content>> {
-        if !self.on {
+        if self.pages.is_empty() {
             return None;
         }
         let (whole, part) = ((context / self.page_size) as usize, context % self.page_size);
@@ -161,19 +160,20 @@ impl Prefixes {
 
     /// A queued pass writes the page from slot `from` on. It will hold `content`, if that is known.
     pub fn write(&mut self, page: Physical, from: u32, content: Option<Content>) {
-        if !self.on {
-            return;
-        }
-        #[cfg(test)]
-        let forgotten = !planted(Bug::PrefixStale);
-        #[cfg(not(test))]
-        let forgotten = true;
-        if forgotten {
-            self.forget(page);
-        }
-        let held = &mut self.contents[page.0 as usize];
         // Slots before the first one written stay what they were.
-        *held = content.or(held.filter(|c| c.len <= from && c.len > 0));
+        let content = content.or(self.content(page).filter(|c| c.len <= from && c.len > 0));
+        #[cfg(test)]
+        if planted(Bug::PrefixStale) {
+            return self.set(page, content);
+        }
+        self.forget(page);
+        self.set(page, content);
+    }
+
+    fn set(&mut self, page: Physical, content: Option<Content>) {
+        if let Some(page) = self.pages.get_mut(page.0 as usize) {
+            page.content = content;
+        }
     }
 
     /// Whether the page is known to hold this whole, once all that is queued has run.
@@ -183,13 +183,16 @@ impl Prefixes {
 
     /// A queued move makes one page hold what another does.
     pub fn copy(&mut self, from: Physical, to: Physical) {
-        if self.on {
-            self.contents[to.0 as usize] = self.contents[from.0 as usize];
-        }
+        self.set(to, self.content(from));
+    }
+
+    /// Nothing is known of the page: it is given to somebody, or what was to be written to it will not be.
+    pub fn empty(&mut self, page: Physical) {
+        self.set(page, None);
     }
 
     fn content(&self, page: Physical) -> Option<Content> {
-        self.contents[page.0 as usize]
+        self.pages.get(page.0 as usize)?.content
     }
 
     // ---- what can be found ----
@@ -199,29 +202,30 @@ impl Prefixes {
         if content.len < self.page_size {
             return None;
         }
-        self.found.get(&self.key(subject, content.end)).copied()
+        self.found.get(&(self.finder(subject, content), content.end)).copied()
     }
 
     /// All that was to be written to the page has been: from now on it may be found, if it holds a whole prefix.
     pub fn written(&mut self, page: Physical, subject: &Subject) {
         let whole = |c: &Content| c.len == self.page_size;
-        if self.on
-            && let Some(content) = self.content(page).filter(whole)
-            && let key = self.key(subject, content.end)
-            && !self.found.contains_key(&key)
-        {
-            self.found.insert(key.clone(), page);
-            self.keys.insert(page, key);
+        let Some(content) = self.content(page).filter(whole) else { return };
+        let finder = self.finder(subject, &content);
+        if let Entry::Vacant(place) = self.found.entry((finder.clone(), content.end)) {
+            place.insert(page);
+            self.pages[page.0 as usize].finder = Some(finder);
         }
     }
 
-    fn key(&self, subject: &Subject, digest: Digest) -> (Option<Subject>, Digest) {
-        ((!self.public.contains(&digest)).then(|| subject.clone()), digest)
+    fn finder(&self, subject: &Subject, content: &Content) -> Finder {
+        (!self.public.contains(&content.end)).then(|| subject.clone())
     }
 
     fn forget(&mut self, page: Physical) {
-        if let Some(key) = self.keys.remove(&page) {
-            self.found.remove(&key);
+        let Some(Page { content: Some(content), finder, .. }) = self.pages.get_mut(page.0 as usize) else {
+            return;
+        };
+        if let Some(finder) = finder.take() {
+            self.found.remove(&(finder, content.end));
         }
     }
 
@@ -234,54 +238,51 @@ impl Prefixes {
 
     /// Nobody uses the page any more. True: it is kept, for it can be found.
     pub fn keep(&mut self, page: Physical) -> bool {
-        if !self.keys.contains_key(&page) {
+        let Some(known) = self.pages.get_mut(page.0 as usize).filter(|p| p.finder.is_some()) else {
             return false;
-        }
+        };
         self.clock += 1;
+        known.idle = Some(self.clock);
         self.idle.insert(self.clock, page);
-        self.since.insert(page, self.clock);
         true
     }
 
     /// Somebody uses an idle page again. False: it was not idle.
     pub fn wake(&mut self, page: Physical) -> bool {
-        let since = self.since.remove(&page);
+        let since = self.pages.get_mut(page.0 as usize).and_then(|page| page.idle.take());
         since.is_some_and(|since| self.idle.remove(&since).is_some())
     }
 
     /// Gives up the idle page that was used longest ago.
     pub fn give_up(&mut self) -> Option<Physical> {
-        let (_, page) = self.idle.pop_first()?;
-        self.since.remove(&page);
+        let page = *self.idle.first_key_value()?.1;
+        self.wake(page);
         self.forget(page);
         Some(page)
-    }
-
-    /// Nothing is known of the page: it is given to somebody, or what was to be written to it will not be.
-    pub fn empty(&mut self, page: Physical) {
-        if let Some(content) = self.contents.get_mut(page.0 as usize) {
-            *content = None;
-        }
     }
 }
 
 #[cfg(test)]
 impl Prefixes {
     pub fn is_idle(&self, page: Physical) -> bool {
-        self.since.contains_key(&page)
+        self.pages.get(page.0 as usize).is_some_and(|page| page.idle.is_some())
     }
 
     pub fn check(&self) {
-        assert_eq!(self.found.len(), self.keys.len());
-        assert_eq!(self.idle.len(), self.since.len());
-        for (page, key) in &self.keys {
-            assert_eq!(self.found.get(key), Some(page));
-            let held = self.content(*page).expect("what can be found is known");
-            assert!(planted(Bug::PrefixStale) || (held.end, held.len) == (key.1, self.page_size), "{page:?}");
+        let mut known = 0;
+        for (i, page) in (0..).map(Physical).zip(&self.pages) {
+            if let Some(finder) = &page.finder {
+                let content = page.content.expect("what can be found is known");
+                assert_eq!(content.len, self.page_size, "{i:?}");
+                assert_eq!(self.found.get(&(finder.clone(), content.end)), Some(&i));
+                known += 1;
+            }
+            let place = page.idle.and_then(|since| self.idle.get(&since));
+            assert_eq!(place, page.idle.map(|_| &i));
+            assert!(page.idle.is_none() || page.finder.is_some(), "{i:?} is idle and cannot be found");
         }
-        for (since, page) in &self.idle {
-            assert!(self.since.get(page) == Some(since) && self.keys.contains_key(page), "{page:?}");
-        }
+        assert_eq!(known, self.found.len());
+        assert_eq!(self.idle.len(), self.pages.iter().filter(|page| page.idle.is_some()).count());
     }
 }
 

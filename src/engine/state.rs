@@ -461,10 +461,8 @@ impl State {
             return;
         }
         for touch in job.touches.iter().filter(|t| t.write && t.kind == Kind::Page) {
-            if !self.schedule.is_written(touch.at)
-                && let Some(subject) = self.pages.subject(touch.at).cloned()
-            {
-                self.pages.prefixes.written(touch.at, &subject);
+            if !self.schedule.is_written(touch.at) {
+                self.pages.written(touch.at);
             }
         }
     }

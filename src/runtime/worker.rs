@@ -4,8 +4,9 @@
 //!
 //! Freshly woken guests go first: they wait for a model's answer no longer and will soon wait again. One that needs a few
 //! slices for what it asks next (a pass for each branch of a tree) still counts as woken, or the batch would start with
-//! half of it. Those that use up slice after slice go last, though not never. Between two slices a worker looks whether the crew wants it for a
-//! batch, so guests and kernels do not fight for a core. A worker with nothing to do sleeps on a condition variable.
+//! half of it. Those that use up slice after slice go last, though not never. Between two slices a worker looks whether
+//! the crew wants it for a batch, so guests and kernels do not fight for a core. A worker with nothing to do sleeps on a
+//! condition variable.
 //!
 //! Waking a thread takes some 30 µs, and a token would need it four times: the engine, a worker, the engine, the workers.
 //! So while batches follow each other the engine's thread stands in for the first worker: it runs that worker's share

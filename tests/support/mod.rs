@@ -119,11 +119,20 @@ impl Server {
 
     /// The same with a configuration and variables of the environment.
     pub fn small_with(config: &str, environment: &[(&str, &str)]) -> Server {
+        Server::with(small_model(), config, environment)
+    }
+
+    /// A server that accepts everyone, with this configuration.
+    pub fn configured(config: &str) -> Server {
+        Server::with(model(), config, &[])
+    }
+
+    fn with(model: PathBuf, config: &str, environment: &[(&str, &str)]) -> Server {
         let folder = Folder::new();
         let path = folder.path("tartlet.toml");
         std::fs::write(&path, config).expect("the folder can be written to");
         let flags = ["--no-auth", "--config", path.to_str().expect("UTF-8")];
-        Server::start_in(folder, small_model(), None, &flags, environment)
+        Server::start_in(folder, model, None, &flags, environment)
     }
 
     /// A server with a key pair of its own; the token is for the subject `tester`.
@@ -210,6 +219,18 @@ impl Server {
 
     pub fn log(&self) -> String {
         self.log.lock().expect("unpoisoned").clone()
+    }
+
+    /// What the log says of each instance from its launch on, where one at a time was launched and `instances` ended.
+    pub fn lives(&self, instances: usize) -> Vec<String> {
+        let since = Instant::now();
+        let mut log = self.log();
+        while log.lines().filter(|line| line.contains(" ended ")).count() < instances {
+            assert!(since.elapsed() < PATIENCE, "{instances} ends are not in the log");
+            std::thread::sleep(Duration::from_millis(20));
+            log = self.log();
+        }
+        log.split(" launched ").skip(1).map(str::to_owned).collect()
     }
 
     /// Resident memory in MiB.

@@ -8,7 +8,7 @@ use std::path::Path;
 
 /// Bytes that can be had without pushing anything out that is in use: of the machine, and of each control group with a
 /// limit (systemd's `MemoryMax=`, a container's). `None` where the system does not say.
-pub(super) fn free() -> Option<u64> {
+pub fn free() -> Option<u64> {
     let machine = kilobytes(&fs::read_to_string("/proc/meminfo").ok()?, "MemAvailable:")?;
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     // The unified hierarchy (v2) has the line `0::/path`.

@@ -46,6 +46,7 @@ use crate::model::shape::Shape;
 use attend::Plan;
 use forward::{Row, Step};
 use lanes::{Lanes, Path};
+pub use memory::free as free_memory;
 use outputs::Wants;
 pub use pages::KvFormat;
 use pages::Pages;

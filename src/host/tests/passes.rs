@@ -1,9 +1,13 @@
 //! Passes and pages, against a running engine whose backend parrots.
 
 use super::{COMMON, FORWARD, POLL, queue};
+use crate::backend::cpu::{Cpu, CpuOptions, KvFormat};
+use crate::backend::crew::Crew;
 use crate::host::Trap;
 use crate::host::bed::{Bed, House, PAGES, float, number};
 use crate::identity::Subject;
+use crate::model::toy::Toy;
+use std::ops::Range;
 use wasmi::Val;
 
 const PAGE_TYPE: u64 = 0;
@@ -22,7 +26,11 @@ fn pass(bed: &mut Bed, queue: &[Val], pages: &[u32], last: u64, rows: u32) -> [V
 }
 
 fn set_up(bed: &mut Bed, pass: &[Val], pages: &[u32], last: u64, rows: u32) {
-    let numbers: Vec<u32> = (0..rows).collect();
+    set_up_rows(bed, pass, pages, last, 0..rows);
+}
+
+fn set_up_rows(bed: &mut Bed, pass: &[Val], pages: &[u32], last: u64, rows: Range<u32>) {
+    let numbers: Vec<u32> = rows.collect();
     let (tokens, positions) = (bed.list(&numbers), bed.list(&numbers));
     bed.call(FORWARD, "input-tokens", &[pass, &tokens, &positions]).unwrap();
     let pages = bed.list(pages);
@@ -257,4 +265,55 @@ fn hidden_states_are_kept_and_come_in_again_in_the_order_of_the_queue() {
     assert!(execute(&mut bed, &empty).unwrap().is_some(), "the engine sees it later");
     let notice = smol::block_on(bed.house.notices.recv()).expect("the engine tells");
     assert!(format!("{notice:?}").contains(&format!("nothing is in embed {}", embeds[1])), "{notice:?}");
+}
+
+/// The plain path: exact weights, f32 keys and values. Whoever recomputes is of another subject, which finds nothing.
+#[test]
+fn an_imported_prefix_gives_what_recomputing_gives() {
+    let options = CpuOptions {
+        pages: Some(PAGES),
+        page_size: 4,
+        embeds: 1,
+        batch_tokens: 16,
+        kv: KvFormat::F32,
+        exact: true,
+    };
+    let model = Toy::default().model();
+    let cpu = Cpu::load(model.clone(), options, Crew::threads(1)).expect("a toy is small");
+    let house = House::over(model, Box::new(cpu), 64, |why| panic!("{why}"));
+    let (mine, other) = (Subject::new("me"), Subject::new("other"));
+    let (mut a, mut b, mut c) = (Bed::of(&house, &mine), Bed::of(&house, &mine), Bed::of(&house, &other));
+    let (qa, qb, qc) = (queue(&mut a), queue(&mut b), queue(&mut c));
+
+    let pages = allocate(&mut a, &qa, 2);
+    let prefix = pass(&mut a, &qa, &pages, 2, 6);
+    assert!(execute(&mut a, &prefix).unwrap().is_none());
+    let (list, name) = (a.list(&pages), a.text("prefix"));
+    a.call(COMMON, "export-resources", &[&qa, &number(PAGE_TYPE), &list, &name]).unwrap();
+
+    let name = b.text("prefix");
+    let at = b.call(COMMON, "import-resources", &[&qb, &number(PAGE_TYPE), &name]).unwrap();
+    let mut imported = b.list_at(at);
+    imported.extend(allocate(&mut b, &qb, 1));
+    let best = likeliest(&mut b, &qb, &imported, 6..10);
+    let recomputed = allocate(&mut c, &qc, 3);
+    let again = likeliest(&mut c, &qc, &recomputed, 0..10);
+    assert_eq!(best.len(), 32);
+    for ((id, p), (id_again, p_again)) in best.iter().zip(&again) {
+        assert!(id == id_again && (p - p_again).abs() <= 1e-4, "{id}: {p}, {id_again}: {p_again}");
+    }
+}
+
+/// The 32 likeliest tokens after these rows, with their probabilities; the rows end two slots into the last page.
+fn likeliest(bed: &mut Bed, queue: &[Val], pages: &[u32], rows: Range<u32>) -> Vec<(u32, f32)> {
+    let pass = number(bed.call(FORWARD, "create-forward-pass", &[queue]).unwrap());
+    set_up_rows(bed, &pass, pages, 2, rows.clone());
+    let (last, top) = (bed.list(&[rows.end - rows.start - 1]), [Val::I32(1), Val::I32(32)]);
+    bed.call(FORWARD, "output-distributions", &[&pass, &last, &float(1.0), &top]).unwrap();
+    let result = execute(bed, &pass).unwrap().expect("an output was asked for");
+    wait(bed, &result);
+    let at = bed.call(FORWARD, "[method]forward-pass-result.get-distributions", &[&result]).unwrap();
+    let distribution = bed.u32_at(at + 4).into();
+    let probabilities = bed.list_at(distribution + 8).into_iter().map(f32::from_bits);
+    bed.list_at(distribution).into_iter().zip(probabilities).collect()
 }
