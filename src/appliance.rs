@@ -101,7 +101,11 @@ impl Appliance {
         let on_fault = move |why| {
             let _ = fault.try_send(why); // nobody listens any more: the process is ending anyway
         };
-        let public = config.model.public_prefixes.iter().map(|text| model.tokenizer.encode(text)).collect();
+        let public: Vec<_> =
+            config.model.public_prefixes.iter().map(|text| model.tokenizer.encode(text)).collect();
+        if public.iter().any(|tokens| tokens.len() < config.engine.page_size as usize) {
+            tracing::warn!("a public prefix has fewer tokens than a page: nothing of it is found again");
+        }
         let reuse = Reuse { on: config.engine.prefix_reuse, public };
         let engine = Engine::start(Box::new(cpu), Box::new(workers.clone()), &reuse, notices, on_fault)
             .map_err(failed("The engine's thread cannot be started"))?;

@@ -111,7 +111,7 @@ pub const PAGE_TOKENS_MAX: u32 = 256;
 /// Tokens in all KV pages at most; keeps `page * page_size` and byte offsets of one layer within 40 bits.
 pub const KV_TOKENS_MAX: u32 = 1 << 24;
 /// Tokens in all KV pages at most, unless the operator asks for more: 2,048 for each instance. What is noted of each page
-/// of 16 tokens takes some 130 bytes, so this costs 4 MiB also where the pages of a tiny model cost next to nothing.
+/// of 16 tokens takes some 160 bytes, so this costs 5 MiB also where the pages of a tiny model cost next to nothing.
 pub const KV_TOKENS_UNASKED: u32 = 1 << 19;
 const _: () = assert!(PAGE_TOKENS_MAX <= KV_TOKENS_FLOOR && KV_TOKENS_FLOOR <= KV_TOKENS_UNASKED);
 const _: () = assert!(KV_TOKENS_UNASKED <= KV_TOKENS_MAX && KV_TOKENS_UNASKED as usize == 2048 * INSTANCES);

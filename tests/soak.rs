@@ -465,6 +465,7 @@ fn nothing_is_left_of_many_launches() {
         for round in 0..ROUNDS {
             let seed = |number| Random::new((round * CONNECTIONS + number) as u64);
             let each = launches / ROUNDS / CONNECTIONS;
+            assert!(each > 0, "TARTLET_SOAK is at least {}", ROUNDS * CONNECTIONS);
             soak.at_once(|number| soak.connection(number, each, seed(number))).await;
             let rest = soak.rest(Some(&idle)).await;
             let launched = soak.tally.borrow().launches;

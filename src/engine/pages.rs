@@ -6,8 +6,8 @@
 //!
 //! A physical page is in use while it has an owner (a name of an instance, an entry of an export) or a hold (a queued
 //! operation that names it); so a page given back waits for the last operation that uses it. Then it is free, or idle:
-//! kept as long as there is room, because others may want what it holds (see [`Prefixes`]). Pages are shared only within a
-//! subject; so each page in use belongs to exactly one.
+//! kept as long as there is room, because others may want what it holds (see [`Prefixes`]). Pages are shared only through
+//! exports, which are scoped to a subject; so each page in use belongs to exactly one.
 //!
 //! Virtual ids count up from 0 per instance and kind and are never given twice: a stale id names nothing.
 
@@ -121,9 +121,8 @@ impl Pool {
     pub fn leave(&mut self, instance: InstanceId) {
         let Some(holder) = self.holders.remove(&instance) else { return };
         let mut names: Vec<(VirtualId, Physical)> = holder.names.into_iter().collect();
-        names.sort_unstable(); // So that a run can be replayed; ...
-        // ... the first last: a prefix whose head is given up before its tail is no use to anybody.
-        for (_, page) in names.into_iter().rev() {
+        names.sort_unstable(); // So that a run can be replayed.
+        for (_, page) in names {
             self.disown(page);
         }
         if let Some(scope) = self.scopes.get_mut(&holder.subject) {
@@ -182,11 +181,22 @@ impl Pool {
         Some((old, new))
     }
 
-    /// Whether the instance may be given another page under the name without anything being lost: it alone refers to
-    /// the page there is, and nothing queued does.
+    /// Whether nothing but one name refers to the page, and nothing queued: it can be exchanged.
     pub fn is_fresh(&self, page: Physical) -> bool {
         let entry = self.entry(page);
         (entry.owners, entry.holds) == (1, 0)
+    }
+
+    /// The name gets this page, if it is idle, in place of the one it has. So there are as many pages left as before: what
+    /// is found again must not cost anybody a page.
+    pub fn adopt(&mut self, instance: InstanceId, id: VirtualId, page: Physical) -> bool {
+        let Some(holder) = self.holders.get_mut(&instance) else { return false };
+        let Some(name) = holder.names.get_mut(&id).filter(|_| self.prefixes.wake(page)) else { return false };
+        let (old, subject) = (std::mem::replace(name, page), holder.subject.clone());
+        self.charge(page, &subject);
+        self.entries[page.0 as usize].owners = 1;
+        self.disown(old);
+        true
     }
 
     /// Whose the instance is.
@@ -199,25 +209,6 @@ impl Pool {
         if let Some(subject) = &self.entries[page.0 as usize].subject {
             self.prefixes.written(page, subject);
         }
-    }
-
-    /// Whom the page is charged to: while it is in use, the subject of all who refer to it.
-    pub fn subject(&self, page: Physical) -> Option<&Subject> {
-        self.entry(page).subject.as_ref()
-    }
-
-    /// The name gets this page, idle or in use by the instance's subject, in place of the one it has.
-    pub fn adopt(&mut self, instance: InstanceId, id: VirtualId, page: Physical) {
-        let Some(holder) = self.holders.get_mut(&instance) else { return };
-        let subject = holder.subject.clone();
-        let Some(old) = holder.names.insert(id, page) else { return };
-        if self.prefixes.wake(page) {
-            self.charge(page, &subject);
-        }
-        let entry = &mut self.entries[page.0 as usize];
-        self.draining -= u32::from(entry.owners == 0 && entry.holds > 0);
-        entry.owners += 1;
-        self.disown(old);
     }
 
     // ---- exports ----
@@ -478,11 +469,17 @@ impl Pool {
         }
         assert_eq!(draining, self.draining);
         assert!(self.prefixes.idle() as usize <= self.entries.len() / IDLE_SHARE);
-        self.prefixes.check();
+        self.prefixes.check(|page| self.entry(page).subject.as_ref());
+        for holder in self.holders.values() {
+            let mut names = holder.names.values();
+            assert!(names.all(|&page| self.entry(page).subject.as_ref() == Some(&holder.subject)));
+        }
         for (subject, scope) in &self.scopes {
             assert_eq!(scope.used, used.get(subject).copied().unwrap_or(0), "used by {subject:?}");
             let instances = self.holders.values().filter(|h| h.subject == *subject).count();
             assert_eq!(scope.instances as usize, instances);
+            let mut pages = scope.exports.values().flat_map(|export| &export.pages);
+            assert!(pages.all(|&page| self.entry(page).subject.as_ref() == Some(subject)));
             let exported: HashSet<_> = scope.exports.values().flat_map(|e| &e.pages).collect();
             assert_eq!(scope.distinct as usize, exported.len(), "exported by {subject:?}");
         }

@@ -8,15 +8,17 @@
 //! it. So a slot is known by a digest of these, chained slot by slot. A page is found by the digest of its last slot, in
 //! which all pages before it are contained, and only once what was to be written there has been. It is found by its
 //! own subject; by others only if the operator has marked that prefix public, for how fast an answer comes would else tell
-//! one user what another has asked.
+//! one user what another has asked. Of several pages that hold the same, the first that was written is found.
 
 use crate::backend::{Input, TokenId};
 use crate::engine::pages::Physical;
 use crate::identity::Subject;
 #[cfg(test)]
 use crate::simulation::plant::{Bug, planted};
-use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::cmp::Reverse;
+use std::collections::hash_map::{Entry, RandomState};
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::hash::BuildHasher;
 
 /// What the operator decides.
 #[derive(Clone, Debug)]
@@ -33,27 +35,25 @@ impl Default for Reuse {
     }
 }
 
-/// Tokens and positions of slots, from a sequence's first: BLAKE3, cut to 128 bits. Two sequences with one digest take
-/// 2^64 tries to find, and whoever finds them deceives nobody but its own subject; a second one for a public prefix
-/// takes 2^128.
+/// Tokens and positions of slots, from a sequence's first: 128 bits of SipHash under keys that nobody outside knows, so
+/// nobody can look for two sequences with one digest. The engine's thread makes one for each row that is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Digest([u8; 16]);
+pub struct Digest([u64; 2]);
 
 impl Digest {
     /// Of no slots.
-    pub const EMPTY: Digest = Digest([0; 16]);
+    pub const EMPTY: Digest = Digest([0; 2]);
+}
 
-    /// Of one slot more.
-    fn then(self, token: TokenId, position: u32) -> Digest {
+/// The keys of digests.
+struct Keys([RandomState; 2]);
+
+impl Keys {
+    /// The digest of one slot more.
+    fn then(&self, digest: Digest, token: TokenId, position: u32) -> Digest {
         #[cfg(test)]
         let position = if planted(Bug::PrefixPositions) { 0 } else { position };
-        let mut slot = [0; 24];
-        slot[..16].copy_from_slice(&self.0);
-        slot[16..20].copy_from_slice(&token.0.to_le_bytes());
-        slot[20..].copy_from_slice(&position.to_le_bytes());
-        let mut cut = [0; 16];
-        cut.copy_from_slice(&blake3::hash(&slot).as_bytes()[..16]);
-        Digest(cut)
+        Digest(self.0.each_ref().map(|key| key.hash_one((digest.0, token.0, position))))
     }
 }
 
@@ -63,25 +63,33 @@ pub struct Content {
     /// Of all slots before the page.
     start: Digest,
     /// Of these and `len` of its own.
-    pub end: Digest,
-    pub len: u32,
+    end: Digest,
+    len: u32,
+    /// Pages before it in its sequence.
+    depth: u32,
 }
 
 /// What the pages of one pool hold.
 pub struct Prefixes {
     page_size: u32,
+    keys: Keys,
     /// Digests of whole pages that any subject may find.
     public: HashSet<Digest>,
     pages: Vec<Page>, // [physical page]; none where nothing is to be found
     /// Whole pages that have been written, by the digest of their last slot.
     found: HashMap<(Finder, Digest), Physical>,
-    /// Of these, those that nobody uses, least recently used first.
-    idle: BTreeMap<u64, Physical>,
-    clock: u64,
+    /// Of these, those that nobody uses, first to go first.
+    idle: BTreeSet<Place>,
+    /// Passes so far.
+    passes: u64,
 }
 
 /// Who may find a page: a subject, or, where it is public, everybody.
 type Finder = Option<Subject>;
+
+/// The page whose sequence has gone longest without a pass goes first, and of one sequence the last: without what is before
+/// it, a page cannot be found.
+type Place = (u64, Reverse<u32>, Physical);
 
 #[derive(Clone, Default)]
 struct Page {
@@ -89,24 +97,25 @@ struct Page {
     content: Option<Content>,
     /// By whom it can be found, if it can.
     finder: Option<Finder>,
-    /// Since when nobody uses it: its place in `idle`.
-    idle: Option<u64>,
+    /// The last pass that named it.
+    used: u64,
 }
 
 impl Prefixes {
     pub fn new(pages: u32, page_size: u32, reuse: &Reuse) -> Prefixes {
+        let keys = Keys([RandomState::new(), RandomState::new()]);
         let mut public = HashSet::new();
         for tokens in &reuse.public {
             let mut digest = Digest::EMPTY;
             for (position, &token) in (0u32..).zip(tokens) {
-                digest = digest.then(token, position);
+                digest = keys.then(digest, token, position);
                 if (position + 1).is_multiple_of(page_size) {
                     public.insert(digest);
                 }
             }
         }
         let pages = vec![Page::default(); if reuse.on { pages as usize } else { 0 }];
-        Prefixes { page_size, public, pages, found: HashMap::new(), idle: BTreeMap::new(), clock: 0 }
+        Prefixes { page_size, keys, public, pages, found: HashMap::new(), idle: BTreeSet::new(), passes: 0 }
     }
 
     /// For what is no prefix.
@@ -140,7 +149,7 @@ impl Prefixes {
             }
             start = content.end;
         }
-        let mut last = Content { start, end: start, len: 0 };
+        let mut last = Content { start, end: start, len: 0, depth: whole as u32 };
         if part > 0 {
             last = self.content(pages[whole]).filter(|c| c.start == start && c.len == part)?;
         }
@@ -149,13 +158,23 @@ impl Prefixes {
             let Input::Token(token) = *input else { return None };
             if last.len == self.page_size {
                 contents.push(last);
-                last = Content { start: last.end, end: last.end, len: 0 };
+                last = Content { start: last.end, end: last.end, len: 0, depth: last.depth + 1 };
             }
-            last.end = last.end.then(token, position);
+            last.end = self.keys.then(last.end, token, position);
             last.len += 1;
         }
         contents.push(last);
         Some(contents)
+    }
+
+    /// A queued pass names these pages.
+    pub fn name(&mut self, pages: &[Physical]) {
+        self.passes += 1;
+        for page in pages {
+            if let Some(page) = self.pages.get_mut(page.0 as usize) {
+                page.used = self.passes;
+            }
+        }
     }
 
     /// A queued pass writes the page from slot `from` on. It will hold `content`, if that is known.
@@ -217,6 +236,10 @@ impl Prefixes {
     }
 
     fn finder(&self, subject: &Subject, content: &Content) -> Finder {
+        #[cfg(test)]
+        if planted(Bug::PrefixSubject) {
+            return None;
+        }
         (!self.public.contains(&content.end)).then(|| subject.clone())
     }
 
@@ -238,51 +261,50 @@ impl Prefixes {
 
     /// Nobody uses the page any more. True: it is kept, for it can be found.
     pub fn keep(&mut self, page: Physical) -> bool {
-        let Some(known) = self.pages.get_mut(page.0 as usize).filter(|p| p.finder.is_some()) else {
-            return false;
-        };
-        self.clock += 1;
-        known.idle = Some(self.clock);
-        self.idle.insert(self.clock, page);
-        true
+        let place = self.place(page);
+        place.is_some_and(|place| self.idle.insert(place))
     }
 
     /// Somebody uses an idle page again. False: it was not idle.
     pub fn wake(&mut self, page: Physical) -> bool {
-        let since = self.pages.get_mut(page.0 as usize).and_then(|page| page.idle.take());
-        since.is_some_and(|since| self.idle.remove(&since).is_some())
+        let place = self.place(page);
+        place.is_some_and(|place| self.idle.remove(&place))
     }
 
-    /// Gives up the idle page that was used longest ago.
+    /// Gives up the idle page that is the first to go.
     pub fn give_up(&mut self) -> Option<Physical> {
-        let page = *self.idle.first_key_value()?.1;
-        self.wake(page);
+        let (.., page) = self.idle.pop_first()?;
         self.forget(page);
         Some(page)
+    }
+
+    /// Of a page that can be found, among the idle.
+    fn place(&self, page: Physical) -> Option<Place> {
+        let Page { content, finder, used } = self.pages.get(page.0 as usize)?;
+        Some((*used, Reverse(content.filter(|_| finder.is_some())?.depth), page))
     }
 }
 
 #[cfg(test)]
 impl Prefixes {
     pub fn is_idle(&self, page: Physical) -> bool {
-        self.pages.get(page.0 as usize).is_some_and(|page| page.idle.is_some())
+        self.place(page).is_some_and(|place| self.idle.contains(&place))
     }
 
-    pub fn check(&self) {
-        let mut known = 0;
-        for (i, page) in (0..).map(Physical).zip(&self.pages) {
-            if let Some(finder) = &page.finder {
-                let content = page.content.expect("what can be found is known");
-                assert_eq!(content.len, self.page_size, "{i:?}");
-                assert_eq!(self.found.get(&(finder.clone(), content.end)), Some(&i));
-                known += 1;
-            }
-            let place = page.idle.and_then(|since| self.idle.get(&since));
-            assert_eq!(place, page.idle.map(|_| &i));
-            assert!(page.idle.is_none() || page.finder.is_some(), "{i:?} is idle and cannot be found");
+    /// Everything found is known, and by whom it may be found; a page that somebody uses, `user`, is found by nobody else.
+    pub fn check<'s>(&self, user: impl Fn(Physical) -> Option<&'s Subject>) {
+        let (mut known, mut idle) = (0, 0);
+        for (at, page) in (0..).map(Physical).zip(&self.pages) {
+            idle += usize::from(self.is_idle(at));
+            let Some(finder) = &page.finder else { continue };
+            known += 1;
+            let content = page.content.expect("what can be found is known");
+            assert_eq!(content.len, self.page_size, "{at:?}");
+            assert_eq!(self.found.get(&(finder.clone(), content.end)), Some(&at));
+            assert_eq!(finder.is_none(), self.public.contains(&content.end), "{at:?} is found by others");
+            assert!(finder.is_none() || user(at).is_none_or(|user| finder.as_ref() == Some(user)), "{at:?}");
         }
-        assert_eq!(known, self.found.len());
-        assert_eq!(self.idle.len(), self.pages.iter().filter(|page| page.idle.is_some()).count());
+        assert_eq!((known, idle), (self.found.len(), self.idle.len()));
     }
 }
 
@@ -299,6 +321,7 @@ mod tests {
     fn filled(prefixes: &mut Prefixes, pages: &[Physical], subject: &Subject) {
         let (inputs, positions) = tokens(0..pages.len() as u32 * 2);
         let contents = prefixes.after(pages, 0, &inputs, &positions).expect("tokens alone");
+        prefixes.name(pages);
         for (&page, content) in pages.iter().zip(contents) {
             prefixes.write(page, 0, Some(content));
             prefixes.written(page, subject);
@@ -334,18 +357,36 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_over_is_not_found_and_what_was_used_longest_ago_goes_first() {
+    fn what_is_written_over_is_not_found() {
         let a = Subject::new("a");
         let mut prefixes = Prefixes::new(4, 2, &Reuse::default());
         filled(&mut prefixes, &PAGES[..2], &a);
-        assert!(prefixes.keep(PAGES[1]) && prefixes.keep(PAGES[0]) && !prefixes.keep(PAGES[2]));
-        assert!(prefixes.wake(PAGES[1]) && !prefixes.wake(PAGES[1]) && prefixes.keep(PAGES[1]));
-        assert_eq!((prefixes.idle(), prefixes.give_up()), (2, Some(PAGES[0])));
-        assert_eq!(finds(&prefixes, &a), [None, Some(PAGES[1])]);
-        assert!(prefixes.wake(PAGES[1]));
         prefixes.write(PAGES[1], 1, None);
-        prefixes.check();
-        assert_eq!((finds(&prefixes, &a), prefixes.give_up()), (vec![None, None], None));
+        prefixes.check(|_| Some(&a));
+        assert_eq!(finds(&prefixes, &a), [Some(PAGES[0]), None]);
+        assert!(!prefixes.keep(PAGES[1]) && !prefixes.keep(PAGES[2]));
+    }
+
+    /// In whatever order pages come free: stock programs give the first back first.
+    #[test]
+    fn the_sequence_unused_for_longest_goes_first_and_of_it_the_last_page() {
+        let a = Subject::new("a");
+        let mut prefixes = Prefixes::new(4, 1, &Reuse::default());
+        for (pages, first) in [(&PAGES[..2], 10), (&PAGES[2..], 20)] {
+            let (inputs, positions) = tokens(first..first + 2);
+            let contents = prefixes.after(pages, 0, &inputs, &positions).expect("tokens alone");
+            prefixes.name(pages);
+            for (&page, content) in pages.iter().zip(contents) {
+                prefixes.write(page, 0, Some(content));
+                prefixes.written(page, &a);
+            }
+        }
+        prefixes.name(&PAGES[..2]);
+        assert!(PAGES.iter().all(|&page| prefixes.keep(page)));
+        assert!(prefixes.wake(PAGES[0]) && !prefixes.wake(PAGES[0]) && prefixes.keep(PAGES[0]));
+        prefixes.check(|_| None);
+        let gone: Vec<Physical> = std::iter::from_fn(|| prefixes.give_up()).collect();
+        assert_eq!(gone, [PAGES[3], PAGES[2], PAGES[1], PAGES[0]]);
     }
 
     #[test]

@@ -143,8 +143,10 @@ impl State {
         (context / self.info.page_size) as usize
     }
 
-    /// Gives the instance, under its names, pages that hold what the first rows of its pass would write. Rows that have
-    /// outputs run all the same, and so does the last. Doing it again, when the pass has waited, changes nothing.
+    /// Gives the instance, under its names, pages that hold what the first rows of its pass would write: idle ones as they
+    /// are, of others copies. Were these shared, whoever wrote there later would need a page more, and could be ended for
+    /// it. Rows that have outputs run all the same, and so does the last. Doing it again, when the pass has waited, changes
+    /// nothing.
     fn reuse(&mut self, instance: InstanceId, pass: &Pass, found: &mut Found) {
         let masked = pass.mask != Mask::Causal;
         #[cfg(test)]
@@ -171,13 +173,12 @@ impl State {
                 if !self.pages.is_fresh(own) || written.binary_search(&page).is_ok() {
                     break;
                 }
-                let foreign = self.pages.subject(page).is_some_and(|charged| charged != subject);
-                if !foreign {
-                    self.pages.adopt(instance, pass.pages[i], page);
-                    found.pages[i] = page;
-                } else {
-                    self.pages.prefixes.write(own, 0, None);
-                    self.add_copy(instance, page, own, size); // A page belongs to one subject.
+                match self.pages.adopt(instance, pass.pages[i], page) {
+                    true => found.pages[i] = page,
+                    false => {
+                        self.pages.prefixes.write(own, 0, None);
+                        self.add_copy(instance, page, own, size);
+                    }
                 }
             }
             found.known = (i as u32 + 1) * size - context;
@@ -219,6 +220,7 @@ impl State {
             let span = self.span(i, context, pass.len);
             *page = self.own_copy(instance, pass.pages[i], *page, span);
         }
+        self.pages.prefixes.name(&pages);
         let mut touches = Vec::new();
         for (i, &at) in pages.iter().enumerate() {
             let (from, to) = self.span(i, context, pass.len);

@@ -26,6 +26,9 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap, HashSet, VecDequ
 const SHORT_ROWS: u32 = 8;
 /// Batches without service after which a pass counts as one priority level higher.
 const AGE_BATCHES: u64 = 16;
+/// Moves of one turn: of pages of a large model, some 25 ms. Whoever found a long prefix waits a few turns, not everybody
+/// for it.
+const MOVES: usize = 64;
 /// One part in so many of a batch is kept for a long pass; else decodes, each a whole batch's work deep in its context
 /// or as many as a batch has rows, would leave it nothing.
 const KEPT: u32 = 4;
@@ -247,7 +250,9 @@ impl Schedule {
     /// The next turn's work, if there is any.
     pub fn plan(&mut self, budget: Budget) -> Option<Plan> {
         let mut plan = Plan::default();
-        while let Some(id) = self.moves.pop_front() {
+        while plan.moves.len() < MOVES
+            && let Some(id) = self.moves.pop_front()
+        {
             if let Some(Job { work: Work::Move(step), .. }) = self.jobs.get(&id) {
                 plan.moves.push(*step);
             }

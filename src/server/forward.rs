@@ -76,7 +76,7 @@ pub async fn forward(
                     frames.send(Message::Binary(frame.encode().into())).await.ok()?;
                 }
                 drop(turn);
-                smol::future::yield_now().await; // to whoever waits for a turn: an instance may have many blobs
+                smol::future::yield_now().await; // to whoever waits for a turn, whom the executor runs next: an instance may have many blobs
             }
             #[cfg(test)]
             What::Ended(ending) if planted(Bug::SecondEnd) || planted(Bug::EndsUnknown) => {

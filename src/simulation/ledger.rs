@@ -373,12 +373,10 @@ impl Ledger {
     /// The instance that a frame is about: this client's, known to it, and not ended.
     fn of(&mut self, client: usize, instance: &str) -> InstanceId {
         let instance: InstanceId = instance.parse().expect("an id");
-        let downloads = self.clients[client].download.as_ref().is_some_and(|d| d.instance == instance);
         let life = self.life(instance);
         assert_eq!(life.client, client, "another client's instance");
         assert!(life.known.is_some(), "the launch is not answered yet");
         assert!(!life.told, "after the last event");
-        assert!(!downloads || self.clients[client].download.is_some());
         instance
     }
 

@@ -40,6 +40,8 @@ pub enum Bug {
     PrefixPositions,
     /// Rows that do not attend all before them are the same prefix.
     PrefixMask,
+    /// Anybody finds what anybody has computed.
+    PrefixSubject,
 
     // ---- events, sessions, connections ----
     /// An event for which there is no room is dropped.
@@ -110,7 +112,7 @@ pub const BOX: [Bug; 19] = [
 ];
 
 /// For the simulation of the engine alone.
-pub const ENGINE: [Bug; 16] = [
+pub const ENGINE: [Bug; 17] = [
     Bug::Owners,
     Bug::CopyOnWrite,
     Bug::CopyTooEarly,
@@ -127,6 +129,7 @@ pub const ENGINE: [Bug; 16] = [
     Bug::PrefixOrder,
     Bug::PrefixPositions,
     Bug::PrefixMask,
+    Bug::PrefixSubject,
 ];
 
 thread_local! {

@@ -6,26 +6,57 @@ use crate::limits::{KV_SHARE, KV_TOKENS_FLOOR, KV_TOKENS_UNASKED};
 use std::fs;
 use std::path::Path;
 
+/// How a version of control groups says what a group may have: folder, limits, use, and what of that is page cache.
+struct Version {
+    root: &'static str,
+    limits: &'static [&'static str],
+    used: &'static str,
+    cached: [&'static str; 2],
+}
+
+const V2: Version = Version {
+    root: "/sys/fs/cgroup",
+    limits: &["memory.max", "memory.high"],
+    used: "memory.current",
+    cached: ["inactive_file", "active_file"],
+};
+const V1: Version = Version {
+    root: "/sys/fs/cgroup/memory",
+    limits: &["memory.limit_in_bytes"],
+    used: "memory.usage_in_bytes",
+    cached: ["total_inactive_file", "total_active_file"],
+};
+
 /// Bytes that can be had without pushing anything out that is in use: of the machine, and of each control group with a
-/// limit (systemd's `MemoryMax=`, a container's). `None` where the system does not say.
+/// limit (systemd's `MemoryMax=` and `MemoryHigh=`, a container's). `None` where the system does not say.
 pub fn free() -> Option<u64> {
     let machine = kilobytes(&fs::read_to_string("/proc/meminfo").ok()?, "MemAvailable:")?;
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    // The unified hierarchy (v2) has the line `0::/path`.
-    let group = groups.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
-    let group = Path::new("/sys/fs/cgroup").join(group);
-    Some(group.ancestors().filter_map(left_in).fold(machine, u64::min))
+    // Lines of number, controllers and path; the unified hierarchy (v2) has no controllers here.
+    let left = groups.lines().filter_map(|line| {
+        let mut parts = line.splitn(3, ':').skip(1);
+        let (controllers, path) = (parts.next()?, parts.next()?.trim_start_matches('/'));
+        let version = match controllers {
+            "" => &V2,
+            some => some.split(',').any(|controller| controller == "memory").then_some(&V1)?,
+        };
+        let group = Path::new(version.root).join(path);
+        group.ancestors().filter_map(|group| version.left_in(group)).min()
+    });
+    Some(left.fold(machine, u64::min))
 }
 
-/// Bytes left under a control group's limit, what it has of the page cache counted as free. `None`: it has no limit.
-fn left_in(group: &Path) -> Option<u64> {
-    let read = |name| fs::read_to_string(group.join(name)).ok();
-    let most: u64 = read("memory.max")?.trim().parse().ok()?; // or "max"
-    let used: u64 = read("memory.current")?.trim().parse().ok()?;
-    let stat = read("memory.stat")?;
-    let cached = |name| number(&stat, name).unwrap_or(0);
-    let cached = cached("inactive_file") + cached("active_file");
-    Some(most.saturating_sub(used.saturating_sub(cached)))
+impl Version {
+    /// Bytes left under a group's limits, what it has of the page cache counted as free. `None`: it has none.
+    fn left_in(&self, group: &Path) -> Option<u64> {
+        let read = |name: &str| fs::read_to_string(group.join(name)).ok();
+        let limit = |name: &&str| read(name)?.trim().parse::<u64>().ok(); // or "max"
+        let most = self.limits.iter().filter_map(limit).min()?;
+        let used: u64 = read(self.used)?.trim().parse().ok()?;
+        let stat = read("memory.stat")?;
+        let cached: u64 = self.cached.iter().filter_map(|name| number(&stat, name)).sum();
+        Some(most.saturating_sub(used.saturating_sub(cached)))
+    }
 }
 
 fn number(text: &str, name: &str) -> Option<u64> {
@@ -58,20 +89,26 @@ mod tests {
     }
 
     #[test]
-    fn a_control_group_leaves_what_its_limit_and_its_page_cache_say() {
+    fn a_control_group_leaves_what_its_limits_and_its_page_cache_say() {
         let group = std::env::temp_dir().join(format!("tartlet-group-{}", std::process::id()));
         fs::create_dir_all(&group).unwrap();
         let write = |name: &str, text: &str| fs::write(group.join(name), text).unwrap();
+        write("memory.stat", "anon 400\ninactive_file 200\nactive_file 100\ntotal_inactive_file 50\n");
         write("memory.current", "700\n");
-        write("memory.stat", "anon 400\ninactive_file 200\nactive_file 100\n");
+        write("memory.usage_in_bytes", "700\n");
         write("memory.max", "max\n");
-        assert_eq!(left_in(&group), None);
+        assert_eq!(V2.left_in(&group), None);
         write("memory.max", "1000\n");
-        assert_eq!(left_in(&group), Some(600));
+        assert_eq!(V2.left_in(&group), Some(600));
+        write("memory.high", "900\n");
+        assert_eq!(V2.left_in(&group), Some(500));
         write("memory.max", "300\n");
-        assert_eq!(left_in(&group), Some(0), "over its limit already");
+        assert_eq!(V2.left_in(&group), Some(0), "over its limit already");
+        assert_eq!(V1.left_in(&group), None);
+        write("memory.limit_in_bytes", "1000\n");
+        assert_eq!(V1.left_in(&group), Some(350));
         fs::remove_dir_all(&group).unwrap();
-        assert_eq!(left_in(&group), None);
+        assert_eq!(V2.left_in(&group), None);
         assert!(free().is_some_and(|bytes| bytes > 0), "this machine says");
     }
 }
