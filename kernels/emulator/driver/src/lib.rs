@@ -1,0 +1,1 @@
+//! A `libcuda.so.1` whose device is the PTX emulator.
