@@ -9,6 +9,7 @@
 
 use crate::auth::Verifier;
 use crate::backend::cpu::{Cpu, CpuOptions};
+use crate::backend::heap;
 use crate::cli::{EXIT_DEVICE, Failure};
 use crate::config::Config;
 use crate::engine::operation::Notice;
@@ -32,6 +33,10 @@ use std::time::Duration;
 
 /// How long the last events may take to their clients once the device has failed.
 const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// From an instance's end until what was freed goes back to the system. Shorter would take from a busy box what its next
+/// launches are quicker with; longer would keep from others what nobody here needs.
+const MEMORY_KEPT: Duration = Duration::from_secs(1);
 
 /// What went wrong with the device; written once, by the engine's last act.
 #[derive(Clone, Default)]
@@ -77,6 +82,7 @@ pub fn serve(config: Config) -> Result<ExitCode, Failure> {
 impl Appliance {
     /// Builds the parts in their order.
     pub fn build(config: Config) -> Result<Appliance, Failure> {
+        heap::keep_one();
         let name = config.model.name.as_deref();
         let model = Arc::new(
             Model::open(&config.model.path, name, config.model.template.as_deref())
@@ -136,7 +142,8 @@ impl Appliance {
         let Appliance { door, runtime, exchange, given_up, failing } = self;
         let broken = Fault::default();
         let until = smol::future::or(told, device_fails(failing, runtime.clone(), broken.clone()));
-        smol::future::or(server::run(listener, door, until), end_given_up(runtime, given_up)).await;
+        let kept = smol::future::or(end_given_up(runtime.clone(), given_up), give_memory_back(runtime));
+        smol::future::or(server::run(listener, door, until), kept).await;
         exchange.kvs.close(); // guests that still run hold it too
         match broken.take() {
             None => Ok(()),
@@ -178,6 +185,14 @@ pub(crate) async fn end_given_up(runtime: Runtime, notices: Receiver<Notice>) {
         runtime.end(instance, ending);
     }
     std::future::pending().await // the engine has ended; the server decides when it is over
+}
+
+/// Gives back what guests that have gone took, at most once in [`MEMORY_KEPT`], and never while all rest.
+async fn give_memory_back(runtime: Runtime) {
+    while runtime.leaving().recv().await.is_ok() {
+        smol::Timer::after(MEMORY_KEPT).await;
+        smol::unblock(heap::give_back).await;
+    }
 }
 
 /// Returns once the device has failed and every client has had time to hear of it.

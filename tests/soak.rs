@@ -26,18 +26,12 @@ const CONNECTIONS: usize = 4;
 /// Rounds before memory is compared: a quarter. Before them every life is led once, since code is translated as it is
 /// first run, and every program is uploaded that ever will be, since the store keeps each.
 const WARM_UP: usize = ROUNDS / 4;
-/// What memory is at a time is the middle one of so many looks: the allocator's heaps are never twice alike.
+/// What memory is at a time is the middle one of so many looks: heaps are never twice alike.
 const LOOKS: usize = 5;
 /// Programs of our own making that the server has not seen: the bytes of others and a section that says nothing.
 const VARIANTS: usize = 6;
 /// As many pages as are soon used up: 256 of 16 tokens.
 const CONFIG: &str = "[engine]\nkv_tokens = 4096\nseed = 1\n";
-
-/// What is freed is given back at once, so that what stays is what somebody holds. By itself glibc learns from large
-/// blocks that are freed to keep such ones in its heaps: after some hoards 60 to 130 MB, by leaps, and then no more. That
-/// makes launches quicker (a guest's memory is to be had without being mapped anew), but would hide a leak of ours.
-const ALLOCATOR: [(&str, &str); 2] =
-    [("MALLOC_MMAP_THRESHOLD_", "262144"), ("MALLOC_TRIM_THRESHOLD_", "262144")];
 
 const GUESTS: [&str; 11] =
     ["beam", "chat", "completion", "echo", "fork", "ledger", "prefix", "rogue", "sink", "swarm", "token"];
@@ -350,8 +344,8 @@ impl Soak {
             smol::Timer::after(Duration::from_millis(20)).await;
         }
         self.names.borrow_mut().clear();
-        // Our own question may still be open.
-        smol::Timer::after(Duration::from_millis(if idle.is_none() { 1000 } else { 0 })).await;
+        // What was freed goes back to the system a second after the last end, and our own question may still be open.
+        smol::Timer::after(Duration::from_millis(1500)).await;
         loop {
             let rest = Rest::of(&self.server);
             let Some(idle) = idle else { return rest };
@@ -436,7 +430,7 @@ fn variant(program: &[u8], number: usize) -> Vec<u8> {
 fn nothing_is_left_of_many_launches() {
     let launches = std::env::var("TARTLET_SOAK").map_or(LAUNCHES, |count| count.parse().expect("a number"));
     let mut soak = Soak {
-        server: Server::small_with(CONFIG, &ALLOCATOR),
+        server: Server::small_with(CONFIG),
         programs: BTreeMap::new(),
         names: RefCell::default(),
         tally: RefCell::default(),

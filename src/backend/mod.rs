@@ -10,6 +10,7 @@ use std::fmt;
 pub mod cpu;
 pub mod crew;
 pub mod exp;
+pub mod heap;
 pub mod sample;
 
 /// A physical KV page: `page_size` slots of K and V in every layer.

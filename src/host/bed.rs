@@ -13,7 +13,7 @@ use crate::exchange::{Exchange, Mailbox};
 use crate::identity::{InstanceId, Subject};
 use crate::model::Model;
 use crate::model::toy::{TOY_VOCAB, Toy};
-use crate::runtime::quota::{Allowance, Quotas};
+use crate::runtime::quota::{Allowance, Pool, Quotas};
 use crate::runtime::{Directory, events};
 use smol::channel::{Receiver, bounded};
 use std::sync::Arc;
@@ -167,7 +167,7 @@ impl Bed {
             directory: Directory::default(),
             insecure: super::wasi::random::Insecure::seeded(seed),
             log: super::wasi::cli::Log::new(instance, 1 << 16),
-            allowance: Allowance::new(Quotas::default(), Default::default()),
+            allowance: Allowance::new(Quotas::default(), Pool::new().0),
             pending: None,
             may_leave: true,
             owed_fuel: 0,

@@ -9,6 +9,7 @@ use crate::identity::{InstanceId, Subject};
 use crate::model::Model;
 use crate::program::Program;
 use directory::Entry;
+use smol::channel::Receiver;
 use smol::lock::OnceCell;
 use std::fmt;
 use std::sync::Arc;
@@ -92,11 +93,18 @@ pub struct Runtime {
     parts: Arc<RuntimeParts>,
     directory: Directory,
     memory: quota::Pool,
+    leaving: Receiver<()>,
 }
 
 impl Runtime {
     pub fn new(parts: RuntimeParts) -> Runtime {
-        Runtime { parts: Arc::new(parts), directory: Directory::default(), memory: quota::Pool::default() }
+        let (memory, leaving) = quota::Pool::new();
+        Runtime { parts: Arc::new(parts), directory: Directory::default(), memory, leaving }
+    }
+
+    /// Hears when instances have gone and their memory is about to be free, of several at least once. For one listener.
+    pub fn leaving(&self) -> &Receiver<()> {
+        &self.leaving
     }
 
     /// Registers an instance. It can be named, fed and ended from now on, and runs from [`Prepared::start`] on.

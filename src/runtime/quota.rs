@@ -4,6 +4,7 @@
 //! Never: ending anybody; exceeding a quota is a [`Trap`](crate::host::Trap) or an [`Ending`](super::Ending).
 
 use crate::limits;
+use smol::channel::{self, Receiver, Sender};
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -72,14 +73,24 @@ impl fmt::Display for Quota {
 
 /// The memory that instances may hold beyond what each is sure of ([`limits::MEMORY_FLOOR_BYTES`]), so that they
 /// cannot together take the box down, nor some of them keep the others from starting. Clones are one pool.
-#[derive(Clone, Debug, Default)]
-pub struct Pool(Arc<AtomicUsize>);
+#[derive(Clone, Debug)]
+pub struct Pool {
+    held: Arc<AtomicUsize>,
+    /// Holds a word once somebody has left and nobody has heard of it.
+    left: Sender<()>,
+}
 
 impl Pool {
+    /// Nobody holds anything yet. The receiver hears when instances leave the pool, of several at least once.
+    pub fn new() -> (Pool, Receiver<()>) {
+        let (left, leaving) = channel::bounded(1);
+        (Pool { held: Arc::default(), left }, leaving)
+    }
+
     /// Takes from the pool what an instance that grows from `before` to `after` bytes holds beyond its sure share.
     fn grow(&self, before: usize, after: usize) -> bool {
         let more = beyond_floor(after) - beyond_floor(before);
-        let taken = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |held| {
+        let taken = self.held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |held| {
             held.checked_add(more).filter(|held| *held <= limits::MEMORY_POOL_BYTES)
         });
         taken.is_ok()
@@ -102,7 +113,8 @@ pub struct Allowance {
 
 impl Drop for Allowance {
     fn drop(&mut self) {
-        self.pool.0.fetch_sub(beyond_floor(self.memory_bytes), Ordering::Relaxed);
+        self.pool.held.fetch_sub(beyond_floor(self.memory_bytes), Ordering::Relaxed);
+        let _ = self.pool.left.try_send(()); // full: it will be heard of anyway
     }
 }
 
@@ -180,7 +192,7 @@ mod tests {
 
     #[test]
     fn hogs_cannot_keep_small_guests_from_starting() {
-        let pool = Pool::default();
+        let (pool, leaving) = Pool::new();
         let quotas = Quotas { memory_bytes: limits::MEMORY_POOL_BYTES, ..Quotas::default() };
         let mut hog = Allowance::new(quotas, pool.clone());
         assert!(hog.memory_growing(0, limits::MEMORY_POOL_BYTES, None).is_ok());
@@ -192,6 +204,7 @@ mod tests {
         assert!(second.memory_growing(0, 2 * limits::MEMORY_FLOOR_BYTES, None).is_err());
         assert_eq!(second.exceeded(), Some(Quota::PooledMemoryBytes(limits::MEMORY_POOL_BYTES)));
         drop((hog, second));
-        assert_eq!(pool.0.load(Ordering::Relaxed), 0, "all of it comes back");
+        assert_eq!(pool.held.load(Ordering::Relaxed), 0, "all of it comes back");
+        assert!(leaving.try_recv().is_ok() && leaving.try_recv().is_err(), "one word for both");
     }
 }

@@ -117,22 +117,22 @@ impl Server {
         Server::start(Folder::new(), small_model(), None, &["--no-auth"])
     }
 
-    /// The same with a configuration and variables of the environment.
-    pub fn small_with(config: &str, environment: &[(&str, &str)]) -> Server {
-        Server::with(small_model(), config, environment)
+    /// The same with this configuration.
+    pub fn small_with(config: &str) -> Server {
+        Server::with(small_model(), config)
     }
 
     /// A server that accepts everyone, with this configuration.
     pub fn configured(config: &str) -> Server {
-        Server::with(model(), config, &[])
+        Server::with(model(), config)
     }
 
-    fn with(model: PathBuf, config: &str, environment: &[(&str, &str)]) -> Server {
+    fn with(model: PathBuf, config: &str) -> Server {
         let folder = Folder::new();
         let path = folder.path("tartlet.toml");
         std::fs::write(&path, config).expect("the folder can be written to");
         let flags = ["--no-auth", "--config", path.to_str().expect("UTF-8")];
-        Server::start_in(folder, model, None, &flags, environment)
+        Server::start_in(folder, model, None, &flags)
     }
 
     /// A server with a key pair of its own; the token is for the subject `tester`.
@@ -167,18 +167,11 @@ impl Server {
     }
 
     fn start(folder: Folder, model: PathBuf, token: Option<String>, flags: &[&str]) -> Server {
-        Server::start_in(folder, model, token, flags, &[])
+        Server::start_in(folder, model, token, flags)
     }
 
-    fn start_in(
-        folder: Folder,
-        model: PathBuf,
-        token: Option<String>,
-        flags: &[&str],
-        environment: &[(&str, &str)],
-    ) -> Server {
+    fn start_in(folder: Folder, model: PathBuf, token: Option<String>, flags: &[&str]) -> Server {
         let mut child = tartlet()
-            .envs(environment.iter().copied())
             .arg("serve")
             .arg("--model")
             .arg(&model)
