@@ -1,0 +1,26 @@
+//! The way to an NVIDIA GPU: the driver's library opened at run time, kernels compiled by it from our PTX.
+//!
+//! Owns: what a backend launches on, and the check of it. Never: the PTX itself (`kernels/`), or a toolkit.
+//!
+//! ```text
+//! driver.rs  cu* ─jump▶ slot ─▶ libcuda.so.1         error.rs   what a status means, who must act
+//! device.rs  the GPU, opened and described           memory.rs  buffers there, pinned memory here
+//! module.rs  PTX ─▶ kernels, their parameters        stream.rs  launches, events, graphs, deadlines
+//! check.rs   `tartlet selftest --backend cuda`
+//! ```
+//! Everything holds the device; a device that is lost is not spoken to any more, not even to free what is on it.
+
+mod check;
+mod device;
+pub mod driver;
+mod error;
+mod memory;
+mod module;
+mod stream;
+
+pub use check::check;
+pub use device::{Device, Properties};
+pub use error::Error;
+pub use memory::{Buffer, Pinned};
+pub use module::{Argument, Kernel, KernelProperties, Module};
+pub use stream::{Event, Graph, Stream};
