@@ -15,7 +15,8 @@
 //! | `.if expression` … `.else` … `.endif` | one of the two parts |
 //!
 //! `\@` is a number that is another in each expansion of a macro (labels, registers); `\(expression)` is its value, `\()`
-//! nothing: it ends a name, as in `\a\()_high`. Expressions know integers, names of `.equ`, `( )`, unary `-` and
+//! nothing: it ends a name, as in `\a\()_high`. A macro's own registers stand in `{ .reg ... }`; an argument that one of
+//! them would hide is an error. Expressions know integers, names of `.equ`, `( )`, unary `-` and
 //! `* / %`, `+ -`, `<< >>`, `< <= > >= == !=`, `&`, `|`, in this order. An argument may hold commas within brackets.
 //!
 //! What is emitted has no comments; `# 12 "gemv.inc"` says that the next line is line 12 of that file. A line of a macro is
@@ -264,6 +265,11 @@ impl Pass<'_> {
                 value.ok_or_else(|| line.error(format!("{name} wants its argument `{parameter}`")))?;
             values.push((parameter.clone(), value));
         }
+        if let Some(hidden) = hidden(called, &values) {
+            return Err(
+                line.error(format!("the argument %{hidden} is hidden by {name}'s own register of that name"))
+            );
+        }
         self.expansions += 1;
         values.push(("@".into(), self.expansions.to_string()));
         self.repeat(&called.body, &values, depth, line).map_err(|mut error| {
@@ -500,6 +506,23 @@ fn arguments(text: &str) -> Vec<String> {
     }
     let found: Vec<String> = found.iter().map(|one| one.trim().to_string()).collect();
     if found.len() == 1 && found[0].is_empty() { Vec::new() } else { found }
+}
+
+/// A register in the arguments that a `.reg` in the macro's body declares anew: the body would mean its own.
+fn hidden(called: &Macro, values: &[(String, String)]) -> Option<String> {
+    let registers = |text: &str| -> Vec<String> {
+        text.split('%').skip(1).map(|rest| rest.chars().take_while(|&c| in_name(c)).collect()).collect()
+    };
+    let own: Vec<String> = called
+        .body
+        .iter()
+        .filter(|line| line.words().0 == ".reg")
+        .flat_map(|line| registers(&line.text))
+        .collect();
+    values
+        .iter()
+        .flat_map(|(_, value)| registers(value))
+        .find(|register| !register.is_empty() && own.contains(register))
 }
 
 /// `text` with each `\name` of `values` replaced; other names stay for whoever knows them.

@@ -141,6 +141,10 @@ fn mistakes_name_file_and_line() {
             ".macro A x\nmov \\y;\n.endm\n\nA 1\n",
             "a.ptx:2: no parameter is called \\y here (in A, from a.ptx:5)",
         ),
+        (
+            ".macro A x\n{\n.reg .f32 %y, %z;\nmov \\x, %z;\n}\n.endm\nA %z\n",
+            "a.ptx:7: the argument %z is hidden by A's own register of that name",
+        ),
         ("mov \\(1;\n", "a.ptx:1: \\( is not closed"),
         ("ret; /* why */\n", "a.ptx:1: a comment starts with // here"),
     ] {
