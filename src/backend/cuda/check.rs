@@ -2,13 +2,14 @@
 //!
 //! Owns: the checks behind `tartlet selftest --backend cuda`. Never: how they are shown.
 
+use super::kernels::KERNELS;
 use super::{Argument, Buffer, Device, Error, Kernel, Stream};
 use crate::backend::check::{Check, Compiled, Found, Report};
 use std::path::Path;
 use std::time::Duration;
 
 /// The copy kernel; see its head for the contract.
-const COPY: (&str, &str) = ("copy", include_str!("../../../kernels/copy.ptx"));
+const COPY: &str = "copy";
 /// Threads of its CTAs.
 const COPY_BLOCK: u32 = 256;
 /// Vectors that a CTA of it copies in one step.
@@ -29,8 +30,15 @@ const BEFORE: u8 = 0xA5;
 /// Opens the device and checks it. The error: the device cannot be used at all, or no longer.
 pub fn check(libcuda: Option<&Path>) -> Result<Report, Error> {
     let device = Device::open(libcuda)?;
-    let kernels = vec![device.kernel(COPY.0, COPY.1)?];
-    let copy = &kernels[0];
+    let kernels = KERNELS.iter().map(|source| device.kernel(source.name, source.text));
+    let kernels = kernels.collect::<Result<Vec<_>, _>>()?;
+    let of = |name: &str| {
+        kernels.iter().find(|kernel| kernel.name() == name).ok_or_else(|| Error::Launch {
+            kernel: name.to_owned(),
+            why: "there is no such kernel".to_owned(),
+        })
+    };
+    let copy = of(COPY)?;
     let mut stream = device.stream(DEADLINE)?;
     let checks = vec![
         named("memory", memory(&device, &mut stream)?),

@@ -6,21 +6,24 @@
 //! driver.rs  cu* ─jump▶ slot ─▶ libcuda.so.1         error.rs   what a status means, who must act
 //! device.rs  the GPU, opened and described           memory.rs  buffers there, pinned memory here
 //! module.rs  PTX ─▶ kernels, their parameters        stream.rs  launches, events, graphs, deadlines
+//! kernels.rs the PTX, as build.rs expanded it        repack.rs  weights in the order of the kernels' lanes
 //! check.rs   `tartlet selftest --backend cuda`
 //! ```
 //! Everything holds the device; a device that is lost is not spoken to any more, not even to free what is on it.
 
 mod check;
 mod device;
-pub mod driver;
+mod driver;
 mod error;
+pub mod kernels;
 mod memory;
 mod module;
+pub mod repack;
 mod stream;
 
 pub use check::check;
 pub use device::{Device, Properties};
 pub use error::Error;
 pub use memory::{Buffer, Pinned};
-pub use module::{Argument, Kernel, KernelProperties, Module};
+pub use module::{Argument, Kernel, KernelProperties};
 pub use stream::{Event, Graph, Stream};

@@ -8,20 +8,19 @@
 use super::{Buffer, Device, Error};
 use cust::sys;
 use std::ffi::{CString, c_void};
-use std::sync::Arc;
 
 /// Room for what the driver's compiler says of one module: some dozen lines.
 const LOG_BYTES: usize = 16 << 10;
 
 /// A loaded module; its kernel keeps it.
-pub struct Module {
+struct Module {
     device: Device,
     raw: sys::CUmodule,
 }
 
 /// One kernel, ready to be launched.
 pub struct Kernel {
-    module: Arc<Module>,
+    module: Module,
     raw: sys::CUfunction,
     name: String,
     parameters: Vec<Parameter>,
@@ -77,7 +76,7 @@ impl Device {
     pub fn kernel(&self, name: &str, text: &str) -> Result<Kernel, Error> {
         let wrong = |why: &str| Error::Launch { kernel: name.to_owned(), why: why.to_owned() };
         let parameters = parameters(name, text).map_err(|why| wrong(&why))?;
-        let module = Arc::new(Module::load(self, name, text)?);
+        let module = Module::load(self, name, text)?;
         let symbol = CString::new(name).map_err(|_| wrong("its name has a NUL"))?;
         let mut raw = std::ptr::null_mut();
         // SAFETY: the module is loaded, the name ends with its NUL, the place for the handle is ours.
@@ -206,7 +205,9 @@ impl Kernel {
 
 /// The types of the parameters of `.entry name(...)` in PTX.
 fn parameters(name: &str, text: &str) -> Result<Vec<Parameter>, String> {
-    let plain: String = text.lines().flat_map(|line| [line.split("//").next().unwrap_or(""), "\n"]).collect();
+    // Without comments, and without the marks that say where a line comes from.
+    let lines = text.lines().filter(|line| !line.starts_with('#'));
+    let plain: String = lines.flat_map(|line| [line.split("//").next().unwrap_or(""), "\n"]).collect();
     let entry = plain.match_indices(".entry").map(|(at, word)| plain[at + word.len()..].trim_start());
     let list = entry
         .filter_map(|rest| rest.strip_prefix(name))
@@ -236,7 +237,7 @@ mod tests {
 
     #[test]
     fn parameters_are_read_from_the_ptx() {
-        let text = "# 1 \"x.ptx\"\n.visible .entry other(.param .u64 a)\n{}\n.visible .entry f (\n    .param .u64 to, // a, comment)\n    .param .u32 count,\n    .param .f32 scale\n)\n{ }";
+        let text = "# 1 \"x.ptx\"\n.visible .entry other(.param .u64 a)\n{}\n.visible .entry f (\n    .param .u64 to, // a, comment)\n# 7 \"a, b.inc\"\n    .param .u32 count,\n    .param .f32 scale\n)\n{ }";
         assert_eq!(parameters("f", text), Ok(vec![Parameter::Bits64, Parameter::Bits32, Parameter::F32]));
         assert_eq!(parameters("other", text), Ok(vec![Parameter::Bits64]));
         assert!(parameters("g", text).is_err());
