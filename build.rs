@@ -16,7 +16,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut table = String::from("&[\n");
     for file in expand::files(from)? {
         let text = expand::expand(from, &file).map_err(|error| format!("kernels/{error}"))?;
-        std::fs::write(to.join(&file), text)?;
+        // The head's budget goes along: it is what the stand-in driver counts registers by.
+        let head = std::fs::read_to_string(from.join(&file))?;
+        let budget = head.lines().find(|line| line.starts_with("// registers:")).unwrap_or_default();
+        std::fs::write(to.join(&file), format!("{budget}\n{text}"))?;
         let name = file.trim_end_matches(".ptx");
         table += &format!("    Source {{ name: {name:?}, text: include_str!({:?}) }},\n", to.join(&file));
     }

@@ -164,14 +164,21 @@ impl Stream {
     pub fn wait(&self) -> Result<(), Error> {
         self.record(&self.end)?;
         let started = Instant::now();
-        while !self.end.is_past()? {
+        loop {
+            // Taken before the question: who comes late to ask, asks once more.
             let waited = started.elapsed();
+            if self.end.is_past()? {
+                return Ok(());
+            }
             if waited > self.deadline {
                 return Err(self.device.note(Error::Hung { after: self.deadline }));
             }
-            if waited > SPIN { std::thread::sleep(PAUSE) } else { std::hint::spin_loop() }
+            if waited > SPIN {
+                std::thread::sleep(PAUSE);
+            } else {
+                std::hint::spin_loop();
+            }
         }
-        Ok(())
     }
 
     /// Records what `work` puts into the stream instead of doing it. Nothing may be allocated, freed or waited for
