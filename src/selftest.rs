@@ -2,7 +2,7 @@
 //!
 //! Owns: which device is checked, the table, the JSON, the verdict. Never: a check; each backend has its own.
 
-use crate::backend::check::{Check, Found, Report};
+use crate::backend::check::{BANDWIDTH, Check, Found, Report};
 use crate::backend::{cpu, cuda};
 use serde_json::json;
 use std::fmt::Write as _;
@@ -54,6 +54,21 @@ fn verdict(report: &Report) -> &'static str {
     if report.passed() { "passed" } else { "FAILED" }
 }
 
+/// What passed, in a few words; a rate also as a share of the bandwidth.
+fn right(found: &Found, bandwidth: Option<f64>) -> String {
+    let mut words = Vec::new();
+    if found.cases > 0 {
+        words.push(format!("passed, {} cases", found.cases));
+    }
+    if let Some(rate) = found.rate {
+        let share = bandwidth.filter(|whole| *whole != rate);
+        let share =
+            share.map_or(String::new(), |whole| format!(", {:.0} % of the bandwidth", 100.0 * rate / whole));
+        words.push(format!("{:.2} GB/s{share}", rate / 1e9));
+    }
+    words.join(", ")
+}
+
 /// The report for people.
 pub fn table(report: &Report) -> String {
     let mut text = format!("{}: {}\n", report.backend, report.device);
@@ -71,11 +86,12 @@ pub fn table(report: &Report) -> String {
             );
         }
     }
+    let bandwidth = report.checks.iter().find(|check| check.name == BANDWIDTH);
+    let bandwidth = bandwidth.and_then(|check| check.found.as_ref().ok()?.rate);
     let _ = writeln!(text, "\n{:<20} result", "check");
     for Check { name, found } in &report.checks {
         let result = match found {
-            Ok(Found::Right(cases)) => format!("passed, {cases} cases"),
-            Ok(Found::Rate(rate)) => format!("{:.2} GB/s", rate / 1e9),
+            Ok(found) => right(found, bandwidth),
             Err(wrong) => format!("FAILED: {wrong}"),
         };
         let _ = writeln!(text, "{name:<20} {result}");
@@ -102,8 +118,13 @@ pub fn json(report: &Report) -> String {
         })
     });
     let checks = report.checks.iter().map(|Check { name, found }| match found {
-        Ok(Found::Right(cases)) => json!({ "name": name, "passed": true, "cases": cases }),
-        Ok(Found::Rate(rate)) => json!({ "name": name, "passed": true, "bytes_per_second": rate }),
+        Ok(found) => json!({
+            "name": name,
+            "passed": true,
+            "cases": found.cases,
+            "digest": found.digest,
+            "bytes_per_second": found.rate,
+        }),
         Err(wrong) => json!({ "name": name, "passed": false, "wrong": wrong }),
     });
     let object = json!({

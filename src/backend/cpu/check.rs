@@ -5,7 +5,7 @@
 
 use super::lanes::{LANES, Lanes, Path};
 use super::roof;
-use crate::backend::check::{Check, Found, Report};
+use crate::backend::check::{BANDWIDTH, Check, Found, Report};
 use crate::backend::crew::Crew;
 use crate::backend::exp::exp_fixed;
 use crate::backend::{DrawKey, sample};
@@ -38,14 +38,14 @@ pub fn check() -> Report {
             check("exponentials", pinned(exponentials(), EXPONENTIAL_SUM, EXPONENTIALS)),
             check("draws", pinned(draws(), DRAWS_MIXED, DRAWS)),
             check("vectors", vectors(path)),
-            check("bandwidth", bandwidth(threads)),
+            check(BANDWIDTH, bandwidth(threads)),
         ],
     }
 }
 
 fn pinned(got: u64, want: u64, cases: u32) -> Result<Found, String> {
     if got == want {
-        Ok(Found::Right(cases as usize))
+        Ok(Found::right(cases as usize))
     } else {
         Err(format!("{cases} values give {got:#018x}, not {want:#018x}"))
     }
@@ -102,14 +102,14 @@ fn vectors_on<L: Lanes>(l: L) -> Result<Found, String> {
             }
         }
     }
-    Ok(Found::Right(VECTORS as usize + (1 << 16)))
+    Ok(Found::right(VECTORS as usize + (1 << 16)))
 }
 
 /// What all threads read from memory together.
 fn bandwidth(threads: usize) -> Result<Found, String> {
     let crew = Crew::threads(threads);
     match roof::Memory::new(&crew, 0) {
-        Ok(memory) => Ok(Found::Rate((0..ROUNDS).map(|_| memory.read(&crew, 1)).fold(0.0, f64::max))),
+        Ok(memory) => Ok(Found::rate((0..ROUNDS).map(|_| memory.read(&crew, 1)).fold(0.0, f64::max))),
         Err(cause) => Err(format!("no memory to read: {cause}")),
     }
 }
