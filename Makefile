@@ -83,6 +83,19 @@ release: toolchain ## build the server: target/release/tartlet
 	@size=$$(wc -c <$(TARGET)/release/tartlet); (( size <= 9000000 )) || { \
 	  echo "the binary has $$size bytes; at most 9,000,000 are allowed on the box" >&2; exit 1; }
 
+# What the same binary computes on the emulator goes along; on the GPU it must come out the same.
+.PHONY: gpu-check
+gpu-check: release ## pack target/gpu-check.tar.gz: checks a GPU, on a machine with an NVIDIA driver and nothing else
+	$(call say,gpu-check)
+	@$(CARGO) build --locked --release --package stand-in-driver
+	@rm -rf $(TARGET)/gpu-check
+	@mkdir -p $(TARGET)/gpu-check
+	@cp $(TARGET)/release/tartlet tests/gpu/check.sh tests/gpu/check.py $(TARGET)/gpu-check
+	@$(TARGET)/release/tartlet selftest --backend cuda --json \
+	  --libcuda $(abspath $(TARGET))/release/libstand_in_driver.so > $(TARGET)/gpu-check/recorded.json
+	@tar -C $(TARGET) -czf $(TARGET)/gpu-check.tar.gz gpu-check
+	@echo "$(TARGET)/gpu-check.tar.gz: unpack it where the GPU is, and run gpu-check/check.sh"
+
 .PHONY: inferlets
 inferlets: toolchain ## build our guest programs: inferlets/target/wasm32-wasip2/release/*.wasm
 	$(call say,inferlets)

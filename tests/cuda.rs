@@ -204,3 +204,45 @@ fn the_binary_neither_needs_nor_offers_the_driver() {
     offered.sort();
     assert_eq!(offered, bound);
 }
+
+/// The bundle of `make gpu-check`, on the stand-in driver: what the device computes is compared with what was recorded.
+#[test]
+fn the_gpu_check_compares_with_what_was_recorded() {
+    let folder = Folder::new();
+    for file in ["check.sh", "check.py"] {
+        std::fs::copy(root().join("tests/gpu").join(file), folder.path(file)).expect("copied");
+    }
+    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_tartlet"), folder.path("tartlet")).expect("a link");
+    let recorded = on_stand_in(&["--json"], "");
+    assert!(recorded.status.success(), "{}", text(&recorded.stderr));
+    std::fs::write(folder.path("recorded.json"), &recorded.stdout).expect("written");
+    let check = |told: &str| {
+        let mut command = Command::new(folder.path("check.sh"));
+        command.args(["--quick", "--libcuda"]).arg(stand_in()).env("STAND_IN_DRIVER", told);
+        finish(command)
+    };
+    // Another order of warps is another device, to the kernels.
+    let output = check("seed=5");
+    let table = text(&output.stdout);
+    assert!(output.status.success(), "{table}{}", text(&output.stderr));
+    for part in ["registers", "gemv_q4_0", "as on the emulator", "gpu-check passed"] {
+        assert!(table.contains(part), "nothing of {part}:\n{table}");
+    }
+    let result = std::fs::read(folder.path("result.json")).expect("the result");
+    let result: Value = serde_json::from_slice(&result).expect("JSON");
+    assert_eq!(result["passed"], true);
+
+    // A device that computes something else.
+    let mut other: Value = serde_json::from_slice(&recorded.stdout).expect("JSON");
+    let checks = other["checks"].as_array_mut().expect("an array");
+    let with_digest = checks.iter_mut().find(|check| check["digest"].is_string()).expect("a digest");
+    with_digest["digest"] = "0".repeat(64).into();
+    std::fs::write(folder.path("recorded.json"), other.to_string()).expect("written");
+    let output = check("");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stdout).contains("NOT as on the emulator"), "{}", text(&output.stdout));
+    // A device that cannot be used.
+    let output = check("no-device");
+    assert!(!output.status.success());
+    assert!(text(&output.stderr).contains("sees no GPU"), "{}", text(&output.stderr));
+}
