@@ -4,39 +4,11 @@
 mod support;
 
 use serde_json::Value;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
-use std::sync::OnceLock;
 use std::time::Instant;
+use support::stand_in::stand_in;
 use support::{Folder, PATIENCE, root, tartlet};
-
-/// The stand-in driver, built by the cargo that runs this test, with the profile that it runs with.
-fn stand_in() -> &'static Path {
-    static BUILT: OnceLock<PathBuf> = OnceLock::new();
-    BUILT.get_or_init(|| {
-        // target/debug/tartlet, target/release/tartlet, or either below the folder of a target triple.
-        let folder = Path::new(env!("CARGO_BIN_EXE_tartlet")).parent().expect("a binary lies in a folder");
-        let target =
-            Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("the folder of all that is built");
-        let name = |path: &Path| path.file_name().expect("a name").to_string_lossy().into_owned();
-        let profile = name(folder);
-        let mut cargo = Command::new(env!("CARGO"));
-        cargo.current_dir(root()).args(["build", "--locked", "--package", "stand-in-driver"]);
-        cargo.args(["--profile", if profile == "debug" { "dev" } else { &profile }]);
-        cargo.arg("--target-dir").arg(target).arg("--message-format=json-render-diagnostics");
-        if folder.parent() != Some(target) {
-            cargo.arg("--target").arg(name(folder.parent().expect("the folder of a triple")));
-        }
-        let output = cargo.stderr(Stdio::inherit()).output().expect("cargo runs");
-        assert!(output.status.success(), "the stand-in driver does not build");
-        let messages = String::from_utf8(output.stdout).expect("UTF-8");
-        let made = messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-        let library = made
-            .filter(|message| message["target"]["name"] == "stand_in_driver")
-            .find_map(|message| message["filenames"][0].as_str().map(PathBuf::from));
-        library.expect("cargo says where the library lies")
-    })
-}
 
 /// Runs `tartlet selftest` to its end, which must come.
 fn selftest(arguments: &[&str], told: &str) -> Output {
@@ -155,7 +127,7 @@ fn every_failure_ends_in_its_sentence() {
         ("capability=75", "has compute capability 7.5, but the kernels need 8.0"),
         ("cuInit=803", "are of different versions: restart the machine"),
         ("cuInit=999", "The driver refuses cuInit"),
-        ("jit", "does not take the kernel copy (INVALID_PTX, status 218): application ptx input, line 1"),
+        ("jit", "(INVALID_PTX, status 218): application ptx input, line 1"),
         ("cuMemAlloc_v2@1=2", "The GPU has no room for 2 bytes"),
         ("cuMemAlloc_v2@9=2", "The GPU has no room for "),
         ("memory=100000", "The GPU has no room for "),
