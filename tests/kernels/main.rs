@@ -7,6 +7,7 @@
 mod expand;
 
 mod harness;
+mod ptxas;
 mod repack;
 
 /// The table in the binary is that of the folder: `build.rs` is not told of files that were not there.
