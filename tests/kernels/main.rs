@@ -6,7 +6,9 @@
 #[path = "../../kernels/expand.rs"]
 mod expand;
 
+mod gemv;
 mod harness;
+mod norm;
 mod ptxas;
 mod repack;
 

@@ -18,7 +18,11 @@ const NAMED: u32 = 90;
 fn tools() -> PathBuf {
     let folder = std::env::var_os("TARTLET_PTXAS")
         .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("target/ptxas"), PathBuf::from);
-    assert!(folder.join("ptxas").is_file(), "there is no ptxas in {}: run `make ptxas` first", folder.display());
+    assert!(
+        folder.join("ptxas").is_file(),
+        "there is no ptxas in {}: run `make ptxas` first",
+        folder.display()
+    );
     folder
 }
 
