@@ -147,11 +147,11 @@ impl Q8 {
             for block in row.chunks(32) {
                 let largest = block.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
                 let (d, per) = if largest > 1e-30 { (largest / 127.0, 127.0 / largest) } else { (0.0, 0.0) };
-                let rounded = |x: &f32| (x * per).min(127.0).max(-127.0).round_ties_even() as i8;
+                let rounded = |x: &f32| (x * per).clamp(-127.0, 127.0).round_ties_even() as i8;
                 quants.extend(block.iter().map(rounded));
                 scales.push((d, quants[quants.len() - 32..].iter().map(|&q| i32::from(q)).sum()));
             }
-            if columns % 64 != 0 {
+            if !columns.is_multiple_of(64) {
                 quants.extend([0; 32]);
                 scales.push((0.0, 0));
             }
@@ -282,5 +282,17 @@ fn halves_round_to_nearest_even() {
         let middle = (x + next) / 2.0;
         assert_eq!(f32_to_f16(middle), half + (half & 1), "{middle}");
         assert_eq!(f32_to_f16(f32::from_bits(middle.to_bits() + 1)), half + 1, "{middle}");
+    }
+}
+
+#[test]
+fn bf16_rounds_to_nearest_even() {
+    for bf16 in 0..0x7f7fu16 {
+        let (x, next) = (bf16_to_f32(bf16), bf16_to_f32(bf16 + 1));
+        let middle = f32::from_bits(x.to_bits() + 0x8000);
+        assert!(x < middle && middle < next);
+        assert_eq!(f32_to_bf16(middle), bf16 + (bf16 & 1), "{middle}");
+        assert_eq!(f32_to_bf16(f32::from_bits(middle.to_bits() + 1)), bf16 + 1, "{middle}");
+        assert_eq!(f32_to_bf16(-x), bf16 | 0x8000);
     }
 }
