@@ -9,6 +9,7 @@ use std::fmt;
 
 pub mod cpu;
 pub mod crew;
+pub mod cuda;
 pub mod exp;
 pub mod sample;
 
