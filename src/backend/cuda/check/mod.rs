@@ -5,10 +5,14 @@
 //! ```text
 //! basics.rs     memory, the copy kernel, graphs, the bandwidth
 //! products.rs   norms, quantisation, matrix-vector products: bit for bit against plain Rust
+//! attention.rs  attention against its formula
+//! sampling.rs   the tokens that the processor draws
 //! ```
 
+mod attention;
 mod basics;
 mod products;
+mod sampling;
 
 use super::kernels::KERNELS;
 use super::{Buffer, Device, Error, Kernel, Stream};
@@ -46,6 +50,8 @@ pub fn check(libcuda: Option<&Path>) -> Result<Report, Error> {
     for (kernel, quant) in products::VECTOR_PRODUCTS {
         add(kernel, products::vector_product(&mut bed, kernel, quant)?);
     }
+    add("attention", attention::attention(&mut bed)?);
+    add("sampling", sampling::sampling(&mut bed)?);
     Ok(Report {
         backend: "cuda",
         device: describe(&device),
