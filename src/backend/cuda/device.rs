@@ -55,7 +55,7 @@ impl Device {
         // Not `cust::init`, which forgets statuses that are younger than it.
         // SAFETY: the driver allows this at any time, and more than once.
         error::judge("cuInit", unsafe { sys::cuInit(0) } as i32)?;
-        if cust::device::Device::num_devices().map_err(said("cuDeviceGetCount"))? <= ORDINAL {
+        if cust::device::Device::num_devices().map_err(said("cuDeviceGetCount"))? == 0 {
             return Err(Error::NoDevice);
         }
         let device = cust::device::Device::get_device(ORDINAL).map_err(said("cuDeviceGet"))?;

@@ -72,7 +72,7 @@ impl Case {
         let pages = ROWS.len() * stride;
         // Of size 1/4 to 2, of either sign.
         let mut halves = |count: usize| -> Vec<u16> {
-            let half = |bits: u64| (bits & 0x83ff) as u16 | (13 + (bits >> 20) % 3) as u16 * 1024;
+            let half = |bits: u64| (bits & 0x83ff) as u16 | ((13 + (bits >> 20) % 3) << 10) as u16;
             (0..count).map(|_| half(seeded.bits())).collect()
         };
         let (keys, values) =
