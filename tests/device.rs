@@ -144,7 +144,7 @@ fn ptx_is_refused_with_its_place(bench: &Bench) {
 fn memory_has_an_end(bench: &Bench) {
     let total = bench.device.properties().memory;
     match bench.device.buffer(total).map(drop) {
-        Err(Error::OutOfMemory { wanted, free }) => {
+        Err(Error::OutOfMemory { wanted, free, .. }) => {
             assert!(wanted == total && free < total && free > total / 2)
         }
         other => panic!("{other:?}"),

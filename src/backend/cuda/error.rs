@@ -44,7 +44,13 @@ pub enum Error {
         name: String,
         capability: (u32, u32),
     },
+    /// The driver does not start.
+    NotReady {
+        code: i32,
+    },
+    /// No room for a buffer, or (`wanted` is 0) for what `call` takes beside its buffers.
     OutOfMemory {
+        call: &'static str,
         wanted: usize,
         free: usize,
     },
@@ -88,7 +94,7 @@ impl Error {
     pub(super) fn of(call: &'static str, code: i32) -> Error {
         match code {
             // Its size is filled in by the allocation that knows it.
-            OUT_OF_MEMORY => Error::OutOfMemory { wanted: 0, free: 0 },
+            OUT_OF_MEMORY => Error::OutOfMemory { call, wanted: 0, free: 0 },
             STUB_LIBRARY => Error::NoDriver {
                 given: None,
                 why: "the libcuda.so.1 that is found first is the toolkit's empty one".to_owned(),
@@ -97,6 +103,7 @@ impl Error {
             SYMBOL_NOT_FOUND => Error::Absent { call },
             SYSTEM_DRIVER_MISMATCH => Error::DriverMismatch,
             code if lost(code) => Error::Lost { call, code },
+            code if call == "cuInit" => Error::NotReady { code },
             code => Error::Refused { call, code },
         }
     }
@@ -166,7 +173,15 @@ impl fmt::Display for Error {
                 "The GPU {name} has compute capability {major}.{minor}, but the kernels need {}.{} or later: use another GPU.",
                 CAPABILITY_AT_LEAST.0, CAPABILITY_AT_LEAST.1
             ),
-            Error::OutOfMemory { wanted, free } => write!(
+            Error::NotReady { code } => write!(
+                f,
+                "The driver does not start ({}): see whether nvidia-smi works for this user; if it does not, restart the machine.",
+                name(*code)
+            ),
+            Error::OutOfMemory { call, wanted: 0, .. } => {
+                write!(f, "There is no memory left for what {call} needs: end what else uses the GPU and the machine.")
+            }
+            Error::OutOfMemory { wanted, free, .. } => write!(
                 f,
                 "The GPU has no room for {wanted} bytes, {free} are free: end what else uses it, or ask for less."
             ),
@@ -205,17 +220,18 @@ mod tests {
     #[test]
     fn statuses_mean_what_the_operator_must_do() {
         for (code, error) in [
-            (2, Error::OutOfMemory { wanted: 0, free: 0 }),
+            (2, Error::OutOfMemory { call: "cuInit", wanted: 0, free: 0 }),
+            (999, Error::NotReady { code: 999 }),
             (100, Error::NoDevice),
             (302, Error::Absent { call: "cuInit" }),
             (803, Error::DriverMismatch),
-            (1, Error::Refused { call: "cuInit", code: 1 }),
             (700, Error::Lost { call: "cuInit", code: 700 }),
             (719, Error::Lost { call: "cuInit", code: 719 }),
         ] {
             assert_eq!(judge("cuInit", code), Err(error), "{code}");
         }
         assert_eq!(judge("cuInit", 0), Ok(()));
+        assert_eq!(judge("cuLaunchKernel", 1), Err(Error::Refused { call: "cuLaunchKernel", code: 1 }));
     }
 
     /// Without a driver there are no names, and no sentence may need one.
@@ -230,7 +246,9 @@ mod tests {
             Error::Absent { call: "cuInit" },
             Error::NoDevice,
             Error::DeviceTooOld { name: text(), capability: (7, 5) },
-            Error::OutOfMemory { wanted: 2, free: 1 },
+            Error::NotReady { code: 999 },
+            Error::OutOfMemory { call: "cuMemAlloc_v2", wanted: 2, free: 1 },
+            Error::OutOfMemory { call: "cuGraphLaunch", wanted: 0, free: 0 },
             Error::Kernel { module: text(), code: 218, log: text() },
             Error::Launch { kernel: text(), why: text() },
             Error::Refused { call: "cuInit", code: 1 },

@@ -19,9 +19,9 @@ impl Buffer {
         // SAFETY: nothing of it is read here; kernels and copies state what they need.
         let found = unsafe { DeviceBuffer::uninitialized(bytes) };
         let buffer = found.map_err(device.said("cuMemAlloc_v2")).map_err(|error| match error {
-            Error::OutOfMemory { .. } => {
+            Error::OutOfMemory { call, .. } => {
                 let free = mem_get_info().map_or(0, |(free, _)| free);
-                Error::OutOfMemory { wanted: bytes, free }
+                Error::OutOfMemory { call, wanted: bytes, free }
             }
             error => error,
         })?;
