@@ -137,6 +137,7 @@ fn ptx_is_refused_with_its_place(bench: &Bench) {
     let newer = store("newer", "").replace(".version 7.4", ".version 8.0");
     let error = bench.device.kernel("newer", &newer).map(drop).expect_err("CUDA 11.4 ends at PTX 7.4");
     assert!(matches!(error, Error::Kernel { code: 222, .. }), "{error:?}");
+    assert!(error.to_string().ends_with("Install a newer driver."), "{error}");
     let error = bench.device.kernel("other", &store("store", "")).map(drop).expect_err("no such entry");
     assert!(matches!(error, Error::Launch { .. }), "{error:?}");
 }

@@ -17,6 +17,8 @@ const OUT_OF_MEMORY: i32 = 2;
 pub(super) const NOT_INITIALIZED: i32 = 3;
 const STUB_LIBRARY: i32 = 34;
 const NO_DEVICE: i32 = 100;
+const JIT_COMPILER_NOT_FOUND: i32 = 221;
+const UNSUPPORTED_PTX_VERSION: i32 = 222;
 pub(super) const SYMBOL_NOT_FOUND: i32 = 302;
 pub(super) const NOT_READY: i32 = 600;
 const SYSTEM_DRIVER_MISMATCH: i32 = 803;
@@ -185,12 +187,15 @@ impl fmt::Display for Error {
                 f,
                 "The GPU has no room for {wanted} bytes, {free} are free: end what else uses it, or ask for less."
             ),
-            Error::Kernel { module, code, log } => write!(
-                f,
-                "The driver's compiler does not take the kernel {module} ({}): {}. Please report this with the GPU's name and the driver's version.",
-                name(*code),
-                if log.is_empty() { "it says nothing more" } else { log.trim_end_matches('.') }
-            ),
+            Error::Kernel { module, code, log } => {
+                let said = if log.is_empty() { "it says nothing more" } else { log.trim_end_matches('.') };
+                let mend = match *code {
+                    JIT_COMPILER_NOT_FOUND => "Install libnvidia-ptxjitcompiler of the same driver.",
+                    UNSUPPORTED_PTX_VERSION => "Install a newer driver.",
+                    _ => "Please report this with the GPU's name and the driver's version.",
+                };
+                write!(f, "The driver's compiler does not take the kernel {module} ({}): {said}. {mend}", name(*code))
+            }
             Error::Launch { kernel, why } => {
                 write!(f, "The kernel {kernel} cannot be launched so: {why}. This is a mistake of ours; please report it.")
             }
