@@ -42,6 +42,8 @@ struct Case {
     kv_heads: usize,
     group: usize,
     scale: f32,
+    /// Of the scores; 0 is none.
+    cap: f32,
     /// Of each sequence f16 `[slot][kv head][head dim]`.
     keys: Vec<Vec<u16>>,
     values: Vec<Vec<u16>>,
@@ -66,7 +68,7 @@ impl Case {
         let values = (0..sequences).map(&mut halves).collect();
         let queries = rows.iter().map(|_| seeded.normals(kv_heads * group * head_dim)).collect();
         let scale = 1.5 / (head_dim as f32).sqrt();
-        Case { head_dim, kv_heads, group, scale, keys, values, rows, queries, room: 0, seed }
+        Case { head_dim, kv_heads, group, scale, cap: 0.0, keys, values, rows, queries, room: 0, seed }
     }
 
     fn heads(&self) -> usize {
@@ -147,7 +149,8 @@ impl Case {
         let parameters =
             Parameters::new().u64(q).u64(keys).u64(values).u64(table).u64(rows).u64(masks).u64(out);
         let parameters = parameters.u64(sums).u64(scales).u32(kv_heads as u32).u32(group as u32);
-        let parameters = parameters.u32(stride as u32).u32(words as u32).u32(splits as u32).f32(self.scale);
+        let parameters =
+            parameters.u32(stride as u32).u32(words as u32).u32(splits as u32).f32(self.scale).f32(self.cap);
         let grid = [splits, kv_heads * group.div_ceil(8), self.rows.len()].map(|count| count as u32);
         let block = [128, 1, 1];
         let attend = Launch { grid, block, shared: 0, parameters: parameters.bytes() };
@@ -161,8 +164,8 @@ impl Case {
         Ok(from_bytes(&memory.read(out, outputs * head_dim * 4)?))
     }
 
-    /// Runs the case and compares with the formula. What may differ: a weight is rounded to f16 (2^-11 of it, or 2^-25 of the
-    /// largest where f16 is subnormal); products and sums in f32 and approximations of some units in the last place.
+    /// Runs the case and compares with the formula. What may differ: a weight is rounded to f16 (2^-11 of it, or 2^-25 of
+    /// the largest where f16 is subnormal); a score, and with it the weight, is f32 made of the query to 22 bits.
     fn check(&self, kernels: &Kernels, seed: u64) -> Result<(), Wrong> {
         let got = self.run(kernels, seed)?;
         let Case { head_dim, kv_heads, group, .. } = *self;
@@ -177,7 +180,8 @@ impl Case {
                 let slots: Vec<usize> = (0..row.length).filter(|&slot| row.sees(slot)).collect();
                 let score = |&slot: &usize| {
                     let dot: f64 = of(&self.keys, slot).iter().zip(q).map(|(k, &q)| k * f64::from(q)).sum();
-                    dot * f64::from(self.scale)
+                    let (score, cap) = (dot * f64::from(self.scale), f64::from(self.cap));
+                    if cap > 0.0 { cap * (score / cap).tanh() } else { score }
                 };
                 let scores: Vec<f64> = slots.iter().map(score).collect();
                 let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
@@ -185,10 +189,11 @@ impl Case {
                 let mut want = vec![(0.0, 0.0); head_dim];
                 for (&slot, score) in slots.iter().zip(scores) {
                     let weight = (score - largest).exp() / total;
+                    let off = 2f64.powi(-16) + (score.abs() + f64::from(self.cap)) * 2f64.powi(-19);
+                    let off = weight * (2f64.powi(-11) + off) + 2f64.powi(-25) / total;
                     for ((want, slack), v) in want.iter_mut().zip(of(&self.values, slot)) {
                         *want += weight * v;
-                        *slack +=
-                            (weight * (1.0 / 2048.0 + 1.0 / 65536.0) + 2f64.powi(-25) / total) * v.abs();
+                        *slack += off * v.abs();
                     }
                 }
                 for (dim, (want, slack)) in want.into_iter().enumerate() {
@@ -275,6 +280,10 @@ fn large_scores_have_their_softmax() {
     for (seed, scale) in [(0, 30.0), (1, -30.0), (2, 0.0)] {
         let case = Case { scale, ..Case::new(64, 1, 4, vec![Row::of(0, 300), Row::of(0, 20)], seed) };
         passes(&format!("scale {scale}"), case.check(&kernels, seed));
+        for cap in [0.5, 50.0] {
+            let case = Case { cap, ..case.clone() };
+            passes(&format!("scale {scale}, cap {cap}"), case.check(&kernels, seed));
+        }
     }
 }
 
