@@ -33,8 +33,15 @@ const KERNELS: [Kernel; 8] = [
 
 /// (K, N, tokens): the model's shapes, one token and one more than a tile, ragged rows, K of one pair (three segments
 /// empty), of half a pair more, of five pairs (segments of 2, 2, 1, 0) and of nine.
-const SHAPES: [(usize, usize, usize); 7] =
-    [(576, 192, 65), (192, 576, 17), (64, 100, 5), (96, 20, 33), (320, 130, 1), (576, 100, 8), (512, 16, 130)];
+const SHAPES: [(usize, usize, usize); 7] = [
+    (576, 192, 65),
+    (192, 576, 17),
+    (64, 100, 5),
+    (96, 20, 33),
+    (320, 130, 1),
+    (576, 100, 8),
+    (512, 16, 130),
+];
 
 /// y = x W^T, everything the kernels are given.
 struct Product {
@@ -152,11 +159,11 @@ impl Product {
             let at = (row * self.k + k) * 2;
             f64::from(bf16_to_f32(u16::from_le_bytes([self.weights[at], self.weights[at + 1]])))
         };
-        let x = |token: usize, k: usize| {
-            f64::from(bf16_to_f32(self.halves[token * self.pairs() * PAIR + k]))
-        };
+        let x = |token: usize, k: usize| f64::from(bf16_to_f32(self.halves[token * self.pairs() * PAIR + k]));
         let one = |token: usize, row: usize| {
-            (0..self.k).map(|k| weight(row, k) * x(token, k)).fold((0.0, 0.0), |(s, m), p| (s + p, m + p.abs()))
+            (0..self.k)
+                .map(|k| weight(row, k) * x(token, k))
+                .fold((0.0, 0.0), |(s, m), p| (s + p, m + p.abs()))
         };
         (0..self.tokens).flat_map(|token| (0..self.n).map(move |row| one(token, row))).collect()
     }
@@ -198,7 +205,13 @@ impl Product {
         Ok((from_bytes(&memory.read(y, bytes)?), counts))
     }
 
-    fn gemm(&self, kernel: &Kernel, module: &Module, add: bool, seed: u64) -> Result<(Vec<f32>, Counts), Wrong> {
+    fn gemm(
+        &self,
+        kernel: &Kernel,
+        module: &Module,
+        add: bool,
+        seed: u64,
+    ) -> Result<(Vec<f32>, Counts), Wrong> {
         let grid = [self.tokens.div_ceil(kernel.tokens) as u32, self.n.div_ceil(kernel.rows) as u32, 1];
         self.run(module, grid, ((kernel.rows * kernel.tokens / 32) as u32, 0), add, seed)
     }
@@ -301,7 +314,8 @@ fn no_bank_conflicts_and_whole_sectors() {
         let weights = (layout.quant_bytes() + layout.scale_bytes()) * (shape.2 / kernel.tokens);
         let token = match kernel.quant {
             Quant::BF16 => shape.0 * 2,
-            _ => shape.0 + shape.0 / 4,
+            // Of a pair of {d, sum} a step reads 16 bytes, half a sector.
+            _ => shape.0 + shape.0 / 64 * 32,
         };
         let x = token * shape.2 * (shape.1 / kernel.rows);
         let bytes = weights + x + shape.1 * shape.2 * 4;
@@ -309,16 +323,100 @@ fn no_bank_conflicts_and_whole_sectors() {
     }
 }
 
-const FAULTS: [Fault; 1] = [Fault {
-    name: "no barrier between copies and reads",
-    file: "gemm.inc",
-    find: "    bar.sync        0;",
-    replace: "",
-    caught: Caught::By(FaultKind::SharedRace),
-}];
+use Caught::{By, WrongResult};
+
+const fn fault(name: &'static str, find: &'static str, replace: &'static str, caught: Caught) -> Fault {
+    Fault { name, file: "gemm.inc", find, replace, caught }
+}
+
+const FAULTS: [Fault; 18] = [
+    fault("no barrier in the ring", "    bar.sync        0;", "", By(FaultKind::SharedRace)),
+    fault(
+        "a wait for one stage less",
+        "wait_group \\(STAGES - 2)",
+        "wait_group \\(STAGES - 1)",
+        By(FaultKind::CopyNotWaited),
+    ),
+    fault("copies in no group", "    cp.async.commit_group;", "", By(FaultKind::CopyNotWaited)),
+    fault(
+        "the ring turns one stage early",
+        "%ring_end, %ring, \\(STAGES",
+        "%ring_end, %ring, \\((STAGES - 1)",
+        By(FaultKind::SharedRace),
+    ),
+    fault(
+        "shared memory one stage short",
+        "stages[\\(STAGES * STAGE_BYTES)]",
+        "stages[\\((STAGES - 1) * STAGE_BYTES)]",
+        By(FaultKind::OutOfBounds),
+    ),
+    fault(
+        "a stage past the end of K",
+        "setp.lt.u32     %more",
+        "setp.le.u32     %more",
+        By(FaultKind::OutOfBounds),
+    ),
+    fault(
+        "tokens past the end are read",
+        "    setp.lt.u32     %ok, %t1, %tokens;",
+        "    setp.ge.u32     %ok, %t1, 0;",
+        By(FaultKind::OutOfBounds),
+    ),
+    fault(
+        "row tiles past the end are read",
+        "    setp.lt.u32     %ok, %t1, %row_tiles;",
+        "    setp.ge.u32     %ok, %t1, 0;",
+        By(FaultKind::OutOfBounds),
+    ),
+    fault(
+        "one row too many is stored",
+        "setp.gt.and.s32 %ok",
+        "setp.ge.and.s32 %ok",
+        By(FaultKind::GlobalRace),
+    ),
+    fault(
+        "one token too many is stored",
+        "setp.gt.s32     %token_ok",
+        "setp.ge.s32     %token_ok",
+        By(FaultKind::OutOfBounds),
+    ),
+    fault(
+        "the last token's scales are not copied",
+        "XS_COPIERS, TILE_TOKENS ",
+        "XS_COPIERS, TILE_TOKENS - 1 ",
+        By(FaultKind::UninitialisedShared),
+    ),
+    fault("operand B's halves swapped", "{%b0, %b1, %b2, %b3}", "{%b1, %b0, %b2, %b3}", WrongResult),
+    fault("operand A of the other block", "w_\\i\\()_, \\block", "w_\\i\\()_, \\(1 - \\block)", WrongResult),
+    fault(
+        "read without the swizzle",
+        "xor.b32         %t0, %t0, %t1;",
+        "or.b32          %t0, %t1, 0;",
+        WrongResult,
+    ),
+    fault("odd tokens with even tokens' scales", "\\(\\j * 8 * 16 + 16)", "\\(\\j * 8 * 16)", WrongResult),
+    fault(
+        "a row's scales by the wrong part of the lane",
+        "%t0, %g, \\(PAIR_SCALES",
+        "%t0, %q, \\(PAIR_SCALES",
+        WrongResult,
+    ),
+    fault(
+        "runs too long",
+        "add.u32         %run, %pairs, 3;",
+        "add.u32         %run, %pairs, 7;",
+        WrongResult,
+    ),
+    fault(
+        "a run's sums are not begun anew",
+        "%acc_\\i\\j\\()_\\c;\n    mov.f32         %acc_\\i\\j\\()_\\c, 0f00000000;",
+        "%acc_\\i\\j\\()_\\c;",
+        WrongResult,
+    ),
+];
 
 #[test]
-fn faults_are_caught() {
+fn each_fault_is_caught() {
     let kernel = KERNELS[0];
     each_is_caught(kernel.file, &FAULTS, |module| {
         for (seed, shape) in (20..).zip([(576, 100, 65), (320, 130, 5)]) {
