@@ -1,0 +1,6 @@
+//! The emulator against plain Rust arithmetic, and each of its checks against a small faulty kernel.
+
+mod arithmetic;
+mod harness;
+mod matrices;
+mod warps;
