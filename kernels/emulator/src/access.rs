@@ -1,5 +1,6 @@
 //! Loads, stores, atomics, fences and asynchronous copies of a warp, with every check of an address.
 
+use crate::alu::Lanes;
 use crate::bits::{Bits, F16, Float};
 use crate::block::{Block, witness};
 use crate::execute::Machine;
@@ -18,7 +19,10 @@ enum Place {
     Global(u64),
 }
 
-impl Machine<'_> {
+/// The buffer that a warp's last lane used: the next one mostly uses it too.
+type Near<'a> = Option<&'a Buffer>;
+
+impl<'a> Machine<'a> {
     fn place(space: Space, base: u64, offset: i64) -> Place {
         let at = base.wrapping_add_signed(offset);
         match space {
@@ -29,25 +33,44 @@ impl Machine<'_> {
     }
 
     /// The buffer of an access, after the checks of its address.
-    fn buffer(&self, address: u64, size: u32, lane: u32, does: &str) -> Result<(&Buffer, u64), Stop> {
-        if address % u64::from(size) != 0 {
+    #[inline]
+    fn buffer(
+        &self,
+        near: &mut Near<'a>,
+        address: u64,
+        size: u32,
+        lane: u32,
+        does: &str,
+    ) -> Result<(&'a Buffer, u64), Stop> {
+        if address & u64::from(size - 1) != 0 {
             let sentence = format!("{does} {size} bytes at {address:#x}, no multiple of {size}");
             return stop(Kind::Misaligned, lane, sentence);
         }
-        self.memory
-            .find(address, u64::from(size))
-            .or_else(|sentence| stop(Kind::OutOfBounds, lane, format!("{does} {sentence}")))
+        if let Some(buffer) = near
+            && let Some(offset) = buffer.offset(address, size)
+        {
+            return Ok((buffer, offset));
+        }
+        match self.memory.find(address, u64::from(size)) {
+            Ok((buffer, offset)) => {
+                *near = Some(buffer);
+                Ok((buffer, offset))
+            }
+            Err(sentence) => stop(Kind::OutOfBounds, lane, format!("{does} {sentence}")),
+        }
     }
 
+    #[inline]
     fn fetch(
         &self,
+        near: &mut Near<'a>,
         witness: &Witness<'_>,
         lane: u32,
         address: u64,
         size: u32,
         order: Order,
     ) -> Result<u128, Stop> {
-        let (buffer, offset) = self.buffer(address, size, lane, "reads")?;
+        let (buffer, offset) = self.buffer(near, address, size, lane, "reads")?;
         if !buffer.is_written(offset, size) {
             let sentence = format!("reads byte {offset} of `{}`, which nobody wrote", buffer.name);
             return stop(Kind::UninitialisedGlobal, lane, sentence);
@@ -98,9 +121,40 @@ impl Machine<'_> {
         let (warp, shared, seen) = block.split(number);
         warp.need(address.base, mask, self.kernel)?;
         let size = kind.size() * to.len() as u32;
+        if address.space == Space::Global && !order.strong && kind.size() >= 4 {
+            let witness = witness(stamp, &warp.known, warp.least, seen.as_ref(), crowded);
+            let base = &warp.registers[address.base as usize];
+            if let Some((buffer, offsets)) = self.one_buffer(base, address.offset, size, mask) {
+                for lane in lanes(mask) {
+                    let range = (offsets[lane as usize], size);
+                    if let Err(clash) = buffer.note_read(&witness, lane, range, false, order.constant) {
+                        return self.clash(&clash, lane, buffer, range.0, "reads");
+                    }
+                }
+                self.tally.global(lanes(mask).map(|lane| buffer.base + offsets[lane as usize]), size);
+                for (n, slot) in to.iter().enumerate() {
+                    let Some((slot, width)) = *slot else { continue };
+                    let register = &mut warp.registers[slot as usize];
+                    let at = n as u64 * u64::from(kind.size());
+                    for lane in lanes(mask) {
+                        let offset = offsets[lane as usize] + at;
+                        let low = u64::from(buffer.word(offset));
+                        let value = if kind.size() == 8 {
+                            low | u64::from(buffer.word(offset + 4)) << 32
+                        } else {
+                            low
+                        };
+                        register[lane as usize] = kind.extend(value) & width;
+                    }
+                    warp.ready[slot as usize] |= mask;
+                }
+                return Ok(());
+            }
+        }
         let mut addresses = [0; 32];
         let mut count = 0;
         let mut in_shared = false;
+        let mut near = None;
         for lane in lanes(mask) {
             let base = warp.registers[address.base as usize][lane as usize];
             let value = match address.space {
@@ -134,7 +188,7 @@ impl Machine<'_> {
                             );
                         }
                         let witness = witness(stamp, &warp.known, warp.least, seen.as_ref(), crowded);
-                        self.fetch(&witness, lane, at, size, order)?
+                        self.fetch(&mut near, &witness, lane, at, size, order)?
                     }
                 },
             };
@@ -151,11 +205,28 @@ impl Machine<'_> {
         Ok(())
     }
 
+    /// The common case of a global load: every lane's bytes are aligned, in one buffer, all of it written. Whatever
+    /// is not so is looked at lane by lane.
+    fn one_buffer(&self, base: &Lanes, offset: i64, size: u32, mask: u32) -> Option<(&'a Buffer, [u64; 32])> {
+        let first = base[mask.trailing_zeros() as usize].wrapping_add_signed(offset);
+        let (buffer, _) = self.memory.find(first, u64::from(size)).ok()?;
+        if !buffer.is_full() {
+            return None;
+        }
+        let offsets = base.map(|base| base.wrapping_add_signed(offset).wrapping_sub(buffer.base));
+        let most = buffer.size - u64::from(size);
+        let fits = |lane: u32| {
+            let offset = offsets[lane as usize];
+            offset <= most && offset & u64::from(size - 1) == 0
+        };
+        lanes(mask).all(fits).then_some((buffer, offsets))
+    }
+
     fn count(&mut self, addresses: &[u64], size: u32, shared: bool) {
         match (addresses.is_empty(), shared) {
             (true, _) => {}
             (_, true) => self.tally.shared(addresses, size),
-            _ => self.tally.global(addresses, size),
+            _ => self.tally.global(addresses.iter().copied(), size),
         }
     }
 
@@ -181,6 +252,7 @@ impl Machine<'_> {
         let mut addresses = [0; 32];
         let mut count = 0;
         let mut in_shared = false;
+        let mut near = None;
         for lane in lanes(mask) {
             let base = warp.registers[address.base as usize][lane as usize];
             let value = from.iter().rev().fold(0u128, |all, &slot| {
@@ -207,7 +279,7 @@ impl Machine<'_> {
                         );
                     }
                     let witness = witness(stamp, &warp.known, warp.least, seen.as_ref(), crowded);
-                    self.put(&witness, lane, at, (size, value), order)?;
+                    self.put(&mut near, &witness, lane, at, (size, value), order)?;
                 }
             }
         }
@@ -220,26 +292,28 @@ impl Machine<'_> {
 
     fn put(
         &self,
+        near: &mut Near<'a>,
         witness: &Witness<'_>,
         lane: u32,
         address: u64,
         (size, value): (u32, u128),
         order: Order,
     ) -> Result<(), Stop> {
-        let buffer = self.writable(witness, lane, address, size, order)?;
+        let buffer = self.writable(near, witness, lane, address, size, order)?;
         buffer.0.store(buffer.1, size, value);
         Ok(())
     }
 
     fn writable(
         &self,
+        near: &mut Near<'a>,
         witness: &Witness<'_>,
         lane: u32,
         address: u64,
         size: u32,
         order: Order,
-    ) -> Result<(&Buffer, u64), Stop> {
-        let (buffer, offset) = self.buffer(address, size, lane, "writes")?;
+    ) -> Result<(&'a Buffer, u64), Stop> {
+        let (buffer, offset) = self.buffer(near, address, size, lane, "writes")?;
         if buffer.read_only {
             let sentence = format!("writes byte {offset} of `{}`, which is read-only", buffer.name);
             return stop(Kind::ReadOnly, lane, sentence);
@@ -284,6 +358,7 @@ impl Machine<'_> {
         let mut addresses = [0; 32];
         let mut count = 0;
         let mut in_shared = false;
+        let mut near = None;
         for lane in lanes(mask) {
             let base = warp.registers[address.base as usize][lane as usize];
             let [a, b] = from.map(|slot| warp.registers[slot as usize][lane as usize]);
@@ -305,8 +380,8 @@ impl Machine<'_> {
                         actor.writes(&mut self.locations, at, order.release, true);
                     }
                     let witness = witness(stamp, &warp.known, warp.least, seen.as_ref(), crowded);
-                    let old = self.fetch(&witness, lane, at, size, *order)?;
-                    let (buffer, offset) = self.writable(&witness, lane, at, size, *order)?;
+                    let old = self.fetch(&mut near, &witness, lane, at, size, *order)?;
+                    let (buffer, offset) = self.writable(&mut near, &witness, lane, at, size, *order)?;
                     if size < 4 {
                         buffer.store(offset, size, u128::from(update(old as u64)));
                         old as u64
@@ -346,6 +421,7 @@ impl Machine<'_> {
         }
         let (mut sources, mut targets) = ([0; 32], [0; 32]);
         let (mut read, mut count) = (0, 0);
+        let mut near = None;
         for lane in lanes(mask) {
             let i = lane as usize;
             let taken = match taken {
@@ -359,7 +435,7 @@ impl Machine<'_> {
             let target = warp.registers[to.base as usize][i].wrapping_add_signed(to.offset) & 0xffff_ffff;
             let source = warp.registers[from.base as usize][i].wrapping_add_signed(from.offset);
             let witness = witness(stamp, &warp.known, warp.least, seen.as_ref(), crowded);
-            let value = self.source(&witness, lane, source, (bytes, taken as u32))?;
+            let value = self.source(&mut near, &witness, lane, source, (bytes, taken as u32))?;
             shared.poison(&witness, lane, target, bytes)?;
             let group = warp.groups[i];
             warp.flights.push(Flight { lane, group, to: target, size: bytes, value });
@@ -376,6 +452,7 @@ impl Machine<'_> {
     /// What a cp.async reads: the first `taken` bytes, zeros behind.
     fn source(
         &self,
+        near: &mut Near<'a>,
         witness: &Witness<'_>,
         lane: u32,
         address: u64,
@@ -383,14 +460,14 @@ impl Machine<'_> {
     ) -> Result<u128, Stop> {
         let order = Order::default();
         if taken == bytes {
-            return self.fetch(witness, lane, address, bytes, order);
+            return self.fetch(near, witness, lane, address, bytes, order);
         }
         if address % u64::from(bytes) != 0 {
             let sentence = format!("copies {bytes} bytes from {address:#x}, no multiple of {bytes}");
             return stop(Kind::Misaligned, lane, sentence);
         }
         (0..taken).try_fold(0, |all, n| {
-            let byte = self.fetch(witness, lane, address + u64::from(n), 1, order)?;
+            let byte = self.fetch(near, witness, lane, address + u64::from(n), 1, order)?;
             Ok(all | byte << (8 * n))
         })
     }

@@ -74,9 +74,20 @@ impl Witness<'_> {
         self.stamp | u64::from(lane) << LANE
     }
 
+    #[inline]
+    pub fn is_current(&self, record: Record) -> bool {
+        record >> TAG == self.stamp >> TAG
+    }
+
+    /// The record of a lane that is the only reader.
+    #[inline]
+    pub fn reader(&self, lane: u32, strong: bool, constant: bool) -> Record {
+        self.record(lane) | if strong { STRONG } else { 0 } | if constant { CONSTANT } else { 0 }
+    }
+
     /// A record of another launch says nothing.
     fn current(&self, record: Record) -> Record {
-        if record >> TAG == self.stamp >> TAG { record } else { 0 }
+        if self.is_current(record) { record } else { 0 }
     }
 
     fn ordered(&self, record: Record, lane: u32) -> bool {
@@ -113,7 +124,7 @@ impl Witness<'_> {
             }
         }
         let flag = if constant { CONSTANT } else { 0 };
-        let mine = self.record(lane) | if strong { STRONG } else { 0 } | flag;
+        let mine = self.reader(lane, strong, constant);
         let read = self.current(read);
         if read == mine || read & MANY_BLOCKS != 0 {
             return Ok(read | flag);
