@@ -114,12 +114,13 @@ impl Witness<'_> {
         strong: bool,
         constant: bool,
     ) -> Result<Record, Clash> {
+        let both_strong = |other: Record| strong && other & STRONG != 0;
         let written = self.current(written);
         if written != 0 {
             if constant {
                 return Err(Clash { with: written, constant: true, wrote: true });
             }
-            if !(strong && written & STRONG != 0) && !self.ordered(written, lane) {
+            if !self.ordered(written, lane) && !both_strong(written) {
                 return Err(Clash { with: written, constant: false, wrote: true });
             }
         }
@@ -151,14 +152,15 @@ impl Witness<'_> {
     pub fn write(&self, lane: u32, written: Record, read: Record, strong: bool) -> Result<Record, Clash> {
         let (written, read) = (self.current(written), self.current(read));
         let flag = if strong { STRONG } else { 0 };
-        if written != 0 && !(strong && written & STRONG != 0) && !self.ordered(written, lane) {
+        let both_strong = |other: Record| strong && other & STRONG != 0;
+        if written != 0 && !self.ordered(written, lane) && !both_strong(written) {
             return Err(Clash { with: written, constant: false, wrote: true });
         }
         if read != 0 {
             if read & CONSTANT != 0 {
                 return Err(Clash { with: read, constant: true, wrote: false });
             }
-            if !(strong && read & STRONG != 0) && !self.ordered(read, lane) {
+            if !self.ordered(read, lane) && !both_strong(read) {
                 return Err(Clash { with: read, constant: false, wrote: false });
             }
         }

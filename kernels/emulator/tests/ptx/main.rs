@@ -4,4 +4,5 @@ mod arithmetic;
 mod faults;
 mod harness;
 mod matrices;
+mod memory;
 mod warps;
