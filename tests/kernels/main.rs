@@ -6,6 +6,7 @@
 #[path = "../../kernels/expand.rs"]
 mod expand;
 
+mod divide;
 mod gemv;
 mod harness;
 mod norm;
