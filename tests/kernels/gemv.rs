@@ -305,15 +305,15 @@ const FAULTS: &[Fault] = &[
     fault!(
         "weights are read a pair past the end",
         "gemv.inc",
-        "setp.gt.s32     %more, %left, \\(\\j + \\depth);",
-        "setp.ge.s32     %more, %left, \\(\\j + \\depth);",
+        "setp.gt.s32     %more, %left, \\j;",
+        "setp.ge.s32     %more, %left, \\j;",
         Caught::By(Kind::OutOfBounds)
     ),
     fault!(
-        "scales of the next pair",
+        "scales of an earlier pair",
         "gemv.inc",
-        "%s, (\\j + \\depth) * PAIR_SCALES, guard",
-        "%s, (\\j + \\depth - 1) * PAIR_SCALES, guard",
+        "%s, \\j * PAIR_SCALES, guard",
+        "%s, \\j / 2 * PAIR_SCALES, guard",
         WRONG
     ),
     fault!(
