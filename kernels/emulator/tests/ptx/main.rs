@@ -1,0 +1,4 @@
+//! The emulator against plain Rust arithmetic, and each of its checks against a small faulty kernel.
+
+mod arithmetic;
+mod harness;
