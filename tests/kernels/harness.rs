@@ -3,7 +3,7 @@
 //! Owns: how a test comes by a module and by numbers. Never: what a kernel computes.
 
 use crate::expand;
-use ptx_emulator::{Counts, FaultKind, Launch, Memory, Module, Options};
+use ptx_emulator::{Counts, Kind, Launch, Memory, Module, Options};
 use std::path::{Path, PathBuf};
 use tartlet::model::quant::{Quant, f16_to_f32};
 
@@ -130,6 +130,46 @@ pub fn blocks(quant: Quant, rows: usize, columns: usize, seeded: &mut Seeded) ->
     bytes
 }
 
+/// Activations as the matrix kernels read them.
+pub struct Q8 {
+    /// [token][columns rounded up to 64]
+    pub quants: Vec<i8>,
+    /// [token][block] scale and sum of the quants, padded as the quants are
+    pub scales: Vec<(f32, i32)>,
+}
+
+impl Q8 {
+    /// The quantisation of `src/backend/cpu/tiles.rs`: scale = largest / 127, the rest times 127 / largest, to the nearest
+    /// integer, ties to even.
+    pub fn of(x: &[f32], columns: usize) -> Q8 {
+        let (mut quants, mut scales) = (Vec::new(), Vec::new());
+        for row in x.chunks(columns) {
+            for block in row.chunks(32) {
+                let largest = block.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
+                let (d, per) = if largest > 1e-30 { (largest / 127.0, 127.0 / largest) } else { (0.0, 0.0) };
+                let rounded = |x: &f32| (x * per).clamp(-127.0, 127.0).round_ties_even() as i8;
+                quants.extend(block.iter().map(rounded));
+                scales.push((d, quants[quants.len() - 32..].iter().map(|&q| i32::from(q)).sum()));
+            }
+            if !columns.is_multiple_of(64) {
+                quants.extend([0; 32]);
+                scales.push((0.0, 0));
+            }
+        }
+        Q8 { quants, scales }
+    }
+
+    /// The bytes of the two buffers.
+    pub fn bytes(&self) -> [Vec<u8>; 2] {
+        let mut scales = Vec::new();
+        for &(d, sum) in &self.scales {
+            d.put(&mut scales);
+            sum.put(&mut scales);
+        }
+        [to_bytes(&self.quants), scales]
+    }
+}
+
 /// The module of kernel file `file`.
 pub fn module(file: &str) -> Module {
     let text = expand::expand(&folder(), file).unwrap_or_else(|error| panic!("kernels/{error}"));
@@ -162,7 +202,7 @@ pub struct Fault {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Caught {
     /// A check of the emulator.
-    By(FaultKind),
+    By(Kind),
     /// The comparison with the reference.
     WrongResult,
 }
@@ -242,5 +282,17 @@ fn halves_round_to_nearest_even() {
         let middle = (x + next) / 2.0;
         assert_eq!(f32_to_f16(middle), half + (half & 1), "{middle}");
         assert_eq!(f32_to_f16(f32::from_bits(middle.to_bits() + 1)), half + 1, "{middle}");
+    }
+}
+
+#[test]
+fn bf16_rounds_to_nearest_even() {
+    for bf16 in 0..0x7f7fu16 {
+        let (x, next) = (bf16_to_f32(bf16), bf16_to_f32(bf16 + 1));
+        let middle = f32::from_bits(x.to_bits() + 0x8000);
+        assert!(x < middle && middle < next);
+        assert_eq!(f32_to_bf16(middle), bf16 + (bf16 & 1), "{middle}");
+        assert_eq!(f32_to_bf16(f32::from_bits(middle.to_bits() + 1)), bf16 + 1, "{middle}");
+        assert_eq!(f32_to_bf16(-x), bf16 | 0x8000);
     }
 }

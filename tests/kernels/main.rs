@@ -6,7 +6,10 @@
 #[path = "../../kernels/expand.rs"]
 mod expand;
 
+mod gemv;
 mod harness;
+mod norm;
+mod ptxas;
 mod repack;
 
 /// The table in the binary is that of the folder: `build.rs` is not told of files that were not there.
