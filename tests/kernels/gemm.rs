@@ -4,7 +4,7 @@
 //! quantising, which have tests of their own.
 
 use crate::harness::*;
-use ptx_emulator::{Counts, FaultKind, Launch, Memory, Module, Parameters};
+use ptx_emulator::{Counts, Kind, Launch, Memory, Module, Parameters};
 use tartlet::backend::cuda::repack::Layout;
 use tartlet::model::quant::{Quant, f16_to_f32};
 
@@ -227,7 +227,10 @@ impl Product {
                 error.is_nan() || error.abs() > 1e-6 + magnitude / f64::from(1 << 22)
             });
             return match wrong {
-                Some((at, (y, (want, _)))) => Err(Wrong::Result(format!("y[{at}] is {y}, not {want}"))),
+                Some((at, (y, (want, _)))) => {
+                    let want = want + f64::from(before(at));
+                    Err(Wrong::Result(format!("y[{at}] is {y}, not {want}")))
+                }
                 None => Ok(()),
             };
         }
@@ -329,84 +332,80 @@ const fn fault(name: &'static str, find: &'static str, replace: &'static str, ca
     Fault { name, file: "gemm.inc", find, replace, caught }
 }
 
-const FAULTS: [Fault; 18] = [
-    fault("no barrier in the ring", "    bar.sync        0;", "", By(FaultKind::SharedRace)),
+const FAULTS: [Fault; 19] = [
+    fault("no barrier", "    bar.sync        0;", "", By(Kind::UninitialisedShared)),
     fault(
-        "a wait for one stage less",
+        "a stage filled before the barrier",
+        "    bar.sync        0;                      // as far as all did; and all have read the stage that is filled next\n    FILL\n",
+        "    FILL\n    bar.sync        0;\n",
+        By(Kind::SharedRace),
+    ),
+    fault(
+        "a wait that lets one more in flight",
         "wait_group \\(STAGES - 2)",
         "wait_group \\(STAGES - 1)",
-        By(FaultKind::CopyNotWaited),
+        By(Kind::CopyNotWaited),
     ),
-    fault("copies in no group", "    cp.async.commit_group;", "", By(FaultKind::CopyNotWaited)),
+    fault("copies in no group", "    cp.async.commit_group;", "", By(Kind::CopyNotWaited)),
     fault(
         "the ring turns one stage early",
         "%ring_end, %ring, \\(STAGES",
         "%ring_end, %ring, \\((STAGES - 1)",
-        By(FaultKind::SharedRace),
+        By(Kind::CopyNotWaited),
     ),
     fault(
         "shared memory one stage short",
-        "stages[\\(STAGES * STAGE_BYTES)]",
-        "stages[\\((STAGES - 1) * STAGE_BYTES)]",
-        By(FaultKind::OutOfBounds),
+        "stages[\\(STAGES ",
+        "stages[\\((STAGES - 1) ",
+        By(Kind::OutOfBounds),
     ),
     fault(
         "a stage past the end of K",
         "setp.lt.u32     %more",
         "setp.le.u32     %more",
-        By(FaultKind::OutOfBounds),
+        By(Kind::OutOfBounds),
     ),
     fault(
         "tokens past the end are read",
-        "    setp.lt.u32     %ok, %t1, %tokens;",
-        "    setp.ge.u32     %ok, %t1, 0;",
-        By(FaultKind::OutOfBounds),
+        "%ok, %t1, %tokens;",
+        "%ok, %t1, 0x7fffffff;",
+        By(Kind::OutOfBounds),
     ),
     fault(
         "row tiles past the end are read",
-        "    setp.lt.u32     %ok, %t1, %row_tiles;",
-        "    setp.ge.u32     %ok, %t1, 0;",
-        By(FaultKind::OutOfBounds),
+        "%ok, %t1, %row_tiles;",
+        "%ok, %t1, 0x7fffffff;",
+        By(Kind::OutOfBounds),
     ),
-    fault(
-        "one row too many is stored",
-        "setp.gt.and.s32 %ok",
-        "setp.ge.and.s32 %ok",
-        By(FaultKind::GlobalRace),
-    ),
+    fault("one row too many is stored", "setp.gt.and.s32 %ok", "setp.ge.and.s32 %ok", By(Kind::GlobalRace)),
     fault(
         "one token too many is stored",
         "setp.gt.s32     %token_ok",
         "setp.ge.s32     %token_ok",
-        By(FaultKind::OutOfBounds),
+        By(Kind::OutOfBounds),
     ),
     fault(
         "the last token's scales are not copied",
         "XS_COPIERS, TILE_TOKENS ",
         "XS_COPIERS, TILE_TOKENS - 1 ",
-        By(FaultKind::UninitialisedShared),
+        By(Kind::UninitialisedShared),
     ),
     fault("operand B's halves swapped", "{%b0, %b1, %b2, %b3}", "{%b1, %b0, %b2, %b3}", WrongResult),
     fault("operand A of the other block", "w_\\i\\()_, \\block", "w_\\i\\()_, \\(1 - \\block)", WrongResult),
     fault(
         "read without the swizzle",
         "xor.b32         %t0, %t0, %t1;",
-        "or.b32          %t0, %t1, 0;",
+        "mov.b32         %t0, %t1;",
         WrongResult,
     ),
     fault("odd tokens with even tokens' scales", "\\(\\j * 8 * 16 + 16)", "\\(\\j * 8 * 16)", WrongResult),
     fault(
-        "a row's scales by the wrong part of the lane",
+        "a row's scales by the token's lanes",
         "%t0, %g, \\(PAIR_SCALES",
         "%t0, %q, \\(PAIR_SCALES",
         WrongResult,
     ),
-    fault(
-        "runs too long",
-        "add.u32         %run, %pairs, 3;",
-        "add.u32         %run, %pairs, 7;",
-        WrongResult,
-    ),
+    fault("runs too long", "%run, %pairs, 3;", "%run, %pairs, 7;", WrongResult),
     fault(
         "a run's sums are not begun anew",
         "%acc_\\i\\j\\()_\\c;\n    mov.f32         %acc_\\i\\j\\()_\\c, 0f00000000;",
@@ -415,15 +414,35 @@ const FAULTS: [Fault; 18] = [
     ),
 ];
 
+const FAULTS_OF_BF16: [Fault; 3] = [
+    fault("half of K", "STEPS_A_PAIR, 1 + (PAIR_SCALES == 0)", "STEPS_A_PAIR, 1", WrongResult),
+    fault(
+        "a sum added to nothing",
+        "    add.rn.f32      %total\\sum, %total\\sum, %acc\\sum;\n",
+        "",
+        WrongResult,
+    ),
+    Fault {
+        name: "the first columns twice",
+        file: "gemm_bf16.inc",
+        find: "[\\quants + \\(\\quants_at + 512)]",
+        replace: "[\\quants + \\(\\quants_at)]",
+        caught: WrongResult,
+    },
+];
+
 #[test]
 fn each_fault_is_caught() {
-    let kernel = KERNELS[0];
-    each_is_caught(kernel.file, &FAULTS, |module| {
-        for (seed, shape) in (20..).zip([(576, 100, 65), (320, 130, 5)]) {
-            let product = Product::new(kernel.quant, shape, seed);
-            let (y, _) = product.gemm(&kernel, module, false, seed)?;
-            product.check(&y, false)?;
+    let cases = |kernel: Kernel, add: bool| {
+        move |module: &Module| {
+            for (seed, shape) in (20..).zip([(576, 100, 65), (320, 130, 5)]) {
+                let product = Product::new(kernel.quant, shape, seed);
+                let (y, _) = product.gemm(&kernel, module, add, seed)?;
+                product.check(&y, add)?;
+            }
+            Ok(())
         }
-        Ok(())
-    });
+    };
+    each_is_caught(KERNELS[0].file, &FAULTS, cases(KERNELS[0], false));
+    each_is_caught(KERNELS[3].file, &FAULTS_OF_BF16, cases(KERNELS[3], true));
 }

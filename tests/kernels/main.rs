@@ -6,6 +6,7 @@
 #[path = "../../kernels/expand.rs"]
 mod expand;
 
+mod gemm;
 mod gemv;
 mod harness;
 mod norm;
