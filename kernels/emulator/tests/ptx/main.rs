@@ -2,3 +2,5 @@
 
 mod arithmetic;
 mod harness;
+mod matrices;
+mod warps;
