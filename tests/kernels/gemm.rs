@@ -6,24 +6,25 @@ use ptx_emulator::{Counts, Kind, Launch, Memory, Module, Parameters};
 use tartlet::backend::cuda::repack::Layout;
 use tartlet::model::quant::Quant;
 
-/// A kernel and its tile of rows and tokens.
+/// A kernel, its tile of rows and tokens, its block.
 #[derive(Clone, Copy)]
 struct Kernel {
     file: &'static str,
     quant: Quant,
     rows: usize,
     tokens: usize,
+    threads: u32,
 }
 
 const KERNELS: [Kernel; 8] = [
-    Kernel { file: "gemm_q4_0.ptx", quant: Quant::Q4_0, rows: 128, tokens: 64 },
-    Kernel { file: "gemm_q4_1.ptx", quant: Quant::Q4_1, rows: 128, tokens: 64 },
-    Kernel { file: "gemm_q8_0.ptx", quant: Quant::Q8_0, rows: 128, tokens: 64 },
-    Kernel { file: "gemm_bf16.ptx", quant: Quant::BF16, rows: 128, tokens: 64 },
-    Kernel { file: "gemm_q4_0_narrow.ptx", quant: Quant::Q4_0, rows: 64, tokens: 32 },
-    Kernel { file: "gemm_q4_1_narrow.ptx", quant: Quant::Q4_1, rows: 64, tokens: 32 },
-    Kernel { file: "gemm_q8_0_narrow.ptx", quant: Quant::Q8_0, rows: 64, tokens: 32 },
-    Kernel { file: "gemm_bf16_narrow.ptx", quant: Quant::BF16, rows: 64, tokens: 32 },
+    Kernel { file: "gemm_q4_0.ptx", quant: Quant::Q4_0, rows: 128, tokens: 64, threads: 256 },
+    Kernel { file: "gemm_q4_1.ptx", quant: Quant::Q4_1, rows: 128, tokens: 64, threads: 256 },
+    Kernel { file: "gemm_q8_0.ptx", quant: Quant::Q8_0, rows: 128, tokens: 64, threads: 256 },
+    Kernel { file: "gemm_bf16.ptx", quant: Quant::BF16, rows: 128, tokens: 128, threads: 256 },
+    Kernel { file: "gemm_q4_0_narrow.ptx", quant: Quant::Q4_0, rows: 64, tokens: 32, threads: 64 },
+    Kernel { file: "gemm_q4_1_narrow.ptx", quant: Quant::Q4_1, rows: 64, tokens: 32, threads: 64 },
+    Kernel { file: "gemm_q8_0_narrow.ptx", quant: Quant::Q8_0, rows: 64, tokens: 32, threads: 64 },
+    Kernel { file: "gemm_bf16_narrow.ptx", quant: Quant::BF16, rows: 64, tokens: 32, threads: 64 },
 ];
 
 /// (N, K, tokens): widths of the model, one token and one more than a tile, ragged rows; K of one pair (three runs are
@@ -131,7 +132,7 @@ impl Case {
 
     fn run(&self, kernel: &Kernel, module: &Module, seed: u64) -> Result<(Vec<f32>, Counts), Wrong> {
         let grid = [self.tokens.div_ceil(kernel.tokens) as u32, self.n.div_ceil(kernel.rows) as u32, 1];
-        self.launched(module, grid, (kernel.rows * kernel.tokens / 32) as u32, 0, seed)
+        self.launched(module, grid, kernel.threads, 0, seed)
     }
 
     fn run_gemv(&self, module: &Module, seed: u64) -> Result<(Vec<f32>, Counts), Wrong> {
