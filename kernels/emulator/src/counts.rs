@@ -79,11 +79,12 @@ impl Tally {
         }
     }
 
-    pub fn global(&mut self, addresses: &[u64], size: u32) {
-        self.global_bytes += addresses.len() as u64 * u64::from(size);
+    /// A warp's access to global memory, an address for each lane.
+    pub fn global(&mut self, addresses: impl Iterator<Item = u64>, size: u32) {
         let mut sectors = [0u64; 32];
         let mut count = 0;
-        for &address in addresses {
+        for address in addresses {
+            self.global_bytes += u64::from(size);
             let sector = address / 32;
             if count == 0 || sectors[count - 1] != sector && !sectors[..count].contains(&sector) {
                 sectors[count] = sector;

@@ -51,8 +51,6 @@ pub enum Kind {
     ReadOnly,
     /// A .nc load of bytes that the same launch writes.
     NotCoherent,
-    /// griddepcontrol.wait comes after a use of what it waits for.
-    Dependency,
     /// A warp ran more instructions than `Options::limit`.
     Endless,
     /// The kernel executed `trap`.

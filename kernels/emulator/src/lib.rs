@@ -2,10 +2,12 @@
 
 mod access;
 mod alu;
+mod atomics;
 mod bitfield;
 mod bits;
 mod block;
 mod convert;
+mod copies;
 mod counts;
 mod decode;
 mod decode_memory;

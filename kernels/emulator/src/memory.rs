@@ -165,6 +165,13 @@ impl Buffer {
         address >= self.base && address - self.base < self.size.max(1)
     }
 
+    /// Where these bytes lie in it, if all do.
+    #[inline]
+    pub fn offset(&self, address: u64, bytes: u32) -> Option<u64> {
+        let offset = address.wrapping_sub(self.base);
+        (offset < self.size && offset + u64::from(bytes) <= self.size).then_some(offset)
+    }
+
     fn bytes(&self, offset: u64, bytes: usize) -> Vec<u8> {
         let mut out = Vec::with_capacity(bytes + 8);
         let (first, skip) = ((offset / 4) as usize, (offset % 4) as usize);
@@ -178,7 +185,7 @@ impl Buffer {
 
     fn fill(&self, offset: u64, bytes: &[u8]) {
         let whole = offset == 0 && bytes.len() as u64 == self.size;
-        let aligned = offset % 4 == 0;
+        let aligned = offset.is_multiple_of(4);
         if !aligned {
             for (n, &byte) in bytes.iter().enumerate() {
                 self.store(offset + n as u64, 1, u128::from(byte));
@@ -206,15 +213,16 @@ impl Buffer {
     }
 
     /// Up to 16 bytes, aligned to their number.
+    #[inline]
     pub fn load(&self, offset: u64, size: u32) -> u128 {
-        let word = (offset / 4) as usize;
+        let at = (offset / 4) as usize;
+        let word = |n: usize| u128::from(self.words[at + n].load(Relaxed));
         match size {
-            1 => u128::from(self.words[word].load(Relaxed) >> (8 * (offset % 4)) & 0xff),
-            2 => u128::from(self.words[word].load(Relaxed) >> (8 * (offset % 4)) & 0xffff),
-            _ => self.words[word..word + size as usize / 4]
-                .iter()
-                .rev()
-                .fold(0, |all, word| all << 32 | u128::from(word.load(Relaxed))),
+            1 => word(0) >> (8 * (offset % 4)) & 0xff,
+            2 => word(0) >> (8 * (offset % 4)) & 0xffff,
+            4 => word(0),
+            8 => word(0) | word(1) << 32,
+            _ => word(0) | word(1) << 32 | word(2) << 64 | word(3) << 96,
         }
     }
 
@@ -242,6 +250,18 @@ impl Buffer {
         }
     }
 
+    /// Is nothing of it unwritten?
+    pub fn is_full(&self) -> bool {
+        self.full.load(Relaxed)
+    }
+
+    /// The word at this offset.
+    #[inline]
+    pub fn word(&self, offset: u64) -> u32 {
+        self.words[(offset / 4) as usize].load(Relaxed)
+    }
+
+    #[inline]
     pub fn is_written(&self, offset: u64, size: u32) -> bool {
         if self.full.load(Relaxed) {
             return true;
@@ -254,20 +274,21 @@ impl Buffer {
         self.written[word..word + size as usize / 4].iter().all(|each| each.load(Relaxed) == 15)
     }
 
-    fn cell(&self, at: usize) -> &Cell {
+    /// The cells of an access; an aligned one lies in one page.
+    #[inline]
+    fn cells(&self, offset: u64, size: u32) -> &[Cell] {
+        let first = (offset >> self.grain) as usize;
+        let last = ((offset + u64::from(size) - 1) >> self.grain) as usize;
         let new = || {
             std::iter::repeat_with(|| Cell { written: AtomicU64::new(0), read: AtomicU64::new(0) })
                 .take(PAGE)
                 .collect()
         };
-        &self.shadow[at / PAGE].get_or_init(new)[at % PAGE]
-    }
-
-    fn cells(&self, offset: u64, size: u32) -> std::ops::RangeInclusive<usize> {
-        (offset >> self.grain) as usize..=((offset + u64::from(size) - 1) >> self.grain) as usize
+        &self.shadow[first / PAGE].get_or_init(new)[first % PAGE..=last % PAGE]
     }
 
     /// Notes a read of these bytes by a lane.
+    #[inline]
     pub fn note_read(
         &self,
         witness: &Witness<'_>,
@@ -279,28 +300,49 @@ impl Buffer {
         if self.read_only {
             return Ok(());
         }
-        for at in self.cells(offset, size) {
-            let cell = self.cell(at);
-            // Where blocks run at once, the writer looks at reads after its own note, and the reader at writes
-            // after its: one of them sees the other.
-            loop {
-                let (written, read) = (cell.written.load(SeqCst), cell.read.load(Relaxed));
-                let new = witness.read(lane, written, read, strong, constant)?;
-                if new == read {
-                    break;
+        let mine = witness.reader(lane, strong, constant);
+        for cell in self.cells(offset, size) {
+            let (written, read) = (cell.written.load(Relaxed), cell.read.load(Relaxed));
+            // Mostly nobody wrote, and this thread is the first reader or was the last.
+            if !witness.crowded && !witness.is_current(written) {
+                if read == mine {
+                    continue;
                 }
-                if !witness.crowded {
-                    cell.read.store(new, Relaxed);
-                    break;
-                }
-                if cell.read.compare_exchange(read, new, SeqCst, Relaxed).is_ok() {
-                    let written = cell.written.load(SeqCst);
-                    witness.read(lane, written, new, strong, constant)?;
-                    break;
+                if !witness.is_current(read) {
+                    cell.read.store(mine, Relaxed);
+                    continue;
                 }
             }
+            self.note_read_slowly(witness, lane, cell, strong, constant)?;
         }
         Ok(())
+    }
+
+    /// Where blocks run at once, the writer looks at reads after its own note, and the reader at writes after its:
+    /// one of them sees the other.
+    fn note_read_slowly(
+        &self,
+        witness: &Witness<'_>,
+        lane: u32,
+        cell: &Cell,
+        strong: bool,
+        constant: bool,
+    ) -> Result<(), Clash> {
+        loop {
+            let (written, read) = (cell.written.load(SeqCst), cell.read.load(Relaxed));
+            let new = witness.read(lane, written, read, strong, constant)?;
+            if new == read {
+                return Ok(());
+            }
+            if !witness.crowded {
+                cell.read.store(new, Relaxed);
+                return Ok(());
+            }
+            if cell.read.compare_exchange(read, new, SeqCst, Relaxed).is_ok() {
+                let written = cell.written.load(SeqCst);
+                return witness.read(lane, written, new, strong, constant).map(|_| ());
+            }
+        }
     }
 
     /// Notes a write of these bytes by a lane.
@@ -311,8 +353,7 @@ impl Buffer {
         (offset, size): (u64, u32),
         strong: bool,
     ) -> Result<(), Clash> {
-        for at in self.cells(offset, size) {
-            let cell = self.cell(at);
+        for cell in self.cells(offset, size) {
             let (written, read) = (cell.written.load(Relaxed), cell.read.load(SeqCst));
             let new = witness.write(lane, written, read, strong)?;
             if !witness.crowded {

@@ -74,9 +74,20 @@ impl Witness<'_> {
         self.stamp | u64::from(lane) << LANE
     }
 
+    #[inline]
+    pub fn is_current(&self, record: Record) -> bool {
+        record >> TAG == self.stamp >> TAG
+    }
+
+    /// The record of a lane that is the only reader.
+    #[inline]
+    pub fn reader(&self, lane: u32, strong: bool, constant: bool) -> Record {
+        self.record(lane) | if strong { STRONG } else { 0 } | if constant { CONSTANT } else { 0 }
+    }
+
     /// A record of another launch says nothing.
     fn current(&self, record: Record) -> Record {
-        if record >> TAG == self.stamp >> TAG { record } else { 0 }
+        if self.is_current(record) { record } else { 0 }
     }
 
     fn ordered(&self, record: Record, lane: u32) -> bool {
@@ -103,17 +114,18 @@ impl Witness<'_> {
         strong: bool,
         constant: bool,
     ) -> Result<Record, Clash> {
+        let both_strong = |other: Record| strong && other & STRONG != 0;
         let written = self.current(written);
         if written != 0 {
             if constant {
                 return Err(Clash { with: written, constant: true, wrote: true });
             }
-            if !(strong && written & STRONG != 0) && !self.ordered(written, lane) {
+            if !self.ordered(written, lane) && !both_strong(written) {
                 return Err(Clash { with: written, constant: false, wrote: true });
             }
         }
         let flag = if constant { CONSTANT } else { 0 };
-        let mine = self.record(lane) | if strong { STRONG } else { 0 } | flag;
+        let mine = self.reader(lane, strong, constant);
         let read = self.current(read);
         if read == mine || read & MANY_BLOCKS != 0 {
             return Ok(read | flag);
@@ -140,14 +152,15 @@ impl Witness<'_> {
     pub fn write(&self, lane: u32, written: Record, read: Record, strong: bool) -> Result<Record, Clash> {
         let (written, read) = (self.current(written), self.current(read));
         let flag = if strong { STRONG } else { 0 };
-        if written != 0 && !(strong && written & STRONG != 0) && !self.ordered(written, lane) {
+        let both_strong = |other: Record| strong && other & STRONG != 0;
+        if written != 0 && !self.ordered(written, lane) && !both_strong(written) {
             return Err(Clash { with: written, constant: false, wrote: true });
         }
         if read != 0 {
             if read & CONSTANT != 0 {
                 return Err(Clash { with: read, constant: true, wrote: false });
             }
-            if !(strong && read & STRONG != 0) && !self.ordered(read, lane) {
+            if !self.ordered(read, lane) && !both_strong(read) {
                 return Err(Clash { with: read, constant: false, wrote: false });
             }
         }

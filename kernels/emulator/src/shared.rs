@@ -49,7 +49,7 @@ impl Shared {
             );
             return stop(Kind::OutOfBounds, lane, sentence);
         }
-        if address % u64::from(size) != 0 {
+        if address & u64::from(size - 1) != 0 {
             let sentence = format!("{size} bytes of shared memory at byte {at}, no multiple of {size}");
             return stop(Kind::Misaligned, lane, sentence);
         }
