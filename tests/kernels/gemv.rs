@@ -387,12 +387,12 @@ const FAULTS: &[Fault] = &[
         "shr.u32     %upper, \\high_row, 0;",
         WRONG
     ),
-    fault!("an offset of 7", "fmt/q4_0.inc", "\\odd, -8, SUM_START;", "\\odd, -7, SUM_START;", WRONG),
+    fault!("an offset of 7", "fmt/q4_0.inc", "\\odd_sum, 8, SUM_START;", "\\odd_sum, 7, SUM_START;", WRONG),
     fault!(
         "the even token's offset for the odd one",
         "fmt/q4_0.inc",
-        "\\odd, -8, SUM_START;",
-        "\\even, -8, SUM_START;",
+        "\\odd_sum, 8, SUM_START;",
+        "\\even_sum, 8, SUM_START;",
         WRONG
     ),
     fault!(

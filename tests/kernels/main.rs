@@ -7,6 +7,7 @@
 mod expand;
 
 mod divide;
+mod gemm;
 mod gemv;
 mod harness;
 mod norm;
