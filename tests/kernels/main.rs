@@ -1,11 +1,12 @@
 //! Every kernel, run by the emulator and assembled by ptxas; and the macro pass that both read them through.
 //!
-//! The emulator runs the text that the device's driver is given, with checks that no device makes. After an edit of a kernel alone,
-//! the built test can be run again as it is: `target/debug/deps/kernels-*`.
+//! The emulator runs the text that the device's driver is given, with checks that no device makes. After an edit of a
+//! kernel alone, the built test can be run again as it is: `target/debug/deps/kernels-*`.
 
 #[path = "../../kernels/expand.rs"]
 mod expand;
 
+mod divide;
 mod gemv;
 mod harness;
 mod norm;
