@@ -7,11 +7,13 @@
 mod expand;
 
 mod divide;
+mod attend;
 mod gemv;
 mod harness;
 mod norm;
 mod ptxas;
 mod repack;
+mod sample;
 
 /// The table in the binary is that of the folder: `build.rs` is not told of files that were not there.
 #[test]
