@@ -6,8 +6,8 @@
 #[path = "../../kernels/expand.rs"]
 mod expand;
 
-mod divide;
 mod attend;
+mod divide;
 mod gemv;
 mod harness;
 mod norm;
