@@ -157,8 +157,8 @@ const FAULTS: &[Fault] = &[
     Fault {
         name: "ties are not cut by id",
         file: "sample_draw.ptx",
-        find: "    sub.s32         %shift, %shift, DIGIT_BITS;\n",
-        replace: "    sub.s32         %shift, %shift, DIGIT_BITS;\n    setp.lt.s32 %there, %shift, 22;\n    @%there mov.u64 %low, %high;\n    @%there mov.s32 %shift, -1;\n",
+        find: "    setp.eq.u64     %none, %low, %high;",
+        replace: "    sub.u64 %place, %high, %low;\n    setp.lt.u64 %none, %place, 0x200000;\n    @%none mov.u64 %low, %high;",
         caught: Caught::WrongResult,
     },
     Fault {
