@@ -6,6 +6,7 @@
 #[path = "../../kernels/expand.rs"]
 mod expand;
 
+mod attend;
 mod divide;
 mod gemm;
 mod gemv;
@@ -13,6 +14,7 @@ mod harness;
 mod norm;
 mod ptxas;
 mod repack;
+mod sample;
 
 /// The table in the binary is that of the folder: `build.rs` is not told of files that were not there.
 #[test]
