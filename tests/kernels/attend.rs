@@ -1,10 +1,9 @@
 //! `attend_64`, `attend_128` and `attend_combine` against attention's formula in f64.
 
-use crate::harness::{
-    Caught, Fault, Seeded, Wrong, each_is_caught, f32_to_f16, from_bytes, launch, module, passes, same,
-    to_bytes,
-};
-use ptx_emulator::{Kind, Launch, Memory, Module, Parameters};
+mod faults;
+
+use crate::harness::{Seeded, Wrong, f32_to_f16, from_bytes, launch, module, passes, same, to_bytes};
+use ptx_emulator::{Counts, Launch, Memory, Module, Parameters};
 use tartlet::model::quant::f16_to_f32;
 
 const PAGE: usize = 16;
@@ -75,8 +74,8 @@ impl Case {
         self.kv_heads * self.group
     }
 
-    /// What the kernels give: `[row][head][head dim]`.
-    fn run(&self, kernels: &Kernels, seed: u64) -> Result<Vec<f32>, Wrong> {
+    /// What the kernels give, `[row][head][head dim]`, and the counts of attention.
+    fn run(&self, kernels: &Kernels, seed: u64) -> Result<(Vec<f32>, Counts), Wrong> {
         let Case { head_dim, kv_heads, group, .. } = *self;
         let mut memory = Memory::new();
         let input = |memory: &mut Memory, name, bytes: &[u8]| {
@@ -154,20 +153,20 @@ impl Case {
         let grid = [splits, kv_heads * group.div_ceil(8), self.rows.len()].map(|count| count as u32);
         let block = [128, 1, 1];
         let attend = Launch { grid, block, shared: 0, parameters: parameters.bytes() };
-        launch(kernels.attend, &mut memory, &attend, seed)?;
+        let counts = launch(kernels.attend, &mut memory, &attend, seed)?;
 
         let parameters = Parameters::new().u64(rows).u64(sums).u64(scales).u64(out);
         let parameters = parameters.u32(self.heads() as u32).u32(head_dim as u32).u32(splits as u32);
         let grid = [self.heads() as u32, self.rows.len() as u32, 1];
         let combine = Launch { grid, block, shared: 0, parameters: parameters.bytes() };
         launch(kernels.combine, &mut memory, &combine, seed)?;
-        Ok(from_bytes(&memory.read(out, outputs * head_dim * 4)?))
+        Ok((from_bytes(&memory.read(out, outputs * head_dim * 4)?), counts))
     }
 
     /// Runs the case and compares with the formula. What may differ: a weight is rounded to f16 (2^-11 of it, or 2^-25 of
     /// the largest where f16 is subnormal); a score, and with it the weight, is f32 made of the query to 22 bits.
     fn check(&self, kernels: &Kernels, seed: u64) -> Result<(), Wrong> {
-        let got = self.run(kernels, seed)?;
+        let (got, _) = self.run(kernels, seed)?;
         let Case { head_dim, kv_heads, group, .. } = *self;
         for (at, row) in self.rows.iter().enumerate() {
             for head in 0..self.heads() {
@@ -241,6 +240,12 @@ fn odd_rows(seed: u64) -> Vec<Row> {
     ]
 }
 
+/// A window over many splits, of which few slots are seen.
+fn long_row() -> Row {
+    let length = 81 * SPLIT + 3;
+    Row { first: 600, ..Row::of(0, length) }.masked(|slot| slot % 197 == 0 || slot == length - 1)
+}
+
 #[test]
 fn attention_is_its_formula() {
     let combine = module("attend_combine.ptx");
@@ -266,9 +271,7 @@ fn wide_groups_and_many_splits() {
     let attend = attend(64);
     let kernels = Kernels { attend: &attend, combine: &combine };
     passes("groups of 11", Case::new(64, 2, 11, vec![Row::of(0, 40)], 5).check(&kernels, 5));
-    let length = 37 * SPLIT + 3;
-    let row = Row { first: 600, ..Row::of(0, length) }.masked(|slot| slot % 97 == 0 || slot == length - 1);
-    passes("37 splits", Case::new(64, 1, 2, vec![row], 6).check(&kernels, 6));
+    passes("80 splits", Case::new(64, 1, 2, vec![long_row()], 6).check(&kernels, 6));
 }
 
 /// Scores far apart and far from 0: the largest decides, nothing overflows.
@@ -295,7 +298,7 @@ fn rows_do_not_meet() {
         let attend = attend(head_dim);
         let kernels = Kernels { attend: &attend, combine: &combine };
         let run = |case: &Case| match case.run(&kernels, 7) {
-            Ok(out) => out,
+            Ok((out, _)) => out,
             Err(Wrong::Fault(fault)) => panic!("{fault}"),
             Err(Wrong::Result(what)) => panic!("{what}"),
         };
@@ -323,6 +326,25 @@ fn rows_do_not_meet() {
     }
 }
 
+/// Keys and values are read once, in whole sectors; nothing else weighs; shared memory is met without conflicts.
+#[test]
+fn memory_is_read_once_and_without_conflicts() {
+    let combine = module("attend_combine.ptx");
+    for head_dim in [64, 128] {
+        let attend = attend(head_dim);
+        let kernels = Kernels { attend: &attend, combine: &combine };
+        let case = Case::new(head_dim, 2, 4, vec![Row::of(0, 1024)], 1);
+        let Ok((_, counts)) = case.run(&kernels, 1) else { panic!("attention of 1024 slots") };
+        let sectors = (1024 * 2 * head_dim * 2 * 2 / 32) as u64;
+        assert!(
+            (sectors..sectors * 9 / 8).contains(&counts.global_sectors),
+            "{} sectors",
+            counts.global_sectors
+        );
+        assert_eq!(counts.bank_conflicts, 0);
+    }
+}
+
 fn bits(numbers: &[f32]) -> Vec<u32> {
     numbers.iter().map(|number| number.to_bits()).collect()
 }
@@ -333,244 +355,8 @@ fn cases(kernels: &Kernels, head_dim: usize) -> Result<(), Wrong> {
         Case::new(head_dim, 2, 3, odd_rows(seed), seed).check(kernels, seed)?;
     }
     Case::new(head_dim, 1, 8, vec![Row::of(0, 600)], 2).check(kernels, 2)?;
-    let length = 37 * SPLIT + 3;
-    let row = Row::of(0, length).masked(|slot| slot % 97 == 0 || slot == length - 1);
-    Case::new(head_dim, 1, 1, vec![row], 3).check(kernels, 3)
-}
-
-const FAULTS: &[Fault] = &[
-    Fault {
-        name: "no barrier before the warps' sums are joined",
-        file: "attend.inc",
-        find: "    bar.sync        0;\n",
-        replace: "",
-        caught: Caught::By(Kind::UninitialisedShared),
-    },
-    Fault {
-        name: "no barrier after a copy",
-        file: "attend.inc",
-        find: "    bar.warp.sync   ALL;                        // what the other lanes copied is there\n",
-        replace: "",
-        caught: Caught::By(Kind::SharedRace),
-    },
-    Fault {
-        name: "no barrier before the next copy",
-        file: "attend.inc",
-        find: "    bar.warp.sync   ALL;                        // every lane has read it\n",
-        replace: "",
-        caught: Caught::By(Kind::SharedRace),
-    },
-    Fault {
-        name: "the wait lets one group more under way",
-        file: "attend.inc",
-        find: "(HALVES - \\half) - 1)",
-        replace: "(HALVES - \\half))",
-        caught: Caught::By(Kind::CopyNotWaited),
-    },
-    Fault {
-        name: "hidden slots are copied",
-        file: "attend.inc",
-        find: "    and.b32         %count, %count, 16;         // bytes",
-        replace: "    or.b32          %count, %count, 16;\n    and.b32 %count, %count, 16; // bytes",
-        caught: Caught::By(Kind::UninitialisedGlobal),
-    },
-    Fault {
-        name: "hidden slots have scores",
-        file: "attend.inc",
-        find: "    selp.f32        \\score, 0fff800000, \\score, %none;\n",
-        replace: "",
-        caught: Caught::WrongResult,
-    },
-    Fault {
-        name: "the last slot is not seen",
-        file: "attend.inc",
-        find: "    sub.s32         %count, %length, %slot; ",
-        replace: "    sub.s32         %count, %length, %slot;\n    sub.s32 %count, %count, 1; ",
-        caught: Caught::WrongResult,
-    },
-    Fault {
-        name: "the window begins one slot early",
-        file: "attend.inc",
-        find: "    sub.s32         %count, %first, %slot; ",
-        replace: "    sub.s32         %count, %first, %slot;\n    sub.s32 %count, %count, 1; ",
-        caught: Caught::WrongResult,
-    },
-    Fault {
-        name: "a mask word serves its first 16 slots twice",
-        file: "attend.inc",
-        find: "    shr.u32         %bits, %bits, %word;\n",
-        replace: "",
-        caught: Caught::WrongResult,
-    },
-    Fault {
-        name: "masks are read beyond the row",
-        file: "attend.inc",
-        find: "    and.pred        %asks, %some, %masked;",
-        replace: "    mov.pred        %asks, %masked;",
-        caught: Caught::By(Kind::OutOfBounds),
-    },
-    Fault {
-        name: "the table is read beyond the row",
-        file: "attend.inc",
-        find: "    @%some ld.global.nc.u32 %page_",
-        replace: "    ld.global.nc.u32 %page_",
-        caught: Caught::By(Kind::UninitialisedGlobal),
-    },
-    Fault {
-        name: "the units of a slot are not turned for the copies",
-        file: "attend.inc",
-        find: "    xor.b32         %word, %word, %copy_slot;\n",
-        replace: "",
-        caught: Caught::WrongResult,
-    },
-    Fault {
-        name: "values are not transposed",
-        file: "attend.inc",
-        find: "m8n8.x4.trans.shared",
-        replace: "m8n8.x4.shared",
-        caught: Caught::WrongResult,
-    },
-    Fault {
-        name: "the halves of keys change places",
-        file: "attend.inc",
-        find: "{%a2, %a3}, {%s4,",
-        replace: "{%a3, %a2}, {%s4,",
-        caught: Caught::WrongResult,
-    },
-    Fault {
-        name: "what f16 cut off of the query is left out",
-        file: "attend.inc",
-        find: "    add.rn.f32      %x1, %s1, %s3; ",
-        replace: "    mov.f32         %x1, %s1; ",
-        caught: Caught::WrongResult,
-    },
-    Fault {
-        name: "the largest score of two lanes of four",
-        file: "attend.inc",
-        find: "    shfl.sync.bfly.b32 %y, %top, 2, 31, ALL;",
-        replace: "    shfl.sync.bfly.b32 %y, %top, 4, 31, ALL;",
-        caught: Caught::WrongResult,
-    },
-    Fault {
-        name: "the heads' factors change places",
-        file: "attend.inc",
-        find: "    add.u32         %odd_lane, %even_lane, 4;",
-        replace: "    mov.u32         %odd_lane, %even_lane;",
-        caught: Caught::WrongResult,
-    },
-    Fault {
-        name: "the old sum does not shrink",
-        file: "attend.inc",
-        find: "    fma.rn.f32      %l, %l, %old, %y;",
-        replace: "    add.rn.f32      %l, %l, %y;",
-        caught: Caught::WrongResult,
-    },
-    Fault {
-        name: "no guard for warps that saw nothing",
-        file: "attend.inc",
-        find: "    selp.f32        %top, 0f00000000, %m, %none;",
-        replace: "    mov.f32         %top, %m;",
-        caught: Caught::WrongResult,
-    },
-    Fault {
-        name: "a row that sees nothing is divided by 0",
-        file: "attend.inc",
-        find: "    selp.f32        %y, 0f00000000, %y, %none;\n",
-        replace: "",
-        caught: Caught::WrongResult,
-    },
-    Fault {
-        name: "heads that are not there are written",
-        file: "attend.inc",
-        find: "    setp.ge.u32     %none, %head, %here;",
-        replace: "    setp.gt.u32     %none, %head, %here;",
-        caught: Caught::By(Kind::GlobalRace),
-    },
-    Fault {
-        name: "every split of a long row writes the row",
-        file: "attend.inc",
-        find: "    setp.ne.u32     %several, %begin, %end;",
-        replace: "    setp.lt.u32     %several, %end, %begin;",
-        caught: Caught::By(Kind::GlobalRace),
-    },
-];
-
-#[test]
-fn faults_in_attention_are_caught() {
-    let combine = module("attend_combine.ptx");
-    each_is_caught("attend_64.ptx", FAULTS, |attend| cases(&Kernels { attend, combine: &combine }, 64));
-}
-
-const COMBINE_FAULTS: &[Fault] = &[
-    Fault {
-        name: "no barrier before the parts are joined",
-        file: "attend_combine.ptx",
-        find: "    bar.sync        0;\n",
-        replace: "",
-        caught: Caught::By(Kind::UninitialisedShared),
-    },
-    Fault {
-        name: "the last split is left out",
-        file: "attend_combine.ptx",
-        find: "    setp.le.u32     %there, %index, %end;",
-        replace: "    setp.lt.u32     %there, %index, %end;",
-        caught: Caught::WrongResult,
-    },
-    Fault {
-        name: "splits beyond the last are read",
-        file: "attend_combine.ptx",
-        find: "    setp.le.u32     %there, %index, %end;",
-        replace: "    setp.le.u32     %there, %index, %index;",
-        caught: Caught::By(Kind::UninitialisedGlobal),
-    },
-    Fault {
-        name: "the window's splits begin at 0",
-        file: "attend_combine.ptx",
-        find: "    add.u32         %split, %begin, %part;",
-        replace: "    mov.u32         %split, %part;",
-        caught: Caught::By(Kind::UninitialisedGlobal),
-    },
-    Fault {
-        name: "parts take every split twice",
-        file: "attend_combine.ptx",
-        find: "    shl.b32         %step, %parts, 2;",
-        replace: "    shl.b32         %step, %parts, 1;",
-        caught: Caught::WrongResult,
-    },
-    Fault {
-        name: "no guard for parts that saw nothing",
-        file: "attend_combine.ptx",
-        find: "    selp.f32        %top, 0f00000000, %m, %none;",
-        replace: "    mov.f32         %top, %m;",
-        caught: Caught::WrongResult,
-    },
-    Fault {
-        name: "the sum does not shrink with l",
-        file: "attend_combine.ptx",
-        find: "    mul.rn.f32      %l, %l, %shrink;\n",
-        replace: "",
-        caught: Caught::WrongResult,
-    },
-    Fault {
-        name: "a row in one split is combined",
-        file: "attend_combine.ptx",
-        find: "    setp.eq.u32     %none, %begin, %end;",
-        replace: "    setp.gt.u32     %none, %begin, %end;",
-        caught: Caught::By(Kind::UninitialisedGlobal),
-    },
-    Fault {
-        name: "one part less is joined",
-        file: "attend_combine.ptx",
-        find: "    @%more bra      JOIN;",
-        replace: "    setp.lt.u32 %more, %part, 7;\n    @%more bra JOIN;",
-        caught: Caught::WrongResult,
-    },
-];
-
-#[test]
-fn faults_in_the_combination_are_caught() {
-    let attend = attend(64);
-    each_is_caught("attend_combine.ptx", COMBINE_FAULTS, |combine| {
-        cases(&Kernels { attend: &attend, combine }, 64)
-    });
+    // Large scores: what f16 cuts off of the query counts.
+    let case = Case::new(head_dim, 1, 8, (0..4).map(|sequence| Row::of(sequence, 90)).collect(), 3);
+    Case { scale: 4.0, ..case }.check(kernels, 3)?;
+    Case::new(head_dim, 1, 1, vec![long_row()], 4).check(kernels, 4)
 }

@@ -99,7 +99,7 @@ impl Case {
 }
 
 /// Every shape that differs to the kernel: below a warp, below the block, an odd number of blocks, more than one turn, all
-/// turns; each output alone.
+/// turns; each output alone. A seed is also another order of warps and other errors of the approximations: the same bits.
 fn cases(module: &Module) -> Result<(), Wrong> {
     for (seed, (tokens, dim)) in
         [(1, 32), (3, 96), (1, 192), (2, 576), (1, 992), (2, 1056), (1, 2048), (1, 8192)]
@@ -107,6 +107,9 @@ fn cases(module: &Module) -> Result<(), Wrong> {
             .enumerate()
     {
         Case::of(tokens, dim).seeded(module, seed as u64)?;
+    }
+    for seed in 10..18 {
+        Case::of(2, 576).seeded(module, seed)?;
     }
     Case { norms: false, ..Case::of(3, 160) }.seeded(module, 20)?;
     Case { norms: false, rounds: false, ..Case::of(1, 8192 + 1504) }.seeded(module, 21)?;
@@ -118,10 +121,6 @@ fn cases(module: &Module) -> Result<(), Wrong> {
 fn rows_are_normed_and_quantised() {
     let module = module("norm_quantize.ptx");
     passes("norm_quantize", cases(&module));
-    // Another order of warps, other errors of the approximations: the same bits.
-    for seed in 100..108 {
-        passes("norm_quantize", Case::of(2, 576).seeded(&module, seed));
-    }
 }
 
 /// What rounding and its guards are about: ties, zeros, blocks below the smallest scale and near the largest numbers.
@@ -220,7 +219,7 @@ const FAULTS: &[Fault] = &[
         file: "norm_quantize.ptx",
         find: "    setp.lt.u32     %inside, %at, %dim;",
         replace: "    setp.le.u32     %inside, %at, %dim;",
-        caught: Caught::WrongResult,
+        caught: Caught::By(Kind::OutOfBounds),
     },
     Fault {
         name: "the gain is read past its end",
@@ -241,14 +240,14 @@ const FAULTS: &[Fault] = &[
         file: "norm_quantize.ptx",
         find: "setp.lt.u32     %inside, %at, %padded;",
         replace: "setp.lt.u32     %inside, %at, %dim;",
-        caught: Caught::By(Kind::Host),
+        caught: Caught::By(Kind::UninitialisedGlobal),
     },
     Fault {
         name: "rows are padded to 32",
         file: "norm_quantize.ptx",
         find: "0xffffffc0",
         replace: "0xffffffe0",
-        caught: Caught::By(Kind::Host),
+        caught: Caught::By(Kind::OutOfBounds),
     },
     Fault {
         name: "the scale is stored by the second lane",
@@ -262,7 +261,7 @@ const FAULTS: &[Fault] = &[
         file: "norm_quantize.ptx",
         find: "shr.u64         %to, %offset, 2;",
         replace: "shr.u64         %to, %offset, 3;",
-        caught: Caught::WrongResult,
+        caught: Caught::By(Kind::Misaligned),
     },
     Fault {
         name: "pairs of quants change places",
@@ -286,9 +285,9 @@ const FAULTS: &[Fault] = &[
         caught: Caught::WrongResult,
     },
     Fault {
-        name: "the quotient is left uncorrected",
+        name: "a scale is left uncorrected",
         file: "divide.inc",
-        find: "fma.rn.f32  \\q, %off, %over, %near;",
+        find: "fma.rn.f32  \\q, %off, 0f3c010204, %near;",
         replace: "mov.f32     \\q, %near;",
         caught: Caught::WrongResult,
     },

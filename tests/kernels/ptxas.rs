@@ -1,8 +1,8 @@
 //! The gate: NVIDIA's assembler takes every kernel for every device we name, within what the kernel's head declares.
 //!
-//! `// registers: 64` is the most that a thread may have, `// wants: LDSM IMMA` what must stand in the machine code for sm_80 to
-//! sm_90. On every device: no spills, no stack, no call, no local memory. The assembler in a driver is another one, hence
-//! budgets well below the limits.
+//! `// registers: 64` is the most that a thread may have, `// wants: LDSM IMMA` what must stand in the machine code for
+//! sm_80 to sm_90. On every device: no spills, no stack, no call, no local memory. The assembler in a driver is another
+//! one, hence budgets well below the limits.
 
 use crate::{expand, harness};
 use std::path::{Path, PathBuf};

@@ -1,10 +1,11 @@
 //! `sample_best` and `sample_draw` against the processor's draws: the same token, whatever the logits.
 
-use crate::harness::{
-    Caught, Fault, Plain, Seeded, Wrong, each_is_caught, from_bytes, launch, module, passes, same, to_bytes,
-};
-use ptx_emulator::{Kind, Launch, Memory, Module, Parameters};
+mod faults;
+
+use crate::harness::{Plain, Seeded, Wrong, from_bytes, launch, module, passes, same, to_bytes};
+use ptx_emulator::{Launch, Memory, Module, Parameters};
 use tartlet::backend::Sampler;
+use tartlet::backend::exp::exp_fixed;
 use tartlet::backend::sample::{LOGITS_PER_MAXIMUM, Logits, Sampling};
 
 /// The record of `draws` for a row.
@@ -134,10 +135,11 @@ fn logits(kind: usize, vocab: usize, seeded: &mut Seeded) -> Vec<f32> {
             all[seeded.below(vocab)] = 3.5;
             all
         }
-        _ => (0..vocab).map(|_| f32::from_bits(seeded.below(40) as u32)).collect(), // subnormal
+        9 => (0..vocab).map(|_| f32::from_bits(seeded.below(40) as u32)).collect(), // subnormal
+        _ => (0..vocab).map(|_| [0.0, -0.0, -1.0, -1.5][seeded.below(4)]).collect(),
     }
 }
-const KINDS: usize = 10;
+const KINDS: usize = 11;
 
 fn sampler(vocab: usize, seeded: &mut Seeded) -> Sampler {
     const TEMPERATURES: [f32; 12] =
@@ -171,6 +173,47 @@ fn rows(vocab: usize, count: usize, seed: u64) -> Vec<Row> {
         Row { logits, sampler, random }
     };
     (0..count).map(row).collect()
+}
+
+/// Rows whose draw falls on the border between two tokens, on either side of it: a weight off by one unit is noticed.
+fn borders(vocab: usize, count: usize, seed: u64) -> Vec<Row> {
+    let mut seeded = Seeded::new(seed);
+    let row = |at: usize| {
+        let logits: Vec<f32> = (0..vocab).map(|_| seeded.normal() * 3.0).collect();
+        let temperature = 0.3 + seeded.unit().abs();
+        let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let weigh = |&logit: &f32| u128::from(exp_fixed((logit - largest) / temperature));
+        let below: u128 = logits[..vocab / 2].iter().map(weigh).sum();
+        let total: u128 = logits.iter().map(weigh).sum();
+        let random = (below << 64).div_ceil(total) as u64 - at as u64 % 2;
+        Row { logits, sampler: Sampler::Multinomial { temperature }, random }
+    };
+    (0..count).map(row).collect()
+}
+
+/// Shares that fall between two sums (the mass is rounded up, and is 1 at least), and a tie of the two zeros.
+fn corners() -> Vec<Row> {
+    // Weights 2^42, 2^18, 1: the share 1 - 2^-24 of their sum lies between 2^42 and 2^42 + 1.
+    let mut second = -24.0 * std::f32::consts::LN_2;
+    while exp_fixed(second) < 1 << 18 {
+        second = second.next_up();
+    }
+    let logits = [0.0, second, -29.1];
+    assert_eq!(logits.map(exp_fixed), [1 << 42, 1 << 18, 1]);
+    let share =
+        |p| Row { logits: logits.to_vec(), sampler: Sampler::TopP { temperature: 1.0, p }, random: u64::MAX };
+    let mut rows: Vec<Row> = [0.0, f32::MIN_POSITIVE, 0.5, 1.0 - f32::EPSILON / 2.0].map(share).into();
+    let sampler = Sampler::Multinomial { temperature: 0.0 };
+    rows.push(Row { logits: vec![-1.0, -0.0, 0.0], sampler, random: 0 });
+    rows
+}
+
+#[test]
+fn borders_lie_where_the_processor_has_them() {
+    let (best, draw) = (module("sample_best.ptx"), module("sample_draw.ptx"));
+    let kernels = Kernels { best: &best, draw: &draw };
+    passes("borders", check(&kernels, &borders(300, 60, 5), 5));
+    passes("corners", check(&kernels, &corners(), 6));
 }
 
 #[test]
@@ -260,220 +303,8 @@ fn quotients_are_rounded_as_a_division_rounds() {
 
 /// The cases that the faults are run on.
 fn cases(kernels: &Kernels) -> Result<(), Wrong> {
-    check(kernels, &rows(257, 40, 100), 100)?;
-    check(kernels, &rows(2300, 40, 101), 101)
-}
-
-const BEST_FAULTS: &[Fault] = &[
-    Fault {
-        name: "tokens beyond the vocabulary are read",
-        file: "sample_best.ptx",
-        find: "    @%there_\\i ld.global.nc.f32",
-        replace: "    ld.global.nc.f32",
-        caught: Caught::By(Kind::OutOfBounds),
-    },
-    Fault {
-        name: "tokens beyond the vocabulary count",
-        file: "sample_best.ptx",
-        find: "    @%there_\\i min.u64",
-        replace: "    min.u64",
-        caught: Caught::WrongResult,
-    },
-    Fault {
-        name: "the last lane's distance is left out",
-        file: "sample.inc",
-        find: "    .irp distance, 16, 8, 4, 2, 1\n",
-        replace: "    .irp distance, 16, 8, 4, 2, 2\n",
-        caught: Caught::WrongResult,
-    },
-    Fault {
-        name: "stretches beyond the last are written",
-        file: "sample_best.ptx",
-        find: "    setp.ge.u32     %none, %stretch, %stretches;",
-        replace: "    setp.gt.u32     %none, %stretch, %stretches;",
-        caught: Caught::By(Kind::GlobalRace),
-    },
-    Fault {
-        name: "every lane writes the stretch's best",
-        file: "sample_best.ptx",
-        find: "    @%none st.global.u64",
-        replace: "    st.global.u64",
-        caught: Caught::By(Kind::GlobalRace),
-    },
-    Fault {
-        name: "NaN is above all",
-        file: "sample.inc",
-        find: "    selp.f32        %ordered, 0fff800000, \\logit, %odd;",
-        replace: "    mov.f32         %ordered, \\logit;",
-        caught: Caught::WrongResult,
-    },
-    Fault {
-        name: "-0 is below +0",
-        file: "sample.inc",
-        find: "    add.rn.f32      %ordered, %ordered, 0f00000000;\n",
-        replace: "",
-        caught: Caught::WrongResult,
-    },
-    Fault {
-        name: "the order of negative numbers is turned",
-        file: "sample.inc",
-        find: "    xor.b32         %key, %key, %sign;\n    cvt.u64.u32",
-        replace: "    xor.b32         %key, %key, 0x7fffffff;\n    cvt.u64.u32",
-        caught: Caught::WrongResult,
-    },
-    Fault {
-        name: "ids are those of the stretch",
-        file: "sample_best.ptx",
-        find: "    add.u32         %id, %id, 32;",
-        replace: "    add.u32         %id, %id, 31;",
-        caught: Caught::WrongResult,
-    },
-];
-
-#[test]
-fn faults_in_the_best_are_caught() {
-    let draw = module("sample_draw.ptx");
-    each_is_caught("sample_best.ptx", BEST_FAULTS, |best| cases(&Kernels { best, draw: &draw }));
-}
-
-const FAULTS: &[Fault] = &[
-    Fault {
-        name: "no barrier before the cells are summed",
-        file: "sample_draw.ptx",
-        find: "    bar.sync        0;                          // the cells are made\n",
-        replace: "",
-        caught: Caught::By(Kind::SharedRace),
-    },
-    Fault {
-        name: "no barrier after the cells are cleared",
-        file: "sample_draw.ptx",
-        find: "    .endr\n    bar.sync        0;\n    WALK",
-        replace: "    .endr\n    WALK",
-        caught: Caught::By(Kind::SharedRace),
-    },
-    Fault {
-        name: "no barrier before the warps' sums are read",
-        file: "sample_draw.ptx",
-        find: "    bar.sync        0;\n    mov.u64         %total, 0;",
-        replace: "    mov.u64         %total, 0;",
-        caught: Caught::By(Kind::SharedRace),
-    },
-    Fault {
-        name: "no barrier before what was found is read",
-        file: "sample_draw.ptx",
-        find: "    bar.sync        0;\n    ld.shared.u64   %before, [found_before];",
-        replace: "    ld.shared.u64   %before, [found_before];",
-        caught: Caught::By(Kind::UninitialisedShared),
-    },
-    Fault {
-        name: "measures are stored, not added",
-        file: "sample_draw.ptx",
-        find: "    @%there red.shared.add.u64 [%cell_at], %weight;",
-        replace: "    @%there st.shared.u64 [%cell_at], %weight;",
-        caught: Caught::By(Kind::SharedRace),
-    },
-    Fault {
-        name: "the cells are not cleared",
-        file: "sample_draw.ptx",
-        find: "    st.shared.u64   [%cell_at + \\(CELL * THREADS * 8)], %sum;\n",
-        replace: "",
-        caught: Caught::By(Kind::UninitialisedShared),
-    },
-    Fault {
-        name: "the k-th token is not kept",
-        file: "sample_draw.ptx",
-        find: "    cvt.u64.u32     %target, %index;",
-        replace: "    max.u32 %index, %index, 1;\n    sub.u32 %index, %index, 1;\n    cvt.u64.u32     %target, %index;",
-        caught: Caught::WrongResult,
-    },
-    Fault {
-        name: "k may be the whole vocabulary",
-        file: "sample_draw.ptx",
-        find: "    setp.ge.u32     %none, %index, %id;         //",
-        replace: "    setp.eq.u32     %none, %k, 0;         //",
-        caught: Caught::By(Kind::Endless),
-    },
-    Fault {
-        name: "the mass is rounded down",
-        file: "sample_draw.ptx",
-        find: "    @%there sub.u64 %target, %target, 1; ",
-        replace: "    sub.u64 %target, %target, 1; ",
-        caught: Caught::WrongResult,
-    },
-    Fault {
-        name: "a share of 0 keeps nothing",
-        file: "sample_draw.ptx",
-        find: "    selp.u64        %target, 0, %target, %there;\n",
-        replace: "",
-        caught: Caught::By(Kind::Endless),
-    },
-    Fault {
-        name: "the smallest weight that is kept is left out",
-        file: "sample_draw.ptx",
-        find: "    setp.ge.and.u64 %there, \\weight, %floor, %there;",
-        replace: "    setp.gt.and.u64 %there, \\weight, %floor, %there;",
-        caught: Caught::WrongResult,
-    },
-    Fault {
-        name: "ties are not cut by id",
-        file: "sample_draw.ptx",
-        find: "    sub.s32         %shift, %shift, DIGIT_BITS;\n",
-        replace: "    sub.s32         %shift, %shift, DIGIT_BITS;\n    setp.lt.s32 %there, %shift, 22;\n    @%there mov.u64 %low, %high;\n    @%there mov.s32 %shift, -1;\n",
-        caught: Caught::WrongResult,
-    },
-    Fault {
-        name: "one correction of the quotient less, and none",
-        file: "sample_draw.ptx",
-        find: "    .rept 2\n    neg.f32",
-        replace: "    .rept 0\n    neg.f32",
-        caught: Caught::WrongResult,
-    },
-    Fault {
-        name: "a fused step in the exponential",
-        file: "sample_draw.ptx",
-        find: "    mul.rn.f32      %z, %z, %r;\n    add.rn.f32      %z, %z, \\coefficient;",
-        replace: "    fma.rn.f32      %z, %z, %r, \\coefficient;",
-        caught: Caught::WrongResult,
-    },
-    Fault {
-        name: "the weight is cut at -29",
-        file: "sample_draw.ptx",
-        find: "    setp.gt.f32     %odd, %quotient, 0fc1f00000;",
-        replace: "    setp.gt.f32     %odd, %quotient, 0fc0800000;",
-        caught: Caught::WrongResult,
-    },
-    Fault {
-        name: "infinity has a weight of its own",
-        file: "sample_draw.ptx",
-        find: "    selp.f32        %z, 0f7f7fffff, \\logit, %odd;",
-        replace: "    mov.f32         %z, \\logit;",
-        caught: Caught::WrongResult,
-    },
-    Fault {
-        name: "the scan's last step is left out",
-        file: "sample_draw.ptx",
-        find: "    .irp distance, 1, 2, 4, 8, 16\n",
-        replace: "    .irp distance, 1, 2, 4, 8\n",
-        caught: Caught::WrongResult,
-    },
-    Fault {
-        name: "the running sum need only reach the target",
-        file: "sample_draw.ptx",
-        find: "    setp.gt.u64     %none, %other, %target;",
-        replace: "    setp.ge.u64     %none, %other, %target;",
-        caught: Caught::WrongResult,
-    },
-    Fault {
-        name: "tokens beyond the vocabulary are read",
-        file: "sample_draw.ptx",
-        find: "    setp.lt.u32     %there, %index, %vocab;",
-        replace: "    setp.le.u32     %there, %index, %vocab;",
-        caught: Caught::By(Kind::OutOfBounds),
-    },
-];
-
-#[test]
-fn faults_in_the_draw_are_caught() {
-    let best = module("sample_best.ptx");
-    each_is_caught("sample_draw.ptx", FAULTS, |draw| cases(&Kernels { best: &best, draw }));
+    check(kernels, &rows(257, 44, 100), 100)?;
+    check(kernels, &borders(300, 12, 101), 101)?;
+    check(kernels, &corners(), 102)?;
+    check(kernels, &rows(2300, 22, 103), 103)
 }

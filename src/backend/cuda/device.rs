@@ -101,11 +101,7 @@ impl Device {
         error::judge(call, code).map_err(|error| self.note(error))
     }
 
-    /// The same of what `cust` made of a status.
-    pub(super) fn said(&self, call: &'static str) -> impl FnOnce(CudaError) -> Error {
-        move |error| self.note(said(call)(error))
-    }
-
+    /// Passes an error on; one that ends the device is remembered.
     pub(super) fn note(&self, error: Error) -> Error {
         self.0.lost.fetch_or(error.is_final(), Ordering::Relaxed);
         error

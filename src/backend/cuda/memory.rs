@@ -3,7 +3,8 @@
 //! Owns: allocation and its end. Never: what is copied when; streams order that.
 
 use super::{Device, Error};
-use cust::memory::{DeviceBuffer, LockedBuffer, mem_get_info};
+use cust::memory::{DeviceBuffer, DevicePointer, LockedBuffer, mem_get_info};
+use cust::sys;
 use std::mem::ManuallyDrop;
 use std::ops::{Deref, DerefMut};
 
@@ -16,15 +17,19 @@ pub struct Buffer {
 impl Buffer {
     /// `bytes` is at least 1.
     pub(super) fn new(device: &Device, bytes: usize) -> Result<Buffer, Error> {
-        // SAFETY: nothing of it is read here; kernels and copies state what they need.
-        let found = unsafe { DeviceBuffer::uninitialized(bytes) };
-        let buffer = found.map_err(device.said("cuMemAlloc_v2")).map_err(|error| match error {
+        // `cust` owns the memory; allocated here, since its own call forgets statuses that are younger than it.
+        let mut place = 0;
+        // SAFETY: the place for the address is ours.
+        let status = unsafe { sys::cuMemAlloc_v2(&mut place, bytes) } as i32;
+        device.judge("cuMemAlloc_v2", status).map_err(|error| match error {
             Error::OutOfMemory { call, .. } => {
                 let free = mem_get_info().map_or(0, |(free, _)| free);
                 Error::OutOfMemory { call, wanted: bytes, free }
             }
             error => error,
         })?;
+        // SAFETY: so many bytes lie there, and nothing else frees them. Nothing of them is read here.
+        let buffer = unsafe { DeviceBuffer::from_raw_parts(DevicePointer::from_raw(place), bytes) };
         Ok(Buffer { device: device.clone(), bytes: ManuallyDrop::new(buffer) })
     }
 
@@ -56,8 +61,18 @@ pub struct Pinned {
 }
 
 impl Pinned {
+    /// `bytes` is at least 1.
     pub(super) fn new(device: &Device, bytes: usize) -> Result<Pinned, Error> {
-        let buffer = LockedBuffer::new(&0, bytes).map_err(device.said("cuMemAllocHost_v2"))?;
+        let mut place = std::ptr::null_mut();
+        // SAFETY: the place for the pointer is ours.
+        let status = unsafe { sys::cuMemAllocHost_v2(&mut place, bytes) } as i32;
+        device.judge("cuMemAllocHost_v2", status)?;
+        let place = place.cast::<u8>();
+        // SAFETY: so many bytes lie there, zeroed before anything reads them, and nothing else frees them.
+        let buffer = unsafe {
+            place.write_bytes(0, bytes);
+            LockedBuffer::from_raw_parts(place, bytes)
+        };
         Ok(Pinned { device: device.clone(), bytes: ManuallyDrop::new(buffer) })
     }
 }

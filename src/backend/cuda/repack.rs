@@ -5,12 +5,16 @@
 //! A tile is 16 rows, a pair 64 columns (two blocks). Lane l of a warp has g = l / 4 and q = l % 4, and owns rows g and
 //! g + 8 of a tile. What lies beyond the last row or column is zeros.
 //!
-//! | format | quants, 16 bytes a lane | scales |
-//! |---|---|---|
-//! | Q4_0 | `[tile][pair][lane]` {row g, row g + 8: bytes 4q..} of block 0, then of block 1 | `[tile][pair][g]` {row g: d, d; row g + 8: d, d} |
-//! | Q4_1 | as Q4_0 | the same with {d, m} in place of d |
-//! | Q8_0 | `[tile][pair][block][lane]` {row g, row g + 8: values 4q..}, then {values 16 + 4q..} | as Q4_0 |
-//! | BF16 | `[tile][16 columns][lane]` {row g, row g + 8: values 2q, 2q + 1}, then {values 8 + 2q..} | none |
+//! ```text
+//!       quants, 16 bytes a lane                                          scales
+//! Q4_0  [tile][pair][lane] {row g, row g + 8: bytes 4q..4q+3} of         [tile][pair][g] {row g: d of block 0, of block 1;
+//!       block 0, then of block 1                                         row g + 8: the same}
+//! Q4_1  as Q4_0                                                          as Q4_0, {d, m} in place of d
+//! Q8_0  [tile][pair][block][lane] {row g, row g + 8: values 4q..4q+3},   as Q4_0
+//!       then {the same: values 16 + 4q..}
+//! BF16  [tile][16 columns][lane] {row g, row g + 8: values 2q, 2q + 1},  none
+//!       then {the same: values 8 + 2q, 9 + 2q}
+//! ```
 
 use crate::model::quant::Quant;
 

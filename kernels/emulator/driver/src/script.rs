@@ -6,7 +6,7 @@
 //! |---|---|
 //! | `version=11020` | offers CUDA 11.2 (11.4 if not told) |
 //! | `capability=75` | has a device of compute capability 7.5 (8.0) |
-//! | `memory=BYTES` | has so much memory (256 MiB) |
+//! | `memory=BYTES` | has so much memory (128 MiB) |
 //! | `seed=N` | runs warps in the order of seed N (0) |
 //! | `no-device` | sees no device |
 //! | `jit` | takes no PTX |
@@ -49,7 +49,7 @@ impl Script {
         let mut script = Script {
             version: 11_040,
             capability: 80,
-            memory: 256 << 20,
+            memory: 128 << 20,
             seed: 0,
             no_device: false,
             jit: false,

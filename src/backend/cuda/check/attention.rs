@@ -3,7 +3,7 @@
 //! Owns: pages, masks and rows that differ to the kernels, and how far a result may be off. Never: a digest: the kernels
 //! take the device's own exponential, which devices do not share.
 
-use super::{Bed, Checked, Found, Seeded, products::floats};
+use super::{Bed, Checked, Found, Seeded, norms::floats};
 use crate::backend::cuda::{Argument, Buffer, Error};
 use crate::model::quant::f16_to_f32;
 

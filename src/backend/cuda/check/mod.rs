@@ -4,13 +4,15 @@
 //!
 //! ```text
 //! basics.rs     memory, the copy kernel, graphs, the bandwidth
-//! products.rs   norms, quantisation, matrix-vector products: bit for bit against plain Rust
+//! norms.rs      norms and quantisation, bit for bit against plain Rust
+//! products.rs   products of a matrix with one vector, a few, many: the same
 //! attention.rs  attention against its formula
 //! sampling.rs   the tokens that the processor draws
 //! ```
 
 mod attention;
 mod basics;
+mod norms;
 mod products;
 mod sampling;
 
@@ -46,9 +48,9 @@ pub fn check(libcuda: Option<&Path>) -> Result<Report, Error> {
     add("copy", basics::copies(&mut bed)?);
     add("graph", basics::graph(&mut bed)?);
     add(BANDWIDTH, basics::bandwidth(&mut bed)?);
-    add("norm_quantize", products::norm_quantize(&mut bed)?);
-    for (kernel, quant) in products::VECTOR_PRODUCTS {
-        add(kernel, products::vector_product(&mut bed, kernel, quant)?);
+    add("norm_quantize", norms::norm_quantize(&mut bed)?);
+    for product in &products::PRODUCTS {
+        add(product.kernel, products::check(&mut bed, product)?);
     }
     add("attention", attention::attention(&mut bed)?);
     add("sampling", sampling::sampling(&mut bed)?);

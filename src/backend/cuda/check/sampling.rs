@@ -3,7 +3,7 @@
 //! Owns: rows of logits that have ties, holes and edges, and the kernels' record of a draw. Never: how a token is drawn;
 //! `backend/sample.rs` is the reference.
 
-use super::{Bed, Checked, Found, Seeded, products::floats};
+use super::{Bed, Checked, Found, Seeded, norms::floats};
 use crate::backend::Sampler;
 use crate::backend::cuda::Argument;
 use crate::backend::sample::{LOGITS_PER_MAXIMUM, Logits, Sampling};

@@ -1,0 +1,8 @@
+//! The emulator against plain Rust arithmetic, and each of its checks against a small faulty kernel.
+
+mod arithmetic;
+mod faults;
+mod harness;
+mod matrices;
+mod memory;
+mod warps;
