@@ -1,37 +1,37 @@
 //! Loads, stores, atomics, fences and asynchronous copies of a warp, with every check of an address.
 
 use crate::alu::Lanes;
-use crate::bits::{Bits, F16, Float};
 use crate::block::{Block, witness};
 use crate::execute::Machine;
 use crate::fault::{Kind, Stop, stop};
-use crate::instruction::{Address, Atomic, Op, Order, Slot};
+use crate::instruction::{Address, Order, Slot};
 use crate::memory::{Buffer, SHARED_WINDOW};
 use crate::module::CONST_BASE;
 use crate::order::Actor;
 use crate::shadow::{Clash, Witness, block_of, lane_of, warp_of};
 use crate::types::{Space, Type};
-use crate::warp::{Flight, lanes};
+use crate::warp::lanes;
 
 /// Where an access goes once a generic address is resolved.
-enum Place {
+pub enum Place {
     Shared(u64),
     Global(u64),
 }
 
+/// Resolves a generic address.
+pub fn place(space: Space, base: u64, offset: i64) -> Place {
+    let at = base.wrapping_add_signed(offset);
+    match space {
+        Space::Shared => Place::Shared(at & 0xffff_ffff),
+        Space::Generic if at >= SHARED_WINDOW => Place::Shared(at - SHARED_WINDOW),
+        _ => Place::Global(at),
+    }
+}
+
 /// The buffer that a warp's last lane used: the next one mostly uses it too.
-type Near<'a> = Option<&'a Buffer>;
+pub type Near<'a> = Option<&'a Buffer>;
 
 impl<'a> Machine<'a> {
-    fn place(space: Space, base: u64, offset: i64) -> Place {
-        let at = base.wrapping_add_signed(offset);
-        match space {
-            Space::Shared => Place::Shared(at & 0xffff_ffff),
-            Space::Generic if at >= SHARED_WINDOW => Place::Shared(at - SHARED_WINDOW),
-            _ => Place::Global(at),
-        }
-    }
-
     /// The buffer of an access, after the checks of its address.
     #[inline]
     fn buffer(
@@ -61,7 +61,7 @@ impl<'a> Machine<'a> {
     }
 
     #[inline]
-    fn fetch(
+    pub fn fetch(
         &self,
         near: &mut Near<'a>,
         witness: &Witness<'_>,
@@ -81,7 +81,7 @@ impl<'a> Machine<'a> {
         }
     }
 
-    fn clash<T>(
+    pub fn clash<T>(
         &self,
         clash: &Clash,
         lane: u32,
@@ -169,7 +169,7 @@ impl<'a> Machine<'a> {
                     let at = base.wrapping_add_signed(address.offset).wrapping_sub(CONST_BASE);
                     table(&self.kernel.constants, at, size, lane, "constants")?
                 }
-                space => match Self::place(space, base, address.offset) {
+                space => match place(space, base, address.offset) {
                     Place::Shared(at) => {
                         in_shared = true;
                         (addresses[count], count) = (at, count + 1);
@@ -222,7 +222,7 @@ impl<'a> Machine<'a> {
         lanes(mask).all(fits).then_some((buffer, offsets))
     }
 
-    fn count(&mut self, addresses: &[u64], size: u32, shared: bool) {
+    pub fn count(&mut self, addresses: &[u64], size: u32, shared: bool) {
         match (addresses.is_empty(), shared) {
             (true, _) => {}
             (_, true) => self.tally.shared(addresses, size),
@@ -259,7 +259,7 @@ impl<'a> Machine<'a> {
                 let part = warp.registers[slot as usize][lane as usize] & kind.mask();
                 all << (kind.bits() % 128) | u128::from(part)
             });
-            match Self::place(address.space, base, address.offset) {
+            match place(address.space, base, address.offset) {
                 Place::Shared(at) => {
                     in_shared = true;
                     (addresses[count], count) = (at, count + 1);
@@ -304,7 +304,7 @@ impl<'a> Machine<'a> {
         Ok(())
     }
 
-    fn writable(
+    pub fn writable(
         &self,
         near: &mut Near<'a>,
         witness: &Witness<'_>,
@@ -323,236 +323,9 @@ impl<'a> Machine<'a> {
             Err(clash) => self.clash(&clash, lane, buffer, offset, "writes"),
         }
     }
-
-    /// A later access of the warp must not pass for one before its release.
-    fn advance(&self, block: &mut Block, number: usize) {
-        let time = block.tick();
-        let warps = block.warps.len();
-        block.warps[number].synchronise(time, &[0; 32], warps);
-    }
-
-    pub fn fence(&mut self, block: &mut Block, number: usize, wide: bool, mask: u32) {
-        if !wide {
-            return;
-        }
-        let stamp = block.stamp(number);
-        let (warp, _, seen) = block.split(number);
-        if let Some(seen) = seen {
-            for lane in lanes(mask) {
-                actor(stamp, &warp.known, seen, &mut warp.threads, lane).fence();
-            }
-        }
-        self.advance(block, number);
-    }
-
-    pub fn atom(&mut self, block: &mut Block, number: usize, op: &Op, mask: u32) -> Result<(), Stop> {
-        let Op::Atom { address, how, kind, to, from, order } = op else { return Ok(()) };
-        let stamp = block.stamp(number);
-        let crowded = block.crowded;
-        let (warp, shared, seen) = block.split(number);
-        warp.need(address.base, mask, self.kernel)?;
-        for &slot in from {
-            warp.need(slot, mask, self.kernel)?;
-        }
-        let size = kind.size();
-        let mut addresses = [0; 32];
-        let mut count = 0;
-        let mut in_shared = false;
-        let mut near = None;
-        for lane in lanes(mask) {
-            let base = warp.registers[address.base as usize][lane as usize];
-            let [a, b] = from.map(|slot| warp.registers[slot as usize][lane as usize]);
-            let update = |old: u64| apply(*how, *kind, old, a, b);
-            let old = match Self::place(address.space, base, address.offset) {
-                Place::Shared(at) => {
-                    in_shared = true;
-                    (addresses[count], count) = (at, count + 1);
-                    let witness = witness(stamp, &warp.known, warp.least, seen.as_ref(), crowded);
-                    let old = shared.load(&witness, lane, at, size, true)?;
-                    shared.store(&witness, lane, at, (size, u128::from(update(old as u64))), true)?;
-                    old as u64
-                }
-                Place::Global(at) => {
-                    (addresses[count], count) = (at, count + 1);
-                    if let Some(seen) = seen {
-                        let mut actor = actor(stamp, &warp.known, seen, &mut warp.threads, lane);
-                        actor.reads(&self.locations, at, order.acquire);
-                        actor.writes(&mut self.locations, at, order.release, true);
-                    }
-                    let witness = witness(stamp, &warp.known, warp.least, seen.as_ref(), crowded);
-                    let old = self.fetch(&mut near, &witness, lane, at, size, *order)?;
-                    let (buffer, offset) = self.writable(&mut near, &witness, lane, at, size, *order)?;
-                    if size < 4 {
-                        buffer.store(offset, size, u128::from(update(old as u64)));
-                        old as u64
-                    } else {
-                        buffer.update(offset, size, update)
-                    }
-                }
-            };
-            if let Some(to) = to {
-                warp.registers[*to as usize][lane as usize] = old;
-            }
-        }
-        if let Some(to) = to {
-            warp.ready[*to as usize] |= mask;
-        }
-        if order.release {
-            self.advance(block, number);
-        }
-        self.count(&addresses[..count], size, in_shared);
-        Ok(())
-    }
-
-    pub fn copy(
-        &mut self,
-        block: &mut Block,
-        number: usize,
-        (to, from): (&Address, &Address),
-        bytes: u32,
-        taken: Option<Slot>,
-        mask: u32,
-    ) -> Result<(), Stop> {
-        let stamp = block.stamp(number);
-        let crowded = block.crowded;
-        let (warp, shared, seen) = block.split(number);
-        for slot in [to.base, from.base].into_iter().chain(taken) {
-            warp.need(slot, mask, self.kernel)?;
-        }
-        let (mut sources, mut targets) = ([0; 32], [0; 32]);
-        let (mut read, mut count) = (0, 0);
-        let mut near = None;
-        for lane in lanes(mask) {
-            let i = lane as usize;
-            let taken = match taken {
-                Some(slot) => warp.registers[slot as usize][i],
-                None => u64::from(bytes),
-            };
-            if taken > u64::from(bytes) {
-                let sentence = format!("a cp.async of {bytes} bytes takes {taken}");
-                return stop(Kind::OutOfBounds, lane, sentence);
-            }
-            let target = warp.registers[to.base as usize][i].wrapping_add_signed(to.offset) & 0xffff_ffff;
-            let source = warp.registers[from.base as usize][i].wrapping_add_signed(from.offset);
-            let witness = witness(stamp, &warp.known, warp.least, seen.as_ref(), crowded);
-            let value = self.source(&mut near, &witness, lane, source, (bytes, taken as u32))?;
-            shared.poison(&witness, lane, target, bytes)?;
-            let group = warp.groups[i];
-            warp.flights.push(Flight { lane, group, to: target, size: bytes, value });
-            (targets[count], count) = (target, count + 1);
-            if taken > 0 {
-                (sources[read], read) = (source, read + 1);
-            }
-        }
-        self.count(&targets[..count], bytes, true);
-        self.count(&sources[..read], bytes, false);
-        Ok(())
-    }
-
-    /// What a cp.async reads: the first `taken` bytes, zeros behind.
-    fn source(
-        &self,
-        near: &mut Near<'a>,
-        witness: &Witness<'_>,
-        lane: u32,
-        address: u64,
-        (bytes, taken): (u32, u32),
-    ) -> Result<u128, Stop> {
-        let order = Order::default();
-        if taken == bytes {
-            return self.fetch(near, witness, lane, address, bytes, order);
-        }
-        if address % u64::from(bytes) != 0 {
-            let sentence = format!("copies {bytes} bytes from {address:#x}, no multiple of {bytes}");
-            return stop(Kind::Misaligned, lane, sentence);
-        }
-        (0..taken).try_fold(0, |all, n| {
-            let byte = self.fetch(near, witness, lane, address + u64::from(n), 1, order)?;
-            Ok(all | byte << (8 * n))
-        })
-    }
-
-    /// The copies of all but the last `left` groups arrive.
-    pub fn copy_wait(
-        &mut self,
-        block: &mut Block,
-        number: usize,
-        left: Option<u32>,
-        mask: u32,
-    ) -> Result<(), Stop> {
-        let stamp = block.stamp(number);
-        let crowded = block.crowded;
-        let (warp, shared, seen) = block.split(number);
-        let mut flights = std::mem::take(&mut warp.flights);
-        let witness = witness(stamp, &warp.known, warp.least, seen.as_ref(), crowded);
-        let mut failed = Ok(());
-        flights.retain(|flight| {
-            let mine = mask >> flight.lane & 1 == 1;
-            let landed =
-                mine && left.is_none_or(|left| flight.group + left < warp.groups[flight.lane as usize]);
-            if landed && failed.is_ok() {
-                failed = shared.land(&witness, flight.lane, flight.to, flight.size, flight.value);
-            }
-            !landed
-        });
-        warp.flights = flights;
-        failed
-    }
-
-    pub fn load_matrix(
-        &mut self,
-        block: &mut Block,
-        number: usize,
-        address: &Address,
-        to: &[Slot],
-        transposed: bool,
-        mask: u32,
-    ) -> Result<(), Stop> {
-        let stamp = block.stamp(number);
-        let crowded = block.crowded;
-        let (warp, shared, seen) = block.split(number);
-        whole(mask, "ldmatrix")?;
-        let used = if to.len() == 4 { u32::MAX } else { (1 << (8 * to.len())) - 1 };
-        warp.need(address.base, used, self.kernel)?;
-        let witness = witness(stamp, &warp.known, warp.least, seen.as_ref(), crowded);
-        let mut fragments = [[0; 32]; 4];
-        for (n, fragment) in fragments.iter_mut().enumerate().take(to.len()) {
-            let mut rows = [0u128; 8];
-            let mut addresses = [0; 8];
-            for (row, value) in rows.iter_mut().enumerate() {
-                let lane = n * 8 + row;
-                let at = warp.registers[address.base as usize][lane];
-                addresses[row] = at.wrapping_add_signed(address.offset) & 0xffff_ffff;
-                *value = shared.load(&witness, lane as u32, addresses[row], 16, false)?;
-            }
-            self.tally.shared(&addresses, 16);
-            let element = |row: usize, column: usize| (rows[row] >> (16 * column)) as u64 & 0xffff;
-            *fragment = std::array::from_fn(|lane| {
-                let (row, column) = (lane / 4, lane % 4 * 2);
-                match transposed {
-                    false => element(row, column) | element(row, column + 1) << 16,
-                    true => element(column, row) | element(column + 1, row) << 16,
-                }
-            });
-        }
-        // A destination may be the register of the addresses: written when all are read.
-        for (&slot, fragment) in to.iter().zip(&fragments) {
-            warp.put(slot, fragment, mask);
-        }
-        Ok(())
-    }
 }
 
-/// mma and ldmatrix are of the whole warp.
-pub fn whole(mask: u32, opcode: &str) -> Result<(), Stop> {
-    if mask == u32::MAX {
-        return Ok(());
-    }
-    let sentence = format!("{opcode} with the lanes {mask:#010x}: it wants the whole warp");
-    stop(Kind::PartialWarp, mask.trailing_zeros(), sentence)
-}
-
-fn actor<'a>(
+pub fn actor<'a>(
     stamp: u64,
     known: &'a [u32; 32],
     seen: &'a mut crate::order::Seen,
@@ -571,7 +344,7 @@ fn actor<'a>(
 
 /// Bytes of the parameters or of the constant bank.
 fn table(bytes: &[u8], at: u64, size: u32, lane: u32, what: &str) -> Result<u128, Stop> {
-    if at % u64::from(size) != 0 {
+    if !at.is_multiple_of(u64::from(size)) {
         return stop(Kind::Misaligned, lane, format!("reads {size} bytes of the {what} at byte {at}"));
     }
     let end = at.checked_add(u64::from(size)).filter(|&end| end <= bytes.len() as u64);
@@ -582,51 +355,4 @@ fn table(bytes: &[u8], at: u64, size: u32, lane: u32, what: &str) -> Result<u128
     let mut all = [0; 16];
     all[..size as usize].copy_from_slice(&bytes[at as usize..end as usize]);
     Ok(u128::from_le_bytes(all))
-}
-
-/// The new value of an atomic operation.
-fn apply(how: Atomic, kind: Type, old: u64, a: u64, b: u64) -> u64 {
-    let signed = |value: u64| kind.extend(value) as i64;
-    let value = match how {
-        Atomic::Add => match kind {
-            Type::F32 => (f32::of(old).plus(f32::of(a))).bits(),
-            Type::F64 => (f64::of(old).plus(f64::of(a))).bits(),
-            Type::F16 => F16::of(old).plus(F16::of(a)).bits(),
-            Type::F16x2 => {
-                let half = |by: u32| F16::of(old >> by & 0xffff).plus(F16::of(a >> by & 0xffff)).bits() << by;
-                half(0) | half(16)
-            }
-            _ => old.wrapping_add(a),
-        },
-        Atomic::Min if kind.signed() => signed(old).min(signed(a)) as u64,
-        Atomic::Max if kind.signed() => signed(old).max(signed(a)) as u64,
-        Atomic::Min => old.min(a),
-        Atomic::Max => old.max(a),
-        Atomic::And => old & a,
-        Atomic::Or => old | a,
-        Atomic::Xor => old ^ a,
-        Atomic::Exch => a,
-        Atomic::Cas => {
-            if old == a {
-                b
-            } else {
-                old
-            }
-        }
-        Atomic::Inc => {
-            if old >= a {
-                0
-            } else {
-                old + 1
-            }
-        }
-        Atomic::Dec => {
-            if old == 0 || old > a {
-                a
-            } else {
-                old - 1
-            }
-        }
-    };
-    value & kind.mask()
 }

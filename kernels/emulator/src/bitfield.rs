@@ -137,19 +137,20 @@ pub fn resolve(opcode: &str, words: &mut Modifiers) -> Result<Option<Alu>, Strin
     Ok(Some(Alu { function, to, from }))
 }
 
-/// lop3 of a table, and bfi: they have four sources.
-pub fn lop3(a: u64, b: u64, c: u64, table: u8) -> u64 {
-    let mut out = 0;
-    for entry in 0..8 {
-        if table >> entry & 1 == 1 {
-            let pick = |value: u64, bit: u8| if entry >> bit & 1 == 1 { value } else { !value };
-            out |= pick(a, 2) & pick(b, 1) & pick(c, 0);
+/// lop3: every bit looks itself up in the table. One pass over the lanes for each entry that is set.
+pub fn lop3(a: &Lanes, b: &Lanes, c: &Lanes, table: u8) -> Lanes {
+    let mut out = [0; 32];
+    for entry in (0..8).filter(|entry| table >> entry & 1 == 1) {
+        let flip = |bit: u8| if entry >> bit & 1 == 1 { 0 } else { u64::MAX };
+        let [x, y, z] = [flip(2), flip(1), flip(0)];
+        for i in 0..32 {
+            out[i] |= (a[i] ^ x) & (b[i] ^ y) & (c[i] ^ z) & 0xffff_ffff;
         }
     }
-    out & 0xffff_ffff
+    out
 }
 
-/// Inserts the low `length` bits of `a` into `b` at `start`.
+/// bfi, which has four sources as well: inserts the low `length` bits of `a` into `b` at `start`.
 pub fn insert(a: u64, b: u64, start: u64, length: u64, width: u64) -> u64 {
     let (start, length) = (start & 0xff, length & 0xff);
     if start >= width || length == 0 {

@@ -169,7 +169,7 @@ impl Conversion {
         let mut value = if self.whole { rounded(value, self.mode) } else { value };
         let mode = if self.whole { RN } else { self.mode };
         if self.sat {
-            value = if value.is_nan() { 0.0 } else { value.clamp(0.0, 1.0) };
+            value = if value > 0.0 { value.min(1.0) } else { 0.0 };
         }
         if self.relu && value <= 0.0 {
             value = 0.0;

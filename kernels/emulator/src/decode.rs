@@ -8,7 +8,8 @@ use crate::instruction::{Carry, Compare, Logic, Op, Slot};
 use crate::modifiers::Modifiers;
 use crate::names::Names;
 use crate::parser::Operand;
-use crate::types::Type;
+use crate::types::{Space, Type};
+use std::cmp::Ordering;
 
 pub type Result<T> = std::result::Result<T, String>;
 
@@ -115,9 +116,6 @@ impl Reading<'_> {
     }
 
     fn hint(&mut self) -> Result<Op> {
-        if self.opcode == "isspacep" {
-            return Err("isspacep is not supported".into());
-        }
         if self.opcode == "nanosleep" {
             self.words.kind()?;
             self.source(0, Type::U32)?;
@@ -210,16 +208,16 @@ impl Reading<'_> {
         let to = self.words.has("to");
         let space = self.words.space();
         let kind = self.words.kind()?;
-        if kind != Type::U64 || space == crate::types::Space::Generic {
+        if kind != Type::U64 || space == Space::Generic {
             return Err("cvta needs a space and .u64".into());
         }
         self.count(2, 2)?;
         let from = self.names.mov_source(&self.operands[1], kind, false)?;
         let target = self.target(0, kind)?;
         let (opcode, by) = match (space, to) {
-            (crate::types::Space::Shared, true) => ("sub", crate::memory::SHARED_WINDOW),
-            (crate::types::Space::Shared, false) => ("add", crate::memory::SHARED_WINDOW),
-            (crate::types::Space::Global, _) => ("add", 0),
+            (Space::Shared, true) => ("sub", crate::memory::SHARED_WINDOW),
+            (Space::Shared, false) => ("add", crate::memory::SHARED_WINDOW),
+            (Space::Global, _) => ("add", 0),
             _ => return Err("only global and shared addresses are converted".into()),
         };
         let by = self.names.constant(by);
@@ -415,27 +413,28 @@ fn compare(name: &str, kind: Type, ftz: bool) -> Option<Compare> {
                 let (x, y) = (<$t>::of(x), <$t>::of(y));
                 if $ftz { (x.flush().wide(), y.flush().wide()) } else { (x.wide(), y.wide()) }
             }
-            fn all(x: &alu::Lanes, y: &alu::Lanes, of: impl Fn(f64, f64) -> bool) -> u32 {
+            fn all(x: &alu::Lanes, y: &alu::Lanes, of: impl Fn(Option<Ordering>) -> bool) -> u32 {
                 mask(|i| {
                     let (x, y) = pairs(x[i], y[i]);
-                    of(x, y)
+                    of(x.partial_cmp(&y))
                 })
             }
+            // Those in -u hold too where one operand is NaN.
             Some(match name {
-                "eq" => |x, y| all(x, y, |a, b| a == b),
-                "ne" => |x, y| all(x, y, |a, b| a < b || a > b),
-                "lt" => |x, y| all(x, y, |a, b| a < b),
-                "le" => |x, y| all(x, y, |a, b| a <= b),
-                "gt" => |x, y| all(x, y, |a, b| a > b),
-                "ge" => |x, y| all(x, y, |a, b| a >= b),
-                "equ" => |x, y| all(x, y, |a, b| !(a < b || a > b)),
-                "neu" => |x, y| all(x, y, |a, b| a != b),
-                "ltu" => |x, y| all(x, y, |a, b| !(a >= b)),
-                "leu" => |x, y| all(x, y, |a, b| !(a > b)),
-                "gtu" => |x, y| all(x, y, |a, b| !(a <= b)),
-                "geu" => |x, y| all(x, y, |a, b| !(a < b)),
-                "num" => |x, y| all(x, y, |a, b| !a.is_nan() && !b.is_nan()),
-                "nan" => |x, y| all(x, y, |a, b| a.is_nan() || b.is_nan()),
+                "eq" => |x, y| all(x, y, |order| order.is_some_and(Ordering::is_eq)),
+                "ne" => |x, y| all(x, y, |order| order.is_some_and(Ordering::is_ne)),
+                "lt" => |x, y| all(x, y, |order| order.is_some_and(Ordering::is_lt)),
+                "le" => |x, y| all(x, y, |order| order.is_some_and(Ordering::is_le)),
+                "gt" => |x, y| all(x, y, |order| order.is_some_and(Ordering::is_gt)),
+                "ge" => |x, y| all(x, y, |order| order.is_some_and(Ordering::is_ge)),
+                "equ" => |x, y| all(x, y, |order| order.is_none_or(Ordering::is_eq)),
+                "neu" => |x, y| all(x, y, |order| order.is_none_or(Ordering::is_ne)),
+                "ltu" => |x, y| all(x, y, |order| order.is_none_or(Ordering::is_lt)),
+                "leu" => |x, y| all(x, y, |order| order.is_none_or(Ordering::is_le)),
+                "gtu" => |x, y| all(x, y, |order| order.is_none_or(Ordering::is_gt)),
+                "geu" => |x, y| all(x, y, |order| order.is_none_or(Ordering::is_ge)),
+                "num" => |x, y| all(x, y, |order| order.is_some()),
+                "nan" => |x, y| all(x, y, |order| order.is_none()),
                 _ => return None,
             })
         }};

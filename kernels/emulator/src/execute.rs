@@ -106,7 +106,7 @@ impl Machine<'_> {
                     warp.need(slot, mask, kernel)?;
                 }
                 let [a, b, c] = from.map(|slot| &warp.registers[slot as usize]);
-                let out = std::array::from_fn(|i| bitfield::lop3(a[i], b[i], c[i], *table));
+                let out = bitfield::lop3(a, b, c, *table);
                 warp.put(*to, &out, mask);
             }
             Op::Insert { to, from, width } => {
@@ -141,10 +141,10 @@ impl Machine<'_> {
                 warp.put_predicate(*to, holds, mask);
             }
             Op::Select { to, from, test } => {
+                // What is not selected may be unwritten: nothing of it is seen.
                 let first = warp.test(*test, mask, kernel)?;
-                for &slot in from {
-                    warp.need(slot, mask, kernel)?;
-                }
+                warp.need(from[0], first, kernel)?;
+                warp.need(from[1], mask & !first, kernel)?;
                 let [a, b] = from.map(|slot| &warp.registers[slot as usize]);
                 let out = std::array::from_fn(|i| if first >> i & 1 == 1 { a[i] } else { b[i] });
                 warp.put(*to, &out, mask);
@@ -275,7 +275,7 @@ impl Machine<'_> {
                 Carry::Add => a + b + carried,
                 // The carry of a subtraction is its borrow.
                 Carry::Sub => a.wrapping_sub(b).wrapping_sub(carried),
-                Carry::MadLo => (a * b & u128::from(kind.mask())) + c + carried,
+                Carry::MadLo => ((a * b) & u128::from(kind.mask())) + c + carried,
                 Carry::MadHi => high() + c + carried,
             };
             *out = sum as u64 & kind.mask();

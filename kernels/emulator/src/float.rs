@@ -62,6 +62,9 @@ pub fn f64_to_f16(value: f64, mode: Mode) -> u16 {
     if value.is_nan() {
         return 0x7fff;
     }
+    if mode == RN {
+        return sign | half_of(value.to_bits() & !(1 << 63));
+    }
     let rounded = round_to(value, 11, -14, 15, mode).abs();
     if rounded == f64::INFINITY {
         return sign | 0x7c00;
@@ -72,6 +75,19 @@ pub fn f64_to_f16(value: f64, mode: Mode) -> u16 {
     let bits = rounded.to_bits();
     let exponent = ((bits >> 52) as i32 - 1023 + 15) as u16;
     sign | exponent << 10 | ((bits >> 42) & 0x3ff) as u16
+}
+
+/// The f16 nearest to a positive f64, by its bits.
+fn half_of(bits: u64) -> u16 {
+    if bits >= 65520f64.to_bits() {
+        return 0x7c00;
+    }
+    if bits < exp2(-14).to_bits() {
+        // Adding 2^28 aligns the value to steps of 2^-24 and rounds to even.
+        return (f64::from_bits(bits) + exp2(28)).to_bits() as u16;
+    }
+    let rounded = bits + ((1 << 41) - 1) + (bits >> 42 & 1);
+    ((rounded >> 42) - (1008 << 10)) as u16
 }
 
 pub fn f16_to_f32(bits: u16) -> f32 {
@@ -111,6 +127,11 @@ pub fn bf16_to_f32(bits: u16) -> f32 {
 pub fn f64_to_bf16(value: f64, mode: Mode) -> u16 {
     if value.is_nan() {
         return 0x7fff;
+    }
+    let (sign, bits) = ((value.to_bits() >> 48) as u16 & 0x8000, value.to_bits() & !(1 << 63));
+    if mode == RN && bits >= exp2(-126).to_bits() {
+        let rounded = (bits + ((1 << 44) - 1) + (bits >> 45 & 1)) >> 45;
+        return sign | (rounded - (896 << 7)).min(0x7f80) as u16;
     }
     ((round_to(value, 8, -126, 127, mode) as f32).to_bits() >> 16) as u16
 }

@@ -185,7 +185,7 @@ impl Buffer {
 
     fn fill(&self, offset: u64, bytes: &[u8]) {
         let whole = offset == 0 && bytes.len() as u64 == self.size;
-        let aligned = offset % 4 == 0;
+        let aligned = offset.is_multiple_of(4);
         if !aligned {
             for (n, &byte) in bytes.iter().enumerate() {
                 self.store(offset + n as u64, 1, u128::from(byte));

@@ -162,10 +162,10 @@ impl Names {
             _ => None,
         };
         match found {
-            Some((_, register)) if !kind.fits(register) && !(wider && kind.size() <= register.size()) => {
-                Err(mismatch("a special register", register, kind))
+            Some((special, register)) if kind.fits(register) || wider && kind.size() <= register.size() => {
+                Ok(self.slot(Origin::Special(special)))
             }
-            Some((special, _)) => Ok(self.slot(Origin::Special(special))),
+            Some((_, register)) => Err(mismatch("a special register", register, kind)),
             None if wider => self.wide_source(operand, kind),
             None => self.source(operand, kind),
         }

@@ -86,10 +86,12 @@ impl Witness<'_> {
     }
 
     /// A record of another launch says nothing.
+    #[inline]
     fn current(&self, record: Record) -> Record {
         if self.is_current(record) { record } else { 0 }
     }
 
+    #[inline]
     fn ordered(&self, record: Record, lane: u32) -> bool {
         if (record ^ self.stamp) >> BLOCK != 0 || record & MANY_BLOCKS != 0 {
             return match self.seen {
@@ -106,6 +108,7 @@ impl Witness<'_> {
     }
 
     /// The new record of readers after a read by `lane`.
+    #[inline]
     pub fn read(
         &self,
         lane: u32,
@@ -114,20 +117,24 @@ impl Witness<'_> {
         strong: bool,
         constant: bool,
     ) -> Result<Record, Clash> {
+        let both_strong = |other: Record| strong && other & STRONG != 0;
         let written = self.current(written);
         if written != 0 {
             if constant {
                 return Err(Clash { with: written, constant: true, wrote: true });
             }
-            if !(strong && written & STRONG != 0) && !self.ordered(written, lane) {
+            if !self.ordered(written, lane) && !both_strong(written) {
                 return Err(Clash { with: written, constant: false, wrote: true });
             }
         }
         let flag = if constant { CONSTANT } else { 0 };
         let mine = self.reader(lane, strong, constant);
         let read = self.current(read);
-        if read == mine || read & MANY_BLOCKS != 0 {
-            return Ok(read | flag);
+        if read == mine {
+            return Ok(read);
+        }
+        if read & MANY_BLOCKS != 0 {
+            return Ok((if strong { read } else { read & !STRONG }) | flag);
         }
         if read == 0 {
             return Ok(mine);
@@ -151,14 +158,15 @@ impl Witness<'_> {
     pub fn write(&self, lane: u32, written: Record, read: Record, strong: bool) -> Result<Record, Clash> {
         let (written, read) = (self.current(written), self.current(read));
         let flag = if strong { STRONG } else { 0 };
-        if written != 0 && !(strong && written & STRONG != 0) && !self.ordered(written, lane) {
+        let both_strong = |other: Record| strong && other & STRONG != 0;
+        if written != 0 && !self.ordered(written, lane) && !both_strong(written) {
             return Err(Clash { with: written, constant: false, wrote: true });
         }
         if read != 0 {
             if read & CONSTANT != 0 {
                 return Err(Clash { with: read, constant: true, wrote: false });
             }
-            if !(strong && read & STRONG != 0) && !self.ordered(read, lane) {
+            if !self.ordered(read, lane) && !both_strong(read) {
                 return Err(Clash { with: read, constant: false, wrote: false });
             }
         }

@@ -101,7 +101,7 @@ fn freed_memory_has_its_name() {
 fn misaligned_vectors() {
     fine(1, 1, "ld.global.v4.u32 {%v0, %v1, %v2, %v3}, [%data+16];");
     caught(Kind::Misaligned, 1, 1, "#\nld.global.v4.u32 {%v0, %v1, %v2, %v3}, [%data+8];");
-    caught(Kind::Misaligned, 1, 1, "#\nst.global.v2.u32 [%out+4], {%v0, %v0};".replace("%v0", "%s").as_str());
+    caught(Kind::Misaligned, 1, 1, "#\nst.global.v2.u32 [%out+4], {%s, %s};");
     caught(Kind::Misaligned, 1, 1, "#\nst.shared.v2.u32 [%s+4], {%thread, %thread};");
     caught(Kind::Misaligned, 1, 1, "#\ncp.async.cg.shared.global [%s+8], [%data], 16;");
 }
@@ -341,15 +341,8 @@ fn members_are_the_active_lanes() {
     caught(Kind::MemberMask, 1, 32, "#\nshfl.sync.bfly.b32 %v0, %lane, 1, 31, 0xffff;");
     let half = "setp.lt.u32 %p, %lane, 16; @!%p bra END;\n#\nshfl.sync.bfly.b32 %v0, %lane, 1, 31, -1;\nEND:";
     caught(Kind::MemberMask, 1, 32, half);
-    caught(
-        Kind::MemberMask,
-        1,
-        16,
-        "#\nvote.sync.ballot.b32 %v0, %p, -1;"
-            .replace("vote", "setp.eq.u32 %p, 1, 1;\nvote")
-            .replace("#\nsetp.eq.u32 %p, 1, 1;\n", "setp.eq.u32 %p, %lane, 1;\n#\n")
-            .as_str(),
-    );
+    let vote = "setp.eq.u32 %p, %lane, 1;\n#\nvote.sync.ballot.b32 %v0, %p, -1;";
+    caught(Kind::MemberMask, 1, 16, vote);
     caught(Kind::MemberMask, 1, 32, "setp.lt.u32 %p, %lane, 16; @!%p bra END;\n#\nbar.warp.sync -1;\nEND:");
     fine(
         1,

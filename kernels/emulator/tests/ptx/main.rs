@@ -2,6 +2,8 @@
 
 mod arithmetic;
 mod faults;
+mod forms;
 mod harness;
 mod matrices;
+mod memory;
 mod warps;

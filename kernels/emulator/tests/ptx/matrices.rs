@@ -1,21 +1,8 @@
 //! mma in every shape against plain products, ldmatrix both ways, the cp.async ring that feeds them.
 
+use crate::arithmetic::{wide_bf16 as bf16, wide_f16 as f16};
 use crate::harness::{HEAD, Random, Run, bytes_of};
 use ptx_emulator::{Options, Parameters};
-
-fn f16(bits: u16) -> f64 {
-    let (sign, exponent, fraction) = (bits >> 15, i32::from(bits >> 10 & 31), f64::from(bits & 0x3ff));
-    let size = if exponent == 0 {
-        fraction * 2f64.powi(-24)
-    } else {
-        (1024.0 + fraction) * 2f64.powi(exponent - 25)
-    };
-    if sign == 1 { -size } else { size }
-}
-
-fn bf16(bits: u16) -> f64 {
-    f64::from(f32::from_bits(u32::from(bits) << 16))
-}
 
 /// D = A * B + C of one warp. The fragments are gathered by the kernel itself, element by element, from row-major A
 /// (16 x k), column-major B (k x 8) and row-major C (16 x 8), by the tables of the ISA.
@@ -24,7 +11,7 @@ fn mma(shape: &str, types: [&str; 4], k: usize, a: &[u8], b: &[u8], c: &[u8]) ->
     let per = 4 / size;
     let registers = 16 * k / 32 / per;
     let mut body = String::new();
-    let mut list = |letter: &str, count: usize| {
+    let list = |letter: &str, count: usize| {
         let names: Vec<String> = (0..count).map(|n| format!("%{letter}{n}")).collect();
         format!("{{{}}}", names.join(", "))
     };
