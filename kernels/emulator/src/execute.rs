@@ -141,10 +141,10 @@ impl Machine<'_> {
                 warp.put_predicate(*to, holds, mask);
             }
             Op::Select { to, from, test } => {
+                // What is not selected may be unwritten: nothing of it is seen.
                 let first = warp.test(*test, mask, kernel)?;
-                for &slot in from {
-                    warp.need(slot, mask, kernel)?;
-                }
+                warp.need(from[0], first, kernel)?;
+                warp.need(from[1], mask & !first, kernel)?;
                 let [a, b] = from.map(|slot| &warp.registers[slot as usize]);
                 let out = std::array::from_fn(|i| if first >> i & 1 == 1 { a[i] } else { b[i] });
                 warp.put(*to, &out, mask);
