@@ -32,10 +32,10 @@
 //! assert_eq!(memory.read(numbers, 4)?, 14u32.to_le_bytes());
 //! assert_eq!((counts.warp_instructions, counts.global_sectors), (14, 16));
 //!
-//! // One thread too many: "ptx:9: thread (64,0,0) of block (0,0,0): reads bytes 256 to 260 of `numbers`, which has 256".
+//! // One thread too many: "ptx:10: thread (64,0,0) of block (0,0,0): reads bytes 256 to 260 of `numbers`, which has 256".
 //! let shape = Launch { block: [65, 1, 1], ..shape };
 //! let fault = launch(kernel, &mut memory, &shape, &Options::default()).expect_err("out of bounds");
-//! assert_eq!((fault.line, fault.thread), (9, [64, 0, 0]));
+//! assert_eq!((fault.line, fault.thread), (10, [64, 0, 0]));
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
@@ -70,7 +70,7 @@
 //!
 //! # Seeds
 //!
-//! Seed 0 runs the warps in order, each as far as it can. Any other seed shuffles blocks and warps, preempts them, and moves
+//! Seed 0 runs the warps in order, each to its next barrier (or for 10,000 instructions). Any other seed shuffles blocks and warps, preempts them, and moves
 //! the approximate operations within the bounds that the PTX ISA states: the same operands give the same bits
 //! everywhere, as on a device. A result that depends on more than those bounds is a defect of the kernel.
 //! mma of floats sums in f64 and rounds once; devices truncate in between, so only a tolerance compares the two. mma
@@ -84,7 +84,7 @@
 //! # How it works
 //!
 //! `lexer`, `parser`, `names` and `decode*` turn the text into instructions whose operands are slots of the register
-//! file; constants and special registers are slots as well. `alu`, `bitfield` and `convert` choose, once per
+//! file; constants and special registers are slots as well. `alu`, `approximate`, `bitfield` and `convert` choose, once per
 //! instruction of the text, a function over the 32 lanes. `execute` steps a warp: lanes with the lowest position run
 //! first. `access`, `atomics`, `copies`, `exchange` and `matrix` are the other instructions; `memory` and
 //! `shared` hold the bytes, `shadow` who touched them last, `order` what blocks know of each other. `launch` takes the
@@ -92,6 +92,7 @@
 
 mod access;
 mod alu;
+mod approximate;
 mod atomics;
 mod bitfield;
 mod bits;
