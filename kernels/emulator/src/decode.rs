@@ -116,9 +116,6 @@ impl Reading<'_> {
     }
 
     fn hint(&mut self) -> Result<Op> {
-        if self.opcode == "isspacep" {
-            return Err("isspacep is not supported".into());
-        }
         if self.opcode == "nanosleep" {
             self.words.kind()?;
             self.source(0, Type::U32)?;

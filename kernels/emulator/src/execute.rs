@@ -1,4 +1,5 @@
-//! Steps a warp through its instructions: arithmetic and control here, the rest in `access`, `exchange`, `matrix`.
+//! Steps a warp through its instructions: arithmetic and control here, the rest in `access`, `exchange`,
+//! `matrix`.
 
 use crate::block::Block;
 use crate::counts::Tally;
@@ -141,10 +142,10 @@ impl Machine<'_> {
                 warp.put_predicate(*to, holds, mask);
             }
             Op::Select { to, from, test } => {
+                // What is not selected may be unwritten: nothing of it is seen.
                 let first = warp.test(*test, mask, kernel)?;
-                for &slot in from {
-                    warp.need(slot, mask, kernel)?;
-                }
+                warp.need(from[0], first, kernel)?;
+                warp.need(from[1], mask & !first, kernel)?;
                 let [a, b] = from.map(|slot| &warp.registers[slot as usize]);
                 let out = std::array::from_fn(|i| if first >> i & 1 == 1 { a[i] } else { b[i] });
                 warp.put(*to, &out, mask);

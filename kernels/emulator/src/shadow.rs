@@ -86,10 +86,12 @@ impl Witness<'_> {
     }
 
     /// A record of another launch says nothing.
+    #[inline]
     fn current(&self, record: Record) -> Record {
         if self.is_current(record) { record } else { 0 }
     }
 
+    #[inline]
     fn ordered(&self, record: Record, lane: u32) -> bool {
         if (record ^ self.stamp) >> BLOCK != 0 || record & MANY_BLOCKS != 0 {
             return match self.seen {
@@ -106,6 +108,7 @@ impl Witness<'_> {
     }
 
     /// The new record of readers after a read by `lane`.
+    #[inline]
     pub fn read(
         &self,
         lane: u32,
@@ -127,8 +130,11 @@ impl Witness<'_> {
         let flag = if constant { CONSTANT } else { 0 };
         let mine = self.reader(lane, strong, constant);
         let read = self.current(read);
-        if read == mine || read & MANY_BLOCKS != 0 {
-            return Ok(read | flag);
+        if read == mine {
+            return Ok(read);
+        }
+        if read & MANY_BLOCKS != 0 {
+            return Ok((if strong { read } else { read & !STRONG }) | flag);
         }
         if read == 0 {
             return Ok(mine);

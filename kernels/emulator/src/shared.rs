@@ -4,17 +4,21 @@ use crate::fault::{Kind, Stop, stop};
 use crate::module::SHARED_BASE;
 use crate::shadow::{Clash, Witness, lane_of, warp_of};
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum State {
-    Unwritten,
-    Written,
+/// Of a byte. Not an enum: runs of it are compared as memory.
+struct State;
+
+impl State {
+    const UNWRITTEN: u8 = 0;
+    const WRITTEN: u8 = 1;
     /// The destination of a cp.async that nobody waited for.
-    InFlight,
+    const IN_FLIGHT: u8 = 2;
 }
+
+const WRITTEN: [u8; 16] = [State::WRITTEN; 16];
 
 pub struct Shared {
     bytes: Vec<u8>,
-    state: Vec<State>,
+    state: Vec<u8>,
     /// (written, read)
     cells: Vec<(u64, u64)>,
     grain: u32,
@@ -26,7 +30,7 @@ impl Shared {
         let size = bytes as usize;
         Shared {
             bytes: vec![0; size],
-            state: vec![State::Unwritten; size],
+            state: vec![State::UNWRITTEN; size],
             cells: vec![(0, 0); (size >> grain) + 1],
             grain,
         }
@@ -34,7 +38,7 @@ impl Shared {
 
     /// For the next block.
     pub fn reset(&mut self) {
-        self.state.fill(State::Unwritten);
+        self.state.fill(State::UNWRITTEN);
         self.cells.fill((0, 0));
     }
 
@@ -66,14 +70,15 @@ impl Shared {
     ) -> Result<u128, Stop> {
         let at = self.place(address, size, lane)?;
         let range = at..at + size as usize;
-        if let Some(state) = self.state[range.clone()].iter().find(|&&state| state != State::Written) {
-            return match state {
-                State::InFlight => stop(
+        // Whole comparisons are by words; which byte it is matters only when one fails.
+        if self.state[range.clone()] != WRITTEN[..size as usize]
+            && let Some(state) = self.state[range.clone()].iter().find(|&&state| state != State::WRITTEN)
+        {
+            return match *state {
+                State::IN_FLIGHT => stop(
                     Kind::CopyNotWaited,
                     lane,
-                    format!(
-                        "reads shared byte {at}, where a cp.async is in flight that its thread did not wait for"
-                    ),
+                    format!("reads shared byte {at}, where a cp.async is in flight: its thread did not wait"),
                 ),
                 _ => stop(
                     Kind::UninitialisedShared,
@@ -120,12 +125,12 @@ impl Shared {
     ) -> Result<(), Stop> {
         let at = self.place(address, size, lane)?;
         let range = at..at + size as usize;
-        if self.state[range.clone()].contains(&State::InFlight) {
+        if self.state[range.clone()].contains(&State::IN_FLIGHT) {
             let sentence = format!("writes shared byte {at}, where a cp.async is in flight");
             return stop(Kind::CopyNotWaited, lane, sentence);
         }
         self.note_write(witness, lane, at, size, strong)?;
-        self.state[range.clone()].fill(State::Written);
+        self.state[range.clone()].fill(State::WRITTEN);
         self.bytes[range].copy_from_slice(&value.to_le_bytes()[..size as usize]);
         Ok(())
     }
@@ -134,7 +139,7 @@ impl Shared {
     pub fn poison(&mut self, witness: &Witness<'_>, lane: u32, address: u64, size: u32) -> Result<(), Stop> {
         let at = self.place(address, size, lane)?;
         self.note_write(witness, lane, at, size, false)?;
-        self.state[at..at + size as usize].fill(State::InFlight);
+        self.state[at..at + size as usize].fill(State::IN_FLIGHT);
         Ok(())
     }
 
@@ -148,7 +153,7 @@ impl Shared {
         value: u128,
     ) -> Result<(), Stop> {
         let at = self.place(address, size, lane)?;
-        self.state[at..at + size as usize].fill(State::Written);
+        self.state[at..at + size as usize].fill(State::WRITTEN);
         self.store(witness, lane, address, (size, value), false)
     }
 }

@@ -2,6 +2,7 @@
 
 mod arithmetic;
 mod faults;
+mod forms;
 mod harness;
 mod matrices;
 mod memory;
