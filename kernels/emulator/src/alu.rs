@@ -1,7 +1,7 @@
-//! Arithmetic: which function computes an opcode of this type, over the 32 lanes at once. Functions are total:
-//! they run on lanes that are not active too, and the warp keeps what it wants.
+//! Arithmetic: which function computes an opcode of this type, over the 32 lanes at once. Functions are
+//! total: they run on lanes that are not active too, and the warp keeps what it wants.
 
-use crate::bits::{Bits, Canonical, Float, Int};
+use crate::bits::{Bits, Float, Int};
 use crate::float::{self, Mode, RN};
 use crate::modifiers::Modifiers;
 use crate::types::Type;
@@ -17,7 +17,7 @@ pub struct Alu {
     pub from: Vec<Type>,
 }
 
-fn alu(function: Function, to: Type, from: &[Type]) -> Option<Alu> {
+pub fn alu(function: Function, to: Type, from: &[Type]) -> Option<Alu> {
     Some(Alu { function, to, from: from.to_vec() })
 }
 
@@ -222,7 +222,7 @@ pub fn resolve(opcode: &str, words: &mut Modifiers) -> Result<Option<Alu>, Strin
     let found = match opcode {
         "add" | "sub" | "mul" | "mad" | "fma" | "div" | "rem" | "min" | "max" | "neg" | "abs" | "sad"
         | "sqrt" | "rcp" | "mul24" | "mad24" => arithmetic(opcode, words)?,
-        "rsqrt" | "ex2" | "lg2" | "sin" | "cos" | "tanh" => approximate(opcode, words)?,
+        "rsqrt" | "ex2" | "lg2" | "sin" | "cos" | "tanh" => crate::approximate::resolve(opcode, words)?,
         "and" | "or" | "xor" | "not" | "cnot" | "shl" | "shr" | "mov" => logic(opcode, words)?,
         _ => crate::bitfield::resolve(opcode, words)?,
     };
@@ -252,7 +252,7 @@ fn arithmetic(opcode: &str, words: &mut Modifiers) -> Result<Option<Alu>, String
             "neg" => floats!(kind, FNeg, ftz, sat),
             "abs" => floats!(kind, FAbs, ftz, sat),
             "div" | "sqrt" | "rcp" if mode.is_none() => {
-                return approximate_division(opcode, kind, ftz, words);
+                return crate::approximate::division(opcode, kind, ftz, words);
             }
             "div" => rounded!(kind, FDiv, DDiv, m, ftz, sat),
             "sqrt" => rounded!(kind, FSqrt, DSqrt, m, ftz, sat),
@@ -404,103 +404,5 @@ fn logic(opcode: &str, words: &mut Modifiers) -> Result<Option<Alu>, String> {
             alu(function, kind, &[kind, Type::U32])
         }
         _ => None,
-    })
-}
-
-/// A unary approximation in f32: computed in f64, rounded, moved within the bound by the seed.
-macro_rules! approximation {
-    ($ftz:expr, |$a:ident| $value:expr, $ulps:expr) => {
-        if $ftz {
-            (|x, _, _, seed, out| {
-                for i in 0..32 {
-                    let $a = f64::from(float::flush(f32::of(x[i])));
-                    out[i] =
-                        float::flush(float::blur($value, $ulps, float::noise(seed, x[i]))).canonical().bits();
-                }
-            }) as Function
-        } else {
-            (|x, _, _, seed, out| {
-                for i in 0..32 {
-                    let $a = f64::from(f32::of(x[i]));
-                    out[i] = float::blur($value, $ulps, float::noise(seed, x[i])).canonical().bits();
-                }
-            }) as Function
-        }
-    };
-}
-
-fn approximate(opcode: &str, words: &mut Modifiers) -> Result<Option<Alu>, String> {
-    if !words.has("approx") {
-        return Err(".approx is missing".into());
-    }
-    let ftz = words.has("ftz");
-    let kind = words.kind()?;
-    if kind != Type::F32 {
-        return crate::bitfield::approximate_half(opcode, kind);
-    }
-    // The bounds of the PTX ISA: ex2 2 ulp, rsqrt 2^-22.9, lg2 2^-22 (absolute between 0.5 and 2), sin and
-    // cos 2^-20.5 absolute, tanh 2^-11 relative.
-    let function: Function = match opcode {
-        "ex2" => approximation!(ftz, |a| a.exp2(), if a == 0.0 { 0.0 } else { 2.0 }),
-        "rsqrt" => {
-            approximation!(ftz, |a| if a == 0.0 { f64::INFINITY.copysign(a) } else { 1.0 / a.sqrt() }, 1.0)
-        }
-        "lg2" => approximation!(ftz, |a| a.log2(), if (0.5..2.0).contains(&a) { 0.0 } else { 1.0 }),
-        "sin" => trigonometric(f64::sin, ftz),
-        "cos" => trigonometric(f64::cos, ftz),
-        "tanh" if !ftz => |x, _, _, seed, out| {
-            for i in 0..32 {
-                let exact = f64::from(f32::of(x[i])).tanh();
-                let near = exact * (1.0 + float::noise(seed, x[i]) / 2200.0);
-                out[i] = (near.clamp(-1.0, 1.0) as f32).canonical().bits();
-            }
-        },
-        _ => return Ok(None),
-    };
-    Ok(alu(function, kind, &[kind]))
-}
-
-fn trigonometric(of: fn(f64) -> f64, ftz: bool) -> Function {
-    fn run(x: &Lanes, seed: u64, out: &mut Lanes, ftz: bool, of: impl Fn(f64) -> f64) {
-        for i in 0..32 {
-            let a = f32::of(x[i]);
-            let exact = of(f64::from(if ftz { float::flush(a) } else { a }));
-            let near = exact + float::noise(seed, x[i]) / 1_500_000.0;
-            out[i] = (near.clamp(-1.0, 1.0) as f32).canonical().bits();
-        }
-    }
-    match (of(0.0) == 0.0, ftz) {
-        (true, false) => |x, _, _, seed, out| run(x, seed, out, false, f64::sin),
-        (true, true) => |x, _, _, seed, out| run(x, seed, out, true, f64::sin),
-        (false, false) => |x, _, _, seed, out| run(x, seed, out, false, f64::cos),
-        (false, true) => |x, _, _, seed, out| run(x, seed, out, true, f64::cos),
-    }
-}
-
-/// div.approx and div.full (2 ulp), rcp.approx (1 ulp), sqrt.approx (2^-23 relative).
-fn approximate_division(
-    opcode: &str,
-    kind: Type,
-    ftz: bool,
-    words: &mut Modifiers,
-) -> Result<Option<Alu>, String> {
-    if words.one_of(&["approx", "full"]).is_none() {
-        return Err("one of .rn, .rz, .rm, .rp and .approx is missing".into());
-    }
-    if kind != Type::F32 {
-        return Ok(None);
-    }
-    fn quotient<const FTZ: bool>(x: &Lanes, y: &Lanes, _: &Lanes, seed: u64, out: &mut Lanes) {
-        let flush = |value: f32| if FTZ { float::flush(value) } else { value };
-        for i in 0..32 {
-            let exact = f64::from(flush(f32::of(x[i]))) / f64::from(flush(f32::of(y[i])));
-            let near = float::blur(exact, 2.0, float::noise(seed, x[i] << 32 | y[i]));
-            out[i] = flush(near).canonical().bits();
-        }
-    }
-    Ok(match opcode {
-        "div" => alu(if ftz { quotient::<true> } else { quotient::<false> }, kind, &[kind, kind]),
-        "rcp" => alu(approximation!(ftz, |a| 1.0 / a, 1.0), kind, &[kind]),
-        _ => alu(approximation!(ftz, |a| a.sqrt(), 1.0), kind, &[kind]),
     })
 }

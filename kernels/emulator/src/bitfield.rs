@@ -1,9 +1,6 @@
-//! Operations on fields of bits and bytes: lop3, prmt, shf, bfe, bfi, counts, dp4a. And the approximations of
-//! 16-bit formats, which are as small.
+//! Operations on fields of bits and bytes: lop3, prmt, shf, bfe, bfi, counts, dp4a.
 
 use crate::alu::{Alu, Function, Lanes};
-use crate::bits::{Bf16, F16, Float};
-use crate::float;
 use crate::modifiers::Modifiers;
 use crate::types::Type;
 
@@ -234,27 +231,4 @@ fn dp2a<const A: bool, const B: bool, const AT: u32>(
         });
         out[i] = u64::from((z[i] as u32).wrapping_add(dot as u32));
     }
-}
-
-/// ex2 and tanh of f16, bf16 and their pairs: relative errors of 2^-9.9 and 2^-10.9 in f16, 2^-8 in bf16.
-pub fn approximate_half(opcode: &str, kind: Type) -> Result<Option<Alu>, String> {
-    fn run<T: Float>(x: &Lanes, seed: u64, out: &mut Lanes, halves: u32, bound: f64, of: fn(f64) -> f64) {
-        for i in 0..32 {
-            out[i] = (0..halves).fold(0, |all, half| {
-                let bits = x[i] >> (16 * half) & 0xffff;
-                let near = of(T::of(bits).wide()) * (1.0 + float::noise(seed, bits) * bound);
-                all | T::from_wide(near).bits() << (16 * half)
-            });
-        }
-    }
-    let function: Function = match (opcode, kind) {
-        ("ex2", Type::F16) => |x, _, _, seed, out| run::<F16>(x, seed, out, 1, 0.0005, f64::exp2),
-        ("ex2", Type::F16x2) => |x, _, _, seed, out| run::<F16>(x, seed, out, 2, 0.0005, f64::exp2),
-        ("tanh", Type::F16) => |x, _, _, seed, out| run::<F16>(x, seed, out, 1, 0.0002, f64::tanh),
-        ("tanh", Type::F16x2) => |x, _, _, seed, out| run::<F16>(x, seed, out, 2, 0.0002, f64::tanh),
-        ("tanh", Type::Bf16) => |x, _, _, seed, out| run::<Bf16>(x, seed, out, 1, 0.002, f64::tanh),
-        ("tanh", Type::Bf16x2) => |x, _, _, seed, out| run::<Bf16>(x, seed, out, 2, 0.002, f64::tanh),
-        _ => return Ok(None),
-    };
-    Ok(Some(Alu { function, to: kind, from: vec![kind] }))
 }

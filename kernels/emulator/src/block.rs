@@ -29,6 +29,8 @@ pub struct Block {
     pub shared: Shared,
     barriers: Vec<Barrier>,
     pub time: u32,
+    /// The warp whose turn it is, where they go in order.
+    pub next: usize,
     /// What it has seen of other blocks, where blocks may order each other.
     pub seen: Option<Seen>,
     pub crowded: bool,
@@ -44,6 +46,7 @@ impl Block {
             shared: Shared::new(position.shared, kernel.shared_grain),
             barriers: std::iter::repeat_with(Barrier::default).take(16).collect(),
             time: 0,
+            next: 0,
             seen: kernel.orders_blocks.then(Seen::default),
             crowded,
             position,
@@ -55,6 +58,7 @@ impl Block {
         self.position.at = at;
         self.number = number;
         self.time = 0;
+        self.next = 0;
         self.seen = kernel.orders_blocks.then(Seen::default);
         self.shared.reset();
         for warp in &mut self.warps {

@@ -8,7 +8,7 @@ use crate::memory::Memory;
 use crate::module::Kernel;
 use crate::order::Locations;
 use crate::shadow::BLOCKS;
-use crate::warp::Position;
+use crate::warp::{Position, Warp};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -72,8 +72,8 @@ impl std::ops::Deref for Parameters {
 
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// 0: warps in order, each up to its next barrier, approximations rounded exactly. Other seeds shuffle the
-    /// warps and blocks, preempt them, and move approximations within their bounds.
+    /// 0: warps in order, each to its next barrier, approximations exact but for one rounding. Other seeds
+    /// shuffle the warps and blocks, preempt them, and move approximations within their bounds.
     pub seed: u64,
     /// Threads that share the blocks, where nothing in the kernel lets blocks order each other.
     pub threads: usize,
@@ -261,10 +261,10 @@ impl Run<'_> {
     /// Runs warps of a block, one after the other, until none can go on or for so many turns.
     fn turn(&self, machine: &mut Machine<'_>, block: &mut Block, random: &mut Random, turns: usize) {
         let warps = block.warps.len();
-        let mut at = 0;
+        let ordered = self.options.seed == 0;
         for _ in 0..turns {
-            let ready = |warp: &crate::warp::Warp| !warp.done() && warp.waits.is_none();
-            let from = if self.options.seed == 0 { at } else { random.below(warps) };
+            let ready = |warp: &Warp| !warp.done() && warp.waits.is_none();
+            let from = if ordered { block.next } else { random.below(warps) };
             let Some(warp) = (0..warps).map(|n| (from + n) % warps).find(|&warp| ready(&block.warps[warp]))
             else {
                 if let Some((warp, stop)) = block.stuck() {
@@ -274,19 +274,12 @@ impl Run<'_> {
                 }
                 return;
             };
-            at = warp;
-            let steps = match self.options.seed {
-                // Blocks that may wait for each other take turns, whatever the seed.
-                0 if turns == usize::MAX => u64::MAX,
-                0 => 10_000,
-                _ => 1 + random.below(300) as u64,
-            };
+            block.next = warp + 1;
+            // Even in order none runs for ever: it may wait for what another writes.
+            let steps = if ordered { 10_000 } else { 1 + random.below(300) as u64 };
             if let Err(stop) = machine.run(block, warp, steps) {
                 self.report(block, warp, stop);
                 return;
-            }
-            if self.options.seed == 0 && turns != usize::MAX {
-                at += 1;
             }
         }
     }
