@@ -197,8 +197,8 @@ impl Case {
                 }
                 for (dim, (want, slack)) in want.into_iter().enumerate() {
                     let got = f64::from(got[(at * self.heads() + head) * head_dim + dim]);
-                    // Not `>`: a NaN is wrong too.
-                    if !((got - want).abs() <= slack) {
+                    let near = (got - want).abs() <= slack; // never with a NaN
+                    if !near {
                         return Err(Wrong::Result(format!(
                             "row {at} ({} of {} slots), head {head}, dim {dim}: {got}, not {want} within {slack:e}",
                             slots.len(),

@@ -1,4 +1,4 @@
-//! `sample_best` and `sample_draw` against the processor's draws: the same token, whatever the logits.
+//! `sample_best`, `sample_weigh` and `sample_draw` against the processor's draws: the same token, whatever the logits.
 
 mod faults;
 
@@ -55,7 +55,21 @@ impl Row {
 
 struct Kernels<'a> {
     best: &'a Module,
+    weigh: &'a Module,
     draw: &'a Module,
+}
+
+struct Modules([Module; 3]);
+
+impl Modules {
+    fn new() -> Modules {
+        Modules(["sample_best.ptx", "sample_weigh.ptx", "sample_draw.ptx"].map(module))
+    }
+
+    fn kernels(&self) -> Kernels<'_> {
+        let Modules([best, weigh, draw]) = self;
+        Kernels { best, weigh, draw }
+    }
 }
 
 /// The tokens of rows of one vocabulary, drawn in one launch.
@@ -70,6 +84,7 @@ fn run(kernels: &Kernels, rows: &[Row], seed: u64) -> Result<Vec<u32>, Wrong> {
     memory.protect(logits, true);
     memory.protect(draws, true);
     let best = memory.alloc(rows.len() * stretches * 8, "best");
+    let sums = memory.alloc(rows.len() * stretches * 8, "sums");
     let tokens = memory.alloc(rows.len() * 4, "tokens");
 
     let parameters = Parameters::new().u64(logits).u64(best).u32(vocab as u32);
@@ -77,7 +92,12 @@ fn run(kernels: &Kernels, rows: &[Row], seed: u64) -> Result<Vec<u32>, Wrong> {
     let shape = Launch { grid, block: [256, 1, 1], shared: 0, parameters: parameters.bytes() };
     launch(kernels.best, &mut memory, &shape, seed)?;
     memory.protect(best, true);
-    let parameters = Parameters::new().u64(logits).u64(best).u64(draws).u64(tokens).u32(vocab as u32);
+    let parameters = Parameters::new().u64(logits).u64(best).u64(draws).u64(sums).u32(vocab as u32);
+    let shape = Launch { parameters: parameters.bytes(), ..shape };
+    launch(kernels.weigh, &mut memory, &shape, seed)?;
+    memory.protect(sums, true);
+    let parameters =
+        Parameters::new().u64(logits).u64(best).u64(sums).u64(draws).u64(tokens).u32(vocab as u32);
     let grid = [rows.len() as u32, 1, 1];
     let shape = Launch { grid, block: [512, 1, 1], shared: 0, parameters: parameters.bytes() };
     launch(kernels.draw, &mut memory, &shape, seed)?;
@@ -210,16 +230,16 @@ fn corners() -> Vec<Row> {
 
 #[test]
 fn borders_lie_where_the_processor_has_them() {
-    let (best, draw) = (module("sample_best.ptx"), module("sample_draw.ptx"));
-    let kernels = Kernels { best: &best, draw: &draw };
+    let modules = Modules::new();
+    let kernels = modules.kernels();
     passes("borders", check(&kernels, &borders(300, 60, 5), 5));
     passes("corners", check(&kernels, &corners(), 6));
 }
 
 #[test]
 fn tokens_are_the_processors() {
-    let (best, draw) = (module("sample_best.ptx"), module("sample_draw.ptx"));
-    let kernels = Kernels { best: &best, draw: &draw };
+    let modules = Modules::new();
+    let kernels = modules.kernels();
     for (seed, vocab) in [1, 31, 256, 257, 1000, 2300].into_iter().enumerate() {
         let seed = seed as u64;
         passes(&format!("vocabulary of {vocab}"), check(&kernels, &rows(vocab, 60, seed), seed));
@@ -229,8 +249,8 @@ fn tokens_are_the_processors() {
 /// Every sampler on logits such as a model gives, with a real vocabulary.
 #[test]
 fn a_real_vocabulary_is_sampled() {
-    let (best, draw) = (module("sample_best.ptx"), module("sample_draw.ptx"));
-    let kernels = Kernels { best: &best, draw: &draw };
+    let modules = Modules::new();
+    let kernels = modules.kernels();
     let mut seeded = Seeded::new(49152);
     let logits: Vec<f32> = (0..49152).map(|_| seeded.normal() * 3.0).collect();
     let temperature = 0.8;
@@ -250,8 +270,8 @@ fn a_real_vocabulary_is_sampled() {
 /// All draws of a row: each token comes where the processor has it, none is left out.
 #[test]
 fn a_rows_draws_cover_what_is_kept() {
-    let (best, draw) = (module("sample_best.ptx"), module("sample_draw.ptx"));
-    let kernels = Kernels { best: &best, draw: &draw };
+    let modules = Modules::new();
+    let kernels = modules.kernels();
     let mut seeded = Seeded::new(77);
     let logits: Vec<f32> = (0..300).map(|_| seeded.normal()).collect();
     let sampler = Sampler::TopKTopP { temperature: 1.3, k: 60, p: 0.8 };
@@ -267,8 +287,8 @@ fn a_rows_draws_cover_what_is_kept() {
 /// A row's token is the same alone and among others.
 #[test]
 fn rows_do_not_meet() {
-    let (best, draw) = (module("sample_best.ptx"), module("sample_draw.ptx"));
-    let kernels = Kernels { best: &best, draw: &draw };
+    let modules = Modules::new();
+    let kernels = modules.kernels();
     let together = rows(700, 12, 9);
     let tokens = |rows: &[Row]| run(&kernels, rows, 3);
     let all: Vec<u32> = together.iter().map(Row::want).collect();

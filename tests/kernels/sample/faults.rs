@@ -1,7 +1,7 @@
 //! Mistakes put into the kernels of sampling on purpose, each with what notices it.
 
-use super::{Kernels, cases};
-use crate::harness::{Caught, Fault, each_is_caught, module};
+use super::{Kernels, Modules, cases};
+use crate::harness::{Caught, Fault, each_is_caught};
 use ptx_emulator::Kind;
 
 const BEST_FAULTS: &[Fault] = &[
@@ -20,10 +20,10 @@ const BEST_FAULTS: &[Fault] = &[
         caught: Caught::By(Kind::UninitialisedShared),
     },
     Fault {
-        name: "the last lane's distance is left out",
+        name: "the shuffles all go the same distance",
         file: "sample.inc",
-        find: "    .irp distance, 16, 8, 4, 2, 1\n",
-        replace: "    .irp distance, 16, 8, 4, 2, 2\n",
+        find: "bfly, \\distance, 31\n    min.u64",
+        replace: "bfly, 16, 31\n    min.u64",
         caught: Caught::WrongResult,
     },
     Fault {
@@ -72,8 +72,8 @@ const BEST_FAULTS: &[Fault] = &[
 
 #[test]
 fn faults_in_the_best_are_caught() {
-    let draw = module("sample_draw.ptx");
-    each_is_caught("sample_best.ptx", BEST_FAULTS, |best| cases(&Kernels { best, draw: &draw }));
+    let modules = Modules::new();
+    each_is_caught("sample_best.ptx", BEST_FAULTS, |best| cases(&Kernels { best, ..modules.kernels() }));
 }
 
 const FAULTS: &[Fault] = &[
@@ -131,7 +131,7 @@ const FAULTS: &[Fault] = &[
         file: "sample_draw.ptx",
         find: "    setp.ge.u32     %none, %index, %id;         //",
         replace: "    setp.lt.u32     %none, %index, %id;         //",
-        caught: Caught::WrongResult,
+        caught: Caught::By(Kind::UninitialisedGlobal),
     },
     Fault {
         name: "the mass is rounded down",
@@ -152,7 +152,7 @@ const FAULTS: &[Fault] = &[
         file: "sample_draw.ptx",
         find: "    setp.ge.and.u64 %there, \\weight, %floor, %there;",
         replace: "    setp.gt.and.u64 %there, \\weight, %floor, %there;",
-        caught: Caught::By(Kind::UninitialisedShared),
+        caught: Caught::WrongResult,
     },
     Fault {
         name: "ties are not cut by id",
@@ -163,28 +163,28 @@ const FAULTS: &[Fault] = &[
     },
     Fault {
         name: "the quotient is not corrected",
-        file: "sample_draw.ptx",
+        file: "sample.inc",
         find: "    .rept 2\n    neg.f32",
         replace: "    .rept 0\n    neg.f32",
         caught: Caught::WrongResult,
     },
     Fault {
         name: "a fused step in the exponential",
-        file: "sample_draw.ptx",
+        file: "sample.inc",
         find: "    mul.rn.f32      %z, %z, %r;\n    add.rn.f32      %z, %z, \\coefficient;",
         replace: "    fma.rn.f32      %z, %z, %r, \\coefficient;",
         caught: Caught::WrongResult,
     },
     Fault {
         name: "the weight is cut at -29",
-        file: "sample_draw.ptx",
+        file: "sample.inc",
         find: "    setp.gt.f32     %odd, %quotient, 0fc1f00000;",
         replace: "    setp.gt.f32     %odd, %quotient, 0fc0800000;",
         caught: Caught::WrongResult,
     },
     Fault {
         name: "infinity has a weight of its own",
-        file: "sample_draw.ptx",
+        file: "sample.inc",
         find: "    selp.f32        %z, 0f7f7fffff, \\logit, %odd;",
         replace: "    mov.f32         %z, \\logit;",
         caught: Caught::WrongResult,
@@ -208,12 +208,84 @@ const FAULTS: &[Fault] = &[
         file: "sample_draw.ptx",
         find: "    setp.lt.u32     %there, %index, %vocab;",
         replace: "    setp.le.u32     %there, %index, %vocab;",
-        caught: Caught::By(Kind::OutOfBounds),
+        caught: Caught::WrongResult,
     },
 ];
 
 #[test]
 fn faults_in_the_draw_are_caught() {
-    let best = module("sample_best.ptx");
-    each_is_caught("sample_draw.ptx", FAULTS, |draw| cases(&Kernels { best: &best, draw }));
+    let modules = Modules::new();
+    each_is_caught("sample_draw.ptx", FAULTS, |draw| cases(&Kernels { draw, ..modules.kernels() }));
+}
+
+const WEIGH_FAULTS: &[Fault] = &[
+    Fault {
+        name: "tokens beyond the vocabulary are read",
+        file: "sample_weigh.ptx",
+        find: "    @%there ld.global.nc.f32",
+        replace: "    ld.global.nc.f32",
+        caught: Caught::By(Kind::OutOfBounds),
+    },
+    Fault {
+        name: "tokens beyond the vocabulary weigh",
+        file: "sample_weigh.ptx",
+        find: "    mov.f32         %logit_\\i, 0f7fffffff; ",
+        replace: "    mov.f32         %logit_\\i, %largest; ",
+        caught: Caught::WrongResult,
+    },
+    Fault {
+        name: "the floor is not heeded",
+        file: "sample_weigh.ptx",
+        find: "    @%there add.u64 %sum",
+        replace: "    add.u64 %sum",
+        caught: Caught::WrongResult,
+    },
+    Fault {
+        name: "no barrier before the warps' bests are joined",
+        file: "sample.inc",
+        find: "    bar.sync        0;\n",
+        replace: "",
+        caught: Caught::By(Kind::UninitialisedShared),
+    },
+    Fault {
+        name: "the bests of the first stretches only",
+        file: "sample.inc",
+        find: "    setp.lt.u32     %there, %index, %stretches;",
+        replace: "    setp.lt.u32     %there, %index, 2;",
+        caught: Caught::WrongResult,
+    },
+    Fault {
+        name: "the largest logit may be infinite",
+        file: "sample_weigh.ptx",
+        find: "    min.f32         %largest, %largest, 0f7f7fffff; ",
+        replace: "    // ",
+        caught: Caught::By(Kind::UninitialisedShared),
+    },
+    Fault {
+        name: "the sum's shuffles all go the same distance",
+        file: "sample.inc",
+        find: "bfly, \\distance, 31\n    add.u64",
+        replace: "bfly, 16, 31\n    add.u64",
+        caught: Caught::By(Kind::UninitialisedShared),
+    },
+    Fault {
+        name: "every lane writes the stretch's sum",
+        file: "sample_weigh.ptx",
+        find: "    @%none st.global.u64",
+        replace: "    st.global.u64",
+        caught: Caught::By(Kind::GlobalRace),
+    },
+    Fault {
+        name: "rows with a k that is no limit are passed by",
+        file: "sample_weigh.ptx",
+        find: "    setp.lt.u32     %none, %index, %id;",
+        replace: "    setp.ne.u32     %none, %k, 0;",
+        caught: Caught::By(Kind::UninitialisedGlobal),
+    },
+];
+
+#[test]
+fn faults_in_the_weights_are_caught() {
+    let modules = Modules::new();
+    each_is_caught("sample_weigh.ptx", WEIGH_FAULTS, |weigh| cases(&Kernels { weigh, ..modules.kernels() }));
 }
