@@ -14,7 +14,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             for name in ["gemv_mma", "gemv_dp4a"] {
                 let (counts, wall, cpu) = run(&module, name, threads, read_only)?;
                 println!(
-                    "{name:9} {threads} threads, weights {}: {:.0} M thread instructions, {:.0} M/s wall, {:.0} M/s of CPU; {:.0} M weights/s of CPU",
+                    "{name:9} {threads} threads, weights {}: {:.0} M thread instructions, {:.0} M/s wall, \
+                     {:.0} M/s of CPU; {:.0} M weights/s of CPU",
                     if read_only { "read-only" } else { "writable " },
                     counts.instructions as f64 / 1e6,
                     counts.instructions as f64 / 1e6 / wall,

@@ -205,8 +205,8 @@ impl<'a> Machine<'a> {
         Ok(())
     }
 
-    /// The common case of a global load: every lane's bytes are aligned, in one buffer, all of it written. Whatever
-    /// is not so is looked at lane by lane.
+    /// The common case of a global load: every lane's bytes are aligned, in one buffer, all of it written.
+    /// Whatever is not so is looked at lane by lane.
     fn one_buffer(&self, base: &Lanes, offset: i64, size: u32, mask: u32) -> Option<(&'a Buffer, [u64; 32])> {
         let first = base[mask.trailing_zeros() as usize].wrapping_add_signed(offset);
         let (buffer, _) = self.memory.find(first, u64::from(size)).ok()?;

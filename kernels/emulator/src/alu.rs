@@ -1,5 +1,5 @@
-//! Arithmetic: which function computes an opcode of this type, over the 32 lanes at once. Functions are total:
-//! they run on lanes that are not active too, and the warp keeps what it wants.
+//! Arithmetic: which function computes an opcode of this type, over the 32 lanes at once. Functions are
+//! total: they run on lanes that are not active too, and the warp keeps what it wants.
 
 use crate::bits::{Bits, Float, Int};
 use crate::float::{self, Mode, RN};

@@ -1,5 +1,5 @@
-//! Approximate operations: computed in f64, rounded once, and moved by the seed within the bounds that the PTX ISA
-//! states. The same operands give the same bits wherever they are met.
+//! Approximate operations: computed in f64, rounded once, and moved by the seed within the bounds that the
+//! PTX ISA states. The same operands give the same bits wherever they are met.
 
 use crate::alu::{Alu, Function, Lanes, alu};
 use crate::bits::{Bf16, Bits, Canonical, F16, Float};

@@ -1,4 +1,5 @@
-//! Steps a warp through its instructions: arithmetic and control here, the rest in `access`, `exchange`, `matrix`.
+//! Steps a warp through its instructions: arithmetic and control here, the rest in `access`, `exchange`,
+//! `matrix`.
 
 use crate::block::Block;
 use crate::counts::Tally;

@@ -1,4 +1,5 @@
-//! Formats of floating point: the 16-bit ones, the rounding modes, flushing, bounded noise. Knows no instruction.
+//! Formats of floating point: the 16-bit ones, the rounding modes, flushing, bounded noise. Knows no
+//! instruction.
 
 /// A rounding mode, as a constant of generic code: to nearest even, toward zero, down, up.
 pub type Mode = u8;

@@ -72,8 +72,8 @@ impl std::ops::Deref for Parameters {
 
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// 0: warps in order, each to its next barrier, approximations exact but for one rounding. Other seeds shuffle the
-    /// warps and blocks, preempt them, and move approximations within their bounds.
+    /// 0: warps in order, each to its next barrier, approximations exact but for one rounding. Other seeds
+    /// shuffle the warps and blocks, preempt them, and move approximations within their bounds.
     pub seed: u64,
     /// Threads that share the blocks, where nothing in the kernel lets blocks order each other.
     pub threads: usize,

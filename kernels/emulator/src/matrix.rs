@@ -1,8 +1,8 @@
 //! ldmatrix and mma: fragments to matrices and back, the products between.
 //!
 //! g = lane / 4, q = lane % 4. A of 16-bit elements: register 0 holds row g, columns 2q and 2q+1; 1 row g+8;
-//! 2 and 3 the same rows, columns 8 further. Bytes: four columns a register, 16 further. B likewise by columns
-//! of 8. Accumulators 0 and 1: row g, columns 2q and 2q+1; 2 and 3: row g+8.
+//! 2 and 3 the same rows, columns 8 further. Bytes: four columns a register, 16 further. B likewise by
+//! columns of 8. Accumulators 0 and 1: row g, columns 2q and 2q+1; 2 and 3: row g+8.
 
 use crate::bits::{Bits, Canonical};
 use crate::block::{Block, witness};
@@ -103,8 +103,8 @@ pub fn multiply(warp: &mut Warp, op: &Op, mask: u32, kernel: &Kernel) -> Result<
             let b: [[f64; 8]; 16] = std::array::from_fn(|k| columns.map(|column| column[k]));
             let mut out = [[0; 32]; 4];
             for (row, a) in rows.iter().enumerate() {
-                // Products are exact in f64; the sum rounds once at the end. Devices truncate in between, so that
-                // only a tolerance compares.
+                // Products are exact in f64; the sum rounds once at the end. Devices truncate in between, so
+                // that only a tolerance compares.
                 let mut dots = [0.0; 8];
                 for (a, b) in a[..k].iter().zip(&b) {
                     for (dot, b) in dots.iter_mut().zip(b) {

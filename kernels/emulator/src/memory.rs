@@ -14,7 +14,8 @@ const GAP: u64 = 4096;
 /// Cells of a page of the shadow.
 const PAGE: usize = 1024;
 
-/// Device memory. Buffers start uninitialised; what the host or a kernel reads before anybody wrote it is a fault.
+/// Device memory. Buffers start uninitialised; what the host or a kernel reads before anybody wrote it is a
+/// fault.
 pub struct Memory {
     buffers: Vec<Buffer>,
     freed: Vec<(u64, u64, String)>,
@@ -318,8 +319,8 @@ impl Buffer {
         Ok(())
     }
 
-    /// Where blocks run at once, the writer looks at reads after its own note, and the reader at writes after its:
-    /// one of them sees the other.
+    /// Where blocks run at once, the writer looks at reads after its own note, and the reader at writes after
+    /// its: one of them sees the other.
     fn note_read_slowly(
         &self,
         witness: &Witness<'_>,

@@ -1,7 +1,8 @@
 //! What blocks know of each other: atomics and fences of global memory, as acquire and release.
 //!
 //! A publication says up to which times a block's warps are seen by who acquires it. A release by a thread
-//! publishes what its warp knows, and all that its block had acquired. Acquiring holds for the whole block, from then on.
+//! publishes what its warp knows, and all that its block had acquired. Acquiring holds for the whole block,
+//! from then on.
 
 use crate::shadow::{Record, block_of, lane_of, time_of, warp_of};
 use std::collections::HashMap;

@@ -78,9 +78,7 @@ impl Shared {
                 State::IN_FLIGHT => stop(
                     Kind::CopyNotWaited,
                     lane,
-                    format!(
-                        "reads shared byte {at}, where a cp.async is in flight that its thread did not wait for"
-                    ),
+                    format!("reads shared byte {at}, where a cp.async is in flight: its thread did not wait"),
                 ),
                 _ => stop(
                     Kind::UninitialisedShared,

@@ -61,7 +61,8 @@ fn wide_products_carries_and_shifts() {
     let sum = each("add.cc.u64 %e, %a, %b; addc.u64 %d, %c, %a;", &operands);
     let difference = each("sub.cc.u32 %t, %x, %y; subc.u32 %s, %z, %x; mov.b64 %d, {%t, %s};", &operands);
     let product = each(
-        "mul.lo.u32 %t, %x, %y; mad.lo.cc.u32 %t, %x, %y, %z; madc.hi.u32 %s, %x, %y, 0; mov.b64 %d, {%t, %s};",
+        "mul.lo.u32 %t, %x, %y; mad.lo.cc.u32 %t, %x, %y, %z; madc.hi.u32 %s, %x, %y, 0; \
+            mov.b64 %d, {%t, %s};",
         &operands,
     );
     for (n, &[a, b, c]) in operands.iter().enumerate() {
@@ -226,7 +227,8 @@ fn fields_of_bits() {
         if p { 1 } else { 2 + if q { 8 } else { 0 } }
     });
     word(
-        "setp.eq.u32 %p, %x, %y; setp.lt.u32 %q, %y, %z; xor.pred %p, %p, %q; not.pred %p, %p; selp.b32 %t, %x, %y, !%p;",
+        "setp.eq.u32 %p, %x, %y; setp.lt.u32 %q, %y, %z; xor.pred %p, %p, %q; not.pred %p, %p; \
+            selp.b32 %t, %x, %y, !%p;",
         &|a, b, c| {
             if (a == b) != (b < c) { a } else { b }
         },

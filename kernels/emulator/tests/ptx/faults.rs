@@ -1,11 +1,11 @@
-//! Each check catches a small faulty kernel, and names the source line. Next to each faulty kernel stands the right
-//! one, which runs.
+//! Each check catches a small faulty kernel, and names the source line. Next to each faulty kernel stands the
+//! right one, which runs.
 
 use crate::harness::{HEAD, Run, each, module};
 use ptx_emulator::{Counts, Fault, Kind, Launch, Memory, Module, Options, Parameters, launch};
 
-/// A kernel over `data` (4096 bytes, 0 1 2 ... as u32) and `out` (4096 bytes, unwritten). The line after `#` is line 7
-/// of small.ptx.
+/// A kernel over `data` (4096 bytes, 0 1 2 ... as u32) and `out` (4096 bytes, unwritten). The line after `#`
+/// is line 7 of small.ptx.
 fn text(body: &str) -> String {
     let body = body.replace("#\n", "\n# 7 \"small.ptx\"\n");
     format!(
@@ -139,7 +139,8 @@ fn uninitialised_memory() {
 fn shared_races() {
     let exchange = |barrier: &str| {
         format!(
-            "st.shared.u32 [%s], %thread; {barrier}\nxor.b32 %v0, %thread, 32; mov.u32 %v1, tile; mad.lo.u32 %v1, %v0, 4, %v1;\n"
+            "st.shared.u32 [%s], %thread; {barrier}\nxor.b32 %v0, %thread, 32; mov.u32 %v1, tile; \
+                mad.lo.u32 %v1, %v0, 4, %v1;\n"
         )
     };
     // A read needs the barrier before it. Without it the read finds nothing or too much.
@@ -162,7 +163,8 @@ fn shared_races() {
     // Between lanes of a warp, bar.warp.sync orders and a shuffle does not.
     let neighbours = |between: &str| {
         format!(
-            "st.shared.u32 [%s], %lane; {between} xor.b32 %v0, %lane, 1; mov.u32 %v1, tile; mad.lo.u32 %v1, %v0, 4, %v1;\n#\nld.shared.u32 %v2, [%v1];"
+            "st.shared.u32 [%s], %lane; {between} xor.b32 %v0, %lane, 1; mov.u32 %v1, tile; \
+                mad.lo.u32 %v1, %v0, 4, %v1;\n#\nld.shared.u32 %v2, [%v1];"
         )
     };
     fine(1, 32, &neighbours("bar.warp.sync -1;"));
@@ -174,7 +176,8 @@ fn shared_races() {
         Kind::SharedRace,
         1,
         32,
-        "mov.u32 %v1, tile; st.shared.u32 [%s], 0; bar.sync 0; red.shared.add.u32 [%v1], 1;\n#\nld.shared.u32 %v0, [%v1];",
+        "mov.u32 %v1, tile; st.shared.u32 [%s], 0; bar.sync 0; \
+            red.shared.add.u32 [%v1], 1;\n#\nld.shared.u32 %v0, [%v1];",
     );
 }
 
@@ -205,7 +208,8 @@ fn global_races() {
     // Within a block a barrier orders global memory as well.
     let across = |barrier: &str| {
         format!(
-            "st.global.u32 [%at], %thread; {barrier}\nxor.b32 %v0, %thread, 32; mad.wide.u32 %at, %v0, 4, %data;\n#\nld.global.u32 %v1, [%at];"
+            "st.global.u32 [%at], %thread; {barrier}\nxor.b32 %v0, %thread, 32; \
+                mad.wide.u32 %at, %v0, 4, %data;\n#\nld.global.u32 %v1, [%at];"
         )
     };
     fine(1, 64, &across("bar.sync 0;"));
@@ -217,7 +221,8 @@ fn global_races() {
     fine(
         2,
         32,
-        "mad.lo.u32 %v0, %block, 32, %thread; cvt.u64.u32 %at, %v0; add.u64 %at, %out, %at; st.global.u8 [%at], %v0;",
+        "mad.lo.u32 %v0, %block, 32, %thread; cvt.u64.u32 %at, %v0; add.u64 %at, %out, %at; \
+            st.global.u8 [%at], %v0;",
     );
     // Reading what another block writes.
     let read = "setp.eq.u32 %p, %block, 0; @%p st.global.u32 [%data], 1; @!%p ld.global.u32 %v0, [%data];";
@@ -255,7 +260,8 @@ fn blocks_order_each_other_by_fences_and_atomics_alone() {
     caught(Kind::GlobalRace, 4, 1, &protocol("", "membar.gl;"));
     caught(Kind::GlobalRace, 4, 1, &protocol("membar.gl;", ""));
     // What is written after the release is not covered by it.
-    let late = "membar.gl; atom.global.add.u32 %v0, [%data], 1; mad.wide.u32 %at, %block, 4, %out; st.global.u32 [%at], %block;
+    let late = "membar.gl; atom.global.add.u32 %v0, [%data], 1; mad.wide.u32 %at, %block, 4, %out; \
+        st.global.u32 [%at], %block;
         membar.gl; setp.ne.u32 %p, %v0, 3; @%p ret;
         #
         ld.global.u32 %v0, [%out]; ld.global.u32 %v0, [%out+4]; ld.global.u32 %v0, [%out+8];";
@@ -264,7 +270,8 @@ fn blocks_order_each_other_by_fences_and_atomics_alone() {
     // The other threads' writes are covered only if a barrier stands before the release.
     let block = |barrier: &str| {
         format!(
-            "mad.lo.u32 %v0, %block, 64, %thread; mad.wide.u32 %at, %v0, 4, %out; st.global.u32 [%at], %block; {barrier}
+            "mad.lo.u32 %v0, %block, 64, %thread; mad.wide.u32 %at, %v0, 4, %out; \
+                st.global.u32 [%at], %block; {barrier}
             setp.ne.u32 %p, %thread, 0; @%p ret;
             membar.gl; atom.global.add.u32 %v0, [%data], 1; membar.gl;
             setp.ne.u32 %p, %v0, 1; @%p ret;
@@ -296,7 +303,8 @@ fn barriers_want_whole_warps_and_all_of_them() {
 fn copies_are_waited_for() {
     let ring = |wait: &str, barrier: &str| {
         format!(
-            "mad.wide.u32 %at, %thread, 16, %data; cp.async.cg.shared.global [%t], [%at], 16; cp.async.commit_group;
+            "mad.wide.u32 %at, %thread, 16, %data; cp.async.cg.shared.global [%t], [%at], 16; \
+                cp.async.commit_group;
             cp.async.ca.shared.global [%t+1024], [%at], 16; cp.async.commit_group; {wait} {barrier}
             xor.b32 %v0, %thread, 32; mov.u32 %v1, tile; mad.lo.u32 %v1, %v0, 16, %v1;
             #
@@ -326,7 +334,8 @@ fn copies_are_waited_for() {
     let refill = |barrier: &str| {
         format!(
             "cp.async.ca.shared.global [%s], [%at], 4; cp.async.wait_all; bar.sync 0;
-            xor.b32 %v0, %thread, 32; mov.u32 %v1, tile; mad.lo.u32 %v1, %v0, 4, %v1; ld.shared.u32 %v2, [%v1]; {barrier}
+            xor.b32 %v0, %thread, 32; mov.u32 %v1, tile; mad.lo.u32 %v1, %v0, 4, %v1; ld.shared.u32 %v2, [%v1];
+            {barrier}
             #
             cp.async.ca.shared.global [%s], [%at], 4; cp.async.wait_all;"
         )
@@ -364,7 +373,8 @@ fn matrices_want_the_whole_warp() {
     fine(1, 32, &format!("{tile} ldmatrix.sync.aligned.m8n8.x1.shared.b16 {{%v1}}, [%t];"));
     let some = "setp.lt.u32 %p, %lane, 31;\n#\n@%p ldmatrix.sync.aligned.m8n8.x1.shared.b16 {%v1}, [%t];";
     caught(Kind::PartialWarp, 1, 32, &format!("{tile} {some}"));
-    let mma = "mma.sync.aligned.m16n8k16.row.col.s32.s8.s8.s32 {%v0, %v1, %v2, %v3}, {%s, %s}, {%s}, {%s, %s, %s, %s};";
+    let mma = "mma.sync.aligned.m16n8k16.row.col.s32.s8.s8.s32 {%v0, %v1, %v2, %v3}, \
+        {%s, %s}, {%s}, {%s, %s, %s, %s};";
     fine(1, 32, mma);
     caught(Kind::PartialWarp, 1, 32, &format!("setp.gt.u32 %p, %lane, 0; @!%p bra END;\n#\n{mma}\nEND:"));
 }

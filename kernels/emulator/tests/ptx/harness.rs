@@ -1,5 +1,5 @@
-//! Small kernels for the tests. With PTXAS set to a ptxas, every text is assembled too: what the emulator takes,
-//! ptxas takes.
+//! Small kernels for the tests. With PTXAS set to a ptxas, every text is assembled too: what the emulator
+//! takes, ptxas takes.
 
 use ptx_emulator::{Counts, Fault, Launch, Memory, Module, Options, Parameters, launch};
 
@@ -64,9 +64,9 @@ pub fn bytes_of(words: &[u32]) -> Vec<u8> {
     words.iter().flat_map(|word| word.to_le_bytes()).collect()
 }
 
-/// What `body` makes of three 64-bit operands per thread: it finds them in %a, %b, %c (.b64), their low words in
-/// %x, %y, %z (.b32) and %f, %g, %h (.f32), their low halves in %i, %j, %k (.b16), as doubles in %u, %v, %w, and
-/// leaves its result in %d (.b64).
+/// What `body` makes of three 64-bit operands per thread: it finds them in %a, %b, %c (.b64), their low words
+/// in %x, %y, %z (.b32) and %f, %g, %h (.f32), their low halves in %i, %j, %k (.b16), as doubles in %u, %v,
+/// %w, and leaves its result in %d (.b64).
 pub fn each(body: &str, operands: &[[u64; 3]]) -> Vec<u64> {
     each_seeded(body, operands, 0)
 }

@@ -4,8 +4,8 @@ use crate::arithmetic::{wide_bf16 as bf16, wide_f16 as f16};
 use crate::harness::{HEAD, Random, Run, bytes_of};
 use ptx_emulator::{Options, Parameters};
 
-/// D = A * B + C of one warp. The fragments are gathered by the kernel itself, element by element, from row-major A
-/// (16 x k), column-major B (k x 8) and row-major C (16 x 8), by the tables of the ISA.
+/// D = A * B + C of one warp. The fragments are gathered by the kernel itself, element by element, from
+/// row-major A (16 x k), column-major B (k x 8) and row-major C (16 x 8), by the tables of the ISA.
 fn mma(shape: &str, types: [&str; 4], k: usize, a: &[u8], b: &[u8], c: &[u8]) -> Vec<u8> {
     let size = if types[1].ends_with('8') { 1 } else { 2 };
     let per = 4 / size;
@@ -38,7 +38,8 @@ fn mma(shape: &str, types: [&str; 4], k: usize, a: &[u8], b: &[u8], c: &[u8]) ->
     for n in 0..sums {
         let (row, step) = if half { (n * 8, 0) } else { (n / 2 * 8, n % 2 * 4) };
         body += &format!(
-            "add.u32 %s, %g, {row}; mul.lo.u32 %s, %s, {}; mad.lo.u32 %s, %q, {}, %s; add.u32 %o{n}, %s, {step};
+            "add.u32 %s, %g, {row}; mul.lo.u32 %s, %s, {}; mad.lo.u32 %s, %q, {}, %s;
+             add.u32 %o{n}, %s, {step};
              cvt.u64.u32 %at, %o{n}; add.u64 %at, %at, %pc; ld.global.b32 %c{n}, [%at];\n",
             8 * width,
             2 * width

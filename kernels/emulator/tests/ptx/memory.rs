@@ -96,7 +96,8 @@ fn tables_structures_scopes_and_dynamic_memory() {
     cvta.to.global.u64 %generic, %to;
     st.global.u32 [%generic], %sum;
     {{ bra INNER; INNER: }}
-    {{ .reg .pred %p; setp.eq.u32 %p, %i, 0; @%p bra INNER; add.u32 %sum, %sum, 1; INNER: st.global.u32 [%to], %sum; }}
+    {{ .reg .pred %p; setp.eq.u32 %p, %i, 0; @%p bra INNER; add.u32 %sum, %sum, 1;
+       INNER: st.global.u32 [%to], %sum; }}
     ret;
 }}"
     );

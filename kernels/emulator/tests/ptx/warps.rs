@@ -1,4 +1,5 @@
-//! Exchanges between lanes, votes, divergence, barriers, atomics, named barriers, blocks that wait for each other.
+//! Exchanges between lanes, votes, divergence, barriers, atomics, named barriers, blocks that wait for each
+//! other.
 
 use crate::harness::{HEAD, Random, Run, bytes_of, each32};
 use ptx_emulator::{Options, Parameters};

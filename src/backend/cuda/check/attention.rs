@@ -38,8 +38,9 @@ const ROWS: [Row; 7] = [
     Row { first: 0, length: 0, mask: Mask::All },
 ];
 
-/// Heads: their size, heads with keys and values, query heads for each of those.
-const HEADS: [(usize, usize, usize); 3] = [(64, 3, 3), (64, 1, 8), (128, 2, 4)];
+/// Heads: their size, heads with keys and values, query heads for each of those, and the scores' cap (0: none).
+const HEADS: [(usize, usize, usize, f32); 4] =
+    [(64, 3, 3, 0.0), (64, 1, 8, 0.0), (128, 2, 4, 0.0), (64, 1, 1, 5.0)];
 
 impl Row {
     fn sees(&self, slot: usize, words: &[u32]) -> bool {
@@ -54,6 +55,7 @@ struct Case {
     kv_heads: usize,
     group: usize,
     scale: f32,
+    cap: f32,
     /// Pages of the longest row, and splits.
     stride: usize,
     splits: usize,
@@ -65,7 +67,7 @@ struct Case {
 }
 
 impl Case {
-    fn new((head_dim, kv_heads, group): (usize, usize, usize)) -> Case {
+    fn new((head_dim, kv_heads, group, cap): (usize, usize, usize, f32)) -> Case {
         let mut seeded = Seeded::new((head_dim + group) as u64);
         let longest = ROWS.iter().map(|row| row.length).max().unwrap_or(0);
         let stride = longest.div_ceil(PAGE);
@@ -88,6 +90,7 @@ impl Case {
             kv_heads,
             group,
             scale: 1.0 / (head_dim as f32).sqrt(),
+            cap,
             stride,
             splits: longest.div_ceil(SPLIT),
             q: (0..ROWS.len() * kv_heads * group * head_dim).map(|_| seeded.unit()).collect(),
@@ -125,7 +128,7 @@ impl Case {
         let mut arguments: Vec<Argument> = buffers.map(Argument::Buffer).into();
         arguments
             .extend([self.kv_heads, self.group, self.stride, self.masks[0].len(), self.splits].map(number));
-        arguments.push(Argument::F32(self.scale));
+        arguments.extend([self.scale, self.cap].map(Argument::F32));
         let joins = [&rows, &sums, &scales, &out].map(Argument::Buffer);
         let joins = [&joins[..], &[heads, self.head_dim, self.splits].map(number)].concat();
         let grid =
@@ -147,7 +150,7 @@ impl Case {
     }
 
     /// The formula, and how far a result may be off: a weight is rounded to f16 (2^-11 of it, or 2^-25 of the largest where
-    /// f16 is subnormal); products and sums in f32 and the exponential are off by some units in the last place.
+    /// f16 is subnormal); a score, and with it the weight, is f32 made of the query to 22 bits.
     fn want(&self, row: usize, head: usize) -> Vec<(f64, f64)> {
         let sees = |slot: &usize| ROWS[row].sees(*slot, &self.masks[row]);
         let slots: Vec<usize> = (0..ROWS[row].length).filter(sees).collect();
@@ -155,7 +158,8 @@ impl Case {
         let score = |slot: &usize| {
             let key = self.vector(&self.keys, row, *slot, head / self.group);
             let dot: f64 = self.q[at..].iter().zip(key).map(|(q, k)| f64::from(*q) * k).sum();
-            dot * f64::from(self.scale)
+            let (score, cap) = (dot * f64::from(self.scale), f64::from(self.cap));
+            if cap > 0.0 { cap * (score / cap).tanh() } else { score }
         };
         let scores: Vec<f64> = slots.iter().map(score).collect();
         let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
@@ -163,7 +167,8 @@ impl Case {
         let mut sums = vec![(0.0, 0.0); self.head_dim];
         for (slot, score) in slots.iter().zip(scores) {
             let weight = (score - largest).exp() / total;
-            let off = weight * (2f64.powi(-11) + 2f64.powi(-16)) + 2f64.powi(-25) / total;
+            let off = 2f64.powi(-16) + (score.abs() + f64::from(self.cap)) * 2f64.powi(-19);
+            let off = weight * (2f64.powi(-11) + off) + 2f64.powi(-25) / total;
             let value = self.vector(&self.values, row, *slot, head / self.group);
             for ((sum, slack), value) in sums.iter_mut().zip(value) {
                 *sum += weight * value;

@@ -8,9 +8,9 @@ use crate::backend::Sampler;
 use crate::backend::cuda::Argument;
 use crate::backend::sample::{LOGITS_PER_MAXIMUM, Logits, Sampling};
 
-/// Threads of the two kernels, and the logits that a CTA of the first takes.
-const BEST_BLOCK: u32 = 256;
-const BEST_LOGITS: usize = 2048;
+/// Threads of the two kernels that look at all logits, and the logits that a CTA of them takes.
+const ALL_BLOCK: u32 = 256;
+const ALL_LOGITS: usize = 2048;
 const DRAW_BLOCK: u32 = 512;
 
 /// Sizes of vocabularies.
@@ -76,7 +76,8 @@ fn want(logits: &[f32], sampler: Sampler, random: u64) -> u32 {
 }
 
 pub(super) fn sampling(bed: &mut Bed) -> Checked {
-    let (best, draw) = (bed.kernel("sample_best")?, bed.kernel("sample_draw")?);
+    let (best, weigh) = (bed.kernel("sample_best")?, bed.kernel("sample_weigh")?);
+    let draw = bed.kernel("sample_draw")?;
     let mut digest = blake3::Hasher::new();
     for (case, vocab) in VOCABULARIES.into_iter().enumerate() {
         let mut seeded = Seeded::new(case as u64);
@@ -91,16 +92,19 @@ pub(super) fn sampling(bed: &mut Bed) -> Checked {
         }
         let rows = wanted.len();
         let (logits, records) = (bed.with(&floats(&all))?, bed.with(&records)?);
-        let places = bed.blank(rows * vocab.div_ceil(LOGITS_PER_MAXIMUM) * 8)?;
+        let stretches = rows * vocab.div_ceil(LOGITS_PER_MAXIMUM) * 8;
+        let (places, sums) = (bed.blank(stretches)?, bed.blank(stretches)?);
         let tokens = bed.blank(rows * 4)?;
         let count = Argument::U32(vocab as u32);
-        let to_places = [Argument::Buffer(&logits), Argument::Buffer(&places), count];
-        let [logits, places] = [&logits, &places].map(Argument::Buffer);
-        let to_tokens = [logits, places, Argument::Buffer(&records), Argument::Buffer(&tokens), count];
-        let grid = [vocab.div_ceil(BEST_LOGITS) as u32, rows as u32, 1];
+        let arguments = [&logits, &places, &sums, &records, &tokens].map(Argument::Buffer);
+        let [logits, places, sums, records, into] = arguments;
+        let all = [vocab.div_ceil(ALL_LOGITS) as u32, rows as u32, 1];
+        let to_sums = [logits, places, records, sums, count];
+        let to_tokens = [logits, places, sums, records, into, count];
         // SAFETY: the buffers are as large as the kernels' heads say, and live until `bytes` has waited.
         unsafe {
-            bed.stream.launch(best, grid, [BEST_BLOCK, 1, 1], 0, &to_places)?;
+            bed.stream.launch(best, all, [ALL_BLOCK, 1, 1], 0, &[logits, places, count])?;
+            bed.stream.launch(weigh, all, [ALL_BLOCK, 1, 1], 0, &to_sums)?;
             bed.stream.launch(draw, [rows as u32, 1, 1], [DRAW_BLOCK, 1, 1], 0, &to_tokens)?;
         }
         let got = bed.bytes(&tokens)?;
