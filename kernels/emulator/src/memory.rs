@@ -2,7 +2,7 @@
 //! touched them last. Words are atomic, so that blocks may run on several threads.
 
 use crate::fault::{Fault, Kind};
-use crate::shadow::{Clash, TAGS, Witness};
+use crate::shadow::{ANY, Clash, TAGS, Witness};
 use std::sync::OnceLock;
 use std::sync::atomic::Ordering::{AcqRel, Relaxed, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64};
@@ -331,7 +331,7 @@ impl Buffer {
     ) -> Result<(), Clash> {
         loop {
             let (written, read) = (cell.written.load(SeqCst), cell.read.load(Relaxed));
-            let new = witness.read(lane, written, read, strong, constant)?;
+            let new = witness.read(lane, written, (read, ANY), strong, constant)?;
             if new == read {
                 return Ok(());
             }
@@ -341,7 +341,7 @@ impl Buffer {
             }
             if cell.read.compare_exchange(read, new, SeqCst, Relaxed).is_ok() {
                 let written = cell.written.load(SeqCst);
-                return witness.read(lane, written, new, strong, constant).map(|_| ());
+                return witness.read(lane, written, (new, ANY), strong, constant).map(|_| ());
             }
         }
     }
@@ -356,14 +356,14 @@ impl Buffer {
     ) -> Result<(), Clash> {
         for cell in self.cells(offset, size) {
             let (written, read) = (cell.written.load(Relaxed), cell.read.load(SeqCst));
-            let new = witness.write(lane, written, read, strong)?;
+            let new = witness.write(lane, written, (read, ANY), strong)?;
             if !witness.crowded {
                 cell.written.store(new, Relaxed);
                 continue;
             }
             let before = cell.written.swap(new, SeqCst);
             let read = cell.read.load(SeqCst);
-            witness.write(lane, before, read, strong)?;
+            witness.write(lane, before, (read, ANY), strong)?;
         }
         Ok(())
     }

@@ -201,6 +201,29 @@ fn named_barriers_order_only_those_who_take_part() {
     }
 }
 
+/// Many readers, and a barrier that only they and the writer share.
+#[test]
+fn readers_are_ordered_by_their_own_barrier() {
+    let body = |count: u32, readers: u32| {
+        format!(
+            "mov.u32 %v0, tile; st.shared.u32 [%s], %thread; bar.sync 0;
+            setp.lt.u32 %p, %warp, {readers}; @%p ld.shared.u32 %v1, [%v0];
+            setp.ge.u32 %p, %warp, 2; @%p bra END;
+            bar.sync 1, {count};
+            setp.ne.u32 %p, %thread, 0; @%p bra END;
+            #
+            st.shared.u32 [%v0], 5;
+            END:"
+        )
+    };
+    fine(1, 128, &body(64, 2));
+    for seed in 0..5 {
+        let fault = run(1, 128, seed, &body(64, 3)).err();
+        // The third warp reads too, and meets nobody behind the first barrier.
+        assert_eq!(fault.map(|fault| fault.kind), Some(Kind::SharedRace), "seed {seed}");
+    }
+}
+
 #[test]
 fn global_races() {
     // Blocks write the same words.
