@@ -87,6 +87,8 @@ impl Memory {
     pub fn protect(&mut self, address: u64, read_only: bool) {
         if let Some(buffer) = self.buffers.iter_mut().find(|buffer| buffer.holds(address)) {
             buffer.read_only = read_only;
+            // Records of launches long past must not come back with it.
+            buffer.shadow = Vec::new();
         }
     }
 
@@ -150,7 +152,8 @@ impl Memory {
     pub(crate) fn start(&mut self, grain: u32) -> u64 {
         self.tag = self.tag % TAGS + 1;
         let grain = grain.clamp(1, 4).trailing_zeros();
-        for buffer in &mut self.buffers {
+        // Nobody can race over what nobody may write.
+        for buffer in self.buffers.iter_mut().filter(|buffer| !buffer.read_only) {
             let cells = (buffer.size >> grain) as usize + 1;
             if self.tag == 1 || buffer.grain != grain || buffer.shadow.is_empty() {
                 buffer.grain = grain;

@@ -95,6 +95,12 @@ fn freed_memory_has_its_name() {
     let free = |memory: &mut Memory, data| memory.free(data).expect("a buffer");
     let fault = run_on(1, 32, Options::default(), "ld.global.u32 %v0, [%at];", free).expect_err("a fault");
     assert!(fault.sentence.contains("`data`, which was freed"), "{fault}");
+    let mut memory = Memory::new();
+    let address = memory.alloc(16, "once");
+    assert_eq!(memory.free(address + 4).expect_err("no start of a buffer").kind, Kind::Host);
+    memory.free(address).expect("a buffer");
+    assert_eq!(memory.free(address).expect_err("freed already").kind, Kind::Host);
+    assert_eq!(memory.write(address, &[0]).expect_err("freed").kind, Kind::OutOfBounds);
 }
 
 #[test]
