@@ -464,6 +464,17 @@ fn texts_that_ptxas_refuses() {
     wrong("#\nfma.f32 %f, %f, %f, %f;", "rounding");
     wrong("#\nmul.u32 %v0, %v0, 3;", ".lo");
     wrong("#\nadd.banana.u32 %v0, %v0, 3;", "`.banana`");
+    for opcode in [
+        "not.pred",
+        "prefetch.global.L2",
+        "mov.b32",
+        "setp.eq.u32",
+        "ld.global.u32",
+        "atom.add.u32",
+        "mma.sync",
+    ] {
+        wrong(&format!("#\n{opcode};"), opcode);
+    }
     wrong("#\nbra NOWHERE;", "NOWHERE");
     wrong("#\nfrobnicate.b32 %v0, %v0;", "frobnicate");
     wrong("#\nld.global.v4.u32 {%v0, %v1}, [%at];", "vector of 4");
