@@ -1,4 +1,4 @@
-//! Loads, stores, atomics, fences and asynchronous copies of a warp, with every check of an address.
+//! Loads and stores of a warp, with every check of an address; `atomics` and `copies` go through them.
 
 use crate::alu::Lanes;
 use crate::block::{Block, witness};

@@ -90,9 +90,7 @@ impl Reading<'_> {
                 Op::Insert { to: self.target(0, kind)?, from, width: u64::from(kind.bits()) }
             }
             "and" | "or" | "xor" | "not" if self.words.has("pred") => self.predicates()?,
-            "prefetch" | "prefetchu" | "nanosleep" | "discard" | "applypriority" | "isspacep" => {
-                self.hint()?
-            }
+            "prefetch" | "prefetchu" | "nanosleep" => self.hint()?,
             "createpolicy" => {
                 let _ = self.words.one_of(&["fractional", "range", "cvt"]);
                 self.words.take_hints();
@@ -116,6 +114,7 @@ impl Reading<'_> {
     }
 
     fn hint(&mut self) -> Result<Op> {
+        self.count(1, 1)?;
         if self.opcode == "nanosleep" {
             self.words.kind()?;
             self.source(0, Type::U32)?;
@@ -224,7 +223,7 @@ impl Reading<'_> {
         let mut words = Modifiers::new(&["u64".to_string()]);
         match alu::resolve(opcode, &mut words)? {
             Some(found) => Ok(Op::Alu { function: found.function, to: target, from: [from, by, by] }),
-            None => Err("cvta".into()),
+            None => Err("no such conversion".into()),
         }
     }
 
@@ -358,6 +357,7 @@ impl Reading<'_> {
     }
 
     fn predicates(&mut self) -> Result<Op> {
+        self.count(2, 3)?;
         let to = self.names.predicate(&self.operands[0])?;
         if self.opcode == "not" {
             self.count(2, 2)?;

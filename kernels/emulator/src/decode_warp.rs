@@ -47,8 +47,7 @@ impl Reading<'_> {
             self.count(1, 1)?;
             return Ok(Op::WarpBarrier { members: self.source(0, Type::B32)? });
         }
-        let aligned = self.words.has("aligned");
-        let _ = aligned;
+        self.words.has("aligned");
         if self.words.has("red") {
             return self.barrier_result();
         }

@@ -83,7 +83,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Options {
-        Options { seed: 0, threads: 1, limit: 20_000_000 }
+        Options { seed: 0, threads: 1, limit: 4_000_000 }
     }
 }
 

@@ -2,7 +2,7 @@
 //! touched them last. Words are atomic, so that blocks may run on several threads.
 
 use crate::fault::{Fault, Kind};
-use crate::shadow::{Clash, TAGS, Witness};
+use crate::shadow::{ANY, Clash, TAGS, Witness};
 use std::sync::OnceLock;
 use std::sync::atomic::Ordering::{AcqRel, Relaxed, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64};
@@ -87,6 +87,8 @@ impl Memory {
     pub fn protect(&mut self, address: u64, read_only: bool) {
         if let Some(buffer) = self.buffers.iter_mut().find(|buffer| buffer.holds(address)) {
             buffer.read_only = read_only;
+            // Records of launches long past must not come back with it.
+            buffer.shadow = Vec::new();
         }
     }
 
@@ -150,7 +152,8 @@ impl Memory {
     pub(crate) fn start(&mut self, grain: u32) -> u64 {
         self.tag = self.tag % TAGS + 1;
         let grain = grain.clamp(1, 4).trailing_zeros();
-        for buffer in &mut self.buffers {
+        // Nobody can race over what nobody may write.
+        for buffer in self.buffers.iter_mut().filter(|buffer| !buffer.read_only) {
             let cells = (buffer.size >> grain) as usize + 1;
             if self.tag == 1 || buffer.grain != grain || buffer.shadow.is_empty() {
                 buffer.grain = grain;
@@ -331,7 +334,7 @@ impl Buffer {
     ) -> Result<(), Clash> {
         loop {
             let (written, read) = (cell.written.load(SeqCst), cell.read.load(Relaxed));
-            let new = witness.read(lane, written, read, strong, constant)?;
+            let new = witness.read(lane, written, (read, ANY), strong, constant)?;
             if new == read {
                 return Ok(());
             }
@@ -341,7 +344,7 @@ impl Buffer {
             }
             if cell.read.compare_exchange(read, new, SeqCst, Relaxed).is_ok() {
                 let written = cell.written.load(SeqCst);
-                return witness.read(lane, written, new, strong, constant).map(|_| ());
+                return witness.read(lane, written, (new, ANY), strong, constant).map(|_| ());
             }
         }
     }
@@ -356,14 +359,14 @@ impl Buffer {
     ) -> Result<(), Clash> {
         for cell in self.cells(offset, size) {
             let (written, read) = (cell.written.load(Relaxed), cell.read.load(SeqCst));
-            let new = witness.write(lane, written, read, strong)?;
+            let new = witness.write(lane, written, (read, ANY), strong)?;
             if !witness.crowded {
                 cell.written.store(new, Relaxed);
                 continue;
             }
             let before = cell.written.swap(new, SeqCst);
             let read = cell.read.load(SeqCst);
-            witness.write(lane, before, read, strong)?;
+            witness.write(lane, before, (read, ANY), strong)?;
         }
         Ok(())
     }

@@ -6,9 +6,20 @@
 //! knowledge. Blocks know of each other by atomics alone (`order`).
 
 use crate::order::Seen;
+use crate::warp::lanes;
 
 /// tag 6 | block 21 | warp 5 | time 22 | lane 5 | flags 5.
 pub type Record = u64;
+
+/// The record of the last reader, and which warps it stands for where it stands for many.
+pub type Readers = (Record, u32);
+/// Where nobody notes which warps read: any may have.
+pub const ANY: u32 = u32::MAX;
+
+/// The warps that a new record of readers stands for.
+pub fn readers(new: Record, before: u32) -> u32 {
+    1 << warp_of(new) | if new & MANY_WARPS != 0 { before } else { 0 }
+}
 
 pub const STRONG: u64 = 1;
 /// A `.nc` load was among the reads.
@@ -92,7 +103,7 @@ impl Witness<'_> {
     }
 
     #[inline]
-    fn ordered(&self, record: Record, lane: u32) -> bool {
+    fn ordered(&self, record: Record, warps: u32, lane: u32) -> bool {
         if (record ^ self.stamp) >> BLOCK != 0 || record & MANY_BLOCKS != 0 {
             return match self.seen {
                 None => false,
@@ -101,7 +112,8 @@ impl Witness<'_> {
             };
         }
         if record & MANY_WARPS != 0 {
-            return time_of(record) < self.least;
+            let time = time_of(record);
+            return time < self.least || lanes(warps).all(|warp| time < self.known[warp as usize]);
         }
         let same = (record ^ self.record(lane)) >> WARP == 0 && lane_of(record) == lane;
         same && record & MANY_LANES == 0 || time_of(record) < self.known[warp_of(record) as usize]
@@ -113,7 +125,7 @@ impl Witness<'_> {
         &self,
         lane: u32,
         written: Record,
-        read: Record,
+        (read, warps): Readers,
         strong: bool,
         constant: bool,
     ) -> Result<Record, Clash> {
@@ -123,7 +135,7 @@ impl Witness<'_> {
             if constant {
                 return Err(Clash { with: written, constant: true, wrote: true });
             }
-            if !self.ordered(written, lane) && !both_strong(written) {
+            if !self.ordered(written, 0, lane) && !both_strong(written) {
                 return Err(Clash { with: written, constant: false, wrote: true });
             }
         }
@@ -140,7 +152,7 @@ impl Witness<'_> {
             return Ok(mine);
         }
         let kept = read & CONSTANT;
-        if self.ordered(read, lane) {
+        if self.ordered(read, warps, lane) {
             return Ok(mine | kept);
         }
         // Concurrent readers: the latest stands for all of them.
@@ -155,18 +167,24 @@ impl Witness<'_> {
     }
 
     /// The new record of the writer after a write by `lane`.
-    pub fn write(&self, lane: u32, written: Record, read: Record, strong: bool) -> Result<Record, Clash> {
+    pub fn write(
+        &self,
+        lane: u32,
+        written: Record,
+        (read, warps): Readers,
+        strong: bool,
+    ) -> Result<Record, Clash> {
         let (written, read) = (self.current(written), self.current(read));
         let flag = if strong { STRONG } else { 0 };
         let both_strong = |other: Record| strong && other & STRONG != 0;
-        if written != 0 && !self.ordered(written, lane) && !both_strong(written) {
+        if written != 0 && !self.ordered(written, 0, lane) && !both_strong(written) {
             return Err(Clash { with: written, constant: false, wrote: true });
         }
         if read != 0 {
             if read & CONSTANT != 0 {
                 return Err(Clash { with: read, constant: true, wrote: false });
             }
-            if !self.ordered(read, lane) && !both_strong(read) {
+            if !self.ordered(read, warps, lane) && !both_strong(read) {
                 return Err(Clash { with: read, constant: false, wrote: false });
             }
         }

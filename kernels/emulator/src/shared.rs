@@ -2,7 +2,7 @@
 
 use crate::fault::{Kind, Stop, stop};
 use crate::module::SHARED_BASE;
-use crate::shadow::{Clash, Witness, lane_of, warp_of};
+use crate::shadow::{Clash, Readers, Record, Witness, lane_of, readers, warp_of};
 
 /// Of a byte. Not an enum: runs of it are compared as memory.
 struct State;
@@ -16,11 +16,16 @@ impl State {
 
 const WRITTEN: [u8; 16] = [State::WRITTEN; 16];
 
+#[derive(Clone, Default)]
+struct Cell {
+    written: Record,
+    read: Readers,
+}
+
 pub struct Shared {
     bytes: Vec<u8>,
     state: Vec<u8>,
-    /// (written, read)
-    cells: Vec<(u64, u64)>,
+    cells: Vec<Cell>,
     grain: u32,
 }
 
@@ -31,7 +36,7 @@ impl Shared {
         Shared {
             bytes: vec![0; size],
             state: vec![State::UNWRITTEN; size],
-            cells: vec![(0, 0); (size >> grain) + 1],
+            cells: vec![Cell::default(); (size >> grain) + 1],
             grain,
         }
     }
@@ -39,7 +44,7 @@ impl Shared {
     /// For the next block.
     pub fn reset(&mut self) {
         self.state.fill(State::UNWRITTEN);
-        self.cells.fill((0, 0));
+        self.cells.fill(Cell::default());
     }
 
     /// The index of the first byte.
@@ -88,8 +93,9 @@ impl Shared {
             };
         }
         for cell in &mut self.cells[at >> self.grain..=(range.end - 1) >> self.grain] {
-            match witness.read(lane, cell.0, cell.1, strong, false) {
-                Ok(read) => cell.1 = read,
+            match witness.read(lane, cell.written, cell.read, strong, false) {
+                // The warp that reads is one of them, whichever stands for all.
+                Ok(read) => cell.read = (read, readers(read, cell.read.1) | 1 << warp_of(witness.stamp)),
                 Err(clash) => return race(&clash, witness, lane, at, false).map(|()| 0),
             }
         }
@@ -107,8 +113,8 @@ impl Shared {
         strong: bool,
     ) -> Result<(), Stop> {
         for cell in &mut self.cells[at >> self.grain..=(at + size as usize - 1) >> self.grain] {
-            match witness.write(lane, cell.0, cell.1, strong) {
-                Ok(written) => *cell = (written, if strong { cell.1 } else { 0 }),
+            match witness.write(lane, cell.written, cell.read, strong) {
+                Ok(written) => *cell = Cell { written, read: if strong { cell.read } else { (0, 0) } },
                 Err(clash) => return race(&clash, witness, lane, at, true),
             }
         }

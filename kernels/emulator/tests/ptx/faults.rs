@@ -95,6 +95,12 @@ fn freed_memory_has_its_name() {
     let free = |memory: &mut Memory, data| memory.free(data).expect("a buffer");
     let fault = run_on(1, 32, Options::default(), "ld.global.u32 %v0, [%at];", free).expect_err("a fault");
     assert!(fault.sentence.contains("`data`, which was freed"), "{fault}");
+    let mut memory = Memory::new();
+    let address = memory.alloc(16, "once");
+    assert_eq!(memory.free(address + 4).expect_err("no start of a buffer").kind, Kind::Host);
+    memory.free(address).expect("a buffer");
+    assert_eq!(memory.free(address).expect_err("freed already").kind, Kind::Host);
+    assert_eq!(memory.write(address, &[0]).expect_err("freed").kind, Kind::OutOfBounds);
 }
 
 #[test]
@@ -198,6 +204,29 @@ fn named_barriers_order_only_those_who_take_part() {
     for seed in 0..5 {
         let fault = run(1, 96, seed, &body(2)).expect_err("a race");
         assert!(matches!(fault.kind, Kind::SharedRace | Kind::UninitialisedShared), "{fault}");
+    }
+}
+
+/// Many readers, and a barrier that only they and the writer share.
+#[test]
+fn readers_are_ordered_by_their_own_barrier() {
+    let body = |count: u32, readers: u32| {
+        format!(
+            "mov.u32 %v0, tile; st.shared.u32 [%s], %thread; bar.sync 0;
+            setp.lt.u32 %p, %warp, {readers}; @%p ld.shared.u32 %v1, [%v0];
+            setp.ge.u32 %p, %warp, 2; @%p bra END;
+            bar.sync 1, {count};
+            setp.ne.u32 %p, %thread, 0; @%p bra END;
+            #
+            st.shared.u32 [%v0], 5;
+            END:"
+        )
+    };
+    fine(1, 128, &body(64, 2));
+    for seed in 0..5 {
+        let fault = run(1, 128, seed, &body(64, 3)).err();
+        // The third warp reads too, and meets nobody behind the first barrier.
+        assert_eq!(fault.map(|fault| fault.kind), Some(Kind::SharedRace), "seed {seed}");
     }
 }
 
@@ -435,6 +464,17 @@ fn texts_that_ptxas_refuses() {
     wrong("#\nfma.f32 %f, %f, %f, %f;", "rounding");
     wrong("#\nmul.u32 %v0, %v0, 3;", ".lo");
     wrong("#\nadd.banana.u32 %v0, %v0, 3;", "`.banana`");
+    for opcode in [
+        "not.pred",
+        "prefetch.global.L2",
+        "mov.b32",
+        "setp.eq.u32",
+        "ld.global.u32",
+        "atom.add.u32",
+        "mma.sync",
+    ] {
+        wrong(&format!("#\n{opcode};"), opcode);
+    }
     wrong("#\nbra NOWHERE;", "NOWHERE");
     wrong("#\nfrobnicate.b32 %v0, %v0;", "frobnicate");
     wrong("#\nld.global.v4.u32 {%v0, %v1}, [%at];", "vector of 4");

@@ -117,3 +117,17 @@ fn a_dependent_launch_is_taken_for_sm_90() {
     let text = text.replace("7.4", "8.0").replace("sm_80", "sm_90");
     assert!(ptx_emulator::Module::parse(&text).is_ok());
 }
+
+/// What is left of a text after a few of its characters are gone is a module or an error with a line.
+#[test]
+fn damaged_texts_end_in_an_error() {
+    let whole = text(FORMS);
+    for length in [1, 3, 9] {
+        for start in (0..whole.len() - length).step_by(5) {
+            let damaged = [&whole[..start], &whole[start + length..]].concat();
+            if let Err(error) = ptx_emulator::Module::parse(&damaged) {
+                assert!(error.line > 0 && !error.sentence.is_empty(), "{error}");
+            }
+        }
+    }
+}
