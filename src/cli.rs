@@ -4,7 +4,7 @@
 //! appliance serves, the client runs programs, `auth` makes tokens), and never a token as an argument (`ps` shows those).
 
 use crate::backend::cpu::KvFormat;
-use crate::{appliance, auth, bench, client, config, eval, model};
+use crate::{appliance, auth, bench, client, config, eval, model, selftest};
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::process::ExitCode;
@@ -14,7 +14,7 @@ mod words;
 
 /// The command line was not understood (`EX_USAGE` of sysexits.h).
 pub const EXIT_USAGE: u8 = 64;
-/// The device failed while serving (`EX_SOFTWARE`): systemd starts the process afresh.
+/// The device failed or cannot be used (`EX_SOFTWARE`): systemd starts the process afresh.
 pub const EXIT_DEVICE: u8 = 70;
 /// The configuration cannot be served (`EX_CONFIG`): starting again would not help.
 pub const EXIT_CONFIG: u8 = 78;
@@ -196,6 +196,23 @@ serve it. Temporary files lie in TMPDIR, and what keeping a program adds is time
   tartlet bench --model models/SmolLM2-135M-Instruct.Q4_1.gguf --json > before.json
   tartlet bench --model models/SmolLM2-135M-Instruct.Q4_1.gguf --only decode --against before.json",
     },
+    Verb {
+        name: "selftest",
+        positional: &[],
+        rest: None,
+        flags: &[
+            value("backend", "cuda|cpu", "what to check (default: the GPU, or without one the processor)"),
+            value("libcuda", "PATH", "the CUDA driver's library, where it is not found by itself"),
+            switch("json", "print one JSON object instead of a table"),
+        ],
+        summary: "check that this machine's GPU or processor computes what it should",
+        about: "\
+For a GPU: opens it, has the driver compile every kernel, shows the registers each takes and the bytes it spills,
+runs the checks and measures how fast memory is copied. Ends with status 0 when all checks passed, 1 when one
+did not, 70 when the device cannot be used; the reason goes to standard error.
+
+  tartlet selftest --backend cuda",
+    },
 ];
 
 /// How a verb ended when not well: a sentence for standard error and the exit status.
@@ -243,6 +260,7 @@ fn dispatch(arguments: Vec<OsString>) -> Result<ExitCode, Failure> {
         "model" => describe(&words),
         "eval" => evaluate(&words),
         "bench" => measure(&words),
+        "selftest" => check(&words),
         other => unreachable!("the table has a verb without an arm: {other}"),
     }
 }
@@ -412,6 +430,15 @@ fn measure(words: &Words) -> Result<ExitCode, Failure> {
     })?;
     print(&report);
     Ok(ExitCode::SUCCESS)
+}
+
+fn check(words: &Words) -> Result<ExitCode, Failure> {
+    let backend = words.text("backend")?.map(|name| name.parse()).transpose().map_err(Failure::usage)?;
+    let options = selftest::Options { backend, libcuda: words.path("libcuda") };
+    let report = selftest::run(&options)
+        .map_err(|error| Failure { sentence: error.to_string(), status: EXIT_DEVICE })?;
+    print(&if words.has("json") { selftest::json(&report) } else { selftest::table(&report) });
+    Ok(if report.passed() { ExitCode::SUCCESS } else { ExitCode::from(1) })
 }
 
 #[cfg(test)]

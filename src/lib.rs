@@ -53,6 +53,7 @@
 //! | [`model`], [`eval`] | GGUF, shape, tokenizer, prompt template; comparison with golden logits |
 //! | [`backend`] | what computes a batch, and how tokens are drawn |
 //! | [`bench`] | the instrument for speed: roofs, steps, what programs cost |
+//! | [`selftest`] | whether this machine's device does what a backend counts on |
 //! | [`observe`] | the log, the stage clock |
 //! | `simulation` | tests only: the box on one thread, by a clock of its own |
 //!
@@ -76,6 +77,7 @@ pub mod model;
 pub mod observe;
 pub mod program;
 pub mod runtime;
+pub mod selftest;
 pub mod server;
 #[cfg(test)]
 mod simulation;

@@ -7,8 +7,10 @@
 
 use std::fmt;
 
+pub mod check;
 pub mod cpu;
 pub mod crew;
+pub mod cuda;
 pub mod exp;
 pub mod heap;
 pub mod sample;

@@ -12,13 +12,14 @@
 //!        ├ attend.rs  who attends what             └ attention.rs  softmax and sums over pages
 //!        └ vector.rs  norms, rotations, activations
 //!     lanes/          the machine's vectors under all of them     shared.rs  memory that ranks write together
-//!     memory.rs       how many pages there is room for
+//!     memory.rs       how many pages there is room for     check.rs    `tartlet selftest --backend cpu`
 //! ```
 //! The instruction set is chosen when the model is loaded ([`Path`]). [`CpuOptions::exact`] makes all weights f32
 //! and plain Rust their kernels: slow, and what everything else is measured against.
 
 mod attend;
 mod attention;
+mod check;
 mod forward;
 mod kernels;
 mod lanes;
@@ -44,6 +45,7 @@ use crate::limits::{KV_SHARE, KV_TOKENS_FLOOR};
 use crate::model::Model;
 use crate::model::shape::Shape;
 use attend::Plan;
+pub use check::check;
 use forward::{Row, Step};
 use lanes::{Lanes, Path};
 pub use memory::free as free_memory;

@@ -1,0 +1,358 @@
+//! Loads and stores of a warp, with every check of an address; `atomics` and `copies` go through them.
+
+use crate::alu::Lanes;
+use crate::block::{Block, witness};
+use crate::execute::Machine;
+use crate::fault::{Kind, Stop, stop};
+use crate::instruction::{Address, Order, Slot};
+use crate::memory::{Buffer, SHARED_WINDOW};
+use crate::module::CONST_BASE;
+use crate::order::Actor;
+use crate::shadow::{Clash, Witness, block_of, lane_of, warp_of};
+use crate::types::{Space, Type};
+use crate::warp::lanes;
+
+/// Where an access goes once a generic address is resolved.
+pub enum Place {
+    Shared(u64),
+    Global(u64),
+}
+
+/// Resolves a generic address.
+pub fn place(space: Space, base: u64, offset: i64) -> Place {
+    let at = base.wrapping_add_signed(offset);
+    match space {
+        Space::Shared => Place::Shared(at & 0xffff_ffff),
+        Space::Generic if at >= SHARED_WINDOW => Place::Shared(at - SHARED_WINDOW),
+        _ => Place::Global(at),
+    }
+}
+
+/// The buffer that a warp's last lane used: the next one mostly uses it too.
+pub type Near<'a> = Option<&'a Buffer>;
+
+impl<'a> Machine<'a> {
+    /// The buffer of an access, after the checks of its address.
+    #[inline]
+    fn buffer(
+        &self,
+        near: &mut Near<'a>,
+        address: u64,
+        size: u32,
+        lane: u32,
+        does: &str,
+    ) -> Result<(&'a Buffer, u64), Stop> {
+        if address & u64::from(size - 1) != 0 {
+            let sentence = format!("{does} {size} bytes at {address:#x}, no multiple of {size}");
+            return stop(Kind::Misaligned, lane, sentence);
+        }
+        if let Some(buffer) = near
+            && let Some(offset) = buffer.offset(address, size)
+        {
+            return Ok((buffer, offset));
+        }
+        match self.memory.find(address, u64::from(size)) {
+            Ok((buffer, offset)) => {
+                *near = Some(buffer);
+                Ok((buffer, offset))
+            }
+            Err(sentence) => stop(Kind::OutOfBounds, lane, format!("{does} {sentence}")),
+        }
+    }
+
+    #[inline]
+    pub fn fetch(
+        &self,
+        near: &mut Near<'a>,
+        witness: &Witness<'_>,
+        lane: u32,
+        address: u64,
+        size: u32,
+        order: Order,
+    ) -> Result<u128, Stop> {
+        let (buffer, offset) = self.buffer(near, address, size, lane, "reads")?;
+        if !buffer.is_written(offset, size) {
+            let sentence = format!("reads byte {offset} of `{}`, which nobody wrote", buffer.name);
+            return stop(Kind::UninitialisedGlobal, lane, sentence);
+        }
+        match buffer.note_read(witness, lane, (offset, size), order.strong, order.constant) {
+            Ok(()) => Ok(buffer.load(offset, size)),
+            Err(clash) => self.clash(&clash, lane, buffer, offset, "reads"),
+        }
+    }
+
+    pub fn clash<T>(
+        &self,
+        clash: &Clash,
+        lane: u32,
+        buffer: &Buffer,
+        offset: u64,
+        does: &str,
+    ) -> Result<T, Stop> {
+        let (block, warp, other) = (block_of(clash.with), warp_of(clash.with), lane_of(clash.with));
+        let who = format!("lane {other} of warp {warp} of block number {block}");
+        let name = &buffer.name;
+        if clash.constant {
+            let sentence = match clash.wrote {
+                true => format!("reads byte {offset} of `{name}` by .nc, which {who} wrote in this launch"),
+                false => format!("writes byte {offset} of `{name}`, which {who} read by .nc in this launch"),
+            };
+            return stop(Kind::NotCoherent, lane, sentence);
+        }
+        let did = if clash.wrote { "wrote" } else { "read" };
+        let sentence =
+            format!("{does} byte {offset} of `{name}`, which {who} {did}, and nothing orders the two");
+        stop(Kind::GlobalRace, lane, sentence)
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    pub fn load(
+        &mut self,
+        block: &mut Block,
+        number: usize,
+        address: &Address,
+        kind: Type,
+        to: &[Option<(Slot, u64)>],
+        order: Order,
+        mask: u32,
+    ) -> Result<(), Stop> {
+        let stamp = block.stamp(number);
+        let crowded = block.crowded;
+        let (warp, shared, seen) = block.split(number);
+        warp.need(address.base, mask, self.kernel)?;
+        let size = kind.size() * to.len() as u32;
+        if address.space == Space::Global && !order.strong && kind.size() >= 4 {
+            let witness = witness(stamp, &warp.known, warp.least, seen.as_ref(), crowded);
+            let base = &warp.registers[address.base as usize];
+            if let Some((buffer, offsets)) = self.one_buffer(base, address.offset, size, mask) {
+                for lane in lanes(mask) {
+                    let range = (offsets[lane as usize], size);
+                    if let Err(clash) = buffer.note_read(&witness, lane, range, false, order.constant) {
+                        return self.clash(&clash, lane, buffer, range.0, "reads");
+                    }
+                }
+                self.tally.global(lanes(mask).map(|lane| buffer.base + offsets[lane as usize]), size);
+                for (n, slot) in to.iter().enumerate() {
+                    let Some((slot, width)) = *slot else { continue };
+                    let register = &mut warp.registers[slot as usize];
+                    let at = n as u64 * u64::from(kind.size());
+                    for lane in lanes(mask) {
+                        let offset = offsets[lane as usize] + at;
+                        let low = u64::from(buffer.word(offset));
+                        let value = if kind.size() == 8 {
+                            low | u64::from(buffer.word(offset + 4)) << 32
+                        } else {
+                            low
+                        };
+                        register[lane as usize] = kind.extend(value) & width;
+                    }
+                    warp.ready[slot as usize] |= mask;
+                }
+                return Ok(());
+            }
+        }
+        let mut addresses = [0; 32];
+        let mut count = 0;
+        let mut in_shared = false;
+        let mut near = None;
+        for lane in lanes(mask) {
+            let base = warp.registers[address.base as usize][lane as usize];
+            let value = match address.space {
+                Space::Param => table(
+                    self.parameters,
+                    base.wrapping_add_signed(address.offset),
+                    size,
+                    lane,
+                    "parameters",
+                )?,
+                Space::Const => {
+                    let at = base.wrapping_add_signed(address.offset).wrapping_sub(CONST_BASE);
+                    table(&self.kernel.constants, at, size, lane, "constants")?
+                }
+                space => match place(space, base, address.offset) {
+                    Place::Shared(at) => {
+                        in_shared = true;
+                        (addresses[count], count) = (at, count + 1);
+                        let witness = witness(stamp, &warp.known, warp.least, seen.as_ref(), crowded);
+                        shared.load(&witness, lane, at, size, order.strong)?
+                    }
+                    Place::Global(at) => {
+                        (addresses[count], count) = (at, count + 1);
+                        if order.strong
+                            && let Some(seen) = seen
+                        {
+                            actor(stamp, &warp.known, seen, &mut warp.threads, lane).reads(
+                                &self.locations,
+                                at,
+                                order.acquire,
+                            );
+                        }
+                        let witness = witness(stamp, &warp.known, warp.least, seen.as_ref(), crowded);
+                        self.fetch(&mut near, &witness, lane, at, size, order)?
+                    }
+                },
+            };
+            for (n, slot) in to.iter().enumerate() {
+                let Some((slot, width)) = *slot else { continue };
+                let part = (value >> (n as u32 * kind.bits())) as u64;
+                warp.registers[slot as usize][lane as usize] = kind.extend(part) & width;
+            }
+        }
+        for (slot, _) in to.iter().flatten() {
+            warp.ready[*slot as usize] |= mask;
+        }
+        self.count(&addresses[..count], size, in_shared);
+        Ok(())
+    }
+
+    /// The common case of a global load: every lane's bytes are aligned, in one buffer, all of it written.
+    /// Whatever is not so is looked at lane by lane.
+    fn one_buffer(&self, base: &Lanes, offset: i64, size: u32, mask: u32) -> Option<(&'a Buffer, [u64; 32])> {
+        let first = base[mask.trailing_zeros() as usize].wrapping_add_signed(offset);
+        let (buffer, _) = self.memory.find(first, u64::from(size)).ok()?;
+        if !buffer.is_full() {
+            return None;
+        }
+        let offsets = base.map(|base| base.wrapping_add_signed(offset).wrapping_sub(buffer.base));
+        let most = buffer.size - u64::from(size);
+        let fits = |lane: u32| {
+            let offset = offsets[lane as usize];
+            offset <= most && offset & u64::from(size - 1) == 0
+        };
+        lanes(mask).all(fits).then_some((buffer, offsets))
+    }
+
+    pub fn count(&mut self, addresses: &[u64], size: u32, shared: bool) {
+        match (addresses.is_empty(), shared) {
+            (true, _) => {}
+            (_, true) => self.tally.shared(addresses, size),
+            _ => self.tally.global(addresses.iter().copied(), size),
+        }
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    pub fn store(
+        &mut self,
+        block: &mut Block,
+        number: usize,
+        address: &Address,
+        kind: Type,
+        from: &[Slot],
+        order: Order,
+        mask: u32,
+    ) -> Result<(), Stop> {
+        let stamp = block.stamp(number);
+        let crowded = block.crowded;
+        let (warp, shared, seen) = block.split(number);
+        warp.need(address.base, mask, self.kernel)?;
+        for &slot in from {
+            warp.need(slot, mask, self.kernel)?;
+        }
+        let size = kind.size() * from.len() as u32;
+        let mut addresses = [0; 32];
+        let mut count = 0;
+        let mut in_shared = false;
+        let mut near = None;
+        for lane in lanes(mask) {
+            let base = warp.registers[address.base as usize][lane as usize];
+            let value = from.iter().rev().fold(0u128, |all, &slot| {
+                let part = warp.registers[slot as usize][lane as usize] & kind.mask();
+                all << (kind.bits() % 128) | u128::from(part)
+            });
+            match place(address.space, base, address.offset) {
+                Place::Shared(at) => {
+                    in_shared = true;
+                    (addresses[count], count) = (at, count + 1);
+                    let witness = witness(stamp, &warp.known, warp.least, seen.as_ref(), crowded);
+                    shared.store(&witness, lane, at, (size, value), order.strong)?;
+                }
+                Place::Global(at) => {
+                    (addresses[count], count) = (at, count + 1);
+                    if order.strong
+                        && let Some(seen) = seen
+                    {
+                        actor(stamp, &warp.known, seen, &mut warp.threads, lane).writes(
+                            &mut self.locations,
+                            at,
+                            order.release,
+                            false,
+                        );
+                    }
+                    let witness = witness(stamp, &warp.known, warp.least, seen.as_ref(), crowded);
+                    self.put(&mut near, &witness, lane, at, (size, value), order)?;
+                }
+            }
+        }
+        if order.release {
+            self.advance(block, number);
+        }
+        self.count(&addresses[..count], size, in_shared);
+        Ok(())
+    }
+
+    fn put(
+        &self,
+        near: &mut Near<'a>,
+        witness: &Witness<'_>,
+        lane: u32,
+        address: u64,
+        (size, value): (u32, u128),
+        order: Order,
+    ) -> Result<(), Stop> {
+        let buffer = self.writable(near, witness, lane, address, size, order)?;
+        buffer.0.store(buffer.1, size, value);
+        Ok(())
+    }
+
+    pub fn writable(
+        &self,
+        near: &mut Near<'a>,
+        witness: &Witness<'_>,
+        lane: u32,
+        address: u64,
+        size: u32,
+        order: Order,
+    ) -> Result<(&'a Buffer, u64), Stop> {
+        let (buffer, offset) = self.buffer(near, address, size, lane, "writes")?;
+        if buffer.read_only {
+            let sentence = format!("writes byte {offset} of `{}`, which is read-only", buffer.name);
+            return stop(Kind::ReadOnly, lane, sentence);
+        }
+        match buffer.note_write(witness, lane, (offset, size), order.strong) {
+            Ok(()) => Ok((buffer, offset)),
+            Err(clash) => self.clash(&clash, lane, buffer, offset, "writes"),
+        }
+    }
+}
+
+pub fn actor<'a>(
+    stamp: u64,
+    known: &'a [u32; 32],
+    seen: &'a mut crate::order::Seen,
+    threads: &'a mut [crate::order::Thread],
+    lane: u32,
+) -> Actor<'a> {
+    Actor {
+        block: block_of(stamp),
+        warp: warp_of(stamp),
+        lane,
+        known,
+        seen,
+        thread: &mut threads[lane as usize],
+    }
+}
+
+/// Bytes of the parameters or of the constant bank.
+fn table(bytes: &[u8], at: u64, size: u32, lane: u32, what: &str) -> Result<u128, Stop> {
+    if !at.is_multiple_of(u64::from(size)) {
+        return stop(Kind::Misaligned, lane, format!("reads {size} bytes of the {what} at byte {at}"));
+    }
+    let end = at.checked_add(u64::from(size)).filter(|&end| end <= bytes.len() as u64);
+    let Some(end) = end else {
+        let sentence = format!("reads {size} bytes of the {what} at byte {at} of {}", bytes.len());
+        return stop(Kind::OutOfBounds, lane, sentence);
+    };
+    let mut all = [0; 16];
+    all[..size as usize].copy_from_slice(&bytes[at as usize..end as usize]);
+    Ok(u128::from_le_bytes(all))
+}

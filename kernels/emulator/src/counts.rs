@@ -1,0 +1,122 @@
+//! What a launch did: instructions, global sectors, bank conflicts.
+
+use crate::module::Kernel;
+use std::collections::BTreeMap;
+
+/// How often an opcode ran.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Executed {
+    pub warps: u64,
+    /// Lanes that the guard let through.
+    pub threads: u64,
+}
+
+/// The counts of a launch.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Per thread, without those that their guard held back.
+    pub instructions: u64,
+    /// Per warp, as issued.
+    pub warp_instructions: u64,
+    /// 32-byte sectors that the warps' global accesses touched.
+    pub global_sectors: u64,
+    /// Bytes that the threads asked of global memory, read and written.
+    pub global_bytes: u64,
+    /// Accesses of warps to shared memory, and the further passes that their bank conflicts cost.
+    pub shared_accesses: u64,
+    pub bank_conflicts: u64,
+    /// By the opcode with its modifiers.
+    pub by_opcode: BTreeMap<String, Executed>,
+    /// By source file and line.
+    pub by_line: BTreeMap<(String, u32), Executed>,
+}
+
+/// The counts of one thread of the emulator, by instruction.
+pub struct Tally {
+    pub executed: Vec<Executed>,
+    pub global_sectors: u64,
+    pub global_bytes: u64,
+    pub shared_accesses: u64,
+    pub bank_conflicts: u64,
+}
+
+impl Tally {
+    pub fn new(kernel: &Kernel) -> Tally {
+        Tally {
+            executed: vec![Executed::default(); kernel.code.len()],
+            global_sectors: 0,
+            global_bytes: 0,
+            shared_accesses: 0,
+            bank_conflicts: 0,
+        }
+    }
+
+    /// A warp's access to shared memory: 32 banks of 4 bytes serve 128 bytes of distinct words at a time.
+    pub fn shared(&mut self, addresses: &[u64], size: u32) {
+        self.shared_accesses += 1;
+        // Wide accesses go by halves or quarters of the warp.
+        let lanes = (128 / size.max(4)) as usize;
+        for phase in addresses.chunks(lanes) {
+            let mut words = [[0u64; 32]; 2];
+            let mut depth = [0u32; 32];
+            let mut most = 1;
+            for &address in phase {
+                for word in address / 4..(address + u64::from(size)).div_ceil(4) {
+                    let bank = (word % 32) as usize;
+                    // The first two words of a bank are remembered, further ones always count.
+                    let seen = depth[bank].min(2) as usize;
+                    if (0..seen).any(|n| words[n][bank] == word) {
+                        continue;
+                    }
+                    if seen < 2 {
+                        words[seen][bank] = word;
+                    }
+                    depth[bank] += 1;
+                    most = most.max(depth[bank]);
+                }
+            }
+            self.bank_conflicts += u64::from(most - 1);
+        }
+    }
+
+    /// A warp's access to global memory, an address for each lane.
+    pub fn global(&mut self, addresses: impl Iterator<Item = u64>, size: u32) {
+        let mut sectors = [0u64; 32];
+        let mut count = 0;
+        for address in addresses {
+            self.global_bytes += u64::from(size);
+            let sector = address / 32;
+            if count == 0 || sectors[count - 1] != sector && !sectors[..count].contains(&sector) {
+                sectors[count] = sector;
+                count += 1;
+            }
+        }
+        self.global_sectors += count as u64;
+    }
+
+    pub fn into_counts(all: &[Tally], kernel: &Kernel) -> Counts {
+        let mut counts = Counts::default();
+        for tally in all {
+            counts.global_sectors += tally.global_sectors;
+            counts.global_bytes += tally.global_bytes;
+            counts.shared_accesses += tally.shared_accesses;
+            counts.bank_conflicts += tally.bank_conflicts;
+            for (executed, instruction) in tally.executed.iter().zip(&kernel.code) {
+                if executed.warps == 0 {
+                    continue;
+                }
+                counts.instructions += executed.threads;
+                counts.warp_instructions += executed.warps;
+                let opcode = kernel.opcodes[instruction.name as usize].clone();
+                let place = (kernel.files[instruction.file as usize].clone(), instruction.line);
+                for entry in
+                    [counts.by_opcode.entry(opcode).or_default(), counts.by_line.entry(place).or_default()]
+                {
+                    entry.warps += executed.warps;
+                    entry.threads += executed.threads;
+                }
+            }
+        }
+        counts
+    }
+}

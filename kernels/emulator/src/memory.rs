@@ -1,0 +1,385 @@
+//! The device's memory: buffers at made-up addresses with gaps between, which bytes anybody wrote, and who
+//! touched them last. Words are atomic, so that blocks may run on several threads.
+
+use crate::fault::{Fault, Kind};
+use crate::shadow::{ANY, Clash, TAGS, Witness};
+use std::sync::OnceLock;
+use std::sync::atomic::Ordering::{AcqRel, Relaxed, SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64};
+
+/// Generic addresses of shared memory start here.
+pub(crate) const SHARED_WINDOW: u64 = 0x7f00_0000_0000;
+const FIRST: u64 = 0x10_0000_0000;
+const GAP: u64 = 4096;
+/// Cells of a page of the shadow.
+const PAGE: usize = 1024;
+
+/// Device memory. Buffers start uninitialised; what the host or a kernel reads before anybody wrote it is a
+/// fault.
+pub struct Memory {
+    buffers: Vec<Buffer>,
+    freed: Vec<(u64, u64, String)>,
+    next: u64,
+    tag: u64,
+}
+
+struct Cell {
+    written: AtomicU64,
+    read: AtomicU64,
+}
+
+pub(crate) struct Buffer {
+    pub base: u64,
+    pub size: u64,
+    pub name: String,
+    pub read_only: bool,
+    words: Vec<AtomicU32>,
+    /// Every byte is written.
+    full: AtomicBool,
+    /// Else four bits a word.
+    written: Vec<AtomicU8>,
+    shadow: Vec<OnceLock<Box<[Cell]>>>,
+    /// Bytes of a cell as a power of two.
+    grain: u32,
+}
+
+impl Default for Memory {
+    fn default() -> Memory {
+        Memory::new()
+    }
+}
+
+impl Memory {
+    pub fn new() -> Memory {
+        Memory { buffers: Vec::new(), freed: Vec::new(), next: FIRST, tag: 0 }
+    }
+
+    /// Room for so many bytes, uninitialised. Its address is a multiple of 256.
+    pub fn alloc(&mut self, bytes: usize, name: &str) -> u64 {
+        // No rounder than promised: a kernel that relies on more fails here.
+        let base = self.next + 256 * (1 + 2 * (self.buffers.len() as u64 % 4));
+        self.next = (base + bytes as u64 + GAP).next_multiple_of(GAP);
+        let words = bytes.div_ceil(4);
+        self.buffers.push(Buffer {
+            base,
+            size: bytes as u64,
+            name: name.to_string(),
+            read_only: false,
+            words: std::iter::repeat_with(|| AtomicU32::new(0)).take(words).collect(),
+            full: AtomicBool::new(bytes == 0),
+            written: std::iter::repeat_with(|| AtomicU8::new(0)).take(words).collect(),
+            shadow: Vec::new(),
+            grain: 2,
+        });
+        base
+    }
+
+    /// A buffer with these bytes.
+    pub fn upload(&mut self, name: &str, bytes: &[u8]) -> u64 {
+        let address = self.alloc(bytes.len(), name);
+        if let Some(buffer) = self.buffers.last() {
+            buffer.fill(0, bytes);
+        }
+        address
+    }
+
+    /// From now on a kernel's store to the buffer at this address is a fault, or no longer.
+    pub fn protect(&mut self, address: u64, read_only: bool) {
+        if let Some(buffer) = self.buffers.iter_mut().find(|buffer| buffer.holds(address)) {
+            buffer.read_only = read_only;
+            // Records of launches long past must not come back with it.
+            buffer.shadow = Vec::new();
+        }
+    }
+
+    /// A copy from the host.
+    pub fn write(&mut self, address: u64, bytes: &[u8]) -> Result<(), Fault> {
+        let (buffer, offset) = self.host(address, bytes.len())?;
+        buffer.fill(offset, bytes);
+        Ok(())
+    }
+
+    /// A copy to the host.
+    pub fn read(&self, address: u64, bytes: usize) -> Result<Vec<u8>, Fault> {
+        let (buffer, offset) = self.host(address, bytes)?;
+        if let Some(at) = (offset..offset + bytes as u64).find(|&at| !buffer.is_written(at, 1)) {
+            let sentence = format!("the host reads byte {at} of `{}`, which nobody wrote", buffer.name);
+            return Err(Fault::of_host(Kind::UninitialisedGlobal, sentence));
+        }
+        Ok(buffer.bytes(offset, bytes))
+    }
+
+    /// Gives a buffer back; its address is never used again.
+    pub fn free(&mut self, address: u64) -> Result<(), Fault> {
+        let Some(at) = self.buffers.iter().position(|buffer| buffer.base == address) else {
+            return Err(Fault::of_host(Kind::Host, format!("{address:#x} is not the start of a buffer")));
+        };
+        let buffer = self.buffers.remove(at);
+        self.freed.push((buffer.base, buffer.size, buffer.name));
+        Ok(())
+    }
+
+    fn host(&self, address: u64, bytes: usize) -> Result<(&Buffer, u64), Fault> {
+        self.find(address, bytes as u64).map_err(|sentence| Fault::of_host(Kind::OutOfBounds, sentence))
+    }
+
+    /// The buffer that holds all these bytes, and their offset in it.
+    pub(crate) fn find(&self, address: u64, bytes: u64) -> Result<(&Buffer, u64), String> {
+        let after = self.buffers.partition_point(|buffer| buffer.base <= address);
+        let Some(buffer) = after.checked_sub(1).map(|at| &self.buffers[at]) else {
+            return Err(self.nowhere(address, bytes));
+        };
+        let offset = address - buffer.base;
+        if offset + bytes > buffer.size {
+            if offset >= buffer.size + GAP {
+                return Err(self.nowhere(address, bytes));
+            }
+            let (name, size) = (&buffer.name, buffer.size);
+            return Err(format!("bytes {offset} to {} of `{name}`, which has {size}", offset + bytes));
+        }
+        Ok((buffer, offset))
+    }
+
+    fn nowhere(&self, address: u64, bytes: u64) -> String {
+        let freed = self.freed.iter().find(|(base, size, _)| (*base..base + size).contains(&address));
+        match freed {
+            Some((base, _, name)) => format!("byte {} of `{name}`, which was freed", address - base),
+            None => format!("{bytes} bytes at {address:#x}, where no buffer is"),
+        }
+    }
+
+    /// A new launch whose finest store has so many bytes. Gives the tag of its records.
+    pub(crate) fn start(&mut self, grain: u32) -> u64 {
+        self.tag = self.tag % TAGS + 1;
+        let grain = grain.clamp(1, 4).trailing_zeros();
+        // Nobody can race over what nobody may write.
+        for buffer in self.buffers.iter_mut().filter(|buffer| !buffer.read_only) {
+            let cells = (buffer.size >> grain) as usize + 1;
+            if self.tag == 1 || buffer.grain != grain || buffer.shadow.is_empty() {
+                buffer.grain = grain;
+                buffer.shadow = std::iter::repeat_with(OnceLock::new).take(cells.div_ceil(PAGE)).collect();
+            }
+        }
+        self.tag
+    }
+}
+
+impl Buffer {
+    pub fn holds(&self, address: u64) -> bool {
+        address >= self.base && address - self.base < self.size.max(1)
+    }
+
+    /// Where these bytes lie in it, if all do.
+    #[inline]
+    pub fn offset(&self, address: u64, bytes: u32) -> Option<u64> {
+        let offset = address.wrapping_sub(self.base);
+        (offset < self.size && offset + u64::from(bytes) <= self.size).then_some(offset)
+    }
+
+    fn bytes(&self, offset: u64, bytes: usize) -> Vec<u8> {
+        let mut out = Vec::with_capacity(bytes + 8);
+        let (first, skip) = ((offset / 4) as usize, (offset % 4) as usize);
+        for word in &self.words[first..(offset as usize + bytes).div_ceil(4)] {
+            out.extend_from_slice(&word.load(Relaxed).to_le_bytes());
+        }
+        out.drain(..skip);
+        out.truncate(bytes);
+        out
+    }
+
+    fn fill(&self, offset: u64, bytes: &[u8]) {
+        let whole = offset == 0 && bytes.len() as u64 == self.size;
+        let aligned = offset.is_multiple_of(4);
+        if !aligned {
+            for (n, &byte) in bytes.iter().enumerate() {
+                self.store(offset + n as u64, 1, u128::from(byte));
+            }
+            return;
+        }
+        let mut at = offset;
+        let mut words = bytes.chunks_exact(4);
+        for word in &mut words {
+            let mut all = [0; 4];
+            all.copy_from_slice(word);
+            self.words[(at / 4) as usize].store(u32::from_le_bytes(all), Relaxed);
+            if !whole {
+                self.written[(at / 4) as usize].store(15, Relaxed);
+            }
+            at += 4;
+        }
+        for &byte in words.remainder() {
+            self.store(at, 1, u128::from(byte));
+            at += 1;
+        }
+        if whole {
+            self.full.store(true, Relaxed);
+        }
+    }
+
+    /// Up to 16 bytes, aligned to their number.
+    #[inline]
+    pub fn load(&self, offset: u64, size: u32) -> u128 {
+        let at = (offset / 4) as usize;
+        let word = |n: usize| u128::from(self.words[at + n].load(Relaxed));
+        match size {
+            1 => word(0) >> (8 * (offset % 4)) & 0xff,
+            2 => word(0) >> (8 * (offset % 4)) & 0xffff,
+            4 => word(0),
+            8 => word(0) | word(1) << 32,
+            _ => word(0) | word(1) << 32 | word(2) << 64 | word(3) << 96,
+        }
+    }
+
+    pub fn store(&self, offset: u64, size: u32, value: u128) {
+        let word = (offset / 4) as usize;
+        if size < 4 {
+            let by = 8 * (offset % 4) as u32;
+            let mask = ((1u32 << (8 * size)) - 1) << by;
+            let new = (value as u32) << by & mask;
+            let put = |old| Some(old & !mask | new);
+            let _ = self.words[word].fetch_update(Relaxed, Relaxed, put);
+            if !self.full.load(Relaxed) {
+                self.written[word].fetch_or(((1u8 << size) - 1) << (offset % 4), Relaxed);
+            }
+            return;
+        }
+        let words = word..word + size as usize / 4;
+        for (n, word) in self.words[words.clone()].iter().enumerate() {
+            word.store((value >> (32 * n)) as u32, Relaxed);
+        }
+        if !self.full.load(Relaxed) {
+            for written in &self.written[words] {
+                written.store(15, Relaxed);
+            }
+        }
+    }
+
+    /// Is nothing of it unwritten?
+    pub fn is_full(&self) -> bool {
+        self.full.load(Relaxed)
+    }
+
+    /// The word at this offset.
+    #[inline]
+    pub fn word(&self, offset: u64) -> u32 {
+        self.words[(offset / 4) as usize].load(Relaxed)
+    }
+
+    #[inline]
+    pub fn is_written(&self, offset: u64, size: u32) -> bool {
+        if self.full.load(Relaxed) {
+            return true;
+        }
+        let word = (offset / 4) as usize;
+        if size < 4 {
+            let mask = ((1u8 << size) - 1) << (offset % 4);
+            return self.written[word].load(Relaxed) & mask == mask;
+        }
+        self.written[word..word + size as usize / 4].iter().all(|each| each.load(Relaxed) == 15)
+    }
+
+    /// The cells of an access; an aligned one lies in one page.
+    #[inline]
+    fn cells(&self, offset: u64, size: u32) -> &[Cell] {
+        let first = (offset >> self.grain) as usize;
+        let last = ((offset + u64::from(size) - 1) >> self.grain) as usize;
+        let new = || {
+            std::iter::repeat_with(|| Cell { written: AtomicU64::new(0), read: AtomicU64::new(0) })
+                .take(PAGE)
+                .collect()
+        };
+        &self.shadow[first / PAGE].get_or_init(new)[first % PAGE..=last % PAGE]
+    }
+
+    /// Notes a read of these bytes by a lane.
+    #[inline]
+    pub fn note_read(
+        &self,
+        witness: &Witness<'_>,
+        lane: u32,
+        (offset, size): (u64, u32),
+        strong: bool,
+        constant: bool,
+    ) -> Result<(), Clash> {
+        if self.read_only {
+            return Ok(());
+        }
+        let mine = witness.reader(lane, strong, constant);
+        for cell in self.cells(offset, size) {
+            let (written, read) = (cell.written.load(Relaxed), cell.read.load(Relaxed));
+            // Mostly nobody wrote, and this thread is the first reader or was the last.
+            if !witness.crowded && !witness.is_current(written) {
+                if read == mine {
+                    continue;
+                }
+                if !witness.is_current(read) {
+                    cell.read.store(mine, Relaxed);
+                    continue;
+                }
+            }
+            self.note_read_slowly(witness, lane, cell, strong, constant)?;
+        }
+        Ok(())
+    }
+
+    /// Where blocks run at once, the writer looks at reads after its own note, and the reader at writes after
+    /// its: one of them sees the other.
+    fn note_read_slowly(
+        &self,
+        witness: &Witness<'_>,
+        lane: u32,
+        cell: &Cell,
+        strong: bool,
+        constant: bool,
+    ) -> Result<(), Clash> {
+        loop {
+            let (written, read) = (cell.written.load(SeqCst), cell.read.load(Relaxed));
+            let new = witness.read(lane, written, (read, ANY), strong, constant)?;
+            if new == read {
+                return Ok(());
+            }
+            if !witness.crowded {
+                cell.read.store(new, Relaxed);
+                return Ok(());
+            }
+            if cell.read.compare_exchange(read, new, SeqCst, Relaxed).is_ok() {
+                let written = cell.written.load(SeqCst);
+                return witness.read(lane, written, (new, ANY), strong, constant).map(|_| ());
+            }
+        }
+    }
+
+    /// Notes a write of these bytes by a lane.
+    pub fn note_write(
+        &self,
+        witness: &Witness<'_>,
+        lane: u32,
+        (offset, size): (u64, u32),
+        strong: bool,
+    ) -> Result<(), Clash> {
+        for cell in self.cells(offset, size) {
+            let (written, read) = (cell.written.load(Relaxed), cell.read.load(SeqCst));
+            let new = witness.write(lane, written, (read, ANY), strong)?;
+            if !witness.crowded {
+                cell.written.store(new, Relaxed);
+                continue;
+            }
+            let before = cell.written.swap(new, SeqCst);
+            let read = cell.read.load(SeqCst);
+            witness.write(lane, before, (read, ANY), strong)?;
+        }
+        Ok(())
+    }
+
+    /// An atomic operation on 4 or 8 bytes; the old value. Kernels with atomics run on one thread.
+    pub fn update(&self, offset: u64, size: u32, with: impl Fn(u64) -> u64) -> u64 {
+        if size == 4 {
+            let put = |old| Some(with(u64::from(old)) as u32);
+            let old = self.words[(offset / 4) as usize].fetch_update(AcqRel, Relaxed, put);
+            return u64::from(old.unwrap_or_default());
+        }
+        let old = self.load(offset, size) as u64;
+        self.store(offset, size, u128::from(with(old)));
+        old
+    }
+}

@@ -1,0 +1,9 @@
+//! The emulator against plain Rust arithmetic, and each of its checks against a small faulty kernel.
+
+mod arithmetic;
+mod faults;
+mod forms;
+mod harness;
+mod matrices;
+mod memory;
+mod warps;

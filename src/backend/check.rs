@@ -1,0 +1,63 @@
+//! What a check of a device found: plain data, for `tartlet selftest`.
+//!
+//! Owns: the vocabulary. Never: a check; each backend has its own.
+
+/// The check whose rate is what memory does at most.
+pub const BANDWIDTH: &str = "bandwidth";
+
+/// A device and what it showed.
+#[derive(Debug)]
+pub struct Report {
+    /// "cuda" or "cpu".
+    pub backend: &'static str,
+    /// For people: the device in a few words.
+    pub device: String,
+    pub kernels: Vec<Compiled>,
+    pub checks: Vec<Check>,
+}
+
+/// A kernel as the device's own compiler made it.
+#[derive(Debug)]
+pub struct Compiled {
+    pub name: String,
+    /// Registers of a thread.
+    pub registers: u32,
+    /// Bytes of local memory of a thread: above 0, registers were spilled; right, but slow.
+    pub spilled: u32,
+    /// Bytes of static shared memory of a CTA.
+    pub shared: u32,
+}
+
+/// One property of the device; the error says what was wrong.
+#[derive(Debug)]
+pub struct Check {
+    pub name: String,
+    pub found: Result<Found, String>,
+}
+
+/// What a check that passed has to say.
+#[derive(Debug, Default)]
+pub struct Found {
+    /// So many cases were right.
+    pub cases: usize,
+    /// Digest of all that the device computed: the same on every device.
+    pub digest: Option<String>,
+    /// Bytes per second.
+    pub rate: Option<f64>,
+}
+
+impl Found {
+    pub fn right(cases: usize) -> Found {
+        Found { cases, ..Found::default() }
+    }
+
+    pub fn rate(rate: f64) -> Found {
+        Found { rate: Some(rate), ..Found::default() }
+    }
+}
+
+impl Report {
+    pub fn passed(&self) -> bool {
+        self.checks.iter().all(|check| check.found.is_ok())
+    }
+}

@@ -1,0 +1,180 @@
+//! Whether this GPU with this driver does what the kernels count on.
+//!
+//! Owns: the checks behind `tartlet selftest --backend cuda`. Never: how they are shown.
+//!
+//! ```text
+//! basics.rs     memory, the copy kernel, graphs, the bandwidth
+//! norms.rs      norms and quantisation, bit for bit against plain Rust
+//! products.rs   products of a matrix with one vector, a few, many: the same
+//! attention.rs  attention against its formula
+//! sampling.rs   the tokens that the processor draws
+//! ```
+
+mod attention;
+mod basics;
+mod norms;
+mod products;
+mod sampling;
+
+use super::kernels::KERNELS;
+use super::{Buffer, Device, Error, Kernel, Stream};
+use crate::backend::check::{BANDWIDTH, Check, Compiled, Found, Report};
+use crate::backend::{DrawKey, sample};
+use std::path::Path;
+use std::time::Duration;
+
+/// A step here takes milliseconds; one that takes so long will not end.
+const DEADLINE: Duration = Duration::from_secs(4);
+/// Times that something is timed; the best one counts, as it is the device's and not the machine's.
+const ROUNDS: usize = 5;
+/// What memory holds before something else is written.
+const BEFORE: u8 = 0xA5;
+/// Bytes that rates are measured with: far more than any cache, and at most this share of the memory.
+const RATE_BYTES: usize = 256 << 20;
+const RATE_SHARE: usize = 64;
+
+/// What a check found, or how it ended when the device did not do its part at all.
+type Checked = Result<Result<Found, String>, Error>;
+
+/// Opens the device and checks it. The error: the device cannot be used at all, or no longer.
+pub fn check(libcuda: Option<&Path>) -> Result<Report, Error> {
+    let device = Device::open(libcuda)?;
+    let kernels = KERNELS.iter().map(|source| device.kernel(source.name, source.text));
+    let kernels = kernels.collect::<Result<Vec<_>, _>>()?;
+    let mut bed = Bed { stream: device.stream(DEADLINE)?, device: &device, kernels: &kernels };
+    let mut checks = Vec::new();
+    let mut add = |name: &str, found| checks.push(Check { name: name.to_owned(), found });
+    add("memory", basics::memory(&mut bed)?);
+    add("copy", basics::copies(&mut bed)?);
+    add("graph", basics::graph(&mut bed)?);
+    add(BANDWIDTH, basics::bandwidth(&mut bed)?);
+    add("norm_quantize", norms::norm_quantize(&mut bed)?);
+    for product in &products::PRODUCTS {
+        add(product.kernel, products::check(&mut bed, product)?);
+    }
+    add("attention", attention::attention(&mut bed)?);
+    add("sampling", sampling::sampling(&mut bed)?);
+    Ok(Report {
+        backend: "cuda",
+        device: describe(&device),
+        kernels: kernels.iter().map(compiled).collect(),
+        checks,
+    })
+}
+
+/// What every check works with.
+struct Bed<'a> {
+    device: &'a Device,
+    stream: Stream,
+    kernels: &'a [Kernel],
+}
+
+impl<'a> Bed<'a> {
+    fn kernel(&self, name: &str) -> Result<&'a Kernel, Error> {
+        let found = self.kernels.iter().find(|kernel| kernel.name() == name);
+        found.ok_or_else(|| Error::Launch {
+            kernel: name.to_owned(),
+            why: "there is no such kernel".to_owned(),
+        })
+    }
+
+    /// A buffer with these bytes.
+    fn with(&mut self, bytes: &[u8]) -> Result<Buffer, Error> {
+        let buffer = self.device.buffer(bytes.len())?;
+        self.stream.upload(bytes, &buffer, 0)?;
+        Ok(buffer)
+    }
+
+    /// A buffer whose bytes are all [`BEFORE`].
+    fn blank(&mut self, bytes: usize) -> Result<Buffer, Error> {
+        let buffer = self.device.buffer(bytes)?;
+        // SAFETY: the buffer is new, so nothing else uses it.
+        unsafe { self.stream.fill_later(&buffer, 0, bytes, BEFORE)? };
+        self.stream.wait()?;
+        Ok(buffer)
+    }
+
+    /// What is in a buffer once all work is done.
+    fn bytes(&mut self, buffer: &Buffer) -> Result<Vec<u8>, Error> {
+        let mut bytes = vec![0; buffer.size()];
+        self.stream.download(buffer, 0, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// The shortest time by the device's clock of `work`, which is done some times over.
+    fn time(&mut self, work: impl Fn(&Stream) -> Result<(), Error>) -> Result<Duration, Error> {
+        let (before, after) = (self.device.event()?, self.device.event()?);
+        let mut best = Duration::MAX;
+        for _ in 0..ROUNDS {
+            self.stream.record(&before)?;
+            work(&self.stream)?;
+            self.stream.record(&after)?;
+            self.stream.wait()?;
+            best = best.min(after.since(&before)?);
+        }
+        Ok(best.max(Duration::from_nanos(1)))
+    }
+
+    /// Bytes that rates are measured with on this device.
+    fn rate_bytes(&self) -> usize {
+        RATE_BYTES.min(self.device.properties().memory / RATE_SHARE)
+    }
+}
+
+fn describe(device: &Device) -> String {
+    let it = device.properties();
+    format!(
+        "{}, compute capability {}.{}, {} multiprocessors, {} MB, driver for CUDA {}.{}",
+        it.name,
+        it.capability.0,
+        it.capability.1,
+        it.multiprocessors,
+        it.memory / 1_000_000,
+        it.driver / 1000,
+        it.driver % 1000 / 10
+    )
+}
+
+fn compiled(kernel: &Kernel) -> Compiled {
+    let it = kernel.properties();
+    Compiled {
+        name: kernel.name().to_owned(),
+        registers: it.registers,
+        spilled: it.local_bytes,
+        shared: it.shared_bytes,
+    }
+}
+
+/// Numbers that follow from a seed.
+struct Seeded {
+    key: DrawKey,
+    next: u32,
+}
+
+impl Seeded {
+    fn new(seed: u64) -> Seeded {
+        Seeded { key: DrawKey { seed, queue: 0, pass: 0 }, next: 0 }
+    }
+
+    fn bits(&mut self) -> u64 {
+        self.next += 1;
+        sample::random(self.key, self.next)
+    }
+
+    fn bytes(&mut self, count: usize) -> Vec<u8> {
+        (0..count.div_ceil(8)).flat_map(|_| self.bits().to_le_bytes()).take(count).collect()
+    }
+
+    /// In -1 .. 1.
+    fn unit(&mut self) -> f32 {
+        (self.bits() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    }
+}
+
+/// The first byte that differs.
+fn same(what: &str, got: &[u8], want: &[u8]) -> Result<(), String> {
+    match got.iter().zip(want).position(|(got, want)| got != want) {
+        Some(at) => Err(format!("{what}: byte {at} is {:#04x}, not {:#04x}", got[at], want[at])),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,115 @@
+//! Norms and the quantisation of activations, bit for bit.
+//!
+//! Owns: plain Rust that takes the kernel's steps in the kernel's order, as its head says it. Never: a tolerance.
+
+use super::{Bed, Checked, Found, Seeded, same};
+use crate::backend::cuda::Argument;
+use crate::backend::cuda::repack::PAIR;
+
+/// Values of a block.
+pub(super) const BLOCK: usize = 32;
+
+const NORM: &str = "norm_quantize";
+/// Its threads, and the values that they take at a time and in all.
+const NORM_BLOCK: u32 = 256;
+const TURN: usize = 1024;
+const CHUNK: usize = 8 * TURN;
+const EPSILON: f32 = 1e-5;
+
+/// Tokens, dim, and whether there is a gain.
+const NORM_CASES: [(usize, usize, bool); 5] =
+    [(1, 576, true), (3, 192, true), (2, 32, false), (2, 1536, true), (1, 8224, false)];
+
+/// What the kernel makes of a row.
+pub(super) struct Row {
+    pub quants: Vec<u8>, // [padded]
+    pub scales: Vec<u8>, // {f32 d, s32 sum} [padded / 32]
+    pub halves: Vec<u8>, // bf16 [padded]
+}
+
+/// The kernel's steps.
+pub(super) fn norm_row(x: &[f32], gain: Option<&[f32]>) -> Row {
+    let norm = gain.map(|_| {
+        let mut squares = [0f32; NORM_BLOCK as usize]; // [thread]
+        for (at, x) in x.iter().enumerate() {
+            let square = &mut squares[at % TURN / 4];
+            *square = x.mul_add(*x, *square);
+        }
+        for distance in [16, 8, 4, 2, 1] {
+            squares = std::array::from_fn(|thread| squares[thread] + squares[thread ^ distance]);
+        }
+        let sum = squares.chunks(32).map(|warp| warp[0]).reduce(|sum, warp| sum + warp).unwrap_or(0.0);
+        1.0 / (sum / x.len() as f32 + EPSILON).sqrt()
+    });
+    let value = |at: usize| match (norm, gain) {
+        (Some(norm), Some(gain)) => x[at] * norm * gain[at],
+        _ => x[at],
+    };
+    let padded = x.len().next_multiple_of(PAIR);
+    let mut row = Row { quants: Vec::new(), scales: Vec::new(), halves: Vec::new() };
+    for first in (0..padded).step_by(BLOCK) {
+        let values: [f32; BLOCK] =
+            std::array::from_fn(|at| if first + at < x.len() { value(first + at) } else { 0.0 });
+        let largest = values.iter().fold(0f32, |largest, value| largest.max(value.abs()));
+        let (scale, inverse) = if largest > 1e-30 { (largest / 127.0, 127.0 / largest) } else { (0.0, 0.0) };
+        let quants = values.map(|value| (value * inverse).clamp(-127.0, 127.0).round_ties_even() as i8);
+        let sum: i32 = quants.iter().map(|quant| i32::from(*quant)).sum();
+        row.quants.extend(quants.map(|quant| quant as u8));
+        row.scales.extend([scale.to_bits().to_le_bytes(), sum.to_le_bytes()].concat());
+        row.halves.extend(values.iter().flat_map(|value| to_bf16(*value).to_le_bytes()));
+    }
+    row
+}
+
+/// To the nearest, ties to even; of finite numbers.
+fn to_bf16(x: f32) -> u16 {
+    let bits = x.to_bits();
+    ((bits + 0x7fff + (bits >> 16 & 1)) >> 16) as u16
+}
+
+pub(super) fn floats(numbers: &[f32]) -> Vec<u8> {
+    numbers.iter().flat_map(|number| number.to_le_bytes()).collect()
+}
+
+pub(super) fn norm_quantize(bed: &mut Bed) -> Checked {
+    let kernel = bed.kernel(NORM)?;
+    let mut digest = blake3::Hasher::new();
+    for (case, (tokens, dim, norms)) in NORM_CASES.into_iter().enumerate() {
+        let mut seeded = Seeded::new(case as u64);
+        let x: Vec<f32> = (0..tokens * dim).map(|_| seeded.unit() * 3.0).collect();
+        let gain: Vec<f32> = (0..dim).map(|_| 1.0 + seeded.unit() / 2.0).collect();
+        let rows = x.chunks(dim).map(|x| norm_row(x, norms.then_some(&gain)));
+        let want = rows.reduce(|mut all, row| {
+            all.quants.extend(row.quants);
+            all.scales.extend(row.scales);
+            all.halves.extend(row.halves);
+            all
+        });
+        let Some(want) = want else { continue };
+        let (x, gain) = (bed.with(&floats(&x))?, bed.with(&floats(&gain))?);
+        let xq = bed.blank(want.quants.len())?;
+        let xs = bed.blank(want.scales.len())?;
+        let xb = bed.blank(want.halves.len())?;
+        let gain = if norms { Argument::Buffer(&gain) } else { Argument::Address(0) };
+        let arguments = [
+            Argument::Buffer(&x),
+            gain,
+            Argument::Buffer(&xq),
+            Argument::Buffer(&xs),
+            Argument::Buffer(&xb),
+            Argument::U32(dim as u32),
+            Argument::F32(EPSILON),
+        ];
+        let grid = [tokens as u32, dim.div_ceil(CHUNK) as u32, 1];
+        // SAFETY: the buffers are as large as the kernel's head says, and live until `bytes` has waited.
+        unsafe { bed.stream.launch(kernel, grid, [NORM_BLOCK, 1, 1], 0, &arguments)? };
+        for (name, got, want) in [("xq", xq, want.quants), ("xs", xs, want.scales), ("xb", xb, want.halves)] {
+            let got = bed.bytes(&got)?;
+            digest.update(&got);
+            if let Err(wrong) = same(&format!("{name} of {tokens} rows of {dim}"), &got, &want) {
+                return Ok(Err(wrong));
+            }
+        }
+    }
+    Ok(Ok(Found { digest: Some(digest.finalize().to_hex().to_string()), ..Found::right(NORM_CASES.len()) }))
+}

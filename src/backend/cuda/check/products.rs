@@ -1,0 +1,278 @@
+//! Matrix products: one vector, a few, many; those of quantised formats bit for bit, that of bf16 within its roundings.
+//!
+//! Owns: plain Rust that takes the kernels' steps in the kernels' order, as their heads say it, and which kernel is
+//! launched how.
+
+use super::norms::{BLOCK, Row, floats, norm_row};
+use super::{Bed, Checked, Found, Seeded, same};
+use crate::backend::cuda::repack::{Layout, PAIR, TILE};
+use crate::backend::cuda::{Argument, Buffer, Error, Kernel, Stream};
+use crate::model::quant::{Quant, f16_to_f32};
+
+/// A kernel, the format that it reads, and what a CTA of it makes of the product.
+pub(super) struct Product {
+    pub kernel: &'static str,
+    quant: Quant,
+    cta: Cta,
+}
+
+/// Its rows, tokens (none: all of them) and threads.
+#[derive(Clone, Copy)]
+struct Cta {
+    rows: usize,
+    tokens: Option<usize>,
+    threads: u32,
+}
+
+const VECTOR: Cta = Cta { rows: TILE, tokens: None, threads: 128 };
+const WIDE: Cta = Cta { rows: 128, tokens: Some(64), threads: 256 };
+const NARROW: Cta = Cta { rows: 64, tokens: Some(32), threads: 64 };
+
+const fn product(kernel: &'static str, quant: Quant, cta: Cta) -> Product {
+    Product { kernel, quant, cta }
+}
+
+pub(super) const PRODUCTS: [Product; 11] = [
+    product("gemv_q4_0", Quant::Q4_0, VECTOR),
+    product("gemv_q4_1", Quant::Q4_1, VECTOR),
+    product("gemv_q8_0", Quant::Q8_0, VECTOR),
+    product("gemm_q4_0", Quant::Q4_0, WIDE),
+    product("gemm_q4_0_narrow", Quant::Q4_0, NARROW),
+    product("gemm_q4_1", Quant::Q4_1, WIDE),
+    product("gemm_q4_1_narrow", Quant::Q4_1, NARROW),
+    product("gemm_q8_0", Quant::Q8_0, WIDE),
+    product("gemm_q8_0_narrow", Quant::Q8_0, NARROW),
+    product("gemm_bf16", Quant::BF16, WIDE),
+    product("gemm_bf16_narrow", Quant::BF16, NARROW),
+];
+
+/// Bytes of dynamic shared memory that a matrix-vector product takes for each token.
+const VECTOR_SHARED: u32 = 5248;
+/// Columns of the matrix that is timed.
+const TIMED_COLUMNS: usize = 4096;
+
+/// A product's size.
+#[derive(Clone, Copy)]
+struct Size {
+    rows: usize,
+    columns: usize,
+    tokens: usize,
+    /// Whether the product is added to what is there.
+    adds: bool,
+}
+
+const fn size(rows: usize, columns: usize, tokens: usize, adds: bool) -> Size {
+    Size { rows, columns, tokens, adds }
+}
+
+/// Up to eight tokens, for any kernel.
+const FEW: [Size; 5] = [
+    size(192, 576, 1, false),
+    size(576, 192, 8, true),
+    size(16, 32, 3, false),
+    size(5, 1536, 5, true),
+    size(33, 2144, 2, false),
+];
+/// More than a tile's worth.
+const MANY: [Size; 2] = [size(150, 576, 70, true), size(129, 64, 33, false)];
+
+impl Product {
+    fn sizes(&self) -> impl Iterator<Item = Size> {
+        FEW.into_iter().chain(MANY.into_iter().filter(|_| self.cta.tokens.is_some()))
+    }
+
+    /// Puts a product into the stream: of weights, scales, vectors, their scales and the result the addresses.
+    ///
+    /// # Safety
+    /// The buffers are as large as the kernel's head says for this size, and live until it is done.
+    unsafe fn later(&self, stream: &Stream, kernel: &Kernel, buffers: &On, size: Size) -> Result<(), Error> {
+        let [weights, scales, x, xs, y] =
+            [&buffers.weights, &buffers.scales, &buffers.x, &buffers.xs, &buffers.y];
+        let mut arguments: Vec<Argument> = match self.quant {
+            Quant::BF16 => [weights, x, y].map(Argument::Buffer).into(),
+            _ => [weights, scales, x, xs, y].map(Argument::Buffer).into(),
+        };
+        let pairs = size.columns.div_ceil(PAIR);
+        arguments.extend(
+            [size.rows, pairs, size.tokens, size.adds.into()].map(|count| Argument::U32(count as u32)),
+        );
+        let ctas = size.rows.div_ceil(self.cta.rows) as u32;
+        let (grid, shared) = match self.cta.tokens {
+            None => ([ctas, 1, 1], VECTOR_SHARED * size.tokens as u32),
+            Some(tokens) => ([size.tokens.div_ceil(tokens) as u32, ctas, 1], 0),
+        };
+        // SAFETY: the caller's.
+        unsafe { stream.launch(kernel, grid, [self.cta.threads, 1, 1], shared, &arguments) }
+    }
+}
+
+/// A product's operands on the device.
+struct On {
+    weights: Buffer,
+    scales: Buffer,
+    x: Buffer,
+    xs: Buffer,
+    y: Buffer,
+}
+
+impl On {
+    fn new(
+        bed: &mut Bed,
+        quant: Quant,
+        file: &[u8],
+        size: Size,
+        vectors: &[Row],
+        y: &[f32],
+    ) -> Result<On, Error> {
+        let layout = Layout::new(quant, size.rows, size.columns).ok_or_else(|| Error::Launch {
+            kernel: quant.to_string(),
+            why: format!("no layout for {} columns", size.columns),
+        })?;
+        let (mut weights, mut scales) = (vec![0; layout.quant_bytes()], vec![0; layout.scale_bytes()]);
+        layout.pack(file, &mut weights, &mut scales);
+        let all = |part: fn(&Row) -> &[u8]| vectors.iter().flat_map(part).copied().collect::<Vec<u8>>();
+        let x = all(if quant == Quant::BF16 { |row| &row.halves } else { |row| &row.quants });
+        // bf16 has no scales, but a buffer has a byte.
+        scales.resize(scales.len().max(1), 0);
+        Ok(On {
+            weights: bed.with(&weights)?,
+            scales: bed.with(&scales)?,
+            x: bed.with(&x)?,
+            xs: bed.with(&all(|row| &row.scales))?,
+            y: bed.with(&floats(y))?,
+        })
+    }
+}
+
+/// Blocks of a format, as a file has them: any quants; scales and values of size 2^-7 or so, of either sign.
+fn blocks(quant: Quant, rows: usize, columns: usize, seeded: &mut Seeded) -> Vec<u8> {
+    let mut bytes = seeded.bytes(rows * quant.row_bytes(columns));
+    if quant == Quant::BF16 {
+        bytes.chunks_mut(2).for_each(|value| value[1] = value[1] & 0x80 | 0x3c);
+        return bytes;
+    }
+    let heads = if quant == Quant::Q4_1 { 2 } else { 1 };
+    for block in bytes.chunks_mut(quant.row_bytes(BLOCK)) {
+        let (scales, quants) = block.split_at_mut(2 * heads);
+        for scale in scales.chunks_mut(2) {
+            scale[1] = scale[1] & 0x83 | 0x20; // the exponent
+        }
+        if quant == Quant::Q8_0 {
+            quants.iter_mut().filter(|quant| **quant == 0x80).for_each(|quant| *quant = 0);
+        }
+    }
+    bytes
+}
+
+/// One row times one vector in the kernels' order.
+fn in_order(quant: Quant, row: &[u8], vector: &Row) -> f32 {
+    let pairs = vector.quants.len() / PAIR;
+    let run = pairs.div_ceil(4).max(1);
+    let width = quant.row_bytes(BLOCK);
+    let half = |bytes: &[u8]| f16_to_f32(u16::from_le_bytes([bytes[0], bytes[1]]));
+    let four = |at: usize| -> [u8; 4] { std::array::from_fn(|i| vector.scales[at + i]) };
+    let mut sums = [0f32; 4];
+    for (at, x) in vector.quants.chunks(BLOCK).enumerate() {
+        let sum = &mut sums[at / 2 / run];
+        let (xd, xsum) = (f32::from_le_bytes(four(8 * at)), i32::from_le_bytes(four(8 * at + 4)));
+        // A row of an odd number of blocks is filled up with one of zeros.
+        let Some(block) = row.get(at * width..(at + 1) * width) else {
+            *sum = (0.0 * xd).mul_add(0.0, *sum);
+            continue;
+        };
+        let weight = |i: usize| match quant {
+            Quant::Q8_0 => i32::from(block[2 + i] as i8),
+            Quant::Q4_1 => i32::from(block[4 + i % 16] >> (4 * (i / 16)) & 15),
+            _ => i32::from(block[2 + i % 16] >> (4 * (i / 16)) & 15) - 8,
+        };
+        let exact: i32 = x.iter().enumerate().map(|(i, x)| weight(i) * i32::from(*x as i8)).sum();
+        *sum = (half(block) * xd).mul_add(exact as f32, *sum);
+        if quant == Quant::Q4_1 {
+            *sum = half(&block[2..]).mul_add(xd * xsum as f32, *sum);
+        }
+    }
+    sums[0] + sums[1] + sums[2] + sums[3]
+}
+
+/// One row of bf16 times one vector, and how far f32 sums may be off: each of the additions rounds (or cuts off) a unit in
+/// the last place of no more than the sum of all magnitudes.
+fn in_f64(row: &[u8], vector: &Row) -> (f64, f64) {
+    let values = |bytes: &[u8]| -> Vec<f64> {
+        let value = |half: &[u8; 2]| f64::from(f32::from_bits(u32::from(u16::from_le_bytes(*half)) << 16));
+        bytes.as_chunks().0.iter().map(value).collect()
+    };
+    let (row, vector) = (values(row), values(&vector.halves));
+    let products = row.iter().zip(vector).map(|(w, x)| w * x);
+    let (sum, size) = products.fold((0.0, 0.0), |(sum, size), product| (sum + product, size + product.abs()));
+    (sum, size * row.len() as f64 * 2f64.powi(-23))
+}
+
+/// Whether the results of a case are what they should be; what was there before is `old`.
+fn judge(
+    quant: Quant,
+    file: &[u8],
+    size: Size,
+    vectors: &[Row],
+    old: &[f32],
+    got: &[u8],
+) -> Result<(), String> {
+    let what = format!("{} vectors times {} x {}", size.tokens, size.rows, size.columns);
+    let rows = file.chunks(quant.row_bytes(size.columns));
+    let pairs = vectors.iter().flat_map(|vector| rows.clone().map(move |row| (row, vector)));
+    let base = |old: f32| if size.adds { old } else { 0.0 };
+    if quant != Quant::BF16 {
+        let one = |((row, vector), old): (_, &f32)| {
+            let product = in_order(quant, row, vector);
+            if size.adds { old + product } else { product }
+        };
+        return same(&what, got, &floats(&pairs.zip(old).map(one).collect::<Vec<_>>()));
+    }
+    for (at, (((row, vector), old), got)) in pairs.zip(old).zip(got.as_chunks::<4>().0).enumerate() {
+        let (sum, slack) = in_f64(row, vector);
+        let (got, want) = (f64::from(f32::from_le_bytes(*got)), sum + f64::from(base(*old)));
+        // The last addition rounds too; NaN is off by more than anything.
+        let close = (got - want).abs() <= slack + want.abs() * 2f64.powi(-23);
+        if !close {
+            return Err(format!("{what}: number {at} is {got}, not {want} within {slack:e}"));
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn check(bed: &mut Bed, product: &Product) -> Checked {
+    let kernel = bed.kernel(product.kernel)?;
+    let quant = product.quant;
+    let mut digest = blake3::Hasher::new();
+    for (case, size) in product.sizes().enumerate() {
+        let mut seeded = Seeded::new(case as u64);
+        let file = blocks(quant, size.rows, size.columns, &mut seeded);
+        let x: Vec<f32> = (0..size.tokens * size.columns).map(|_| seeded.unit()).collect();
+        let vectors: Vec<Row> = x.chunks(size.columns).map(|x| norm_row(x, None)).collect();
+        let old: Vec<f32> = (0..size.tokens * size.rows).map(|_| seeded.unit()).collect();
+        let on = On::new(bed, quant, &file, size, &vectors, &old)?;
+        // SAFETY: made for this size; it lives until `bytes` has waited.
+        unsafe { product.later(&bed.stream, kernel, &on, size)? };
+        let got = bed.bytes(&on.y)?;
+        digest.update(&got);
+        if let Err(wrong) = judge(quant, &file, size, &vectors, &old, &got) {
+            return Ok(Err(wrong));
+        }
+    }
+    // How a tensor core sums bf16 up is its own: no two generations need agree.
+    let digest = (quant != Quant::BF16).then(|| digest.finalize().to_hex().to_string());
+    let rate = if product.cta.tokens.is_none() { Some(rate(bed, kernel, product)?) } else { None };
+    Ok(Ok(Found { digest, rate, ..Found::right(product.sizes().count()) }))
+}
+
+/// Bytes of weights per second for one token.
+fn rate(bed: &mut Bed, kernel: &Kernel, product: &Product) -> Result<f64, Error> {
+    let row_bytes = product.quant.row_bytes(TIMED_COLUMNS);
+    let rows = (bed.rate_bytes() / row_bytes).next_multiple_of(TILE);
+    let size = size(rows, TIMED_COLUMNS, 1, false);
+    let vector = norm_row(&[0.5; TIMED_COLUMNS], None);
+    let row = blocks(product.quant, 1, TIMED_COLUMNS, &mut Seeded::new(0));
+    let on = On::new(bed, product.quant, &row.repeat(rows), size, &[vector], &vec![0.0; rows])?;
+    // SAFETY: made for this size; it lives until the last wait.
+    let took = bed.time(|stream| unsafe { product.later(stream, kernel, &on, size) })?;
+    Ok((rows * row_bytes) as f64 / took.as_secs_f64())
+}

@@ -1,0 +1,122 @@
+//! Sampling: the very tokens that the processor draws.
+//!
+//! Owns: rows of logits that have ties, holes and edges, and the kernels' record of a draw. Never: how a token is drawn;
+//! `backend/sample.rs` is the reference.
+
+use super::{Bed, Checked, Found, Seeded, norms::floats};
+use crate::backend::Sampler;
+use crate::backend::cuda::Argument;
+use crate::backend::sample::{LOGITS_PER_MAXIMUM, Logits, Sampling};
+
+/// Threads of the two kernels that look at all logits, and the logits that a CTA of them takes.
+const ALL_BLOCK: u32 = 256;
+const ALL_LOGITS: usize = 2048;
+const DRAW_BLOCK: u32 = 512;
+
+/// Sizes of vocabularies.
+const VOCABULARIES: [usize; 4] = [1, 300, 4099, 49_152];
+/// How rows are drawn from, each with each kind of logits.
+const SAMPLERS: [Sampler; 6] = [
+    Sampler::Multinomial { temperature: 0.0 },
+    Sampler::Multinomial { temperature: 0.8 },
+    Sampler::TopK { temperature: 1.3, k: 40 },
+    Sampler::TopP { temperature: 1.0, p: 0.9 },
+    Sampler::MinP { temperature: 0.7, p: 0.05 },
+    Sampler::TopKTopP { temperature: 2.0, k: 100, p: 0.95 },
+];
+const KINDS: usize = 3;
+
+/// The 48 bytes that `sample_draw` reads of a row; its head says what they are.
+fn record(sampler: Sampler, random: u64) -> Vec<u8> {
+    let (temperature, k, p, least) = match sampler {
+        Sampler::Multinomial { temperature } => (temperature, 0, 1.0, None),
+        Sampler::TopK { temperature, k } => (temperature, k, 1.0, None),
+        Sampler::TopP { temperature, p } => (temperature, 0, p, None),
+        Sampler::MinP { temperature, p } => (temperature, 0, 1.0, Some(p)),
+        Sampler::TopKTopP { temperature, k, p } => (temperature, k, p, None),
+    };
+    let fixed = |p: f32| (f64::from(p).clamp(0.0, 1.0) * 2f64.powi(64)) as u128;
+    let share = if p < 1.0 { fixed(p) as u64 } else { u64::MAX };
+    let floor = least.map_or(0, |p| ((fixed(p) << 42).div_ceil(1 << 64) as u64).max(1));
+    let (divisor, scale, scale_again) = if temperature > 0.0 {
+        let exponent = (f64::from(temperature).to_bits() >> 52) as i32 - 1023;
+        let half = exponent / 2;
+        let divisor = (f64::from(temperature) * 2f64.powi(-exponent)) as f32;
+        (divisor, 2f32.powi(-half), 2f32.powi(half - exponent))
+    } else {
+        (0.0, 0.0, 0.0)
+    };
+    let mut bytes: Vec<u8> = [random, share, floor].iter().flat_map(|number| number.to_le_bytes()).collect();
+    bytes.extend(k.to_le_bytes());
+    bytes.extend(floats(&[divisor, 1.0 / divisor, scale, scale_again, temperature]));
+    bytes
+}
+
+/// Logits: smooth; of few values, so that most tie; with NaN, infinities and both zeros among them.
+fn logits(kind: usize, vocab: usize, seeded: &mut Seeded) -> Vec<f32> {
+    let mut one = || {
+        let smooth = (seeded.unit() + seeded.unit() + seeded.unit()) * 4.0;
+        match (kind, seeded.bits() % 8) {
+            (0, _) => smooth,
+            (1, _) => smooth.round(),
+            (_, 0) => f32::NAN,
+            (_, 1) => f32::NEG_INFINITY,
+            (_, 2) => -0.0,
+            (_, 3) => 0.0,
+            _ => smooth,
+        }
+    };
+    (0..vocab).map(|_| one()).collect()
+}
+
+fn want(logits: &[f32], sampler: Sampler, random: u64) -> u32 {
+    let largest = |part: &[f32]| part.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let maxima: Vec<f32> = logits.chunks(LOGITS_PER_MAXIMUM).map(largest).collect();
+    Sampling::new(logits.len()).token(Logits { all: logits, maxima: &maxima }, sampler, random).0
+}
+
+pub(super) fn sampling(bed: &mut Bed) -> Checked {
+    let (best, weigh) = (bed.kernel("sample_best")?, bed.kernel("sample_weigh")?);
+    let draw = bed.kernel("sample_draw")?;
+    let mut digest = blake3::Hasher::new();
+    for (case, vocab) in VOCABULARIES.into_iter().enumerate() {
+        let mut seeded = Seeded::new(case as u64);
+        let (mut all, mut records, mut wanted) = (Vec::new(), Vec::new(), Vec::new());
+        for kind in 0..KINDS {
+            for sampler in SAMPLERS {
+                let (row, random) = (logits(kind, vocab, &mut seeded), seeded.bits());
+                wanted.push(want(&row, sampler, random));
+                records.extend(record(sampler, random));
+                all.extend(row);
+            }
+        }
+        let rows = wanted.len();
+        let (logits, records) = (bed.with(&floats(&all))?, bed.with(&records)?);
+        let stretches = rows * vocab.div_ceil(LOGITS_PER_MAXIMUM) * 8;
+        let (places, sums) = (bed.blank(stretches)?, bed.blank(stretches)?);
+        let tokens = bed.blank(rows * 4)?;
+        let count = Argument::U32(vocab as u32);
+        let arguments = [&logits, &places, &sums, &records, &tokens].map(Argument::Buffer);
+        let [logits, places, sums, records, into] = arguments;
+        let all = [vocab.div_ceil(ALL_LOGITS) as u32, rows as u32, 1];
+        let to_sums = [logits, places, records, sums, count];
+        let to_tokens = [logits, places, sums, records, into, count];
+        // SAFETY: the buffers are as large as the kernels' heads say, and live until `bytes` has waited.
+        unsafe {
+            bed.stream.launch(best, all, [ALL_BLOCK, 1, 1], 0, &[logits, places, count])?;
+            bed.stream.launch(weigh, all, [ALL_BLOCK, 1, 1], 0, &to_sums)?;
+            bed.stream.launch(draw, [rows as u32, 1, 1], [DRAW_BLOCK, 1, 1], 0, &to_tokens)?;
+        }
+        let got = bed.bytes(&tokens)?;
+        digest.update(&got);
+        for ((row, got), want) in got.as_chunks::<4>().0.iter().enumerate().zip(wanted) {
+            let got = u32::from_le_bytes(*got);
+            if got != want {
+                let sampler = SAMPLERS[row % SAMPLERS.len()];
+                return Ok(Err(format!("row {row} of {vocab} logits, {sampler:?}: token {got}, not {want}")));
+            }
+        }
+    }
+    let digest = Some(digest.finalize().to_hex().to_string());
+    Ok(Ok(Found { digest, ..Found::right(VOCABULARIES.len() * KINDS * SAMPLERS.len()) }))
+}

@@ -1,0 +1,273 @@
+//! What can go wrong between us and the device, sorted by who must act.
+//!
+//! Owns: the sentences, and which status of the driver means what. Never: what is done about it.
+
+use std::ffi::{CStr, c_char};
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// CUDA 11.4: the first whose compiler reads PTX 7.4, and the driver of JetPack 5.
+pub const DRIVER_AT_LEAST: i32 = 11_040;
+/// The kernels are written for this compute capability and any later one.
+pub const CAPABILITY_AT_LEAST: (u32, u32) = (8, 0);
+
+// Statuses of the driver (CUresult of cuda.h) that are told apart here.
+const OUT_OF_MEMORY: i32 = 2;
+pub(super) const NOT_INITIALIZED: i32 = 3;
+const STUB_LIBRARY: i32 = 34;
+const NO_DEVICE: i32 = 100;
+const JIT_COMPILER_NOT_FOUND: i32 = 221;
+const UNSUPPORTED_PTX_VERSION: i32 = 222;
+pub(super) const SYMBOL_NOT_FOUND: i32 = 302;
+pub(super) const NOT_READY: i32 = 600;
+const SYSTEM_DRIVER_MISMATCH: i32 = 803;
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum Error {
+    // The operator: something is to be installed, chosen or freed.
+    /// No library, or one that is no driver. `given`: the operator named it.
+    NoDriver {
+        given: Option<PathBuf>,
+        why: String,
+    },
+    /// The driver offers this version of CUDA (11040 is 11.4).
+    DriverTooOld {
+        version: i32,
+    },
+    /// The library and the kernel's module are of different drivers.
+    DriverMismatch,
+    /// The driver has no function of this name.
+    Absent {
+        call: &'static str,
+    },
+    NoDevice,
+    DeviceTooOld {
+        name: String,
+        capability: (u32, u32),
+    },
+    /// The driver does not start.
+    NotReady {
+        code: i32,
+    },
+    /// No room for a buffer, or (`wanted` is 0) for what `call` takes beside its buffers.
+    OutOfMemory {
+        call: &'static str,
+        wanted: usize,
+        free: usize,
+    },
+
+    // Whoever writes kernels and launches.
+    /// The driver's compiler did not take a module; `log` is what it said.
+    Kernel {
+        module: String,
+        code: i32,
+        log: String,
+    },
+    /// A module has no such kernel, or a launch does not fit its kernel.
+    Launch {
+        kernel: String,
+        why: String,
+    },
+    /// A call was refused that should not have been.
+    Refused {
+        call: &'static str,
+        code: i32,
+    },
+
+    // Nobody: the device is beyond this process, which must start afresh.
+    Lost {
+        call: &'static str,
+        code: i32,
+    },
+    /// A step did not end in the time it was given.
+    Hung {
+        after: Duration,
+    },
+}
+
+impl Error {
+    /// Whether the device can no longer be used by this process: not even its memory is given back.
+    pub fn is_final(&self) -> bool {
+        matches!(self, Error::Lost { .. } | Error::Hung { .. })
+    }
+
+    /// What `code`, answered by `call`, means. Which calls may answer "not ready" is theirs to know.
+    pub(super) fn of(call: &'static str, code: i32) -> Error {
+        match code {
+            // Its size is filled in by the allocation that knows it.
+            OUT_OF_MEMORY => Error::OutOfMemory { call, wanted: 0, free: 0 },
+            STUB_LIBRARY => Error::NoDriver {
+                given: None,
+                why: "the libcuda.so.1 that is found first is the toolkit's empty one".to_owned(),
+            },
+            NO_DEVICE => Error::NoDevice,
+            SYMBOL_NOT_FOUND => Error::Absent { call },
+            SYSTEM_DRIVER_MISMATCH => Error::DriverMismatch,
+            code if lost(code) => Error::Lost { call, code },
+            code if call == "cuInit" => Error::NotReady { code },
+            code => Error::Refused { call, code },
+        }
+    }
+}
+
+/// Statuses after which every further call fails: uncorrectable memory and links (214, 220, 226), what a kernel did
+/// (700, 702, 710, 714 to 719, 721), a device that fell off the bus or was taken away (46, 709, 812).
+fn lost(code: i32) -> bool {
+    matches!(code, 46 | 214 | 220 | 226 | 700 | 702 | 709 | 710 | 714..=719 | 721 | 812)
+}
+
+/// Ok for success, else what the status means.
+pub(super) fn judge(call: &'static str, code: i32) -> Result<(), Error> {
+    if code == 0 { Ok(()) } else { Err(Error::of(call, code)) }
+}
+
+/// The driver's name of a status, without what all names begin with.
+fn name(code: i32) -> String {
+    // Not `cust`'s declaration: its type for statuses has those of CUDA 11.4 alone.
+    unsafe extern "C" {
+        // SAFETY: the signature is cuda.h's; the function is `driver.rs`'s jump.
+        fn cuGetErrorName(code: i32, name: *mut *const c_char) -> i32;
+    }
+    let mut name = std::ptr::null();
+    // SAFETY: `name` is written, if at all, with a pointer to a text that lives as long as the driver.
+    let known = unsafe { cuGetErrorName(code, &mut name) } == 0 && !name.is_null();
+    if !known {
+        return format!("status {code}");
+    }
+    // SAFETY: the driver's own text, with its NUL.
+    let name = unsafe { CStr::from_ptr(name) }.to_string_lossy();
+    format!("{}, status {code}", name.trim_start_matches("CUDA_ERROR_"))
+}
+
+/// 11040 as "11.4".
+fn version(version: i32) -> String {
+    format!("{}.{}", version / 1000, version % 1000 / 10)
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Error::NoDriver { given: None, why } => write!(
+                f,
+                "No CUDA driver is found ({why}): install NVIDIA's driver, or say where its library lies with --libcuda PATH."
+            ),
+            Error::NoDriver { given: Some(path), why } => {
+                write!(f, "{} is no CUDA driver ({why}): name NVIDIA's libcuda.so.1.", path.display())
+            }
+            Error::DriverTooOld { version: has } => write!(
+                f,
+                "The driver offers CUDA {}, but the kernels need {} or later: install a newer driver.",
+                version(*has),
+                version(DRIVER_AT_LEAST)
+            ),
+            Error::DriverMismatch => f.write_str(
+                "The driver's library and its kernel module are of different versions: restart the machine, or install both anew.",
+            ),
+            Error::Absent { call } => {
+                write!(f, "The driver has no function {call}: install a newer driver.")
+            }
+            Error::NoDevice => f.write_str(
+                "The driver sees no GPU: see whether nvidia-smi lists one, and that CUDA_VISIBLE_DEVICES does not hide it.",
+            ),
+            Error::DeviceTooOld { name, capability: (major, minor) } => write!(
+                f,
+                "The GPU {name} has compute capability {major}.{minor}, but the kernels need {}.{} or later: use another GPU.",
+                CAPABILITY_AT_LEAST.0, CAPABILITY_AT_LEAST.1
+            ),
+            Error::NotReady { code } => write!(
+                f,
+                "The driver does not start ({}): see whether nvidia-smi works for this user; if it does not, restart the machine.",
+                name(*code)
+            ),
+            Error::OutOfMemory { call, wanted: 0, .. } => {
+                write!(f, "There is no memory left for what {call} needs: end what else uses the GPU and the machine.")
+            }
+            Error::OutOfMemory { wanted, free, .. } => write!(
+                f,
+                "The GPU has no room for {wanted} bytes, {free} are free: end what else uses it, or ask for less."
+            ),
+            Error::Kernel { module, code, log } => {
+                let said = if log.is_empty() { "it says nothing more" } else { log.trim_end_matches('.') };
+                let mend = match *code {
+                    JIT_COMPILER_NOT_FOUND => "Install libnvidia-ptxjitcompiler of the same driver.",
+                    UNSUPPORTED_PTX_VERSION => "Install a newer driver.",
+                    _ => "Please report this with the GPU's name and the driver's version.",
+                };
+                write!(f, "The driver's compiler does not take the kernel {module} ({}): {said}. {mend}", name(*code))
+            }
+            Error::Launch { kernel, why } => {
+                write!(f, "The kernel {kernel} cannot be launched so: {why}. This is a mistake of ours; please report it.")
+            }
+            Error::Refused { call, code } => {
+                write!(f, "The driver refuses {call} ({}). This is a mistake of ours; please report it.", name(*code))
+            }
+            Error::Lost { call, code } => write!(
+                f,
+                "The GPU is lost, as {call} found ({}): start the program again; if it happens again, the kernel log (dmesg) says more.",
+                name(*code)
+            ),
+            Error::Hung { after } => write!(
+                f,
+                "The GPU did not end a step within {} s: start the program again; if it happens again, restart the machine.",
+                after.as_secs_f32()
+            ),
+        }
+    }
+}
+
+impl std::error::Error for Error {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn statuses_mean_what_the_operator_must_do() {
+        for (code, error) in [
+            (2, Error::OutOfMemory { call: "cuInit", wanted: 0, free: 0 }),
+            (999, Error::NotReady { code: 999 }),
+            (100, Error::NoDevice),
+            (302, Error::Absent { call: "cuInit" }),
+            (803, Error::DriverMismatch),
+            (700, Error::Lost { call: "cuInit", code: 700 }),
+            (719, Error::Lost { call: "cuInit", code: 719 }),
+        ] {
+            assert_eq!(judge("cuInit", code), Err(error), "{code}");
+        }
+        assert_eq!(judge("cuInit", 0), Ok(()));
+        assert_eq!(judge("cuLaunchKernel", 1), Err(Error::Refused { call: "cuLaunchKernel", code: 1 }));
+    }
+
+    /// Without a driver there are no names, and no sentence may need one.
+    #[test]
+    fn every_error_is_a_sentence_without_a_driver() {
+        let text = || "x".to_owned();
+        for error in [
+            Error::NoDriver { given: None, why: text() },
+            Error::NoDriver { given: Some("/a".into()), why: text() },
+            Error::DriverTooOld { version: 11_020 },
+            Error::DriverMismatch,
+            Error::Absent { call: "cuInit" },
+            Error::NoDevice,
+            Error::DeviceTooOld { name: text(), capability: (7, 5) },
+            Error::NotReady { code: 999 },
+            Error::OutOfMemory { call: "cuMemAlloc_v2", wanted: 2, free: 1 },
+            Error::OutOfMemory { call: "cuGraphLaunch", wanted: 0, free: 0 },
+            Error::Kernel { module: text(), code: 218, log: text() },
+            Error::Launch { kernel: text(), why: text() },
+            Error::Refused { call: "cuInit", code: 1 },
+            Error::Lost { call: "cuInit", code: 700 },
+            Error::Hung { after: Duration::from_millis(1500) },
+        ] {
+            let sentence = error.to_string();
+            assert!(sentence.ends_with('.') && !sentence.contains('\n'), "{sentence}");
+        }
+        assert!(
+            Error::DriverTooOld { version: 11_020 }
+                .to_string()
+                .contains("CUDA 11.2, but the kernels need 11.4")
+        );
+        assert!(Error::Lost { call: "cuInit", code: 700 }.to_string().contains("status 700"));
+    }
+}

@@ -1,0 +1,29 @@
+//! The way to an NVIDIA GPU: the driver's library opened at run time, kernels compiled by it from our PTX.
+//!
+//! Owns: what a backend launches on, and the check of it. Never: the PTX itself (`kernels/`), or a toolkit.
+//!
+//! ```text
+//! driver.rs  cu* ─jump▶ slot ─▶ libcuda.so.1         error.rs   what a status means, who must act
+//! device.rs  the GPU, opened and described           memory.rs  buffers there, pinned memory here
+//! module.rs  PTX ─▶ kernels, their parameters        stream.rs  launches, events, graphs, deadlines
+//! kernels.rs the PTX, as build.rs expanded it        repack.rs  weights in the order of the kernels' lanes
+//! check/     `tartlet selftest --backend cuda`
+//! ```
+//! Everything holds the device; a device that is lost is not spoken to any more, not even to free what is on it.
+
+mod check;
+mod device;
+mod driver;
+mod error;
+pub mod kernels;
+mod memory;
+mod module;
+pub mod repack;
+mod stream;
+
+pub use check::check;
+pub use device::{Device, Properties};
+pub use error::Error;
+pub use memory::{Buffer, Pinned};
+pub use module::{Argument, Kernel, KernelProperties};
+pub use stream::{Event, Graph, Stream};

@@ -1,0 +1,295 @@
+//! Streams: launches and copies in order, events, graphs, and the deadline of a step.
+//!
+//! Owns: the order of work and how long it may take. Never: what the work means.
+//!
+//! Nothing here waits inside the driver, which knows no deadline: an event is recorded and asked for again and again.
+
+use super::error::NOT_READY;
+use super::{Argument, Buffer, Device, Error, Kernel, Pinned};
+use cust::sys;
+use std::ffi::c_void;
+use std::time::{Duration, Instant};
+
+/// Bytes that a copy of plain memory moves at a time.
+const STAGE: usize = 1 << 20;
+/// How long a wait asks without a pause: a decoding step is often over by then, and a sleeping thread comes late.
+const SPIN: Duration = Duration::from_micros(200);
+/// The pause between two questions after that.
+const PAUSE: Duration = Duration::from_micros(50);
+
+/// Work in order, apart from the default stream.
+pub struct Stream {
+    device: Device,
+    raw: sys::CUstream,
+    /// How long whoever waits here waits.
+    deadline: Duration,
+    end: Event,
+    stage: Pinned, // [STAGE]
+}
+
+/// A point in a stream's work.
+pub struct Event {
+    device: Device,
+    raw: sys::CUevent,
+}
+
+/// Recorded work, launched as one.
+pub struct Graph {
+    device: Device,
+    raw: sys::CUgraphExec,
+}
+
+impl Device {
+    /// A new stream; a step on it must end within `deadline`.
+    pub fn stream(&self, deadline: Duration) -> Result<Stream, Error> {
+        let end = self.event()?;
+        let stage = self.pinned(STAGE)?;
+        let flags = sys::CUstream_flags_enum::CU_STREAM_NON_BLOCKING as u32;
+        let mut raw = std::ptr::null_mut();
+        // SAFETY: the place for the handle is ours. Not `cust`'s stream: it strips the flag.
+        self.judge("cuStreamCreate", unsafe { sys::cuStreamCreate(&mut raw, flags) } as i32)?;
+        Ok(Stream { device: self.clone(), raw, deadline, end, stage })
+    }
+
+    pub fn event(&self) -> Result<Event, Error> {
+        let mut raw = std::ptr::null_mut();
+        // SAFETY: the place for the handle is ours.
+        self.judge("cuEventCreate", unsafe { sys::cuEventCreate(&mut raw, 0) } as i32)?;
+        Ok(Event { device: self.clone(), raw })
+    }
+}
+
+impl Stream {
+    /// Puts a launch into the stream: `grid` CTAs of `block` threads with `shared` bytes of dynamic shared memory.
+    ///
+    /// # Safety
+    /// The kernel's contract holds: buffers are as large as it says, live until the work is done (and while a graph with
+    /// it is launched), and nothing else uses meanwhile what it writes.
+    pub unsafe fn launch(
+        &self,
+        kernel: &Kernel,
+        grid: [u32; 3],
+        block: [u32; 3],
+        shared: u32,
+        arguments: &[Argument<'_>],
+    ) -> Result<(), Error> {
+        let mut bits = kernel.arguments(arguments)?;
+        let mut places: Vec<*mut c_void> = bits.iter_mut().map(|bits| (&raw mut *bits).cast()).collect();
+        // SAFETY: one place for each parameter, each with as many bytes as it has (little-endian: the low ones come
+        // first); the driver reads them before it returns. The rest is the caller's.
+        let status = unsafe {
+            sys::cuLaunchKernel(
+                kernel.raw(),
+                grid[0],
+                grid[1],
+                grid[2],
+                block[0],
+                block[1],
+                block[2],
+                shared,
+                self.raw,
+                places.as_mut_ptr(),
+                std::ptr::null_mut(),
+            ) as i32
+        };
+        self.device.judge("cuLaunchKernel", status)
+    }
+
+    /// Puts a copy into the stream: `from` to the bytes of `to` from `at` on.
+    ///
+    /// # Safety
+    /// Until the copy is done (and while a graph with it is launched) both live, `from` is not written, and nothing else
+    /// uses that part of `to`.
+    pub unsafe fn upload_later(&self, from: &Pinned, to: &Buffer, at: usize) -> Result<(), Error> {
+        self.within(to, at, from.len())?;
+        // SAFETY: both ranges exist; the rest is the caller's.
+        unsafe { self.copy_in(from, to, at) }
+    }
+
+    /// The other way: the bytes of `from` from `at` on to `to`.
+    ///
+    /// # Safety
+    /// Until the copy is done (and while a graph with it is launched) both live, `to` is not touched, and nothing else
+    /// writes that part of `from`.
+    pub unsafe fn download_later(&self, from: &Buffer, at: usize, to: &mut Pinned) -> Result<(), Error> {
+        self.within(from, at, to.len())?;
+        // SAFETY: both ranges exist; the rest is the caller's.
+        unsafe { self.copy_out(from, at, to) }
+    }
+
+    /// Sets `count` bytes of `to` from `at` on to `byte`, in the order of the stream.
+    ///
+    /// # Safety
+    /// Until it is done (and while a graph with it is launched) `to` lives and nothing else uses that part of it.
+    pub unsafe fn fill_later(&self, to: &Buffer, at: usize, count: usize, byte: u8) -> Result<(), Error> {
+        self.within(to, at, count)?;
+        // SAFETY: the range exists; the rest is the caller's.
+        let status = unsafe { sys::cuMemsetD8Async(to.address() + at as u64, byte, count, self.raw) };
+        self.device.judge("cuMemsetD8Async", status as i32)
+    }
+
+    /// Copies `bytes` into `to` from `at` on, and waits until they are there.
+    pub fn upload(&mut self, bytes: &[u8], to: &Buffer, at: usize) -> Result<(), Error> {
+        self.within(to, at, bytes.len())?;
+        for (part, chunk) in bytes.chunks(STAGE).enumerate() {
+            self.stage[..chunk.len()].copy_from_slice(chunk);
+            // SAFETY: the ranges exist; the stage is not touched until the wait below is over, and after a wait that
+            // fails it is not used again, nor given back.
+            unsafe { self.copy_in(&self.stage[..chunk.len()], to, at + part * STAGE)? };
+            self.wait()?;
+        }
+        Ok(())
+    }
+
+    /// Copies from `from`, from `at` on, into `bytes`, once all that was put into the stream before is done.
+    pub fn download(&mut self, from: &Buffer, at: usize, bytes: &mut [u8]) -> Result<(), Error> {
+        self.within(from, at, bytes.len())?;
+        for (part, chunk) in bytes.chunks_mut(STAGE).enumerate() {
+            let to = &raw mut self.stage[..chunk.len()];
+            // SAFETY: as in `upload`; the stage lives as long as the stream.
+            unsafe { self.copy_out(from, at + part * STAGE, &mut *to)? };
+            self.wait()?;
+            chunk.copy_from_slice(&self.stage[..chunk.len()]);
+        }
+        Ok(())
+    }
+
+    /// Marks this point of the stream's work.
+    pub fn record(&self, event: &Event) -> Result<(), Error> {
+        // SAFETY: both handles are of this device and live.
+        self.device.judge("cuEventRecord", unsafe { sys::cuEventRecord(event.raw, self.raw) } as i32)
+    }
+
+    /// Returns when all work so far is done, or with an error at the deadline; the device counts as lost then.
+    pub fn wait(&self) -> Result<(), Error> {
+        self.record(&self.end)?;
+        let started = Instant::now();
+        loop {
+            // Taken before the question: who comes late to ask, asks once more.
+            let waited = started.elapsed();
+            if self.end.is_past()? {
+                return Ok(());
+            }
+            if waited > self.deadline {
+                return Err(self.device.note(Error::Hung { after: self.deadline }));
+            }
+            if waited > SPIN {
+                std::thread::sleep(PAUSE);
+            } else {
+                std::hint::spin_loop();
+            }
+        }
+    }
+
+    /// Records what `work` puts into the stream instead of doing it. Nothing may be allocated, freed or waited for
+    /// meanwhile: the driver then refuses the graph.
+    pub fn capture(&self, work: impl FnOnce(&Stream) -> Result<(), Error>) -> Result<Graph, Error> {
+        // Of this thread alone: what other threads do with the device is no part of it.
+        let mode = sys::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        // SAFETY: the stream lives.
+        self.device
+            .judge("cuStreamBeginCapture_v2", unsafe { sys::cuStreamBeginCapture_v2(self.raw, mode) }
+                as i32)?;
+        let done = work(self);
+        let mut graph = std::ptr::null_mut();
+        // SAFETY: the place for the handle is ours.
+        let status = unsafe { sys::cuStreamEndCapture(self.raw, &mut graph) } as i32;
+        // What went wrong first is what there is to say; a graph that is there is of no use then.
+        let ended = done.and(self.device.judge("cuStreamEndCapture", status));
+        let mut raw = std::ptr::null_mut();
+        let made = ended.and_then(|()| {
+            // SAFETY: the graph is whole, the place for the handle is ours.
+            let status = unsafe { sys::cuGraphInstantiateWithFlags(&mut raw, graph, 0) };
+            self.device.judge("cuGraphInstantiateWithFlags", status as i32)
+        });
+        if !graph.is_null() {
+            // SAFETY: it is ours, and what was made of it does not need it.
+            let _ = unsafe { sys::cuGraphDestroy(graph) };
+        }
+        made.map(|()| Graph { device: self.device.clone(), raw })
+    }
+
+    /// Puts a graph's work into the stream.
+    ///
+    /// # Safety
+    /// What is promised of each piece of its work holds now too.
+    pub unsafe fn replay(&self, graph: &Graph) -> Result<(), Error> {
+        // SAFETY: both handles are of this device and live; the rest is the caller's.
+        self.device.judge("cuGraphLaunch", unsafe { sys::cuGraphLaunch(graph.raw, self.raw) } as i32)
+    }
+
+    /// # Safety
+    /// The range of `to` exists, and the caller keeps `upload_later`'s promise.
+    unsafe fn copy_in(&self, from: &[u8], to: &Buffer, at: usize) -> Result<(), Error> {
+        let (place, bytes) = (to.address() + at as u64, from.len());
+        // SAFETY: the caller's.
+        let status = unsafe { sys::cuMemcpyHtoDAsync_v2(place, from.as_ptr().cast(), bytes, self.raw) };
+        self.device.judge("cuMemcpyHtoDAsync_v2", status as i32)
+    }
+
+    /// # Safety
+    /// The range of `from` exists, and the caller keeps `download_later`'s promise.
+    unsafe fn copy_out(&self, from: &Buffer, at: usize, to: &mut [u8]) -> Result<(), Error> {
+        let place = from.address() + at as u64;
+        // SAFETY: the caller's.
+        let status = unsafe { sys::cuMemcpyDtoHAsync_v2(to.as_mut_ptr().cast(), place, to.len(), self.raw) };
+        self.device.judge("cuMemcpyDtoHAsync_v2", status as i32)
+    }
+
+    fn within(&self, buffer: &Buffer, at: usize, bytes: usize) -> Result<(), Error> {
+        match at.checked_add(bytes) {
+            Some(end) if end <= buffer.size() => Ok(()),
+            _ => Err(Error::Launch {
+                kernel: "copy".to_owned(),
+                why: format!("bytes {at} and {bytes} more leave a buffer of {}", buffer.size()),
+            }),
+        }
+    }
+}
+
+impl Event {
+    /// Whether the stream has passed it.
+    pub fn is_past(&self) -> Result<bool, Error> {
+        // SAFETY: the event lives.
+        match unsafe { sys::cuEventQuery(self.raw) } as i32 {
+            NOT_READY => Ok(false),
+            code => self.device.judge("cuEventQuery", code).map(|()| true),
+        }
+    }
+
+    /// From `start` to this; both are past.
+    pub fn since(&self, start: &Event) -> Result<Duration, Error> {
+        let mut milliseconds = 0.0;
+        // SAFETY: both events live, the place for an f32 is ours.
+        let status = unsafe { sys::cuEventElapsedTime(&mut milliseconds, start.raw, self.raw) };
+        self.device.judge("cuEventElapsedTime", status as i32)?;
+        Ok(Duration::from_secs_f32(milliseconds.max(0.0) / 1e3))
+    }
+}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        if !self.device.is_lost() {
+            // SAFETY: it is ours and not used again. A status has nobody to go to.
+            let _ = unsafe { sys::cuEventDestroy_v2(self.raw) };
+        }
+    }
+}
+
+impl Drop for Graph {
+    fn drop(&mut self) {
+        if !self.device.is_lost() {
+            // SAFETY: as above.
+            let _ = unsafe { sys::cuGraphExecDestroy(self.raw) };
+        }
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        if !self.device.is_lost() {
+            // SAFETY: as above.
+            let _ = unsafe { sys::cuStreamDestroy_v2(self.raw) };
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! `tartlet selftest`: whether this machine's device does what a backend counts on.
+//!
+//! Owns: which device is checked, the table, the JSON, the verdict. Never: a check; each backend has its own.
+
+use crate::backend::check::{BANDWIDTH, Check, Found, Report};
+use crate::backend::{cpu, cuda};
+use serde_json::json;
+use std::fmt::Write as _;
+use std::path::PathBuf;
+
+/// Which device, and how it is found.
+pub struct Options {
+    /// None: the GPU if there is one that can be used, else the processor.
+    pub backend: Option<Which>,
+    /// The driver's library; none: where it is usually found.
+    pub libcuda: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Which {
+    Cuda,
+    Cpu,
+}
+
+impl std::str::FromStr for Which {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Which, String> {
+        match name {
+            "cuda" => Ok(Which::Cuda),
+            "cpu" => Ok(Which::Cpu),
+            other => Err(format!("--backend {other} is neither cuda nor cpu.")),
+        }
+    }
+}
+
+/// What was found, whatever it was; the error says why the device cannot be used at all.
+pub fn run(options: &Options) -> Result<Report, cuda::Error> {
+    let gpu = || cuda::check(options.libcuda.as_deref());
+    match options.backend {
+        Some(Which::Cuda) => gpu(),
+        Some(Which::Cpu) => Ok(cpu::check()),
+        // A driver that was named is meant; without a GPU the processor is what a server would take.
+        None if options.libcuda.is_some() => gpu(),
+        None => gpu().or_else(|error| match error {
+            cuda::Error::NoDriver { .. } | cuda::Error::NoDevice => Ok(cpu::check()),
+            error => Err(error),
+        }),
+    }
+}
+
+/// The verdict in one word.
+fn verdict(report: &Report) -> &'static str {
+    if report.passed() { "passed" } else { "FAILED" }
+}
+
+/// What passed, in a few words; a rate also as a share of the bandwidth.
+fn right(found: &Found, bandwidth: Option<f64>) -> String {
+    let mut words = Vec::new();
+    if found.cases > 0 {
+        words.push(format!("passed, {} cases", found.cases));
+    }
+    if let Some(rate) = found.rate {
+        let share = bandwidth.filter(|whole| *whole != rate);
+        let share =
+            share.map_or(String::new(), |whole| format!(", {:.0} % of the bandwidth", 100.0 * rate / whole));
+        words.push(format!("{:.2} GB/s{share}", rate / 1e9));
+    }
+    words.join(", ")
+}
+
+/// The report for people.
+pub fn table(report: &Report) -> String {
+    let mut text = format!("{}: {}\n", report.backend, report.device);
+    if !report.kernels.is_empty() {
+        let _ = writeln!(
+            text,
+            "\n{:<20} {:>9} {:>14} {:>14}",
+            "kernel", "registers", "spilled bytes", "shared bytes"
+        );
+        for kernel in &report.kernels {
+            let _ = writeln!(
+                text,
+                "{:<20} {:>9} {:>14} {:>14}",
+                kernel.name, kernel.registers, kernel.spilled, kernel.shared
+            );
+        }
+    }
+    let bandwidth = report.checks.iter().find(|check| check.name == BANDWIDTH);
+    let bandwidth = bandwidth.and_then(|check| check.found.as_ref().ok()?.rate);
+    let _ = writeln!(text, "\n{:<20} result", "check");
+    for Check { name, found } in &report.checks {
+        let result = match found {
+            Ok(found) => right(found, bandwidth),
+            Err(wrong) => format!("FAILED: {wrong}"),
+        };
+        let _ = writeln!(text, "{name:<20} {result}");
+    }
+    for kernel in report.kernels.iter().filter(|kernel| kernel.spilled > 0) {
+        let _ = writeln!(
+            text,
+            "\nnote: this driver's compiler spills {} bytes a thread of {} to memory: right, but slow; a newer driver may not.",
+            kernel.spilled, kernel.name
+        );
+    }
+    let _ = writeln!(text, "\nselftest {}", verdict(report));
+    text
+}
+
+/// The report for programs: one JSON object.
+pub fn json(report: &Report) -> String {
+    let kernels = report.kernels.iter().map(|kernel| {
+        json!({
+            "name": kernel.name,
+            "registers": kernel.registers,
+            "spilled_bytes": kernel.spilled,
+            "shared_bytes": kernel.shared,
+        })
+    });
+    let checks = report.checks.iter().map(|Check { name, found }| match found {
+        Ok(found) => json!({
+            "name": name,
+            "passed": true,
+            "cases": found.cases,
+            "digest": found.digest,
+            "bytes_per_second": found.rate,
+        }),
+        Err(wrong) => json!({ "name": name, "passed": false, "wrong": wrong }),
+    });
+    let object = json!({
+        "backend": report.backend,
+        "device": report.device,
+        "kernels": kernels.collect::<Vec<_>>(),
+        "checks": checks.collect::<Vec<_>>(),
+        "passed": report.passed(),
+    });
+    format!("{object:#}\n")
+}

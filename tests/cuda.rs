@@ -1,0 +1,221 @@
+//! The GPU path of the real binary, on a machine without a GPU: what it says without a driver, and what it does with the
+//! stand-in driver, whose device is the PTX emulator, in health and in every kind of failure.
+
+mod support;
+
+use serde_json::Value;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::time::Instant;
+use support::stand_in::stand_in;
+use support::{Folder, PATIENCE, root, tartlet};
+
+/// Runs `tartlet selftest` to its end, which must come.
+fn selftest(arguments: &[&str], told: &str) -> Output {
+    let mut command = tartlet();
+    command.arg("selftest").args(arguments).env("STAND_IN_DRIVER", told).env_remove("LD_LIBRARY_PATH");
+    finish(command)
+}
+
+fn finish(mut command: Command) -> Output {
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary runs");
+    let started = Instant::now();
+    while child.try_wait().expect("it is a child").is_none() {
+        if started.elapsed() > PATIENCE {
+            child.kill().expect("it is a child");
+            panic!("{command:?} did not end");
+        }
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    child.wait_with_output().expect("it has ended")
+}
+
+/// The same on the stand-in driver.
+fn on_stand_in(arguments: &[&str], told: &str) -> Output {
+    let library = stand_in().to_str().expect("UTF-8");
+    selftest(&[&["--backend", "cuda", "--libcuda", library], arguments].concat(), told)
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// The line that `tartlet` wrote to standard error; the stand-in driver writes there too.
+fn sentence(output: &Output) -> String {
+    let said = text(&output.stderr);
+    let ours: Vec<&str> = said.lines().filter(|line| line.starts_with("tartlet: ")).collect();
+    assert_eq!(ours.len(), 1, "{said}");
+    ours[0].to_owned()
+}
+
+#[test]
+fn the_selftest_passes_on_the_stand_in_driver() {
+    let output = on_stand_in(&[], "");
+    let table = text(&output.stdout);
+    assert!(output.status.success(), "{table}{}", text(&output.stderr));
+    for part in ["cuda: PTX emulator", "driver for CUDA 11.4", "memory ", "graph ", "GB/s", "selftest passed"]
+    {
+        assert!(table.contains(part), "nothing of {part}:\n{table}");
+    }
+    assert!(!table.contains("FAILED"), "{table}");
+    // Warps in another order change nothing.
+    let output = on_stand_in(&["--json"], "seed=3");
+    let report: Value = serde_json::from_slice(&output.stdout).expect("one JSON object");
+    assert_eq!((&report["passed"], &report["backend"]), (&true.into(), &"cuda".into()));
+    let kernels: Vec<&str> =
+        report["kernels"].as_array().expect("an array").iter().filter_map(|it| it["name"].as_str()).collect();
+    let files = std::fs::read_dir(root().join("kernels")).expect("kernels/");
+    let files = files.map(|entry| entry.expect("an entry").path());
+    let mut wanted: Vec<String> = files
+        .filter(|path| path.extension().is_some_and(|extension| extension == "ptx"))
+        .map(|path| path.file_stem().expect("a name").to_string_lossy().into_owned())
+        .collect();
+    wanted.sort();
+    assert_eq!(kernels, wanted, "every kernel is loaded");
+}
+
+/// Found as a driver is found: by its name on the loader's path.
+#[test]
+fn the_driver_is_found_on_the_loaders_path() {
+    let folder = Folder::new();
+    std::os::unix::fs::symlink(stand_in(), folder.path("libcuda.so.1")).expect("a link");
+    let mut command = tartlet();
+    command.arg("selftest").env("LD_LIBRARY_PATH", folder.path(".")).env("STAND_IN_DRIVER", "no-device");
+    // Without a device the processor is what there is.
+    let table = text(&finish(command).stdout);
+    assert!(table.starts_with("cpu: "), "{table}");
+    let mut command = tartlet();
+    command.args(["selftest", "--backend", "cuda"]);
+    command.env("LD_LIBRARY_PATH", folder.path(".")).env("STAND_IN_DRIVER", "no-device");
+    assert!(sentence(&finish(command)).contains("sees no GPU"));
+}
+
+#[test]
+fn without_a_driver_there_is_a_sentence() {
+    let folder = Folder::new();
+    let nothing = folder.path("libcuda.so.1");
+    let output = selftest(&["--backend", "cuda", "--libcuda", nothing.to_str().expect("UTF-8")], "");
+    assert_eq!(output.status.code(), Some(70));
+    assert!(output.stdout.is_empty());
+    assert!(sentence(&output).contains("is no CUDA driver"), "{}", sentence(&output));
+    // A library that is none.
+    std::fs::write(&nothing, "not a library").expect("written");
+    let output = selftest(&["--libcuda", nothing.to_str().expect("UTF-8")], "");
+    assert_eq!(output.status.code(), Some(70));
+    assert!(sentence(&output).contains("name NVIDIA's libcuda.so.1"), "{}", sentence(&output));
+}
+
+#[test]
+fn the_processor_is_checked_too() {
+    let output = selftest(&["--backend", "cpu"], "");
+    let table = text(&output.stdout);
+    assert!(output.status.success(), "{table}");
+    for part in ["cpu: ", "exponentials", "draws", "vectors", "GB/s", "selftest passed"] {
+        assert!(table.contains(part), "nothing of {part}:\n{table}");
+    }
+    let output = selftest(&["--backend", "tpu"], "");
+    assert_eq!(output.status.code(), Some(64));
+    assert!(sentence(&output).contains("neither cuda nor cpu"));
+}
+
+/// Each failure ends in its sentence and its status; none hangs, none is taken for a result.
+#[test]
+fn every_failure_ends_in_its_sentence() {
+    for (told, part) in [
+        ("no-device", "The driver sees no GPU"),
+        ("version=11020", "offers CUDA 11.2, but the kernels need 11.4"),
+        ("capability=75", "has compute capability 7.5, but the kernels need 8.0"),
+        ("cuInit=803", "are of different versions: restart the machine"),
+        ("cuInit=999", "The driver does not start (status 999)"),
+        ("cuGraphLaunch=2", "no memory left for what cuGraphLaunch needs"),
+        ("jit", "(INVALID_PTX, status 218): application ptx input, line 1"),
+        ("cuMemAlloc_v2@1=2", "The GPU has no room for 2 bytes"),
+        ("cuMemAlloc_v2@9=2", "The GPU has no room for "),
+        ("memory=100000", "The GPU has no room for "),
+        ("lost@1", "The GPU is lost, as cuEventQuery found (LAUNCH_FAILED, status 719)"),
+        ("lost@12", "The GPU is lost, as cuEventQuery found"),
+        ("hung@1", "did not end a step within"),
+        ("hung@12", "did not end a step within"),
+        ("cuEventQuery@20=46", "The GPU is lost, as cuEventQuery found (status 46)"),
+        ("cuGraphInstantiateWithFlags=302", "The driver has no function cuGraphInstantiateWithFlags"),
+        ("cuLaunchKernel@2=701", "The driver refuses cuLaunchKernel (LAUNCH_OUT_OF_RESOURCES, status 701)"),
+        ("cuStreamEndCapture=901", "The driver refuses cuStreamEndCapture"),
+    ] {
+        let output = on_stand_in(&[], told);
+        assert_eq!(output.status.code(), Some(70), "{told}: {}", text(&output.stderr));
+        assert!(output.stdout.is_empty(), "{told}");
+        assert!(sentence(&output).contains(part), "{told}: {}", sentence(&output));
+        assert!(sentence(&output).ends_with('.'), "{told}: {}", sentence(&output));
+    }
+}
+
+/// The binary starts without a driver because it needs none, and a driver finds none of its functions in the binary.
+#[test]
+fn the_binary_neither_needs_nor_offers_the_driver() {
+    let readelf = |flags: &[&str], file: &Path| {
+        let output = Command::new("readelf").args(flags).arg(file).output().expect("readelf, of binutils");
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        text(&output.stdout)
+    };
+    let binary = Path::new(env!("CARGO_BIN_EXE_tartlet"));
+    let needed = readelf(&["-W", "--dynamic"], binary);
+    assert!(needed.contains("NEEDED"), "{needed}");
+    assert!(!needed.contains("libcuda"), "{needed}");
+    let functions = |file: &Path| -> Vec<String> {
+        let listed = readelf(&["-W", "--dyn-syms"], file);
+        let names = listed.lines().filter_map(|line| line.split_whitespace().nth(7));
+        names.filter(|name| name.starts_with("cu")).map(str::to_owned).collect()
+    };
+    assert_eq!(functions(binary), Vec::<String>::new());
+
+    // Every function that the binary binds is there in the stand-in driver.
+    let source = std::fs::read_to_string(root().join("src/backend/cuda/driver.rs")).expect("driver.rs");
+    let list = source.split("driver_functions! {").nth(1).and_then(|rest| rest.split('}').next());
+    let mut bound: Vec<&str> = list.expect("the list").split_whitespace().collect();
+    let mut offered = functions(stand_in());
+    bound.sort();
+    offered.sort();
+    assert_eq!(offered, bound);
+}
+
+/// The bundle of `make gpu-check`, on the stand-in driver: what the device computes is compared with what was recorded.
+#[test]
+fn the_gpu_check_compares_with_what_was_recorded() {
+    let folder = Folder::new();
+    for file in ["check.sh", "check.py"] {
+        std::fs::copy(root().join("tests/gpu").join(file), folder.path(file)).expect("copied");
+    }
+    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_tartlet"), folder.path("tartlet")).expect("a link");
+    let recorded = on_stand_in(&["--json"], "");
+    assert!(recorded.status.success(), "{}", text(&recorded.stderr));
+    std::fs::write(folder.path("recorded.json"), &recorded.stdout).expect("written");
+    let check = |told: &str| {
+        let mut command = Command::new(folder.path("check.sh"));
+        command.args(["--quick", "--libcuda"]).arg(stand_in()).env("STAND_IN_DRIVER", told);
+        finish(command)
+    };
+    // Another order of warps is another device, to the kernels.
+    let output = check("seed=5");
+    let table = text(&output.stdout);
+    assert!(output.status.success(), "{table}{}", text(&output.stderr));
+    for part in ["registers", "gemv_q4_0", "as on the emulator", "gpu-check passed"] {
+        assert!(table.contains(part), "nothing of {part}:\n{table}");
+    }
+    let result = std::fs::read(folder.path("result.json")).expect("the result");
+    let result: Value = serde_json::from_slice(&result).expect("JSON");
+    assert_eq!(result["passed"], true);
+
+    // A device that computes something else.
+    let mut other: Value = serde_json::from_slice(&recorded.stdout).expect("JSON");
+    let checks = other["checks"].as_array_mut().expect("an array");
+    let with_digest = checks.iter_mut().find(|check| check["digest"].is_string()).expect("a digest");
+    with_digest["digest"] = "0".repeat(64).into();
+    std::fs::write(folder.path("recorded.json"), other.to_string()).expect("written");
+    let output = check("");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stdout).contains("NOT as on the emulator"), "{}", text(&output.stdout));
+    // A device that cannot be used.
+    let output = check("no-device");
+    assert!(!output.status.success());
+    assert!(text(&output.stderr).contains("sees no GPU"), "{}", text(&output.stderr));
+}

@@ -1,0 +1,108 @@
+"""What `make gpu-check` packs, run on a machine with a GPU: the self-test, and its results beside the emulator's.
+
+Owns: the comparison, the sanitizers' runs, one table, one JSON (result.json). Never: a kernel's check; the binary has
+those. Only Python's standard library is used.
+
+recorded.json is what the same binary computed on the emulator, launch by launch from the same seeds. The digests must be
+equal: the kernels' numbers do not depend on the device.
+"""
+
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+
+HERE = pathlib.Path(__file__).resolve().parent
+BINARY = HERE / "tartlet"
+# The tools of compute-sanitizer. Each finds what the others do not look for.
+TOOLS = ["memcheck", "racecheck", "initcheck", "synccheck"]
+# Seconds: under a sanitizer a kernel runs some hundred times slower.
+PATIENCE = 1800
+
+
+def run(command):
+    """The exit status, standard output and standard error; a command that does not end is ended."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+        return done.returncode, done.stdout, done.stderr.strip()
+    except subprocess.TimeoutExpired:
+        return None, "", f"it did not end within {PATIENCE} s"
+
+
+def selftest(arguments):
+    command = [str(BINARY), "selftest", "--backend", "cuda", "--json", *arguments]
+    status, output, complaint = run(command)
+    if status not in (0, 1):
+        sys.exit(complaint or f"the self-test ended with status {status}")
+    return json.loads(output)
+
+
+def compare(report, recorded):
+    """One row per check: name, whether all is well, words."""
+    wanted = {check["name"]: check for check in recorded["checks"]}
+    bandwidth = next((c.get("bytes_per_second") for c in report["checks"] if c["name"] == "bandwidth"), None)
+    rows = []
+    for check in report["checks"]:
+        name, well, words = check["name"], check["passed"], []
+        if not well:
+            words.append(check["wrong"])
+        digest = wanted.pop(name, {}).get("digest")
+        if digest and check.get("digest"):
+            equal = digest == check["digest"]
+            well = well and equal
+            words.append("as on the emulator" if equal else "NOT as on the emulator")
+        rate = check.get("bytes_per_second")
+        if rate:
+            share = f", {100 * rate / bandwidth:.0f} % of the bandwidth" if bandwidth and name != "bandwidth" else ""
+            words.append(f"{rate / 1e9:.1f} GB/s{share}")
+        rows.append((name, well, ", ".join(words) or f"{check['cases']} cases"))
+    rows += [(name, False, "not run on this device") for name in wanted]
+    return rows
+
+
+def sanitizers(arguments):
+    tool = shutil.which("compute-sanitizer") or shutil.which("/usr/local/cuda/bin/compute-sanitizer")
+    if not tool:
+        return []
+    rows = []
+    for name in TOOLS:
+        command = [tool, "--tool", name, "--error-exitcode", "9", str(BINARY), "selftest", "--backend", "cuda"]
+        status, output, complaint = run(command + arguments)
+        lines = [line for line in (output + "\n" + complaint).splitlines() if line.startswith("=========")]
+        rows.append((name, status == 0, lines[-1].strip("= ") if lines else complaint))
+    return rows
+
+
+def main(arguments):
+    quick = "--quick" in arguments
+    arguments = [argument for argument in arguments if argument != "--quick"]
+    report = selftest(arguments)
+    recorded = json.loads((HERE / "recorded.json").read_text())
+    rows = compare(report, recorded)
+    sanitized = [] if quick else sanitizers(arguments)
+    print(report["device"])
+    print(f"\n{'kernel':<20} {'registers':>9} {'spilled bytes':>14}")
+    for kernel in report["kernels"]:
+        print(f"{kernel['name']:<20} {kernel['registers']:>9} {kernel['spilled_bytes']:>14}")
+    print(f"\n{'check':<20} {'':<6} result")
+    for name, well, words in rows + sanitized:
+        print(f"{name:<20} {'ok' if well else 'FAILED':<6} {words}")
+    if not sanitized:
+        print("\ncompute-sanitizer was not run" + (" (--quick)" if quick else ": it is not there"))
+    passed = all(well for _, well, _ in rows + sanitized)
+    keys = ("name", "passed", "result")
+    result = {
+        "device": report["device"],
+        "passed": passed,
+        "compared": [dict(zip(keys, row)) for row in rows],
+        "sanitizers": [dict(zip(keys, row)) for row in sanitized],
+        "selftest": report,
+    }
+    (HERE / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+    print(f"\ngpu-check {'passed' if passed else 'FAILED'}; the numbers are in result.json")
+    return 0 if passed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,362 @@
+//! `attend_64`, `attend_128` and `attend_combine` against attention's formula in f64.
+
+mod faults;
+
+use crate::harness::{Seeded, Wrong, f32_to_f16, from_bytes, launch, module, passes, same, to_bytes};
+use ptx_emulator::{Counts, Launch, Memory, Module, Parameters};
+use tartlet::model::quant::f16_to_f32;
+
+const PAGE: usize = 16;
+const SPLIT: usize = 256;
+
+/// A query row: what it sees of its sequence.
+#[derive(Clone)]
+struct Row {
+    sequence: usize,
+    first: usize,
+    length: usize,
+    /// A bit per slot.
+    mask: Option<Vec<bool>>,
+}
+
+impl Row {
+    fn of(sequence: usize, length: usize) -> Row {
+        Row { sequence, first: 0, length, mask: None }
+    }
+
+    fn masked(self, sees: impl FnMut(usize) -> bool) -> Row {
+        let mask = Some((0..self.length).map(sees).collect());
+        Row { mask, ..self }
+    }
+
+    fn sees(&self, slot: usize) -> bool {
+        (self.first..self.length).contains(&slot) && self.mask.as_ref().is_none_or(|mask| mask[slot])
+    }
+}
+
+/// Sequences with their keys and values, and rows of queries.
+#[derive(Clone)]
+struct Case {
+    head_dim: usize,
+    kv_heads: usize,
+    group: usize,
+    scale: f32,
+    /// Of the scores; 0 is none.
+    cap: f32,
+    /// Of each sequence f16 `[slot][kv head][head dim]`.
+    keys: Vec<Vec<u16>>,
+    values: Vec<Vec<u16>>,
+    rows: Vec<Row>,
+    /// `[row][head][head dim]`
+    queries: Vec<Vec<f32>>,
+    /// Splits more than the rows have.
+    room: usize,
+    /// Decides where the pages lie.
+    seed: u64,
+}
+
+impl Case {
+    fn new(head_dim: usize, kv_heads: usize, group: usize, rows: Vec<Row>, seed: u64) -> Case {
+        let mut seeded = Seeded::new(seed);
+        let sequences = rows.iter().map(|row| row.sequence + 1).max().unwrap_or(0);
+        let mut halves = |sequence| {
+            let slots = rows.iter().filter(|row| row.sequence == sequence).map(|row| row.length).max();
+            (0..slots.unwrap_or(0) * kv_heads * head_dim).map(|_| f32_to_f16(seeded.normal())).collect()
+        };
+        let keys = (0..sequences).map(&mut halves).collect();
+        let values = (0..sequences).map(&mut halves).collect();
+        let queries = rows.iter().map(|_| seeded.normals(kv_heads * group * head_dim)).collect();
+        let scale = 1.5 / (head_dim as f32).sqrt();
+        Case { head_dim, kv_heads, group, scale, cap: 0.0, keys, values, rows, queries, room: 0, seed }
+    }
+
+    fn heads(&self) -> usize {
+        self.kv_heads * self.group
+    }
+
+    /// What the kernels give, `[row][head][head dim]`, and the counts of attention.
+    fn run(&self, kernels: &Kernels, seed: u64) -> Result<(Vec<f32>, Counts), Wrong> {
+        let Case { head_dim, kv_heads, group, .. } = *self;
+        let mut memory = Memory::new();
+        let input = |memory: &mut Memory, name, bytes: &[u8]| {
+            let at = memory.upload(name, bytes);
+            memory.protect(at, true);
+            at
+        };
+
+        // Pages in any order, with some between that belong to nobody. What no row sees stays unwritten.
+        let mut seeded = Seeded::new(self.seed ^ 0x9a9e);
+        let pages_of: Vec<usize> =
+            self.keys.iter().map(|keys| (keys.len() / (kv_heads * head_dim)).div_ceil(PAGE)).collect();
+        let pages = pages_of.iter().sum::<usize>() + 3;
+        let mut free: Vec<u32> = (0..pages as u32).collect();
+        let stride = pages_of.iter().max().unwrap_or(&0) + 1;
+        let page_bytes = kv_heads * PAGE * head_dim * 2;
+        let keys = memory.alloc(pages * page_bytes, "keys");
+        let values = memory.alloc(pages * page_bytes, "values");
+        let table = memory.alloc(self.keys.len() * stride * 4, "table");
+        for (sequence, &count) in pages_of.iter().enumerate() {
+            for page in 0..count {
+                let physical = free.swap_remove(seeded.below(free.len()));
+                memory.write(table + (sequence * stride + page) as u64 * 4, &physical.to_le_bytes())?;
+                for slot in page * PAGE..(page + 1) * PAGE {
+                    if !self.rows.iter().any(|row| row.sequence == sequence && row.sees(slot)) {
+                        continue;
+                    }
+                    for head in 0..kv_heads {
+                        let from =
+                            (slot * kv_heads + head) * head_dim..(slot * kv_heads + head + 1) * head_dim;
+                        let to = (physical as usize * kv_heads + head) * PAGE + slot % PAGE;
+                        let to = (to * head_dim * 2) as u64;
+                        memory.write(keys + to, &to_bytes(&self.keys[sequence][from.clone()]))?;
+                        memory.write(values + to, &to_bytes(&self.values[sequence][from]))?;
+                    }
+                }
+            }
+        }
+        for buffer in [keys, values, table] {
+            memory.protect(buffer, true);
+        }
+
+        let longest = self.rows.iter().map(|row| row.length).max().unwrap_or(0);
+        let words = longest.div_ceil(32) + 1;
+        let (mut rows, mut masks) = (Vec::new(), Vec::new());
+        for row in &self.rows {
+            let mask = match &row.mask {
+                None => u32::MAX,
+                Some(mask) => {
+                    let number = masks.len() / words;
+                    // Bits beyond the row's length mean nothing: they are set.
+                    masks.resize(masks.len() + words, u32::MAX);
+                    for (slot, sees) in mask.iter().enumerate() {
+                        masks[number * words + slot / 32] &= !(u32::from(!sees) << (slot % 32));
+                    }
+                    number as u32
+                }
+            };
+            rows.extend([row.sequence as u32, row.length as u32, row.first as u32, mask]);
+        }
+        let rows = input(&mut memory, "rows", &to_bytes(&rows));
+        let masks = if masks.is_empty() { 0 } else { input(&mut memory, "masks", &to_bytes(&masks)) };
+        let q = input(&mut memory, "q", &to_bytes(&self.queries.concat()));
+        let splits = longest.div_ceil(SPLIT).max(1) + self.room;
+        let outputs = self.rows.len() * self.heads();
+        let out = memory.alloc(outputs * head_dim * 4, "out");
+        let sums = memory.alloc(outputs * splits * head_dim * 4, "sums");
+        let scales = memory.alloc(outputs * splits * 8, "scales");
+
+        let parameters =
+            Parameters::new().u64(q).u64(keys).u64(values).u64(table).u64(rows).u64(masks).u64(out);
+        let parameters = parameters.u64(sums).u64(scales).u32(kv_heads as u32).u32(group as u32);
+        let parameters =
+            parameters.u32(stride as u32).u32(words as u32).u32(splits as u32).f32(self.scale).f32(self.cap);
+        let grid = [splits, kv_heads * group.div_ceil(8), self.rows.len()].map(|count| count as u32);
+        let block = [128, 1, 1];
+        let attend = Launch { grid, block, shared: 0, parameters: parameters.bytes() };
+        let counts = launch(kernels.attend, &mut memory, &attend, seed)?;
+
+        let parameters = Parameters::new().u64(rows).u64(sums).u64(scales).u64(out);
+        let parameters = parameters.u32(self.heads() as u32).u32(head_dim as u32).u32(splits as u32);
+        let grid = [self.heads() as u32, self.rows.len() as u32, 1];
+        let combine = Launch { grid, block, shared: 0, parameters: parameters.bytes() };
+        launch(kernels.combine, &mut memory, &combine, seed)?;
+        Ok((from_bytes(&memory.read(out, outputs * head_dim * 4)?), counts))
+    }
+
+    /// Runs the case and compares with the formula. What may differ: a weight is rounded to f16 (2^-11 of it, or 2^-25 of
+    /// the largest where f16 is subnormal); a score, and with it the weight, is f32 made of the query to 22 bits.
+    fn check(&self, kernels: &Kernels, seed: u64) -> Result<(), Wrong> {
+        let (got, _) = self.run(kernels, seed)?;
+        let Case { head_dim, kv_heads, group, .. } = *self;
+        for (at, row) in self.rows.iter().enumerate() {
+            for head in 0..self.heads() {
+                let of = |halves: &[Vec<u16>], slot: usize| -> Vec<f64> {
+                    let from = (slot * kv_heads + head / group) * head_dim;
+                    let halves = &halves[row.sequence][from..from + head_dim];
+                    halves.iter().map(|&half| f64::from(f16_to_f32(half))).collect()
+                };
+                let q = &self.queries[at][head * head_dim..(head + 1) * head_dim];
+                let slots: Vec<usize> = (0..row.length).filter(|&slot| row.sees(slot)).collect();
+                let score = |&slot: &usize| {
+                    let dot: f64 = of(&self.keys, slot).iter().zip(q).map(|(k, &q)| k * f64::from(q)).sum();
+                    let (score, cap) = (dot * f64::from(self.scale), f64::from(self.cap));
+                    if cap > 0.0 { cap * (score / cap).tanh() } else { score }
+                };
+                let scores: Vec<f64> = slots.iter().map(score).collect();
+                let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                let total: f64 = scores.iter().map(|score| (score - largest).exp()).sum();
+                let mut want = vec![(0.0, 0.0); head_dim];
+                for (&slot, score) in slots.iter().zip(scores) {
+                    let weight = (score - largest).exp() / total;
+                    let off = 2f64.powi(-16) + (score.abs() + f64::from(self.cap)) * 2f64.powi(-19);
+                    let off = weight * (2f64.powi(-11) + off) + 2f64.powi(-25) / total;
+                    for ((want, slack), v) in want.iter_mut().zip(of(&self.values, slot)) {
+                        *want += weight * v;
+                        *slack += off * v.abs();
+                    }
+                }
+                for (dim, (want, slack)) in want.into_iter().enumerate() {
+                    let got = f64::from(got[(at * self.heads() + head) * head_dim + dim]);
+                    let near = (got - want).abs() <= slack; // never with a NaN
+                    if !near {
+                        return Err(Wrong::Result(format!(
+                            "row {at} ({} of {} slots), head {head}, dim {dim}: {got}, not {want} within {slack:e}",
+                            slots.len(),
+                            row.length
+                        )));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+struct Kernels<'a> {
+    attend: &'a Module,
+    combine: &'a Module,
+}
+
+fn attend(head_dim: usize) -> Module {
+    module(&format!("attend_{head_dim}.ptx"))
+}
+
+/// Rows that differ to the kernels: masks of every kind, windows, several rows of a sequence, splits that see nothing.
+fn odd_rows(seed: u64) -> Vec<Row> {
+    let mut seeded = Seeded::new(seed);
+    let mut random = move |_| seeded.below(3) > 0;
+    vec![
+        Row::of(1, 300).masked(&mut random),
+        Row::of(0, 37),
+        Row::of(0, 38).masked(|slot| slot / 16 != 1), // a page that is not seen
+        Row::of(1, 260).masked(|_| false),            // nothing
+        Row::of(1, 301).masked(|slot| slot >= 290),   // nothing in the first split
+        Row::of(1, 302).masked(|slot| slot == 100),   // and in the second
+        Row { first: 257, ..Row::of(1, 303) },        // a window within one split
+        Row { first: 19, ..Row::of(1, 304) }.masked(&mut random), // and over two
+        Row { first: 9, ..Row::of(2, 9) },            // an empty window
+        Row::of(2, 0),                                // no slot at all
+        Row::of(2, 64).masked(|slot| slot == 63),
+    ]
+}
+
+/// A window over many splits, of which few slots are seen.
+fn long_row() -> Row {
+    let length = 81 * SPLIT + 3;
+    Row { first: 600, ..Row::of(0, length) }.masked(|slot| slot % 197 == 0 || slot == length - 1)
+}
+
+#[test]
+fn attention_is_its_formula() {
+    let combine = module("attend_combine.ptx");
+    for head_dim in [64, 128] {
+        let attend = attend(head_dim);
+        let kernels = Kernels { attend: &attend, combine: &combine };
+        for (seed, group) in [1, 3, 4, 8].into_iter().enumerate() {
+            let lengths = [1, 15, 16, 17, 255, 256, 257, 600];
+            let rows = lengths.into_iter().enumerate().map(|(sequence, length)| Row::of(sequence, length));
+            let seed = (head_dim + seed) as u64;
+            let name = format!("heads of {head_dim}, groups of {group}, seed {seed}");
+            passes(&name, Case::new(head_dim, 2, group, rows.collect(), seed).check(&kernels, seed));
+            let name = format!("odd rows, {name}");
+            passes(&name, Case::new(head_dim, 1, group, odd_rows(seed), seed).check(&kernels, seed + 1));
+        }
+    }
+}
+
+/// More heads to a group than a CTA takes, and more splits than a part of attend_combine takes at once.
+#[test]
+fn wide_groups_and_many_splits() {
+    let combine = module("attend_combine.ptx");
+    let attend = attend(64);
+    let kernels = Kernels { attend: &attend, combine: &combine };
+    passes("groups of 11", Case::new(64, 2, 11, vec![Row::of(0, 40)], 5).check(&kernels, 5));
+    passes("80 splits", Case::new(64, 1, 2, vec![long_row()], 6).check(&kernels, 6));
+}
+
+/// Scores far apart and far from 0: the largest decides, nothing overflows.
+#[test]
+fn large_scores_have_their_softmax() {
+    let combine = module("attend_combine.ptx");
+    let attend = attend(64);
+    let kernels = Kernels { attend: &attend, combine: &combine };
+    for (seed, scale) in [(0, 30.0), (1, -30.0), (2, 0.0)] {
+        let case = Case { scale, ..Case::new(64, 1, 4, vec![Row::of(0, 300), Row::of(0, 20)], seed) };
+        passes(&format!("scale {scale}"), case.check(&kernels, seed));
+        for cap in [0.5, 50.0] {
+            let case = Case { cap, ..case.clone() };
+            passes(&format!("scale {scale}, cap {cap}"), case.check(&kernels, seed));
+        }
+    }
+}
+
+/// A row's bits are the same alone and among others, wherever its pages lie, whatever the grid.
+#[test]
+fn rows_do_not_meet() {
+    let combine = module("attend_combine.ptx");
+    for head_dim in [64, 128] {
+        let attend = attend(head_dim);
+        let kernels = Kernels { attend: &attend, combine: &combine };
+        let run = |case: &Case| match case.run(&kernels, 7) {
+            Ok((out, _)) => out,
+            Err(Wrong::Fault(fault)) => panic!("{fault}"),
+            Err(Wrong::Result(what)) => panic!("{what}"),
+        };
+        let mut rows = odd_rows(3);
+        rows.push(Row::of(2, 600));
+        let together = Case::new(head_dim, 2, 3, rows, 11);
+        let all = run(&together);
+        let width = together.heads() * head_dim;
+        for at in 0..together.rows.len() {
+            let mut alone = together.clone();
+            (alone.rows, alone.queries) =
+                (vec![together.rows[at].clone()], vec![together.queries[at].clone()]);
+            (alone.room, alone.seed) = (at % 3, together.seed + 1);
+            passes(
+                &format!("row {at} alone"),
+                same("out", &bits(&run(&alone)), &bits(&all[at * width..][..width])),
+            );
+        }
+        // Wild neighbours: values that are no numbers.
+        let mut wild = together.clone();
+        wild.values[2].fill(0x7e00);
+        wild.keys[2].fill(0x7c00);
+        let kept = together.rows.iter().position(|row| row.sequence == 2).expect("such a row") * width;
+        passes("wild neighbours", same("out", &bits(&run(&wild)[..kept]), &bits(&all[..kept])));
+    }
+}
+
+/// Keys and values are read once, in whole sectors; nothing else weighs; shared memory is met without conflicts.
+#[test]
+fn memory_is_read_once_and_without_conflicts() {
+    let combine = module("attend_combine.ptx");
+    for head_dim in [64, 128] {
+        let attend = attend(head_dim);
+        let kernels = Kernels { attend: &attend, combine: &combine };
+        let case = Case::new(head_dim, 2, 4, vec![Row::of(0, 1024)], 1);
+        let Ok((_, counts)) = case.run(&kernels, 1) else { panic!("attention of 1024 slots") };
+        let sectors = (1024 * 2 * head_dim * 2 * 2 / 32) as u64;
+        assert!(
+            (sectors..sectors * 9 / 8).contains(&counts.global_sectors),
+            "{} sectors",
+            counts.global_sectors
+        );
+        assert_eq!(counts.bank_conflicts, 0);
+    }
+}
+
+fn bits(numbers: &[f32]) -> Vec<u32> {
+    numbers.iter().map(|number| number.to_bits()).collect()
+}
+
+/// The cases that the faults are run on.
+fn cases(kernels: &Kernels, head_dim: usize) -> Result<(), Wrong> {
+    for seed in 0..2 {
+        Case::new(head_dim, 2, 3, odd_rows(seed), seed).check(kernels, seed)?;
+    }
+    Case::new(head_dim, 1, 8, vec![Row::of(0, 600)], 2).check(kernels, 2)?;
+    // Large scores: what f16 cuts off of the query counts.
+    let case = Case::new(head_dim, 1, 8, (0..4).map(|sequence| Row::of(sequence, 90)).collect(), 3);
+    Case { scale: 4.0, ..case }.check(kernels, 3)?;
+    Case::new(head_dim, 1, 1, vec![long_row()], 4).check(kernels, 4)
+}

@@ -1,0 +1,242 @@
+//! Mistakes put into attention's kernels on purpose, each with what notices it.
+
+use super::{Kernels, attend, cases};
+use crate::harness::{Caught, Fault, each_is_caught, module};
+use ptx_emulator::Kind;
+
+const FAULTS: &[Fault] = &[
+    Fault {
+        name: "no barrier before the warps' sums are joined",
+        file: "attend.inc",
+        find: "    bar.sync        0;\n",
+        replace: "",
+        caught: Caught::By(Kind::SharedRace),
+    },
+    Fault {
+        name: "no barrier after a copy",
+        file: "attend.inc",
+        find: "    bar.warp.sync   ALL;                        // what the other lanes copied is there\n",
+        replace: "",
+        caught: Caught::By(Kind::SharedRace),
+    },
+    Fault {
+        name: "no barrier before the next copy",
+        file: "attend.inc",
+        find: "    bar.warp.sync   ALL;                        // every lane has read it\n",
+        replace: "",
+        caught: Caught::By(Kind::SharedRace),
+    },
+    Fault {
+        name: "the wait lets one group more under way",
+        file: "attend.inc",
+        find: "(HALVES - \\half) - 1)",
+        replace: "(HALVES - \\half))",
+        caught: Caught::By(Kind::CopyNotWaited),
+    },
+    Fault {
+        name: "hidden slots are copied",
+        file: "attend.inc",
+        find: "    and.b32         %count, %count, 16;         // bytes",
+        replace: "    or.b32          %count, %count, 16;\n    and.b32 %count, %count, 16; // bytes",
+        caught: Caught::By(Kind::UninitialisedGlobal),
+    },
+    Fault {
+        name: "hidden slots have scores",
+        file: "attend.inc",
+        find: "    selp.f32        \\score, 0fff800000, \\score, %none;\n",
+        replace: "",
+        caught: Caught::WrongResult,
+    },
+    Fault {
+        name: "the last slot is not seen",
+        file: "attend.inc",
+        find: "    sub.s32         %count, %length, %slot; ",
+        replace: "    sub.s32         %count, %length, %slot;\n    sub.s32 %count, %count, 1; ",
+        caught: Caught::WrongResult,
+    },
+    Fault {
+        name: "the window begins one slot early",
+        file: "attend.inc",
+        find: "    sub.s32         %count, %first, %slot; ",
+        replace: "    sub.s32         %count, %first, %slot;\n    sub.s32 %count, %count, 1; ",
+        caught: Caught::By(Kind::UninitialisedGlobal),
+    },
+    Fault {
+        name: "a mask word serves its first 16 slots twice",
+        file: "attend.inc",
+        find: "    shr.u32         %bits, %bits, %word;\n",
+        replace: "",
+        caught: Caught::By(Kind::UninitialisedGlobal),
+    },
+    Fault {
+        name: "masks are read beyond the row",
+        file: "attend.inc",
+        find: "    and.pred        %asks, %some, %masked;",
+        replace: "    mov.pred        %asks, %masked;",
+        caught: Caught::By(Kind::OutOfBounds),
+    },
+    Fault {
+        name: "the table is read beyond the row",
+        file: "attend.inc",
+        find: "    @%some ld.global.nc.u32 %page_",
+        replace: "    ld.global.nc.u32 %page_",
+        caught: Caught::By(Kind::UninitialisedGlobal),
+    },
+    Fault {
+        name: "the units of a slot are not turned for the copies",
+        file: "attend.inc",
+        find: "    xor.b32         %word, %word, %copy_slot;\n",
+        replace: "",
+        caught: Caught::WrongResult,
+    },
+    Fault {
+        name: "values are not transposed",
+        file: "attend.inc",
+        find: "m8n8.x4.trans.shared",
+        replace: "m8n8.x4.shared",
+        caught: Caught::WrongResult,
+    },
+    Fault {
+        name: "the halves of keys change places",
+        file: "attend.inc",
+        find: "{%a2, %a3}, {%s4,",
+        replace: "{%a3, %a2}, {%s4,",
+        caught: Caught::WrongResult,
+    },
+    Fault {
+        name: "what f16 cut off of the query is left out",
+        file: "attend.inc",
+        find: "    add.rn.f32      %x1, %s1, %s3; ",
+        replace: "    mov.f32         %x1, %s1; ",
+        caught: Caught::WrongResult,
+    },
+    Fault {
+        name: "the largest score of two lanes of four",
+        file: "attend.inc",
+        find: "    shfl.sync.bfly.b32 %y, %top, 2, 31, ALL;",
+        replace: "    shfl.sync.bfly.b32 %y, %top, 4, 31, ALL;",
+        caught: Caught::WrongResult,
+    },
+    Fault {
+        name: "the heads' factors change places",
+        file: "attend.inc",
+        find: "    add.u32         %odd_lane, %even_lane, 4;",
+        replace: "    mov.u32         %odd_lane, %even_lane;",
+        caught: Caught::WrongResult,
+    },
+    Fault {
+        name: "the old sum does not shrink",
+        file: "attend.inc",
+        find: "    fma.rn.f32      %l, %l, %old, %y;",
+        replace: "    add.rn.f32      %l, %l, %y;",
+        caught: Caught::WrongResult,
+    },
+    Fault {
+        name: "no guard for warps that saw nothing",
+        file: "attend.inc",
+        find: "    selp.f32        %top, 0f00000000, %m, %none;",
+        replace: "    mov.f32         %top, %m;",
+        caught: Caught::WrongResult,
+    },
+    Fault {
+        name: "a row that sees nothing is divided by 0",
+        file: "attend.inc",
+        find: "    selp.f32        %y, 0f00000000, %y, %none;\n",
+        replace: "",
+        caught: Caught::WrongResult,
+    },
+    Fault {
+        name: "heads that are not there are written",
+        file: "attend.inc",
+        find: "    setp.ge.u32     %none, %head, %here;",
+        replace: "    setp.gt.u32     %none, %head, %here;",
+        caught: Caught::By(Kind::GlobalRace),
+    },
+    Fault {
+        name: "every split of a long row writes the row",
+        file: "attend.inc",
+        find: "    setp.ne.u32     %several, %begin, %end;",
+        replace: "    setp.lt.u32     %several, %end, %begin;",
+        caught: Caught::By(Kind::GlobalRace),
+    },
+];
+
+#[test]
+fn faults_in_attention_are_caught() {
+    let combine = module("attend_combine.ptx");
+    each_is_caught("attend_64.ptx", FAULTS, |attend| cases(&Kernels { attend, combine: &combine }, 64));
+}
+
+const COMBINE_FAULTS: &[Fault] = &[
+    Fault {
+        name: "no barrier before the parts are joined",
+        file: "attend_combine.ptx",
+        find: "    bar.sync        0;\n",
+        replace: "",
+        caught: Caught::By(Kind::SharedRace),
+    },
+    Fault {
+        name: "the last split is left out",
+        file: "attend_combine.ptx",
+        find: "    setp.le.u32     %there, %index, %end;",
+        replace: "    setp.lt.u32     %there, %index, %end;",
+        caught: Caught::WrongResult,
+    },
+    Fault {
+        name: "splits beyond the last are read",
+        file: "attend_combine.ptx",
+        find: "    setp.le.u32     %there, %index, %end;",
+        replace: "    setp.le.u32     %there, %index, %index;",
+        caught: Caught::By(Kind::UninitialisedGlobal),
+    },
+    Fault {
+        name: "the window's splits begin at 0",
+        file: "attend_combine.ptx",
+        find: "    add.u32         %split, %begin, %part;",
+        replace: "    mov.u32         %split, %part;",
+        caught: Caught::By(Kind::UninitialisedGlobal),
+    },
+    Fault {
+        name: "parts take every split twice",
+        file: "attend_combine.ptx",
+        find: "    shl.b32         %step, %parts, 2;",
+        replace: "    shl.b32         %step, %parts, 1;",
+        caught: Caught::WrongResult,
+    },
+    Fault {
+        name: "no guard for parts that saw nothing",
+        file: "attend_combine.ptx",
+        find: "    selp.f32        %top, 0f00000000, %m, %none;",
+        replace: "    mov.f32         %top, %m;",
+        caught: Caught::WrongResult,
+    },
+    Fault {
+        name: "the sum does not shrink with l",
+        file: "attend_combine.ptx",
+        find: "    mul.rn.f32      %l, %l, %shrink;\n",
+        replace: "",
+        caught: Caught::WrongResult,
+    },
+    Fault {
+        name: "a row in one split is combined",
+        file: "attend_combine.ptx",
+        find: "    setp.eq.u32     %none, %begin, %end;",
+        replace: "    setp.gt.u32     %none, %begin, %end;",
+        caught: Caught::By(Kind::UninitialisedGlobal),
+    },
+    Fault {
+        name: "one part less is joined",
+        file: "attend_combine.ptx",
+        find: "    @%more bra      JOIN;",
+        replace: "    setp.lt.u32 %more, %part, 7;\n    @%more bra JOIN;",
+        caught: Caught::WrongResult,
+    },
+];
+
+#[test]
+fn faults_in_the_combination_are_caught() {
+    let attend = attend(64);
+    each_is_caught("attend_combine.ptx", COMBINE_FAULTS, |combine| {
+        cases(&Kernels { attend: &attend, combine }, 64)
+    });
+}

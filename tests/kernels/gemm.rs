@@ -1,0 +1,418 @@
+//! `gemm_*` against the definition that the matrix-vector kernels have, bit for bit, and against these; bf16 against f64.
+
+use crate::gemv::product;
+use crate::harness::*;
+use ptx_emulator::{Counts, Kind, Launch, Memory, Module, Parameters};
+use tartlet::backend::cuda::repack::Layout;
+use tartlet::model::quant::Quant;
+
+/// A kernel, its tile of rows and tokens, its block.
+#[derive(Clone, Copy)]
+struct Kernel {
+    file: &'static str,
+    quant: Quant,
+    rows: usize,
+    tokens: usize,
+    threads: u32,
+}
+
+const KERNELS: [Kernel; 8] = [
+    Kernel { file: "gemm_q4_0.ptx", quant: Quant::Q4_0, rows: 128, tokens: 64, threads: 256 },
+    Kernel { file: "gemm_q4_1.ptx", quant: Quant::Q4_1, rows: 128, tokens: 64, threads: 256 },
+    Kernel { file: "gemm_q8_0.ptx", quant: Quant::Q8_0, rows: 128, tokens: 64, threads: 256 },
+    Kernel { file: "gemm_bf16.ptx", quant: Quant::BF16, rows: 128, tokens: 128, threads: 256 },
+    Kernel { file: "gemm_q4_0_narrow.ptx", quant: Quant::Q4_0, rows: 64, tokens: 32, threads: 64 },
+    Kernel { file: "gemm_q4_1_narrow.ptx", quant: Quant::Q4_1, rows: 64, tokens: 32, threads: 64 },
+    Kernel { file: "gemm_q8_0_narrow.ptx", quant: Quant::Q8_0, rows: 64, tokens: 32, threads: 64 },
+    Kernel { file: "gemm_bf16_narrow.ptx", quant: Quant::BF16, rows: 64, tokens: 32, threads: 64 },
+];
+
+/// (N, K, tokens): widths of the model, one token and one more than a tile, ragged rows; K of one pair (three runs are
+/// empty), of half a pair more, of five pairs (runs of 2, 2, 1 and 0), of nine and of seventeen.
+const SHAPES: [(usize, usize, usize); 9] = [
+    (192, 576, 65),
+    (576, 192, 17),
+    (100, 64, 5),
+    (20, 96, 33),
+    (130, 320, 1),
+    (100, 576, 8),
+    (16, 512, 130),
+    (1, 1088, 2),
+    (576, 576, 130),
+];
+
+/// One launch's numbers.
+struct Case {
+    quant: Quant,
+    n: usize,
+    k: usize,
+    tokens: usize,
+    /// The matrix as a GGUF file has it.
+    file: Vec<u8>,
+    x: Q8,
+    /// The activations of bf16: [token][columns rounded up to 64].
+    halves: Vec<u16>,
+    /// What lies in y before, if the product is added to it.
+    before: Option<Vec<f32>>,
+}
+
+impl Case {
+    fn seeded(quant: Quant, (n, k, tokens): (usize, usize, usize), seed: u64) -> Case {
+        let mut seeded = Seeded::new(seed);
+        let file = blocks(quant, n, k, &mut seeded);
+        let mut x = seeded.normals(tokens * k);
+        // Blocks of equal numbers have the largest sums that there are.
+        for block in x.chunks_mut(32) {
+            if seeded.below(8) == 0 {
+                block.fill(block[0]);
+            }
+        }
+        let before = (seed % 2 == 1).then(|| seeded.normals(tokens * n));
+        Case { quant, n, k, tokens, file, x: Q8::of(&x, k), halves: padded_halves(&x, k), before }
+    }
+
+    /// The same with some of its tokens.
+    fn of(&self, tokens: &[usize]) -> Case {
+        fn some<T: Copy>(all: &[T], from: usize, tokens: &[usize]) -> Vec<T> {
+            let each = all.len() / from;
+            tokens.iter().flat_map(|&token| all[token * each..][..each].iter().copied()).collect()
+        }
+        Case {
+            quant: self.quant,
+            n: self.n,
+            k: self.k,
+            tokens: tokens.len(),
+            file: self.file.clone(),
+            x: Q8 {
+                quants: some(&self.x.quants, self.tokens, tokens),
+                scales: some(&self.x.scales, self.tokens, tokens),
+            },
+            halves: some(&self.halves, self.tokens, tokens),
+            before: self.before.as_ref().map(|before| some(before, self.tokens, tokens)),
+        }
+    }
+
+    fn launched(
+        &self,
+        module: &Module,
+        grid: [u32; 3],
+        threads: u32,
+        shared: u32,
+        seed: u64,
+    ) -> Result<(Vec<f32>, Counts), Wrong> {
+        let layout = Layout::new(self.quant, self.n, self.k).expect("a format with a kernel");
+        let (mut quants, mut scales) = (vec![0; layout.quant_bytes()], vec![0; layout.scale_bytes()]);
+        layout.pack(&self.file, &mut quants, &mut scales);
+        let [xq, xs] = self.x.bytes();
+        let buffers = match self.quant {
+            Quant::BF16 => vec![("weights", quants), ("x", to_bytes(&self.halves))],
+            _ => vec![("weights", quants), ("scales", scales), ("x", xq), ("xs", xs)],
+        };
+        let mut memory = Memory::new();
+        let mut parameters = Parameters::new();
+        for (name, bytes) in buffers {
+            let at = memory.upload(name, &bytes);
+            memory.protect(at, true);
+            parameters = parameters.u64(at);
+        }
+        let y = match &self.before {
+            Some(before) => memory.upload("y", &to_bytes(before)),
+            None => memory.alloc(self.tokens * self.n * 4, "y"),
+        };
+        let parameters = parameters
+            .u64(y)
+            .u32(self.n as u32)
+            .u32(self.k.div_ceil(64) as u32)
+            .u32(self.tokens as u32)
+            .u32(u32::from(self.before.is_some()));
+        let shape = Launch { grid, block: [threads, 1, 1], shared, parameters: parameters.bytes() };
+        let counts = launch(module, &mut memory, &shape, seed)?;
+        Ok((from_bytes(&memory.read(y, self.tokens * self.n * 4)?), counts))
+    }
+
+    fn run(&self, kernel: &Kernel, module: &Module, seed: u64) -> Result<(Vec<f32>, Counts), Wrong> {
+        let grid = [self.tokens.div_ceil(kernel.tokens) as u32, self.n.div_ceil(kernel.rows) as u32, 1];
+        self.launched(module, grid, kernel.threads, 0, seed)
+    }
+
+    fn run_gemv(&self, module: &Module, seed: u64) -> Result<(Vec<f32>, Counts), Wrong> {
+        self.launched(module, [self.n.div_ceil(16) as u32, 1, 1], 128, 5248 * self.tokens as u32, seed)
+    }
+
+    /// [token][row], the order of every sum as the kernels have it.
+    fn want(&self) -> Vec<f32> {
+        let (padded, row_bytes) = (self.k.next_multiple_of(64), self.quant.row_bytes(self.k));
+        let mut y = Vec::new();
+        for token in 0..self.tokens {
+            let quants = &self.x.quants[token * padded..][..padded];
+            let scales = &self.x.scales[token * padded / 32..][..padded / 32];
+            y.extend(self.file.chunks(row_bytes).map(|row| product(self.quant, row, quants, scales)));
+        }
+        if let Some(before) = &self.before {
+            y.iter_mut().zip(before).for_each(|(y, before)| *y += before);
+        }
+        y
+    }
+
+    /// bf16: the sums in f64, and how far f32 may be from each: every mma rounds once or a few times, to the size of what
+    /// it has added up.
+    fn near(&self) -> Vec<(f64, f64)> {
+        let padded = self.k.next_multiple_of(64);
+        let weights: Vec<u16> = from_bytes(&self.file);
+        let mut y = Vec::new();
+        for token in 0..self.tokens {
+            let x = &self.halves[token * padded..][..self.k];
+            y.extend(weights.chunks(self.k).map(|row| {
+                row.iter().zip(x).fold((0.0, 1e-6), |(sum, off), (&w, &x)| {
+                    let product = f64::from(bf16_to_f32(w)) * f64::from(bf16_to_f32(x));
+                    (sum + product, off + product.abs() * 2.0f64.powi(-22))
+                })
+            }));
+        }
+        if let Some(before) = &self.before {
+            y.iter_mut().zip(before).for_each(|(y, before)| y.0 += f64::from(*before));
+        }
+        y
+    }
+
+    fn check(&self, kernel: &Kernel, module: &Module, seed: u64) -> Result<(), Wrong> {
+        let (y, _) = self.run(kernel, module, seed)?;
+        let what =
+            format!("y of {} {} x {}, {} tokens, seed {seed}", kernel.file, self.n, self.k, self.tokens);
+        if self.quant != Quant::BF16 {
+            return same(&what, &bits(&y), &bits(&self.want()));
+        }
+        let far = |(_, (y, (want, off))): &(usize, (&f32, &(f64, f64)))| {
+            let error = (f64::from(**y) - want).abs();
+            error.is_nan() || error > *off
+        };
+        match y.iter().zip(&self.near()).enumerate().find(far) {
+            Some((at, (y, (want, _)))) => Err(Wrong::Result(format!("{what}[{at}] is {y}, not {want}"))),
+            None => Ok(()),
+        }
+    }
+}
+
+fn padded_halves(x: &[f32], columns: usize) -> Vec<u16> {
+    let row = |row: &[f32]| {
+        let mut halves: Vec<u16> = row.iter().map(|&x| f32_to_bf16(x)).collect();
+        halves.resize(columns.next_multiple_of(64), 0);
+        halves
+    };
+    x.chunks(columns).flat_map(row).collect()
+}
+
+fn bits(y: &[f32]) -> Vec<u32> {
+    y.iter().map(|y| y.to_bits()).collect()
+}
+
+#[test]
+fn products_have_the_bits_of_their_definition() {
+    for kernel in &KERNELS {
+        let module = module(kernel.file);
+        let mut seed = 0;
+        let mut check = |shape| {
+            passes(kernel.file, Case::seeded(kernel.quant, shape, seed).check(kernel, &module, seed));
+            seed += 1;
+        };
+        SHAPES.into_iter().for_each(&mut check);
+        for drawn in 100..106 {
+            let mut seeded = Seeded::new(drawn);
+            check((1 + seeded.below(200), 32 * (1 + seeded.below(40)), 1 + seeded.below(100)));
+        }
+    }
+}
+
+#[test]
+fn matrix_vector_kernels_give_the_same_bits() {
+    for kernel in KERNELS.iter().filter(|kernel| kernel.quant != Quant::BF16) {
+        let gemm = module(kernel.file);
+        let gemv = module(&kernel.file.replace("gemm", "gemv").replace("_narrow", ""));
+        for (seed, shape) in (0..).zip([(100, 576, 8), (48, 320, 3), (16, 1088, 1)]) {
+            let case = Case::seeded(kernel.quant, shape, seed);
+            let both = || -> Result<(), Wrong> {
+                let (y, _) = case.run(kernel, &gemm, seed)?;
+                same("y", &bits(&y), &bits(&case.run_gemv(&gemv, seed)?.0))
+            };
+            passes(&format!("{} {shape:?}, seed {seed}", kernel.file), both());
+        }
+    }
+}
+
+/// Among many, among others in another order, or alone beside a token that is not finite: the same bits.
+#[test]
+fn a_token_does_not_feel_its_neighbours() {
+    for kernel in &KERNELS {
+        let module = module(kernel.file);
+        let n = 48;
+        let whole = Case::seeded(kernel.quant, (n, 320, 70), 11);
+        let which = [69, 0, 33, 64, 7];
+        let all = || -> Result<(), Wrong> {
+            let (many, _) = whole.run(kernel, &module, 1)?;
+            let want: Vec<f32> = which.iter().flat_map(|&token| many[token * n..][..n].to_vec()).collect();
+            let (some, _) = whole.of(&which).run(kernel, &module, 2)?;
+            same("five tokens", &bits(&some), &bits(&want))?;
+            let mut beside = whole.of(&which[..2]);
+            let second = beside.x.scales.len() / 2;
+            beside.x.scales[second..].fill((f32::INFINITY, 77));
+            let second = beside.halves.len() / 2;
+            beside.halves[second..].fill(f32_to_bf16(f32::INFINITY));
+            let (two, _) = beside.run(kernel, &module, 3)?;
+            same("the first of two", &bits(&two[..n]), &bits(&want[..n]))
+        };
+        passes(kernel.file, all());
+    }
+}
+
+/// Thread-instructions for 1,000 products stay within a budget; shared memory without a conflict; each operand read once by each CTA that needs it, in whole sectors, but for the
+/// tokens' scales: of {d, sum} a stage takes 16 bytes.
+#[test]
+fn a_launch_costs_what_it_should() {
+    let (n, k, tokens) = (256, 576, 128);
+    let budgets = [195.0, 250.0, 177.0, 80.0, 200.0, 255.0, 182.0, 110.0];
+    for (kernel, budget) in KERNELS.iter().zip(budgets) {
+        let case = Case { before: None, ..Case::seeded(kernel.quant, (n, k, tokens), 3) };
+        let counts = match case.run(kernel, &module(kernel.file), 0) {
+            Ok((_, counts)) => counts,
+            Err(_) => panic!("{} runs", kernel.file),
+        };
+        let thousands = (n * k * tokens) as f64 / 1e3;
+        let cost = counts.instructions as f64 / thousands;
+        println!(
+            "{:<22} {cost:.1} thread-instructions, {:.3} sectors, {:.3} accesses to shared memory",
+            kernel.file,
+            counts.global_sectors as f64 / thousands,
+            counts.shared_accesses as f64 / thousands
+        );
+        assert!(cost < budget, "{}: {cost} thread-instructions for 1,000 products", kernel.file);
+        assert_eq!(counts.bank_conflicts, 0, "{}", kernel.file);
+        let layout = Layout::new(kernel.quant, n, k).expect("a format with a kernel");
+        let weights = (layout.quant_bytes() + layout.scale_bytes()) * (tokens / kernel.tokens);
+        let token = if kernel.quant == Quant::BF16 { 2 * k } else { k + k / 64 * 32 };
+        let bytes = weights + token * tokens * (n / kernel.rows) + n * tokens * 4;
+        assert_eq!(counts.global_sectors * 32, bytes as u64, "{}", kernel.file);
+    }
+}
+
+use Caught::{By, WrongResult};
+
+const fn fault(name: &'static str, find: &'static str, replace: &'static str, caught: Caught) -> Fault {
+    Fault { name, file: "gemm.inc", find, replace, caught }
+}
+
+const FAULTS: [Fault; 19] = [
+    fault("no barrier", "    bar.sync        0;", "", By(Kind::UninitialisedShared)),
+    fault(
+        "a stage filled before the barrier",
+        "    bar.sync        0;                      // as far as all did; and all have read the stage that is filled next\n    FILL\n",
+        "    FILL\n    bar.sync        0;\n",
+        By(Kind::SharedRace),
+    ),
+    fault(
+        "a wait that lets one more in flight",
+        "wait_group \\(STAGES - 2)",
+        "wait_group \\(STAGES - 1)",
+        By(Kind::CopyNotWaited),
+    ),
+    fault("copies in no group", "    cp.async.commit_group;", "", By(Kind::CopyNotWaited)),
+    fault(
+        "the ring turns one stage early",
+        "%ring_end, %ring, \\(STAGES",
+        "%ring_end, %ring, \\((STAGES - 1)",
+        By(Kind::CopyNotWaited),
+    ),
+    fault(
+        "shared memory one stage short",
+        "stages[\\(STAGES ",
+        "stages[\\((STAGES - 1) ",
+        By(Kind::OutOfBounds),
+    ),
+    fault(
+        "a stage past the end of K",
+        "setp.lt.u32     %more",
+        "setp.le.u32     %more",
+        By(Kind::OutOfBounds),
+    ),
+    fault(
+        "tokens past the end are read",
+        "%ok, %t1, %tokens;",
+        "%ok, %t1, 0x7fffffff;",
+        By(Kind::OutOfBounds),
+    ),
+    fault(
+        "row tiles past the end are read",
+        "%ok, %t1, %row_tiles;",
+        "%ok, %t1, 0x7fffffff;",
+        By(Kind::OutOfBounds),
+    ),
+    fault("one row too many is stored", "setp.gt.and.s32 %ok", "setp.ge.and.s32 %ok", By(Kind::GlobalRace)),
+    fault(
+        "one token too many is stored",
+        "setp.gt.s32     %token_ok",
+        "setp.ge.s32     %token_ok",
+        By(Kind::OutOfBounds),
+    ),
+    fault(
+        "the last token's scales are not copied",
+        "XS_COPIERS, TILE_TOKENS ",
+        "XS_COPIERS, TILE_TOKENS - 1 ",
+        By(Kind::UninitialisedShared),
+    ),
+    fault("operand B's halves swapped", "{%b0, %b1, %b2, %b3}", "{%b1, %b0, %b2, %b3}", WrongResult),
+    fault("operand A of the other block", "w_\\i\\()_, \\block", "w_\\i\\()_, \\(1 - \\block)", WrongResult),
+    fault(
+        "read without the swizzle",
+        "xor.b32         %t0, %t0, %t1;",
+        "mov.b32         %t0, %t1;",
+        WrongResult,
+    ),
+    fault("odd tokens with even tokens' scales", "\\(\\j * 8 * 16 + 16)", "\\(\\j * 8 * 16)", WrongResult),
+    fault(
+        "a row's scales by the token's lanes",
+        "%t0, %g, \\(PAIR_SCALES",
+        "%t0, %q, \\(PAIR_SCALES",
+        WrongResult,
+    ),
+    fault("runs too long", "%run, %pairs, 3;", "%run, %pairs, 7;", WrongResult),
+    fault(
+        "a run's sums are not begun anew",
+        "%acc_\\i\\j\\()_\\c;\n    mov.f32         %acc_\\i\\j\\()_\\c, 0f00000000;",
+        "%acc_\\i\\j\\()_\\c;",
+        WrongResult,
+    ),
+];
+
+const FAULTS_OF_BF16: [Fault; 3] = [
+    fault("half of K", "STEPS_A_PAIR, 1 + (PAIR_SCALES == 0)", "STEPS_A_PAIR, 1", WrongResult),
+    fault(
+        "a sum added to nothing",
+        "    add.rn.f32      %total\\sum, %total\\sum, %acc\\sum;\n",
+        "",
+        WrongResult,
+    ),
+    Fault {
+        name: "the first columns twice",
+        file: "gemm_bf16.inc",
+        find: "[\\quants + \\(\\quants_at + 512)]",
+        replace: "[\\quants + \\(\\quants_at)]",
+        caught: WrongResult,
+    },
+];
+
+/// Both ends ragged, an empty run; seeds that add and seeds that store.
+fn cases(kernel: &Kernel, module: &Module) -> Result<(), Wrong> {
+    for (seed, shape) in (20..).zip([(100, 576, 65), (130, 320, 5)]) {
+        Case::seeded(kernel.quant, shape, seed).check(kernel, module, seed)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn faults_in_the_loop_are_caught() {
+    each_is_caught(KERNELS[0].file, &FAULTS, |module| cases(&KERNELS[0], module));
+}
+
+#[test]
+fn faults_of_bf16_are_caught() {
+    each_is_caught(KERNELS[3].file, &FAULTS_OF_BF16, |module| cases(&KERNELS[3], module));
+}

@@ -1,0 +1,464 @@
+//! `gemv_*` against exact integer sums, scaled and added in the order that `gemv.inc` names: bit for bit.
+
+use crate::harness::{
+    Caught, Fault, Q8, Seeded, Wrong, blocks, each_is_caught, from_bytes, launch, module, passes, same,
+    to_bytes,
+};
+use ptx_emulator::{Counts, Kind, Launch, Memory, Module, Parameters};
+use tartlet::backend::cuda::repack::Layout;
+use tartlet::model::quant::{Quant, f16_to_f32};
+
+const FORMATS: [(Quant, &str); 3] =
+    [(Quant::Q4_0, "gemv_q4_0.ptx"), (Quant::Q4_1, "gemv_q4_1.ptx"), (Quant::Q8_0, "gemv_q8_0.ptx")];
+
+/// A block of 32 weights: scale, minimum, quants.
+struct Block {
+    d: f32,
+    m: f32,
+    quants: [i32; 32],
+}
+
+impl Block {
+    fn of(quant: Quant, bytes: &[u8]) -> Block {
+        let half = |at: usize| f16_to_f32(u16::from_le_bytes([bytes[at], bytes[at + 1]]));
+        let (m, offset, quants) = match quant {
+            Quant::Q4_0 => (0.0, 8, &bytes[2..]),
+            Quant::Q4_1 => (half(2), 0, &bytes[4..]),
+            _ => (0.0, 0, &bytes[2..]),
+        };
+        let of = |i: usize| match quant {
+            Quant::Q8_0 => i32::from(quants[i] as i8),
+            _ => i32::from(quants[i % 16] >> (i / 16 * 4) & 15) - offset,
+        };
+        Block { d: half(0), m, quants: std::array::from_fn(of) }
+    }
+}
+
+/// The product of one row and one token, added up as every matrix kernel does it: four runs of pairs of blocks, block
+/// after block in each, the runs in their order.
+pub fn product(quant: Quant, row: &[u8], quants: &[i8], scales: &[(f32, i32)]) -> f32 {
+    let blocks: Vec<Block> = row.chunks(quant.block_bytes()).map(|bytes| Block::of(quant, bytes)).collect();
+    let run = blocks.len().div_ceil(2).div_ceil(4) * 2;
+    let mut sums = [0.0f32; 4];
+    for (at, block) in blocks.iter().enumerate() {
+        let ((d, sum), acc) = (scales[at], &mut sums[at / run]);
+        let products = block.quants.iter().zip(&quants[at * 32..]).map(|(&w, &x)| w * i32::from(x));
+        *acc = (block.d * d).mul_add(products.sum::<i32>() as f32, *acc);
+        if quant == Quant::Q4_1 {
+            *acc = block.m.mul_add(d * sum as f32, *acc);
+        }
+    }
+    ((sums[0] + sums[1]) + sums[2]) + sums[3]
+}
+
+/// One launch's numbers.
+struct Case {
+    quant: Quant,
+    n: usize,
+    k: usize,
+    tokens: usize,
+    file: Vec<u8>,
+    x: Q8,
+    /// What lies in y before, if the product is added to it.
+    before: Option<Vec<f32>>,
+}
+
+impl Case {
+    fn seeded(quant: Quant, (n, k, tokens): (usize, usize, usize), seed: u64) -> Case {
+        let mut seeded = Seeded::new(seed);
+        let file = blocks(quant, n, k, &mut seeded);
+        let x = Q8::of(&seeded.normals(tokens * k), k);
+        let before = (seed % 2 == 1).then(|| seeded.normals(tokens * n));
+        Case { quant, n, k, tokens, file, x, before }
+    }
+
+    fn run(&self, module: &Module, seed: u64) -> Result<(Vec<f32>, Counts), Wrong> {
+        let layout = Layout::new(self.quant, self.n, self.k).expect("a format with a kernel");
+        let (mut quants, mut scales) = (vec![0; layout.quant_bytes()], vec![0; layout.scale_bytes()]);
+        layout.pack(&self.file, &mut quants, &mut scales);
+        let [xq, xs] = self.x.bytes();
+        let mut memory = Memory::new();
+        let mut parameters = Parameters::new();
+        for (name, bytes) in [("quants", quants), ("scales", scales), ("xq", xq), ("xs", xs)] {
+            let at = memory.upload(name, &bytes);
+            memory.protect(at, true);
+            parameters = parameters.u64(at);
+        }
+        let y = match &self.before {
+            Some(before) => memory.upload("y", &to_bytes(before)),
+            None => memory.alloc(self.tokens * self.n * 4, "y"),
+        };
+        let parameters = parameters
+            .u64(y)
+            .u32(self.n as u32)
+            .u32(self.k.div_ceil(64) as u32)
+            .u32(self.tokens as u32)
+            .u32(u32::from(self.before.is_some()));
+        let shape = Launch {
+            grid: [self.n.div_ceil(16) as u32, 1, 1],
+            block: [128, 1, 1],
+            shared: 5248 * self.tokens as u32,
+            parameters: parameters.bytes(),
+        };
+        let counts = launch(module, &mut memory, &shape, seed)?;
+        Ok((from_bytes(&memory.read(y, self.tokens * self.n * 4)?), counts))
+    }
+
+    /// [token][row]
+    fn want(&self) -> Vec<f32> {
+        let (padded, row_bytes) = (self.k.next_multiple_of(64), self.quant.row_bytes(self.k));
+        let mut y = Vec::new();
+        for token in 0..self.tokens {
+            let quants = &self.x.quants[token * padded..][..padded];
+            let scales = &self.x.scales[token * padded / 32..][..padded / 32];
+            y.extend(self.file.chunks(row_bytes).map(|row| product(self.quant, row, quants, scales)));
+        }
+        if let Some(before) = &self.before {
+            y.iter_mut().zip(before).for_each(|(y, before)| *y += before);
+        }
+        y
+    }
+
+    fn check(&self, module: &Module, seed: u64) -> Result<(), Wrong> {
+        let bits = |y: &[f32]| y.iter().map(|y| y.to_bits()).collect::<Vec<u32>>();
+        let (y, _) = self.run(module, seed)?;
+        let what =
+            format!("y of {} {} x {}, {} tokens, seed {seed}", self.quant, self.n, self.k, self.tokens);
+        same(&what, &bits(&y), &bits(&self.want()))
+    }
+}
+
+/// One row, ragged rows, an odd number of blocks, empty runs, less than a batch, more than two batches, 1 to 8 tokens.
+fn cases(quant: Quant, module: &Module) -> Result<(), Wrong> {
+    let shapes = [
+        (1, 32, 1),
+        (17, 192, 2),
+        (16, 64, 8),
+        (40, 576, 3),
+        (9, 608, 7),
+        (20, 2080, 4),
+        (5, 4640, 5),
+        (24, 1536, 6),
+        (576, 576, 1),
+    ];
+    for (seed, shape) in shapes.into_iter().enumerate() {
+        Case::seeded(quant, shape, seed as u64).check(module, seed as u64)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn products_have_the_bits_of_their_definition() {
+    for (quant, file) in FORMATS {
+        let module = module(file);
+        passes(file, cases(quant, &module));
+        for seed in 100..108 {
+            let mut seeded = Seeded::new(seed);
+            let shape = (1 + seeded.below(50), 32 * (1 + seeded.below(60)), 1 + seeded.below(8));
+            passes(file, Case::seeded(quant, shape, seed).check(&module, seed));
+        }
+    }
+}
+
+/// The definition itself against exact arithmetic over the values that the file stands for.
+#[test]
+fn the_definition_is_near_exact_arithmetic() {
+    for (quant, _) in FORMATS {
+        let case = Case::seeded(quant, (8, 2080, 1), 2);
+        let mut values = vec![0.0f32; 8 * 2080];
+        quant.dequantize(&case.file, &mut values);
+        for (row, got) in values.chunks(2080).zip(case.want()) {
+            let x = |k: usize| f64::from(case.x.scales[k / 32].0) * f64::from(case.x.quants[k]);
+            let products: Vec<f64> = row.iter().enumerate().map(|(k, &w)| f64::from(w) * x(k)).collect();
+            let (exact, size) = (products.iter().sum::<f64>(), products.iter().map(|p| p.abs()).sum::<f64>());
+            assert!((f64::from(got) - exact).abs() < 1e-6 * size, "{quant}: {got}, not {exact}");
+        }
+    }
+}
+
+/// Token by token, or all at once beside a token of infinite scale: the same bits.
+#[test]
+fn a_token_does_not_feel_its_neighbours() {
+    for (quant, file) in FORMATS {
+        let module = module(file);
+        let run = |case: &Case| match case.run(&module, 1) {
+            Ok((y, _)) => y.into_iter().map(f32::to_bits).collect::<Vec<u32>>(),
+            Err(Wrong::Fault(fault)) => panic!("{file}: {fault}"),
+            Err(Wrong::Result(what)) => panic!("{file}: {what}"),
+        };
+        let (n, k) = (24, 608);
+        let padded = 640;
+        let mut all = Case::seeded(quant, (n, k, 8), 4);
+        let together = run(&all);
+        for token in 0..8 {
+            let alone = Case {
+                tokens: 1,
+                x: Q8 {
+                    quants: all.x.quants[token * padded..][..padded].to_vec(),
+                    scales: all.x.scales[token * padded / 32..][..padded / 32].to_vec(),
+                },
+                file: all.file.clone(),
+                ..Case::seeded(quant, (n, k, 1), 4)
+            };
+            assert!(run(&alone) == together[token * n..][..n], "{file}: token {token}");
+        }
+        all.x.scales[3 * padded / 32..4 * padded / 32].fill((f32::INFINITY, 77));
+        let beside = run(&all);
+        for token in (0..8).filter(|&token| token != 3) {
+            assert!(beside[token * n..][..n] == together[token * n..][..n], "{file}: token {token}");
+        }
+    }
+}
+
+/// What a launch costs at a width of real models: each byte of the matrix comes once, a tile's vectors once; shared memory
+/// has no conflicts; thread-instructions per byte of the matrix in the file stay within a budget.
+#[test]
+fn a_launch_costs_what_it_should() {
+    let budgets = [[4.0, 4.5], [4.7, 5.2], [2.0, 2.3]];
+    for ((quant, file), budgets) in FORMATS.into_iter().zip(budgets) {
+        for (tokens, budget) in [1, 8].into_iter().zip(budgets) {
+            let (n, k) = (32, 4096);
+            let case = Case::seeded(quant, (n, k, tokens), 6);
+            let counts = match case.run(&module(file), 0) {
+                Ok((_, counts)) => counts,
+                Err(Wrong::Fault(fault)) => panic!("{file}: {fault}"),
+                Err(Wrong::Result(what)) => panic!("{file}: {what}"),
+            };
+            let cost = counts.instructions as f64 / case.file.len() as f64;
+            println!(
+                "{file}, {tokens} tokens: {cost:.3} thread-instructions a byte, {} sectors",
+                counts.global_sectors
+            );
+            let bytes = case.file.len() + n / 16 * tokens * (k + k / 4) + tokens * n * 4;
+            assert_eq!(counts.global_sectors as usize, bytes / 32, "{file}, {tokens} tokens");
+            assert_eq!(counts.bank_conflicts, 0, "{file}, {tokens} tokens");
+            assert!(cost < budget, "{file}, {tokens} tokens: {cost} thread-instructions a byte");
+        }
+    }
+}
+
+macro_rules! fault {
+    ($name:literal, $file:literal, $find:literal, $replace:literal, $caught:expr) => {
+        Fault { name: $name, file: $file, find: $find, replace: $replace, caught: $caught }
+    };
+}
+
+const WRONG: Caught = Caught::WrongResult;
+
+const FAULTS: &[Fault] = &[
+    fault!(
+        "copies are used before they are waited for",
+        "gemv.inc",
+        "cp.async.wait_group 0;",
+        "cp.async.wait_group 1;",
+        Caught::By(Kind::CopyNotWaited)
+    ),
+    fault!(
+        "no barrier of the warp after its copies",
+        "gemv.inc",
+        "    bar.warp.sync   0xffffffff;",
+        "",
+        Caught::By(Kind::SharedRace)
+    ),
+    fault!(
+        "no barrier before the runs are joined",
+        "gemv.inc",
+        "    bar.sync        0;\n",
+        "",
+        Caught::By(Kind::SharedRace)
+    ),
+    fault!(
+        "warps share a buffer",
+        "gemv.inc",
+        "    shl.b32         %place, %place, 1;\n",
+        "",
+        Caught::By(Kind::SharedRace)
+    ),
+    fault!(
+        "the buffers' distance keeps its sign",
+        "gemv.inc",
+        "    neg.s32         %flip, %flip;\n",
+        "",
+        Caught::By(Kind::SharedRace)
+    ),
+    fault!(
+        "two lanes too many copy scales",
+        "gemv.inc",
+        "setp.lt.u32     %is_s, %lane, BATCH;",
+        "setp.le.u32     %is_s, %lane, \\(BATCH + 1);",
+        Caught::By(Kind::SharedRace)
+    ),
+    fault!(
+        "copies go past the run's end",
+        "gemv.inc",
+        "setp.lt.s32     %some_q, %lane_pair, %unstaged;",
+        "setp.le.s32     %some_q, %lane_pair, %unstaged;",
+        Caught::By(Kind::OutOfBounds)
+    ),
+    fault!(
+        "the last run goes past the end",
+        "gemv.inc",
+        "    min.u32         %end, %end, %pairs;\n",
+        "",
+        Caught::By(Kind::OutOfBounds)
+    ),
+    fault!(
+        "weights are read a pair past the end",
+        "gemv.inc",
+        "setp.gt.s32     %more, %left, \\j;",
+        "setp.ge.s32     %more, %left, \\j;",
+        Caught::By(Kind::OutOfBounds)
+    ),
+    fault!(
+        "scales of an earlier pair",
+        "gemv.inc",
+        "%s, \\j * PAIR_SCALES, guard",
+        "%s, \\j / 2 * PAIR_SCALES, guard",
+        WRONG
+    ),
+    fault!(
+        "the vector's halves lie 32 bytes apart",
+        "gemv.inc",
+        "mad.lo.u32      %column, %token, 16, %column;",
+        "mad.lo.u32      %column, %token, 32, %column;",
+        Caught::By(Kind::UninitialisedShared)
+    ),
+    fault!(
+        "the vectors' scales are those of the pair before",
+        "gemv.inc",
+        "[%even + \\(ROW_SCALES + \\j * 16)]",
+        "[%even + \\(ROW_SCALES + \\j / 2 * 16)]",
+        WRONG
+    ),
+    fault!(
+        "absent tokens are not the last one",
+        "gemv.inc",
+        "    and.b32         %token, %lane, 7;\n    min.u32         %token, %token, %last;\n",
+        "    and.b32         %token, %lane, 7;\n",
+        Caught::By(Kind::UninitialisedShared)
+    ),
+    fault!(
+        "a token more is stored",
+        "gemv.inc",
+        "setp.lt.u32     %token_there, %token, %tokens;",
+        "setp.le.u32     %token_there, %token, %tokens;",
+        Caught::By(Kind::OutOfBounds)
+    ),
+    fault!(
+        "a row more is stored",
+        "gemv.inc",
+        "setp.lt.and.u32 %row_there, %row, %n, %token_there;",
+        "setp.le.and.u32 %row_there, %row, %n, %token_there;",
+        Caught::By(Kind::OutOfBounds)
+    ),
+    fault!(
+        "the runs are cut unevenly",
+        "gemv.inc",
+        "add.u32         %run, %pairs, 3;",
+        "add.u32         %run, %pairs, 4;",
+        WRONG
+    ),
+    fault!(
+        "the runs are added in another order",
+        "gemv.inc",
+        "    add.rn.f32      %part0, %part0, %part1;\n    add.rn.f32      %part0, %part0, %part2;\n",
+        "    add.rn.f32      %part0, %part0, %part2;\n    add.rn.f32      %part0, %part0, %part1;\n",
+        WRONG
+    ),
+    fault!(
+        "rows g and g + 8 change places",
+        "gemv.inc",
+        "[%place + 32], %acc2",
+        "[%place + 32], %acc0",
+        WRONG
+    ),
+    fault!(
+        "scales of the other block",
+        "quant.inc",
+        "%\\d\\()\\(2 + \\block), \\even_d",
+        "%\\d\\()\\(3 - \\block), \\even_d",
+        WRONG
+    ),
+    fault!("row g's weights twice", "quant.inc", "\\high_row, 0x0f0f0f0f;", "\\low_row, 0x0f0f0f0f;", WRONG),
+    fault!(
+        "high nibbles where low ones belong",
+        "quant.inc",
+        "shr.u32     %upper, \\high_row, 4;",
+        "shr.u32     %upper, \\high_row, 0;",
+        WRONG
+    ),
+    fault!("an offset of 7", "fmt/q4_0.inc", "\\odd_sum, 8, SUM_START;", "\\odd_sum, 7, SUM_START;", WRONG),
+    fault!(
+        "the even token's offset for the odd one",
+        "fmt/q4_0.inc",
+        "\\odd_sum, 8, SUM_START;",
+        "\\even_sum, 8, SUM_START;",
+        WRONG
+    ),
+    fault!(
+        "scales of the wrong rows",
+        "gemv.inc",
+        "mul.wide.u32    %at, %g, LANE_SCALES;",
+        "mul.wide.u32    %at, %q, LANE_SCALES;",
+        WRONG
+    ),
+];
+
+#[test]
+fn faults_in_the_loop_are_caught() {
+    each_is_caught("gemv_q4_0.ptx", FAULTS, |module| cases(Quant::Q4_0, module));
+}
+
+const FAULTS_OF_Q4_1: &[Fault] = &[
+    fault!(
+        "minima of the other block",
+        "fmt/q4_1.inc",
+        "%\\d\\()\\(6 + \\block), %even,",
+        "%\\d\\()\\(7 - \\block), %even,",
+        WRONG
+    ),
+    fault!(
+        "minima and scales change places",
+        "fmt/q4_1.inc",
+        "%\\d\\()1, %\\d\\()5, %\\w\\()_s1",
+        "%\\d\\()5, %\\d\\()1, %\\w\\()_s1",
+        WRONG
+    ),
+    fault!(
+        "the minimum of the even token",
+        "fmt/q4_1.inc",
+        "mul.rn.f32  %odd, \\odd_d, %odd;",
+        "mul.rn.f32  %odd, \\even_d, %odd;",
+        WRONG
+    ),
+];
+
+const FAULTS_OF_Q8_0: &[Fault] = &[
+    fault!(
+        "fragments a1 and a2 change places",
+        "fmt/q8_0.inc",
+        "%\\a\\()1, %\\w\\()_q\\(4 * \\block + 1)",
+        "%\\a\\()1, %\\w\\()_q\\(4 * \\block + 2)",
+        WRONG
+    ),
+    fault!(
+        "the second block's quants lie 256 bytes on",
+        "fmt/q8_0.inc",
+        "\\(\\quants_at + 512)",
+        "\\(\\quants_at + 256)",
+        WRONG
+    ),
+    fault!(
+        "sums start at a number that is none",
+        "quant.inc",
+        ".equ SUM_START, 0x4b400000",
+        ".equ SUM_START, 0",
+        WRONG
+    ),
+];
+
+#[test]
+fn faults_in_the_formats_are_caught() {
+    each_is_caught("gemv_q4_1.ptx", FAULTS_OF_Q4_1, |module| cases(Quant::Q4_1, module));
+    each_is_caught("gemv_q8_0.ptx", FAULTS_OF_Q8_0, |module| cases(Quant::Q8_0, module));
+}

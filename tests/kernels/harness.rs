@@ -1,0 +1,298 @@
+//! What the kernels' tests share: seeded data, device buffers, launches under several seeds, and faults put in on purpose.
+//!
+//! Owns: how a test comes by a module and by numbers. Never: what a kernel computes.
+
+use crate::expand;
+use ptx_emulator::{Counts, Kind, Launch, Memory, Module, Options};
+use std::path::{Path, PathBuf};
+use tartlet::model::quant::{Quant, f16_to_f32};
+
+/// Where the kernels lie. Read at run time: an edited kernel needs no build.
+pub fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels")
+}
+
+/// Numbers that follow from a seed (splitmix64; Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014).
+pub struct Seeded(u64);
+
+impl Seeded {
+    pub fn new(seed: u64) -> Seeded {
+        Seeded(seed)
+    }
+
+    pub fn bits(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ z >> 31
+    }
+
+    pub fn below(&mut self, end: usize) -> usize {
+        (self.bits() % end as u64) as usize
+    }
+
+    /// In -1..1.
+    pub fn unit(&mut self) -> f32 {
+        (self.bits() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    }
+
+    /// Bell-shaped about 0, deviation 1: what activations look like.
+    pub fn normal(&mut self) -> f32 {
+        (0..12).map(|_| self.unit()).sum::<f32>() / 2.0
+    }
+
+    pub fn normals(&mut self, len: usize) -> Vec<f32> {
+        (0..len).map(|_| self.normal()).collect()
+    }
+}
+
+/// Any numbers as the bytes of a buffer, and back.
+pub trait Plain: Copy {
+    fn put(self, bytes: &mut Vec<u8>);
+    fn get(bytes: &[u8]) -> Self;
+}
+
+macro_rules! plain {
+    ($($number:ty)*) => {$(
+        impl Plain for $number {
+            fn put(self, bytes: &mut Vec<u8>) {
+                bytes.extend(self.to_le_bytes());
+            }
+            fn get(bytes: &[u8]) -> Self {
+                Self::from_le_bytes(bytes.try_into().expect("as many bytes as the number has"))
+            }
+        }
+    )*};
+}
+plain!(i8 u8 u16 i32 u32 u64 f32);
+
+pub fn to_bytes<T: Plain>(numbers: &[T]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(size_of_val(numbers));
+    numbers.iter().for_each(|number| number.put(&mut bytes));
+    bytes
+}
+
+pub fn from_bytes<T: Plain>(bytes: &[u8]) -> Vec<T> {
+    bytes.chunks(size_of::<T>()).map(T::get).collect()
+}
+
+/// To the nearest half, ties to even; what is too large is infinite.
+pub fn f32_to_f16(x: f32) -> u16 {
+    let sign = (x.to_bits() >> 16 & 0x8000) as u16;
+    // The magnitudes of halves ascend as their bits do: find the two about x.
+    let x = x.abs();
+    let below = (0..15).rev().fold(0, |half, bit| {
+        let next = half | 1 << bit;
+        if next <= 0x7c00 && f16_to_f32(next) <= x { next } else { half }
+    });
+    let value = |half: u16| if half == 0x7c00 { 65536.0 } else { f64::from(f16_to_f32(half)) };
+    let (low, high) = (value(below), value((below + 1).min(0x7c00)));
+    let x = f64::from(x);
+    let up = x - low > high - x || x - low == high - x && below & 1 == 1;
+    sign | if up && below < 0x7c00 { below + 1 } else { below }
+}
+
+/// To the nearest bf16, ties to even; of numbers that are finite.
+pub fn f32_to_bf16(x: f32) -> u16 {
+    let bits = x.to_bits();
+    ((bits + 0x7fff + (bits >> 16 & 1)) >> 16) as u16
+}
+
+pub fn bf16_to_f32(x: u16) -> f32 {
+    f32::from_bits(u32::from(x) << 16)
+}
+
+/// `rows` rows of `columns` values as a GGUF file has them: every quant occurs, scales are those of real weights.
+pub fn blocks(quant: Quant, rows: usize, columns: usize, seeded: &mut Seeded) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(rows * quant.row_bytes(columns));
+    for _ in 0..rows * columns / quant.block_len() {
+        match quant {
+            Quant::F16 => f32_to_f16(seeded.normal() * 0.05).put(&mut bytes),
+            Quant::BF16 => f32_to_bf16(seeded.normal() * 0.05).put(&mut bytes),
+            Quant::F32 => (seeded.normal() * 0.05).put(&mut bytes),
+            _ => {
+                let quants = quant.block_len() * if quant == Quant::Q8_0 { 8 } else { 4 } / 8;
+                let head = quant.block_bytes() - quants;
+                assert!(head == 2 || head == 4, "{quant} is not made here");
+                f32_to_f16(seeded.unit() * 0.02).put(&mut bytes);
+                if head == 4 {
+                    f32_to_f16(seeded.unit() * 0.1).put(&mut bytes);
+                }
+                for _ in 0..quants {
+                    let byte = seeded.bits() as u8;
+                    // -128 is no quant of Q8_0: its quantisation ends at 127 both ways.
+                    bytes.push(if quant == Quant::Q8_0 && byte == 0x80 { 0 } else { byte });
+                }
+            }
+        }
+    }
+    bytes
+}
+
+/// Activations as the matrix kernels read them.
+pub struct Q8 {
+    /// [token][columns rounded up to 64]
+    pub quants: Vec<i8>,
+    /// [token][block] scale and sum of the quants, padded as the quants are
+    pub scales: Vec<(f32, i32)>,
+}
+
+impl Q8 {
+    /// The quantisation of `src/backend/cpu/tiles.rs`: scale = largest / 127, the rest times 127 / largest, to the nearest
+    /// integer, ties to even.
+    pub fn of(x: &[f32], columns: usize) -> Q8 {
+        let (mut quants, mut scales) = (Vec::new(), Vec::new());
+        for row in x.chunks(columns) {
+            for block in row.chunks(32) {
+                let largest = block.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
+                let (d, per) = if largest > 1e-30 { (largest / 127.0, 127.0 / largest) } else { (0.0, 0.0) };
+                let rounded = |x: &f32| (x * per).clamp(-127.0, 127.0).round_ties_even() as i8;
+                quants.extend(block.iter().map(rounded));
+                scales.push((d, quants[quants.len() - 32..].iter().map(|&q| i32::from(q)).sum()));
+            }
+            if !columns.is_multiple_of(64) {
+                quants.extend([0; 32]);
+                scales.push((0.0, 0));
+            }
+        }
+        Q8 { quants, scales }
+    }
+
+    /// The bytes of the two buffers.
+    pub fn bytes(&self) -> [Vec<u8>; 2] {
+        let mut scales = Vec::new();
+        for &(d, sum) in &self.scales {
+            d.put(&mut scales);
+            sum.put(&mut scales);
+        }
+        [to_bytes(&self.quants), scales]
+    }
+}
+
+/// The module of kernel file `file`.
+pub fn module(file: &str) -> Module {
+    let text = expand::expand(&folder(), file).unwrap_or_else(|error| panic!("kernels/{error}"));
+    Module::parse(&text).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// Runs a launch of the only kernel of `module`.
+pub fn launch(
+    module: &Module,
+    memory: &mut Memory,
+    launch: &Launch,
+    seed: u64,
+) -> Result<Counts, ptx_emulator::Fault> {
+    let kernel = module.kernels().next().expect("a kernel in the module");
+    ptx_emulator::launch(kernel, memory, launch, &Options { seed, threads: 1, ..Options::default() })
+}
+
+/// A mistake in a kernel's source, and what must notice it.
+pub struct Fault {
+    /// What is wrong, for people.
+    pub name: &'static str,
+    /// The file of `kernels/` that the text stands in, once.
+    pub file: &'static str,
+    pub find: &'static str,
+    pub replace: &'static str,
+    pub caught: Caught,
+}
+
+/// What notices a fault.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Caught {
+    /// A check of the emulator.
+    By(Kind),
+    /// The comparison with the reference.
+    WrongResult,
+}
+
+/// How a run of a test's own cases ended badly.
+pub enum Wrong {
+    Fault(ptx_emulator::Fault),
+    Result(String),
+}
+
+impl From<ptx_emulator::Fault> for Wrong {
+    fn from(fault: ptx_emulator::Fault) -> Wrong {
+        Wrong::Fault(fault)
+    }
+}
+
+/// `Err` where two results differ: the first place at which they do.
+pub fn same<T: PartialEq + std::fmt::Debug>(what: &str, got: &[T], want: &[T]) -> Result<(), Wrong> {
+    if got.len() != want.len() {
+        return Err(Wrong::Result(format!("{what}: {} elements, not {}", got.len(), want.len())));
+    }
+    match got.iter().zip(want).position(|(got, want)| got != want) {
+        Some(at) => Err(Wrong::Result(format!("{what}[{at}] is {:?}, not {:?}", got[at], want[at]))),
+        None => Ok(()),
+    }
+}
+
+/// Fails a test with what went wrong in it.
+pub fn passes(name: &str, ended: Result<(), Wrong>) {
+    match ended {
+        Ok(()) => {}
+        Err(Wrong::Fault(fault)) => panic!("{name}: {fault}"),
+        Err(Wrong::Result(what)) => panic!("{name}: {what}"),
+    }
+}
+
+/// Puts each fault into kernel `kernel`, runs `cases`, and demands that the run ends as the fault says. Prints the list.
+pub fn each_is_caught(kernel: &str, faults: &[Fault], cases: impl Fn(&Module) -> Result<(), Wrong>) {
+    passes(kernel, cases(&module(kernel)));
+    let mut wrong = Vec::new();
+    println!("faults in {kernel}:");
+    for fault in faults {
+        let read = |name: &str| {
+            let text = std::fs::read_to_string(folder().join(name)).map_err(|error| error.to_string())?;
+            if name != fault.file {
+                return Ok(text);
+            }
+            match text.matches(fault.find).count() {
+                1 => Ok(text.replace(fault.find, fault.replace)),
+                count => Err(format!("`{}` stands {count} times in it", fault.find)),
+            }
+        };
+        let changed =
+            expand::expand_with(kernel, &read).unwrap_or_else(|error| panic!("{}: {error}", fault.name));
+        let changed = Module::parse(&changed).unwrap_or_else(|error| panic!("{}: {error}", fault.name));
+        let (caught, sentence) = match cases(&changed) {
+            Ok(()) => (None, "nothing noticed it".to_string()),
+            Err(Wrong::Fault(found)) => (Some(Caught::By(found.kind)), found.to_string()),
+            Err(Wrong::Result(what)) => (Some(Caught::WrongResult), what),
+        };
+        let by = caught.map_or("-".to_string(), |caught| format!("{caught:?}"));
+        println!("  {:<44} {by:<24} {sentence}", fault.name);
+        if caught != Some(fault.caught) {
+            wrong.push(format!("{}: expected {:?}, found {by}: {sentence}", fault.name, fault.caught));
+        }
+    }
+    assert!(wrong.is_empty(), "{kernel}:\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn halves_round_to_nearest_even() {
+    for half in 0..0x7c00u16 {
+        let x = f16_to_f32(half);
+        assert_eq!(f32_to_f16(x), half);
+        assert_eq!(f32_to_f16(-x), half | 0x8000);
+        let next = if half == 0x7bff { 65536.0 } else { f16_to_f32(half + 1) };
+        let middle = (x + next) / 2.0;
+        assert_eq!(f32_to_f16(middle), half + (half & 1), "{middle}");
+        assert_eq!(f32_to_f16(f32::from_bits(middle.to_bits() + 1)), half + 1, "{middle}");
+    }
+}
+
+#[test]
+fn bf16_rounds_to_nearest_even() {
+    for bf16 in 0..0x7f7fu16 {
+        let (x, next) = (bf16_to_f32(bf16), bf16_to_f32(bf16 + 1));
+        let middle = f32::from_bits(x.to_bits() + 0x8000);
+        assert!(x < middle && middle < next);
+        assert_eq!(f32_to_bf16(middle), bf16 + (bf16 & 1), "{middle}");
+        assert_eq!(f32_to_bf16(f32::from_bits(middle.to_bits() + 1)), bf16 + 1, "{middle}");
+        assert_eq!(f32_to_bf16(-x), bf16 | 0x8000);
+    }
+}

@@ -1,0 +1,28 @@
+//! Every kernel, run by the emulator and assembled by ptxas; and the macro pass that both read them through.
+//!
+//! The emulator runs the text that the device's driver is given, with checks that no device makes. After an edit of a
+//! kernel alone, the built test can be run again as it is: `target/debug/deps/kernels-*`.
+
+#[path = "../../kernels/expand.rs"]
+mod expand;
+
+mod attend;
+mod divide;
+mod gemm;
+mod gemv;
+mod harness;
+mod norm;
+mod ptxas;
+mod repack;
+mod sample;
+
+/// The table in the binary is that of the folder: `build.rs` is not told of files that were not there.
+#[test]
+fn every_kernel_is_embedded() {
+    let files = expand::files(&harness::folder()).expect("the folder of the kernels");
+    let embedded: Vec<String> = tartlet::backend::cuda::kernels::KERNELS
+        .iter()
+        .map(|kernel| format!("{}.ptx", kernel.name))
+        .collect();
+    assert_eq!(embedded, files, "touch build.rs");
+}

@@ -1,0 +1,330 @@
+//! `sample_best`, `sample_weigh` and `sample_draw` against the processor's draws: the same token, whatever the logits.
+
+mod faults;
+
+use crate::harness::{Plain, Seeded, Wrong, from_bytes, launch, module, passes, same, to_bytes};
+use ptx_emulator::{Launch, Memory, Module, Parameters};
+use tartlet::backend::Sampler;
+use tartlet::backend::exp::exp_fixed;
+use tartlet::backend::sample::{LOGITS_PER_MAXIMUM, Logits, Sampling};
+
+/// The record of `draws` for a row.
+fn draw(sampler: Sampler, random: u64) -> Vec<u8> {
+    let (temperature, k, p, min_p) = match sampler {
+        Sampler::Multinomial { temperature } => (temperature, 0, 1.0, None),
+        Sampler::TopK { temperature, k } => (temperature, k, 1.0, None),
+        Sampler::TopP { temperature, p } => (temperature, 0, p, None),
+        Sampler::MinP { temperature, p } => (temperature, 0, 1.0, Some(p)),
+        Sampler::TopKTopP { temperature, k, p } => (temperature, k, p, None),
+    };
+    let fixed = |p: f32| (f64::from(p).clamp(0.0, 1.0) * 2f64.powi(64)) as u128;
+    let share = if p < 1.0 { fixed(p) as u64 } else { u64::MAX };
+    let floor = min_p.map_or(0, |p| ((fixed(p) << 42).div_ceil(1 << 64) as u64).max(1));
+    let (divisor, scale, scale_again) = if temperature.is_nan() || temperature <= 0.0 {
+        (0.0, 0.0, 0.0)
+    } else if temperature == f32::INFINITY {
+        (1.0, 0.0, 1.0)
+    } else {
+        // In f64 no temperature is subnormal.
+        let exponent = (f64::from(temperature).to_bits() >> 52) as i32 - 1023;
+        let half = exponent / 2;
+        let divisor = f64::from(temperature) * 2f64.powi(-exponent);
+        (divisor as f32, 2f32.powi(-half), 2f32.powi(half - exponent))
+    };
+    let mut bytes = to_bytes(&[random, share, floor]);
+    k.put(&mut bytes);
+    bytes.extend(to_bytes(&[divisor, 1.0 / divisor, scale, scale_again, temperature]));
+    bytes
+}
+
+/// A row to draw from, and how.
+struct Row {
+    logits: Vec<f32>,
+    sampler: Sampler,
+    random: u64,
+}
+
+impl Row {
+    fn want(&self) -> u32 {
+        let largest = |part: &[f32]| part.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let maxima: Vec<f32> = self.logits.chunks(LOGITS_PER_MAXIMUM).map(largest).collect();
+        let logits = Logits { all: &self.logits, maxima: &maxima };
+        Sampling::new(self.logits.len()).token(logits, self.sampler, self.random).0
+    }
+}
+
+struct Kernels<'a> {
+    best: &'a Module,
+    weigh: &'a Module,
+    draw: &'a Module,
+}
+
+struct Modules([Module; 3]);
+
+impl Modules {
+    fn new() -> Modules {
+        Modules(["sample_best.ptx", "sample_weigh.ptx", "sample_draw.ptx"].map(module))
+    }
+
+    fn kernels(&self) -> Kernels<'_> {
+        let Modules([best, weigh, draw]) = self;
+        Kernels { best, weigh, draw }
+    }
+}
+
+/// The tokens of rows of one vocabulary, drawn in one launch.
+fn run(kernels: &Kernels, rows: &[Row], seed: u64) -> Result<Vec<u32>, Wrong> {
+    let vocab = rows[0].logits.len();
+    let stretches = vocab.div_ceil(LOGITS_PER_MAXIMUM);
+    let mut memory = Memory::new();
+    let all: Vec<f32> = rows.iter().flat_map(|row| &row.logits).copied().collect();
+    let logits = memory.upload("logits", &to_bytes(&all));
+    let records: Vec<u8> = rows.iter().flat_map(|row| draw(row.sampler, row.random)).collect();
+    let draws = memory.upload("draws", &records);
+    memory.protect(logits, true);
+    memory.protect(draws, true);
+    let best = memory.alloc(rows.len() * stretches * 8, "best");
+    let sums = memory.alloc(rows.len() * stretches * 8, "sums");
+    let tokens = memory.alloc(rows.len() * 4, "tokens");
+
+    let parameters = Parameters::new().u64(logits).u64(best).u32(vocab as u32);
+    let grid = [vocab.div_ceil(2048) as u32, rows.len() as u32, 1];
+    let shape = Launch { grid, block: [256, 1, 1], shared: 0, parameters: parameters.bytes() };
+    launch(kernels.best, &mut memory, &shape, seed)?;
+    memory.protect(best, true);
+    let parameters = Parameters::new().u64(logits).u64(best).u64(draws).u64(sums).u32(vocab as u32);
+    let shape = Launch { parameters: parameters.bytes(), ..shape };
+    launch(kernels.weigh, &mut memory, &shape, seed)?;
+    memory.protect(sums, true);
+    let parameters =
+        Parameters::new().u64(logits).u64(best).u64(sums).u64(draws).u64(tokens).u32(vocab as u32);
+    let grid = [rows.len() as u32, 1, 1];
+    let shape = Launch { grid, block: [512, 1, 1], shared: 0, parameters: parameters.bytes() };
+    launch(kernels.draw, &mut memory, &shape, seed)?;
+    Ok(from_bytes(&memory.read(tokens, rows.len() * 4)?))
+}
+
+fn check(kernels: &Kernels, rows: &[Row], seed: u64) -> Result<(), Wrong> {
+    let got = run(kernels, rows, seed)?;
+    for (row, got) in rows.iter().zip(got) {
+        let want = row.want();
+        if got != want {
+            let of = |token: u32| row.logits.get(token as usize).copied().unwrap_or(f32::NAN);
+            return Err(Wrong::Result(format!(
+                "{:?} of {} logits, random {:#x}, seed {seed}: token {got} ({}), not {want} ({})",
+                row.sampler,
+                row.logits.len(),
+                row.random,
+                of(got),
+                of(want),
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Logits of every kind that matters.
+fn logits(kind: usize, vocab: usize, seeded: &mut Seeded) -> Vec<f32> {
+    let mut normal = |spread: f32| -> Vec<f32> { (0..vocab).map(|_| seeded.normal() * spread).collect() };
+    match kind {
+        0 => normal(3.0),
+        1 => normal(12.0),
+        2 => normal(0.01),
+        3 => normal(2.0).iter().map(|logit| logit.round()).collect(),
+        4 => vec![-7.25; vocab],
+        5 => {
+            let mut all = normal(4.0);
+            for logit in &mut all {
+                match seeded.below(9) {
+                    0 => *logit = f32::NAN,
+                    1 => *logit = f32::NEG_INFINITY,
+                    2 => *logit = -0.0,
+                    3 => *logit = 0.0,
+                    _ => {}
+                }
+            }
+            all
+        }
+        6 => (0..vocab).map(|id| if id % 3 == 0 { f32::NAN } else { f32::NEG_INFINITY }).collect(),
+        7 => {
+            let odd = [f32::MAX, f32::INFINITY, -f32::MAX, 1e-45, -1e-45, f32::MIN_POSITIVE];
+            (0..vocab).map(|_| odd[seeded.below(odd.len())]).collect()
+        }
+        8 => {
+            let mut all = vec![-100.0; vocab];
+            all[seeded.below(vocab)] = 3.5;
+            all
+        }
+        9 => (0..vocab).map(|_| f32::from_bits(seeded.below(40) as u32)).collect(), // subnormal
+        _ => (0..vocab).map(|_| [0.0, -0.0, -1.0, -1.5][seeded.below(4)]).collect(),
+    }
+}
+const KINDS: usize = 11;
+
+fn sampler(vocab: usize, seeded: &mut Seeded) -> Sampler {
+    const TEMPERATURES: [f32; 12] =
+        [0.8, 1.0, 0.7, 1.7, 0.05, 30.0, 1e-45, f32::MIN_POSITIVE, f32::MAX, f32::INFINITY, 0.0, f32::NAN];
+    const SHARES: [f32; 12] =
+        [0.0, 1e-6, 0.1, 0.5, 0.9, 0.95, 0.999, 1.0 - f32::EPSILON / 2.0, 1.0, 7.0, -1.0, f32::NAN];
+    // The ordinary temperatures oftener than the others.
+    let temperature = TEMPERATURES[seeded.below(12).min(seeded.below(12))];
+    let p = SHARES[seeded.below(12)];
+    let ks = [0, 1, 2, 7, 40, vocab as u32 / 2, vocab as u32 - 1, vocab as u32, u32::MAX];
+    let k = ks[seeded.below(9)];
+    match seeded.below(6) {
+        0 => Sampler::Multinomial { temperature },
+        1 => Sampler::TopK { temperature, k },
+        2 => Sampler::TopP { temperature, p },
+        3 => Sampler::MinP { temperature, p },
+        _ => Sampler::TopKTopP { temperature, k, p },
+    }
+}
+
+fn rows(vocab: usize, count: usize, seed: u64) -> Vec<Row> {
+    let mut seeded = Seeded::new(seed);
+    let row = |at: usize| {
+        let logits = logits(at % KINDS, vocab, &mut seeded);
+        let sampler = sampler(vocab, &mut seeded);
+        let random = match seeded.below(8) {
+            0 => 0,
+            1 => u64::MAX,
+            _ => seeded.bits(),
+        };
+        Row { logits, sampler, random }
+    };
+    (0..count).map(row).collect()
+}
+
+/// Rows whose draw falls on the border between two tokens, on either side of it: a weight off by one unit is noticed.
+fn borders(vocab: usize, count: usize, seed: u64) -> Vec<Row> {
+    let mut seeded = Seeded::new(seed);
+    let row = |at: usize| {
+        let logits: Vec<f32> = (0..vocab).map(|_| seeded.normal() * 3.0).collect();
+        let temperature = 0.3 + seeded.unit().abs();
+        let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let weigh = |&logit: &f32| u128::from(exp_fixed((logit - largest) / temperature));
+        let below: u128 = logits[..vocab / 2].iter().map(weigh).sum();
+        let total: u128 = logits.iter().map(weigh).sum();
+        let random = (below << 64).div_ceil(total) as u64 - at as u64 % 2;
+        Row { logits, sampler: Sampler::Multinomial { temperature }, random }
+    };
+    (0..count).map(row).collect()
+}
+
+/// Shares that fall between two sums (the mass is rounded up, and is 1 at least), and a tie of the two zeros.
+fn corners() -> Vec<Row> {
+    // Weights 2^42, 2^18, 1: the share 1 - 2^-24 of their sum lies between 2^42 and 2^42 + 1.
+    let mut second = -24.0 * std::f32::consts::LN_2;
+    while exp_fixed(second) < 1 << 18 {
+        second = second.next_up();
+    }
+    let logits = [0.0, second, -29.1];
+    assert_eq!(logits.map(exp_fixed), [1 << 42, 1 << 18, 1]);
+    let share =
+        |p| Row { logits: logits.to_vec(), sampler: Sampler::TopP { temperature: 1.0, p }, random: u64::MAX };
+    let mut rows: Vec<Row> = [0.0, f32::MIN_POSITIVE, 0.5, 1.0 - f32::EPSILON / 2.0].map(share).into();
+    let sampler = Sampler::Multinomial { temperature: 0.0 };
+    rows.push(Row { logits: vec![-1.0, -0.0, 0.0], sampler, random: 0 });
+    rows
+}
+
+#[test]
+fn borders_lie_where_the_processor_has_them() {
+    let modules = Modules::new();
+    let kernels = modules.kernels();
+    passes("borders", check(&kernels, &borders(300, 60, 5), 5));
+    passes("corners", check(&kernels, &corners(), 6));
+}
+
+#[test]
+fn tokens_are_the_processors() {
+    let modules = Modules::new();
+    let kernels = modules.kernels();
+    for (seed, vocab) in [1, 31, 256, 257, 1000, 2300].into_iter().enumerate() {
+        let seed = seed as u64;
+        passes(&format!("vocabulary of {vocab}"), check(&kernels, &rows(vocab, 60, seed), seed));
+    }
+}
+
+/// Every sampler on logits such as a model gives, with a real vocabulary.
+#[test]
+fn a_real_vocabulary_is_sampled() {
+    let modules = Modules::new();
+    let kernels = modules.kernels();
+    let mut seeded = Seeded::new(49152);
+    let logits: Vec<f32> = (0..49152).map(|_| seeded.normal() * 3.0).collect();
+    let temperature = 0.8;
+    let samplers = [
+        Sampler::Multinomial { temperature: 0.0 },
+        Sampler::Multinomial { temperature },
+        Sampler::TopK { temperature, k: 50 },
+        Sampler::TopP { temperature, p: 0.95 },
+        Sampler::MinP { temperature, p: 0.05 },
+        Sampler::TopKTopP { temperature, k: 20000, p: 0.9 },
+    ];
+    let rows: Vec<Row> =
+        samplers.map(|sampler| Row { logits: logits.clone(), sampler, random: seeded.bits() }).into();
+    passes("49152 logits", check(&kernels, &rows, 1));
+}
+
+/// All draws of a row: each token comes where the processor has it, none is left out.
+#[test]
+fn a_rows_draws_cover_what_is_kept() {
+    let modules = Modules::new();
+    let kernels = modules.kernels();
+    let mut seeded = Seeded::new(77);
+    let logits: Vec<f32> = (0..300).map(|_| seeded.normal()).collect();
+    let sampler = Sampler::TopKTopP { temperature: 1.3, k: 60, p: 0.8 };
+    let row = |part: u64| Row { logits: logits.clone(), sampler, random: part << 57 };
+    let rows: Vec<Row> = (0..128).map(row).collect();
+    passes("128 draws", check(&kernels, &rows, 2));
+    let mut tokens: Vec<u32> = rows.iter().map(Row::want).collect();
+    tokens.sort_unstable();
+    tokens.dedup();
+    assert!((20..=60).contains(&tokens.len()), "{} tokens", tokens.len());
+}
+
+/// A row's token is the same alone and among others.
+#[test]
+fn rows_do_not_meet() {
+    let modules = Modules::new();
+    let kernels = modules.kernels();
+    let together = rows(700, 12, 9);
+    let tokens = |rows: &[Row]| run(&kernels, rows, 3);
+    let all: Vec<u32> = together.iter().map(Row::want).collect();
+    for (row, want) in together.into_iter().zip(all) {
+        passes("a row alone", tokens(&[row]).and_then(|got| same("token", &got, &[want])));
+    }
+}
+
+/// The quotient of the kernel's steps is that of a division, where the weight depends on it.
+#[test]
+fn quotients_are_rounded_as_a_division_rounds() {
+    let mut seeded = Seeded::new(31);
+    for _ in 0..2_000_000 {
+        let bits = seeded.bits();
+        // Mantissas of many ones and few, where rounding is hardest, as often as others.
+        let mantissa = |bits: u32| match bits >> 30 {
+            0 => bits & 0x7f_ffff,
+            1 => bits & 0x7f | 0x7f_ff80,
+            2 => bits & 0x7f_8000,
+            _ => bits & 0xff,
+        };
+        let a = -f32::from_bits(0x3f80_0000 | mantissa(bits as u32));
+        let divisor = f32::from_bits(0x3f80_0000 | mantissa((bits >> 32) as u32));
+        let reciprocal = 1.0 / divisor;
+        let mut quotient = a * reciprocal;
+        for _ in 0..2 {
+            quotient = (-quotient).mul_add(divisor, a).mul_add(reciprocal, quotient);
+        }
+        assert_eq!(quotient.to_bits(), (a / divisor).to_bits(), "{a} / {divisor}");
+    }
+}
+
+/// The cases that the faults are run on.
+fn cases(kernels: &Kernels) -> Result<(), Wrong> {
+    check(kernels, &rows(257, 44, 100), 100)?;
+    check(kernels, &borders(300, 12, 101), 101)?;
+    check(kernels, &corners(), 102)?;
+    check(kernels, &rows(2300, 22, 103), 103)
+}
