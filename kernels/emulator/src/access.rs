@@ -5,7 +5,7 @@ use crate::block::{Block, witness};
 use crate::execute::Machine;
 use crate::fault::{Kind, Stop, stop};
 use crate::instruction::{Address, Order, Slot};
-use crate::memory::{Buffer, SHARED_WINDOW};
+use crate::memory::{Buffer, LOCAL_WINDOW, SHARED_WINDOW};
 use crate::module::CONST_BASE;
 use crate::order::Actor;
 use crate::shadow::{Clash, Witness, block_of, lane_of, warp_of};
@@ -15,6 +15,7 @@ use crate::warp::lanes;
 /// Where an access goes once a generic address is resolved.
 pub enum Place {
     Shared(u64),
+    Local(u64),
     Global(u64),
 }
 
@@ -23,7 +24,9 @@ pub fn place(space: Space, base: u64, offset: i64) -> Place {
     let at = base.wrapping_add_signed(offset);
     match space {
         Space::Shared => Place::Shared(at & 0xffff_ffff),
+        Space::Local => Place::Local(at & 0xffff_ffff),
         Space::Generic if at >= SHARED_WINDOW => Place::Shared(at - SHARED_WINDOW),
+        Space::Generic if at >= LOCAL_WINDOW => Place::Local(at - LOCAL_WINDOW),
         _ => Place::Global(at),
     }
 }
@@ -176,6 +179,7 @@ impl<'a> Machine<'a> {
                         let witness = witness(stamp, &warp.known, warp.least, seen.as_ref(), crowded);
                         shared.load(&witness, lane, at, size, order.strong)?
                     }
+                    Place::Local(at) => warp.local.load(lane, at, size)?,
                     Place::Global(at) => {
                         (addresses[count], count) = (at, count + 1);
                         if order.strong
@@ -266,6 +270,7 @@ impl<'a> Machine<'a> {
                     let witness = witness(stamp, &warp.known, warp.least, seen.as_ref(), crowded);
                     shared.store(&witness, lane, at, (size, value), order.strong)?;
                 }
+                Place::Local(at) => warp.local.store(lane, at, (size, value))?,
                 Place::Global(at) => {
                     (addresses[count], count) = (at, count + 1);
                     if order.strong

@@ -4,7 +4,7 @@ use crate::access::{Place, actor, place};
 use crate::bits::{Bits, F16, Float};
 use crate::block::{Block, witness};
 use crate::execute::Machine;
-use crate::fault::Stop;
+use crate::fault::{Kind, Stop, stop};
 use crate::instruction::{Atomic, Op};
 use crate::types::Type;
 use crate::warp::lanes;
@@ -57,6 +57,13 @@ impl Machine<'_> {
                     let old = shared.load(&witness, lane, at, size, true)?;
                     shared.store(&witness, lane, at, (size, u128::from(update(old as u64))), true)?;
                     old as u64
+                }
+                Place::Local(_) => {
+                    return stop(
+                        Kind::OutOfBounds,
+                        lane,
+                        "an atomic operation in local memory, which has none",
+                    );
                 }
                 Place::Global(at) => {
                     (addresses[count], count) = (at, count + 1);

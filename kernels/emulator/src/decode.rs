@@ -202,7 +202,7 @@ impl Reading<'_> {
         }
     }
 
-    /// Global addresses are generic ones; shared ones are too far to the window.
+    /// Global addresses are generic ones; shared and local ones have windows.
     fn cvta(&mut self) -> Result<Op> {
         let to = self.words.has("to");
         let space = self.words.space();
@@ -216,8 +216,10 @@ impl Reading<'_> {
         let (opcode, by) = match (space, to) {
             (Space::Shared, true) => ("sub", crate::memory::SHARED_WINDOW),
             (Space::Shared, false) => ("add", crate::memory::SHARED_WINDOW),
+            (Space::Local, true) => ("sub", crate::memory::LOCAL_WINDOW),
+            (Space::Local, false) => ("add", crate::memory::LOCAL_WINDOW),
             (Space::Global, _) => ("add", 0),
-            _ => return Err("only global and shared addresses are converted".into()),
+            _ => return Err("only global, shared and local addresses are converted".into()),
         };
         let by = self.names.constant(by);
         let mut words = Modifiers::new(&["u64".to_string()]);

@@ -31,6 +31,7 @@ pub enum Kind {
     UninitialisedRegister,
     UninitialisedShared,
     UninitialisedGlobal,
+    UninitialisedLocal,
     /// Two threads of a block, one of them writing, with no barrier between.
     SharedRace,
     /// Two threads of a grid, one of them writing, with nothing that orders them.

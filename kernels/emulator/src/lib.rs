@@ -46,7 +46,7 @@
 //! |---|---|
 //! | `OutOfBounds`, `Misaligned` | every access, of the whole vector; buffers lie 4 KiB apart |
 //! | `UninitialisedRegister` | per lane; what selp does not select may be unwritten |
-//! | `UninitialisedShared`, `UninitialisedGlobal` | per byte |
+//! | `UninitialisedShared`, `UninitialisedGlobal`, `UninitialisedLocal` | per byte |
 //! | `SharedRace`, `GlobalRace` | two threads, one of them writing, that nothing orders: see below |
 //! | `BarrierDivergence`, `Deadlock` | a barrier wants all living lanes of a warp, and its number of threads |
 //! | `CopyNotWaited`, `CopyPending` | bytes of a cp.async land when their own thread waits, never earlier |
@@ -79,7 +79,7 @@
 //!
 //! # What it lacks
 //!
-//! Calls, local memory, textures, clusters, mbarrier, wgmma and the other operations of sm_90;
+//! Calls, textures, clusters, mbarrier, wgmma and the other operations of sm_90;
 //! `griddepcontrol` is taken and does nothing. Rounding other than to nearest is of f32 alone. Clocks stand
 //! at 0, `%smid` is 0.
 //!
@@ -89,7 +89,7 @@
 //! register file; constants and special registers are slots as well. `alu`, `approximate`, `bitfield` and
 //! `convert` choose, once per instruction of the text, a function over the 32 lanes. `execute` steps a warp:
 //! lanes with the lowest position run first. `access`, `atomics`, `copies`, `exchange` and `matrix` are the
-//! other instructions; `memory` and `shared` hold the bytes, `shadow` who touched them last, `order` what
+//! other instructions; `memory`, `shared` and `local` hold the bytes, `shadow` who touched them last, `order` what
 //! blocks know of each other. `launch` takes the blocks of a grid in turn, on several threads where the
 //! kernel has nothing by which blocks could order each other.
 
@@ -113,6 +113,7 @@ mod float;
 mod instruction;
 mod launch;
 mod lexer;
+mod local;
 mod matrix;
 mod memory;
 mod modifiers;

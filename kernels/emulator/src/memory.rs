@@ -9,6 +9,8 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64};
 
 /// Generic addresses of shared memory start here.
 pub(crate) const SHARED_WINDOW: u64 = 0x7f00_0000_0000;
+/// And those of local memory here.
+pub(crate) const LOCAL_WINDOW: u64 = 0x7e00_0000_0000;
 const FIRST: u64 = 0x10_0000_0000;
 const GAP: u64 = 4096;
 /// Cells of a page of the shadow.

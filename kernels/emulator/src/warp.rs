@@ -3,6 +3,7 @@
 use crate::alu::Lanes;
 use crate::fault::{Kind, Stop, stop};
 use crate::instruction::{Origin, Slot, Special, Test};
+use crate::local::Local;
 use crate::module::Kernel;
 use crate::order::Thread;
 
@@ -37,6 +38,7 @@ pub struct Warp {
     pub time: u32,
     pub known: [u32; 32],
     pub least: u32,
+    pub local: Local,
     pub flights: Vec<Flight>,
     pub groups: [u32; 32],
     /// Of the lanes; only where blocks may order each other.
@@ -94,6 +96,7 @@ impl Warp {
             time: 0,
             known: [0; 32],
             least: 0,
+            local: Local::new(kernel.local),
             flights: Vec::new(),
             groups: [0; 32],
             threads: Vec::new(),
@@ -133,6 +136,7 @@ impl Warp {
         (self.pc, self.merge, self.carry, self.waits) = (0, u32::MAX, 0, None);
         (self.time, self.known, self.least, self.groups) = (0, [0; 32], 0, [0; 32]);
         self.executed = 0;
+        self.local.reset();
         self.flights.clear();
         for thread in &mut self.threads {
             *thread = Thread::default();

@@ -91,6 +91,27 @@ fn out_of_bounds() {
 }
 
 #[test]
+fn local_memory() {
+    let own = ".local .align 16 .b32 own[4]; .reg .b64 %l; mov.u64 %l, own;";
+    let stored = format!("{own} st.local.u32 [%l+4], %thread;");
+    fine(
+        2,
+        40,
+        &format!("{stored} ld.local.u32 %v0, [own+4]; st.local.b64 [own], 7; ld.local.u64 %at, [%l];"),
+    );
+    let fault = caught(Kind::UninitialisedLocal, 1, 32, &format!("{stored}\n#\nld.local.u64 %at, [%l];"));
+    assert!(fault.sentence.contains("local byte 0"), "{fault}");
+    // What another block's thread left there is not this one's.
+    let first = "setp.eq.u32 %p, %block, 0; @%p st.local.u32 [%l+4], 1;";
+    caught(Kind::UninitialisedLocal, 2, 1, &format!("{own} {first}\n#\nld.local.u32 %v0, [%l+4];"));
+    caught(Kind::OutOfBounds, 1, 32, &format!("{stored}\n#\nld.local.u32 %v0, [%l+16];"));
+    caught(Kind::OutOfBounds, 1, 32, &format!("{own} mov.u64 %l, 4;\n#\nst.local.u32 [%l], 1;"));
+    caught(Kind::Misaligned, 1, 32, &format!("{stored}\n#\nst.local.b64 [%l+4], %at;"));
+    let generic = "cvta.local.u64 %l, %l;";
+    caught(Kind::OutOfBounds, 1, 32, &format!("{stored} {generic}\n#\natom.add.u32 %v0, [%l+4], 1;"));
+}
+
+#[test]
 fn freed_memory_has_its_name() {
     let free = |memory: &mut Memory, data| memory.free(data).expect("a buffer");
     let fault = run_on(1, 32, Options::default(), "ld.global.u32 %v0, [%at];", free).expect_err("a fault");
