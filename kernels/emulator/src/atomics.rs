@@ -53,7 +53,7 @@ impl Machine<'_> {
                 Place::Shared(at) => {
                     in_shared = true;
                     (addresses[count], count) = (at, count + 1);
-                    let witness = witness(stamp, &warp.known, warp.least, seen.as_ref(), crowded);
+                    let witness = witness(stamp, warp, seen.as_ref(), crowded);
                     let old = shared.load(&witness, lane, at, size, true)?;
                     shared.store(&witness, lane, at, (size, u128::from(update(old as u64))), true)?;
                     old as u64
@@ -72,7 +72,7 @@ impl Machine<'_> {
                         actor.reads(&self.locations, at, order.acquire);
                         actor.writes(&mut self.locations, at, order.release, true);
                     }
-                    let witness = witness(stamp, &warp.known, warp.least, seen.as_ref(), crowded);
+                    let witness = witness(stamp, warp, seen.as_ref(), crowded);
                     let old = self.fetch(&mut near, &witness, lane, at, size, *order)?;
                     let (buffer, offset) = self.writable(&mut near, &witness, lane, at, size, *order)?;
                     if size < 4 {

@@ -22,7 +22,8 @@ impl Reading<'_> {
             }
             "griddepcontrol" => match self.words.one_of(&["wait", "launch_dependents"]) {
                 None => return Err("griddepcontrol needs .wait or .launch_dependents".into()),
-                Some(_) => Op::Nothing,
+                Some("wait") => Op::GridWait,
+                Some(_) => Op::GridLaunch,
             },
             "ldmatrix" => self.load_matrix()?,
             "mma" => self.mma()?,

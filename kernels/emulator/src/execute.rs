@@ -207,6 +207,9 @@ impl Machine<'_> {
             Op::WarpBarrier { members } => {
                 warp.need(*members, mask, kernel)?;
                 exchange::members(warp, *members, mask)?;
+                if warp.waited & mask != 0 {
+                    warp.waited = u32::MAX;
+                }
                 let time = block.tick();
                 let warps = block.warps.len();
                 block.warps[number].synchronise(time, &[0; 32], warps);
@@ -221,6 +224,12 @@ impl Machine<'_> {
                 self.load_matrix(block, number, address, to, *transposed, mask)?;
             }
             Op::Trap => return stop(Kind::Trap, mask.trailing_zeros(), "executes trap"),
+            Op::GridWait => warp.waited |= mask,
+            Op::GridLaunch => {
+                if mask & !warp.waited != 0 {
+                    self.memory.launched_early();
+                }
+            }
             Op::Nothing => {}
             Op::Policy { to } => warp.put(*to, &[0; 32], mask),
             Op::Branch { .. } | Op::BranchIndex { .. } | Op::Exit | Op::Barrier { .. } => {}

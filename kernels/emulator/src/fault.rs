@@ -42,6 +42,8 @@ pub enum Kind {
     Deadlock,
     /// Bytes of a cp.async used before the thread that issued it waited.
     CopyNotWaited,
+    /// An access, before griddepcontrol.wait, to a buffer that an earlier launch may still be writing.
+    GridNotWaited,
     /// A thread exits with a cp.async still in flight.
     CopyPending,
     /// A member mask of a .sync operation that differs from the active lanes.

@@ -291,7 +291,11 @@ pub enum Op {
     },
     Exit,
     Trap,
-    /// prefetch, griddepcontrol.launch_dependents, nanosleep.
+    /// griddepcontrol.wait
+    GridWait,
+    /// griddepcontrol.launch_dependents
+    GridLaunch,
+    /// prefetch, nanosleep.
     Nothing,
     /// createpolicy: any value, for hints alone.
     Policy {

@@ -29,7 +29,7 @@ impl Machine<'_> {
         whole(mask, "ldmatrix")?;
         let used = if to.len() == 4 { u32::MAX } else { (1 << (8 * to.len())) - 1 };
         warp.need(address.base, used, self.kernel)?;
-        let witness = witness(stamp, &warp.known, warp.least, seen.as_ref(), crowded);
+        let witness = witness(stamp, warp, seen.as_ref(), crowded);
         let mut fragments = [[0; 32]; 4];
         for (n, fragment) in fragments.iter_mut().enumerate().take(to.len()) {
             let mut rows = [0u128; 8];

@@ -73,6 +73,8 @@ pub struct Kernel {
     pub(crate) opcodes: Vec<String>,
     /// Atomics, fences or strong accesses reach global memory: blocks may order each other.
     pub(crate) orders_blocks: bool,
+    /// It has a griddepcontrol.wait: until then the launches before it may still run.
+    pub(crate) overlaps: bool,
     /// The finest stores to shared and to global memory, in bytes, at most 4.
     pub(crate) shared_grain: u32,
     pub(crate) global_grain: u32,
@@ -273,6 +275,7 @@ impl Building {
             required,
             tuning: entry.tuning.clone(),
             orders_blocks: self.code.iter().any(|each| orders_blocks(&each.op)),
+            overlaps: self.code.iter().any(|each| matches!(each.op, Op::GridWait)),
             shared_grain,
             global_grain,
             code: self.code,

@@ -38,6 +38,8 @@ pub struct Warp {
     pub time: u32,
     pub known: [u32; 32],
     pub least: u32,
+    /// The lanes that know that the launches before are done: griddepcontrol.wait, or a barrier behind it.
+    pub waited: u32,
     pub local: Local,
     pub flights: Vec<Flight>,
     pub groups: [u32; 32],
@@ -96,6 +98,7 @@ impl Warp {
             time: 0,
             known: [0; 32],
             least: 0,
+            waited: 0,
             local: Local::new(kernel.local),
             flights: Vec::new(),
             groups: [0; 32],
@@ -135,6 +138,7 @@ impl Warp {
         self.active = self.live;
         (self.pc, self.merge, self.carry, self.waits) = (0, u32::MAX, 0, None);
         (self.time, self.known, self.least, self.groups) = (0, [0; 32], 0, [0; 32]);
+        self.waited = if kernel.overlaps { 0 } else { u32::MAX };
         self.executed = 0;
         self.local.reset();
         self.flights.clear();

@@ -6,4 +6,5 @@ mod forms;
 mod harness;
 mod matrices;
 mod memory;
+mod overlap;
 mod warps;
