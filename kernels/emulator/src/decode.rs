@@ -262,15 +262,19 @@ impl Reading<'_> {
 
     fn setp(&mut self) -> Result<Op> {
         let (logic, kind, compare) = self.comparison()?;
+        let packed = kind == Type::F16x2;
         let most = if logic.is_some() { 4 } else { 3 };
         self.count(most, most)?;
+        if packed && !matches!(self.operands[0], Operand::Pair(..)) {
+            return Err("a packed comparison gives two predicates: p|q".into());
+        }
         let (to, also) = self.pair(|names, operand| names.predicate(operand))?;
         let from = [self.source(1, kind)?, self.source(2, kind)?];
         let with = match logic {
             Some(logic) => Some((logic, self.names.test(&self.operands[3])?)),
             None => None,
         };
-        Ok(Op::Setp { compare, to, also, from, with })
+        Ok(Op::Setp { compare, packed, to, also, from, with })
     }
 
     /// `a|b` as the first operand: the second of them is a predicate.
@@ -304,6 +308,9 @@ impl Reading<'_> {
         };
         let most = if logic.is_some() { 4 } else { 3 };
         self.count(most, most)?;
+        if kind == Type::F16x2 {
+            return Err("a packed comparison is a setp here".into());
+        }
         let from = [self.source(1, kind)?, self.source(2, kind)?];
         let with = match logic {
             Some(logic) => Some((logic, self.names.test(&self.operands[3])?)),
@@ -332,6 +339,11 @@ impl Reading<'_> {
             ("infinite", Type::F64) => |bits| f64::from_bits(bits).is_infinite(),
             ("number", Type::F64) => |bits| !f64::from_bits(bits).is_nan(),
             ("notanumber", Type::F64) => |bits| f64::from_bits(bits).is_nan(),
+            ("normal", Type::F64) => |bits| {
+                let value = f64::from_bits(bits);
+                value.is_normal() || value == 0.0
+            },
+            ("subnormal", Type::F64) => |bits| f64::from_bits(bits).is_subnormal(),
             _ => return Err(format!("testp.{name} of {kind:?} is not supported")),
         };
         let from = self.source(1, kind)?;
@@ -455,8 +467,9 @@ fn compare(name: &str, kind: Type, ftz: bool) -> Option<Compare> {
         Type::F32 if ftz => floats!(f32, true),
         Type::F32 => floats!(f32, false),
         Type::F64 => floats!(f64, false),
-        Type::F16 if ftz => floats!(F16, true),
-        Type::F16 => floats!(F16, false),
+        // Of a pair, the lower half.
+        Type::F16 | Type::F16x2 if ftz => floats!(F16, true),
+        Type::F16 | Type::F16x2 => floats!(F16, false),
         Type::Bf16 => floats!(Bf16, false),
         _ => None,
     }

@@ -139,8 +139,10 @@ pub enum Op {
         takes: bool,
         gives: bool,
     },
+    /// `also` takes what fails, or, of a packed comparison, what holds for the upper halves.
     Setp {
         compare: Compare,
+        packed: bool,
         to: Slot,
         also: Option<Slot>,
         from: [Slot; 2],
@@ -280,6 +282,11 @@ pub enum Op {
     LoadMatrix {
         address: Address,
         to: Box<[Slot]>,
+        transposed: bool,
+    },
+    StoreMatrix {
+        address: Address,
+        from: Box<[Slot]>,
         transposed: bool,
     },
     Branch {

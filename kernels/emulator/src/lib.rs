@@ -85,7 +85,7 @@
 //!
 //! # What it lacks
 //!
-//! Calls, textures, clusters, mbarrier, wgmma and the other operations of sm_90. Rounding other than to nearest is of f32 alone. Clocks stand
+//! Calls, textures, clusters, mbarrier, wgmma and the other operations of sm_90. div, sqrt and rcp of f64 round to nearest alone. Clocks stand
 //! at 0, `%smid` is 0.
 //!
 //! # How it works
@@ -111,6 +111,7 @@ mod counts;
 mod decode;
 mod decode_memory;
 mod decode_warp;
+mod exact;
 mod exchange;
 mod execute;
 mod fault;
