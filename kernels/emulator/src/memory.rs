@@ -2,6 +2,7 @@
 //! touched them last. Words are atomic, so that blocks may run on several threads.
 
 use crate::fault::{Fault, Kind};
+use crate::module::Kernel;
 use crate::shadow::{ANY, Clash, TAGS, Witness};
 use std::sync::OnceLock;
 use std::sync::atomic::Ordering::{AcqRel, Relaxed, SeqCst};
@@ -11,6 +12,8 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64};
 pub(crate) const SHARED_WINDOW: u64 = 0x7f00_0000_0000;
 /// And those of local memory here.
 pub(crate) const LOCAL_WINDOW: u64 = 0x7e00_0000_0000;
+/// The first address of a module's variables, beyond all that is allocated.
+const VARIABLES: u64 = 0x6000_0000_0000;
 const FIRST: u64 = 0x10_0000_0000;
 const GAP: u64 = 4096;
 /// Cells of a page of the shadow.
@@ -18,6 +21,7 @@ const PAGE: usize = 1024;
 
 /// Device memory. Buffers start uninitialised; what the host or a kernel reads before anybody wrote it is a
 /// fault.
+/// A module's `.global` variables come with the first launch of one of its kernels and stay.
 pub struct Memory {
     buffers: Vec<Buffer>,
     freed: Vec<(u64, u64, String)>,
@@ -78,8 +82,13 @@ impl Memory {
         // No rounder than promised: a kernel that relies on more fails here.
         let base = self.next + 256 * (1 + 2 * (self.buffers.len() as u64 % 4));
         self.next = (base + bytes as u64 + GAP).next_multiple_of(GAP);
+        self.insert(base, bytes, name);
+        base
+    }
+
+    fn insert(&mut self, base: u64, bytes: usize, name: &str) -> &Buffer {
         let words = bytes.div_ceil(4);
-        self.buffers.push(Buffer {
+        let buffer = Buffer {
             base,
             size: bytes as u64,
             name: name.to_string(),
@@ -91,14 +100,16 @@ impl Memory {
             written: std::iter::repeat_with(|| AtomicU8::new(0)).take(words).collect(),
             shadow: Vec::new(),
             grain: 2,
-        });
-        base
+        };
+        let at = self.buffers.partition_point(|buffer| buffer.base < base);
+        self.buffers.insert(at, buffer);
+        &self.buffers[at]
     }
 
     /// A buffer with these bytes.
     pub fn upload(&mut self, name: &str, bytes: &[u8]) -> u64 {
         let address = self.alloc(bytes.len(), name);
-        if let Some(buffer) = self.buffers.last() {
+        if let Ok((buffer, _)) = self.find(address, bytes.len() as u64) {
             buffer.fill(0, bytes);
         }
         address
@@ -169,12 +180,17 @@ impl Memory {
         }
     }
 
-    /// A new launch whose finest store has so many bytes. Gives the tag of its records. One that `overlaps`
+    /// A new launch; the variables of the kernel's module are there from the first on. Gives the tag of its records. One that `overlaps`
     /// starts while the one before runs, and while those run for which that one had not waited when it let
     /// others start; any other starts after all of them.
-    pub(crate) fn start(&mut self, grain: u32, overlaps: bool) -> u64 {
+    pub(crate) fn start(&mut self, kernel: &Kernel) -> u64 {
+        for global in kernel.globals.iter() {
+            if self.buffers.binary_search_by_key(&global.address, |buffer| buffer.base).is_err() {
+                self.insert(global.address, global.bytes.len(), &global.name).fill(0, &global.bytes);
+            }
+        }
         let early = std::mem::take(self.early.get_mut());
-        self.running = match (overlaps, early) {
+        self.running = match (kernel.overlaps, early) {
             (true, true) => self.running,
             (true, false) => self.launch,
             (false, _) => self.launch + 1,
@@ -185,7 +201,7 @@ impl Memory {
             buffer.pending = writer > 0 && writer >= self.running;
         }
         self.tag = self.tag % TAGS + 1;
-        let grain = grain.clamp(1, 4).trailing_zeros();
+        let grain = kernel.global_grain.clamp(1, 4).trailing_zeros();
         // Nobody can race over what nobody may write.
         for buffer in self.buffers.iter_mut().filter(|buffer| !buffer.read_only) {
             let cells = (buffer.size >> grain) as usize + 1;
@@ -200,6 +216,13 @@ impl Memory {
     pub(crate) fn launched_early(&self) {
         self.early.store(true, Relaxed);
     }
+}
+
+/// An address for a variable of so many bytes, which no other of any module has.
+pub(crate) fn reserve(bytes: u64, align: u64) -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(VARIABLES);
+    let room = (bytes + 2 * GAP).next_multiple_of(GAP) + align;
+    NEXT.fetch_add(room, Relaxed).next_multiple_of(align)
 }
 
 impl Buffer {

@@ -5,6 +5,7 @@ use crate::fault::Error;
 use crate::instruction::{Instruction, Op, Origin, Slot};
 use crate::lexer::Place;
 use crate::local::LOCAL_BASE;
+use crate::memory;
 use crate::modifiers::Modifiers;
 use crate::names::{Named, Names};
 use crate::parser::{self, Entry, Operand, Statement, Variable};
@@ -26,8 +27,9 @@ impl Module {
     pub fn parse(text: &str) -> Result<Module, Error> {
         let text = parser::parse(text)?;
         let mut kernels = Vec::new();
+        let globals = globals(&text.variables)?;
         for entry in &text.entries {
-            kernels.push(Building::new(entry, &text.variables)?.kernel(entry)?);
+            kernels.push(Building::new(entry, &text.variables, globals.clone())?.kernel(entry)?);
         }
         Ok(Module { kernels })
     }
@@ -39,6 +41,13 @@ impl Module {
     pub fn kernels(&self) -> impl Iterator<Item = &Kernel> {
         self.kernels.iter()
     }
+}
+
+/// A variable of the module in global memory, as it starts.
+pub(crate) struct Global {
+    pub name: String,
+    pub address: u64,
+    pub bytes: Vec<u8>,
 }
 
 /// Where a parameter lies in the block of bytes that a launch takes.
@@ -69,6 +78,7 @@ pub struct Kernel {
     pub(crate) predicates: Vec<String>,
     pub(crate) always: Option<Slot>,
     pub(crate) constants: Arc<[u8]>,
+    pub(crate) globals: Arc<[Global]>,
     pub(crate) files: Vec<String>,
     pub(crate) opcodes: Vec<String>,
     /// Atomics, fences or strong accesses reach global memory: blocks may order each other.
@@ -134,6 +144,7 @@ struct Building {
     dynamic: u64,
     local: u64,
     constants: Vec<u8>,
+    globals: Arc<[Global]>,
     labels: HashMap<(usize, String), u32>,
     lists: HashMap<String, Vec<String>>,
     fixups: Vec<Fixup>,
@@ -147,13 +158,14 @@ fn align_up(value: u64, align: u32) -> u64 {
 }
 
 impl Building {
-    fn new(entry: &Entry, variables: &[Variable]) -> Result<Building, Error> {
+    fn new(entry: &Entry, variables: &[Variable], globals: Arc<[Global]>) -> Result<Building, Error> {
         let mut this = Building {
             names: Names::new(),
             shared: 0,
             dynamic: 0,
             local: 0,
             constants: Vec::new(),
+            globals,
             labels: HashMap::new(),
             lists: HashMap::new(),
             fixups: Vec::new(),
@@ -199,19 +211,15 @@ impl Building {
             }
             (Space::Const, false, Some(count)) => {
                 let at = align_up(self.constants.len() as u64, variable.align);
-                self.constants.resize((at + count * size) as usize, 0);
-                if variable.values.len() as u64 > count {
-                    return place.error("more values than elements");
-                }
-                for (n, value) in variable.values.iter().enumerate() {
-                    let Some(bits) = value_of(value, variable.kind) else {
-                        return place.error("this is no constant of the variable's type");
-                    };
-                    let at = at as usize + n * size as usize;
-                    self.constants[at..at + size as usize]
-                        .copy_from_slice(&bits.to_le_bytes()[..size as usize]);
-                }
+                self.constants.resize(at as usize, 0);
+                self.constants.extend(initial(variable, count)?);
                 CONST_BASE + at
+            }
+            (Space::Global, false, Some(_)) => {
+                match self.globals.iter().find(|global| global.name == variable.name) {
+                    Some(global) => global.address,
+                    None => return place.error("a .global variable stands outside of the kernels"),
+                }
             }
             (Space::Local, false, Some(count)) => {
                 if !variable.values.is_empty() {
@@ -284,6 +292,7 @@ impl Building {
             origins: self.names.origins,
             registers: self.names.registers,
             constants: self.constants.into(),
+            globals: self.globals,
             files: self.files,
             opcodes: self.opcodes,
         })
@@ -424,6 +433,35 @@ impl Building {
         }
         Ok(())
     }
+}
+
+/// The first bytes of a variable: what has no value is zero.
+fn initial(variable: &Variable, count: u64) -> Result<Vec<u8>, Error> {
+    let size = variable.kind.size() as usize;
+    let mut bytes = vec![0; count as usize * size];
+    if variable.values.len() as u64 > count {
+        return variable.place.error("more values than elements");
+    }
+    for (value, element) in variable.values.iter().zip(bytes.chunks_mut(size)) {
+        let Some(bits) = value_of(value, variable.kind) else {
+            return variable.place.error("this is no constant of the variable's type");
+        };
+        element.copy_from_slice(&bits.to_le_bytes()[..size]);
+    }
+    Ok(bytes)
+}
+
+/// The module's variables in global memory, each at an address of its own in this process.
+fn globals(variables: &[Variable]) -> Result<Arc<[Global]>, Error> {
+    let mut found = Vec::new();
+    for variable in variables.iter().filter(|variable| variable.space == Space::Global) {
+        let Some(count) = variable.count else { continue };
+        let bytes = initial(variable, count)?;
+        let align = u64::from(variable.align.max(1));
+        let address = memory::reserve(bytes.len() as u64, align);
+        found.push(Global { name: variable.name.clone(), address, bytes });
+    }
+    Ok(found.into())
 }
 
 fn value_of(value: &Operand, kind: Type) -> Option<u64> {

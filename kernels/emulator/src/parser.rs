@@ -250,7 +250,7 @@ impl Parser {
             Some("shared") => Space::Shared,
             Some("const") => Space::Const,
             Some("local") => Space::Local,
-            Some("global") => return place.error("module variables in .global are not supported"),
+            Some("global") => Space::Global,
             _ => return self.error("a state space"),
         };
         let mut align = None;

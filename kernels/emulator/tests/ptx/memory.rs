@@ -1,7 +1,7 @@
 //! State spaces, vectors, scopes, tables, parameters, and what is counted.
 
 use crate::harness::{HEAD, Run, bytes_of, module};
-use ptx_emulator::{Counts, Module, Options, Parameters};
+use ptx_emulator::{Counts, Fault, Launch, Memory, Module, Options, Parameters, launch};
 
 #[test]
 fn vectors_and_narrow_types_load_and_store() {
@@ -167,6 +167,55 @@ FOLD:
             assert_eq!(got, 20_000 + want, "thread {i}, seed {seed}");
         }
     }
+}
+
+#[test]
+fn variables_of_the_module_live_from_launch_to_launch() {
+    let text = format!(
+        "{HEAD}
+.visible .global .align 4 .u32 calls = 7;
+.global .align 16 .b32 table[6] = {{ 10, 20, 30 }};
+.global .f32 scale[2] = {{ 0f3F800000, 2.5 }};
+.visible .entry count(.param .u64 to) {{
+    .reg .b64 %to, %at; .reg .b32 %i, %v, %w, %old; .reg .f32 %f;
+    ld.param.u64 %to, [to];
+    mov.u32 %i, %tid.x;
+    mad.wide.u32 %to, %i, 4, %to;
+    mov.u64 %at, table;
+    mad.wide.u32 %at, %i, 4, %at;
+    ld.global.u32 %v, [%at];
+    ld.global.f32 %f, [scale+4]; cvt.rpi.u32.f32 %w, %f;
+    add.u32 %v, %v, %w;
+    atom.global.add.u32 %old, [calls], 1;
+    st.global.u32 [%at], %v;
+    st.global.u32 [%to], %v;
+    ret;
+}}
+.visible .entry look(.param .u64 to) {{
+    .reg .b64 %to; .reg .b32 %v;
+    ld.param.u64 %to, [to];
+    ld.global.u32 %v, [calls]; st.global.u32 [%to], %v;
+    ret;
+}}"
+    );
+    let module = module(&text);
+    let mut memory = Memory::new();
+    let go = |name: &str, threads: u32, memory: &mut Memory| {
+        let to = memory.alloc(4 * threads as usize, "to");
+        let parameters = Parameters::new().u64(to);
+        let shape = Launch { grid: [1; 3], block: [threads, 1, 1], shared: 0, parameters: &parameters };
+        let kernel = module.kernel(name).expect("the kernel");
+        launch(kernel, memory, &shape, &Options::default())?;
+        let bytes = memory.read(to, 4 * threads as usize)?;
+        Ok::<_, Fault>(bytes.chunks(4).map(|word| word[0]).collect::<Vec<u8>>())
+    };
+    assert_eq!(go("count", 6, &mut memory), Ok(vec![13, 23, 33, 3, 3, 3]));
+    assert_eq!(go("count", 6, &mut memory), Ok(vec![16, 26, 36, 6, 6, 6]));
+    assert_eq!(go("look", 1, &mut memory), Ok(vec![19]));
+    // Another memory has its own.
+    assert_eq!(go("look", 1, &mut Memory::new()), Ok(vec![7]));
+    let fault = go("count", 7, &mut memory).expect_err("out of bounds");
+    assert!(fault.sentence.contains("bytes 24 to 28 of `table`, which has 24"), "{fault}");
 }
 
 fn count(body: &str) -> Counts {
