@@ -85,8 +85,9 @@
 //!
 //! # What it lacks
 //!
-//! Calls, textures, clusters, mbarrier, wgmma and the other operations of sm_90. div, sqrt and rcp of f64 round to nearest alone. Clocks stand
-//! at 0, `%smid` is 0.
+//! Calls, textures, clusters, mbarrier and cp.async that arrives at one, wgmma, tensor copies, the tests of
+//! packed numbers but `setp.f16x2`. div, sqrt and rcp of f64 round to nearest alone. Local accesses are not
+//! counted. Clocks stand at 0, `%smid` is 0.
 //!
 //! # How it works
 //!
