@@ -66,6 +66,9 @@ fn right(found: &Found, bandwidth: Option<f64>) -> String {
             share.map_or(String::new(), |whole| format!(", {:.0} % of the bandwidth", 100.0 * rate / whole));
         words.push(format!("{:.2} GB/s{share}", rate / 1e9));
     }
+    if let Some(operations) = found.operations {
+        words.push(format!("{:.2} TOP/s", operations / 1e12));
+    }
     words.join(", ")
 }
 
@@ -124,6 +127,7 @@ pub fn json(report: &Report) -> String {
             "cases": found.cases,
             "digest": found.digest,
             "bytes_per_second": found.rate,
+            "operations_per_second": found.operations,
         }),
         Err(wrong) => json!({ "name": name, "passed": false, "wrong": wrong }),
     });

@@ -72,6 +72,14 @@ fn the_selftest_passes_on_the_stand_in_driver() {
         .collect();
     wanted.sort();
     assert_eq!(kernels, wanted, "every kernel is loaded");
+    let checks = report["checks"].as_array().expect("an array").iter();
+    let timed = checks.filter(|check| check["bytes_per_second"].as_f64().is_some_and(|rate| rate > 0.0));
+    let timed: Vec<&str> = timed.filter_map(|check| check["name"].as_str()).collect();
+    for name in
+        ["bandwidth", "norm_quantize", "gemv_q4_0", "gemm_q8_0_narrow", "gemm_bf16", "attention", "sampling"]
+    {
+        assert!(timed.contains(&name), "{name} is not timed: {timed:?}");
+    }
 }
 
 /// Found as a driver is found: by its name on the loader's path.

@@ -42,8 +42,10 @@ pub struct Found {
     pub cases: usize,
     /// Digest of all that the device computed: the same on every device.
     pub digest: Option<String>,
-    /// Bytes per second.
+    /// Bytes per second that must be moved: what is read once and what is written.
     pub rate: Option<f64>,
+    /// Multiplications and additions per second, where these may be the limit.
+    pub operations: Option<f64>,
 }
 
 impl Found {

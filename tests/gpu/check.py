@@ -56,6 +56,8 @@ def compare(report, recorded):
         if rate:
             share = f", {100 * rate / bandwidth:.0f} % of the bandwidth" if bandwidth and name != "bandwidth" else ""
             words.append(f"{rate / 1e9:.1f} GB/s{share}")
+        if check.get("operations_per_second"):
+            words.append(f"{check['operations_per_second'] / 1e12:.1f} TOP/s")
         rows.append((name, well, ", ".join(words) or f"{check['cases']} cases"))
     rows += [(name, False, "not run on this device") for name in wanted]
     return rows

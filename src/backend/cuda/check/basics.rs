@@ -103,6 +103,6 @@ pub(super) fn bandwidth(bed: &mut Bed) -> Checked {
     // Eight CTAs fill a multiprocessor with threads; each has several steps.
     let ctas = (8 * bed.device.properties().multiprocessors).clamp(1, count.div_ceil(COPY_STEP));
     // SAFETY: both have `count` vectors, and live until the last wait.
-    let took = bed.time(|stream| unsafe { copy_later(stream, copy, [&to, &from], count, ctas) })?;
+    let took = bed.time(|| unsafe { copy_later(&bed.stream, copy, [&to, &from], count, ctas) })?;
     Ok(Ok(Found::rate(2.0 * bytes as f64 / took.as_secs_f64())))
 }

@@ -102,12 +102,12 @@ impl<'a> Bed<'a> {
     }
 
     /// The shortest time by the device's clock of `work`, which is done some times over.
-    fn time(&mut self, work: impl Fn(&Stream) -> Result<(), Error>) -> Result<Duration, Error> {
+    fn time(&self, work: impl Fn() -> Result<(), Error>) -> Result<Duration, Error> {
         let (before, after) = (self.device.event()?, self.device.event()?);
         let mut best = Duration::MAX;
         for _ in 0..ROUNDS {
             self.stream.record(&before)?;
-            work(&self.stream)?;
+            work()?;
             self.stream.record(&after)?;
             self.stream.wait()?;
             best = best.min(after.since(&before)?);
