@@ -43,7 +43,10 @@ pub fn run(options: &Options) -> Result<Report, cuda::Error> {
         // A driver that was named is meant; without a GPU the processor is what a server would take.
         None if options.libcuda.is_some() => gpu(),
         None => gpu().or_else(|error| match error {
-            cuda::Error::NoDriver { .. } | cuda::Error::NoDevice => Ok(cpu::check()),
+            cuda::Error::NoDriver { .. } | cuda::Error::NoDevice => {
+                eprintln!("tartlet: {error} The processor is checked instead.");
+                Ok(cpu::check())
+            }
             error => Err(error),
         }),
     }
@@ -136,6 +139,7 @@ pub fn json(report: &Report) -> String {
         "device": report.device,
         "kernels": kernels.collect::<Vec<_>>(),
         "checks": checks.collect::<Vec<_>>(),
+        "broken_off": report.broken_off,
         "passed": report.passed(),
     });
     format!("{object:#}\n")

@@ -14,6 +14,8 @@ pub struct Report {
     pub device: String,
     pub kernels: Vec<Compiled>,
     pub checks: Vec<Check>,
+    /// Why the checks were broken off: the device did not do its part any more. The last check is the one it was in.
+    pub broken_off: Option<String>,
 }
 
 /// A kernel as the device's own compiler made it.
@@ -60,6 +62,6 @@ impl Found {
 
 impl Report {
     pub fn passed(&self) -> bool {
-        self.checks.iter().all(|check| check.found.is_ok())
+        self.broken_off.is_none() && self.checks.iter().all(|check| check.found.is_ok())
     }
 }

@@ -1,10 +1,11 @@
 //! Sampling: the very tokens that the processor draws.
 //!
-//! Owns: rows of logits that have ties, holes and edges, and the kernels' record of a draw. Never: how a token is drawn;
+//! Owns: rows of logits that have ties, holes and edges. Never: how a token is drawn;
 //! `backend/sample.rs` is the reference.
 
 use super::{Bed, Checked, Found, Seeded, norms::floats};
 use crate::backend::Sampler;
+use crate::backend::cuda::draw::record;
 use crate::backend::cuda::{Argument, Buffer, Error};
 use crate::backend::sample::{LOGITS_PER_MAXIMUM, Logits, Sampling};
 
@@ -28,32 +29,6 @@ const KINDS: usize = 3;
 /// Logits of a row that is timed, and of these rows the most.
 const TIMED_VOCABULARY: usize = 131_072;
 const TIMED_ROWS: usize = 64;
-
-/// The 48 bytes that `sample_draw` reads of a row; its head says what they are.
-fn record(sampler: Sampler, random: u64) -> Vec<u8> {
-    let (temperature, k, p, least) = match sampler {
-        Sampler::Multinomial { temperature } => (temperature, 0, 1.0, None),
-        Sampler::TopK { temperature, k } => (temperature, k, 1.0, None),
-        Sampler::TopP { temperature, p } => (temperature, 0, p, None),
-        Sampler::MinP { temperature, p } => (temperature, 0, 1.0, Some(p)),
-        Sampler::TopKTopP { temperature, k, p } => (temperature, k, p, None),
-    };
-    let fixed = |p: f32| (f64::from(p).clamp(0.0, 1.0) * 2f64.powi(64)) as u128;
-    let share = if p < 1.0 { fixed(p) as u64 } else { u64::MAX };
-    let floor = least.map_or(0, |p| ((fixed(p) << 42).div_ceil(1 << 64) as u64).max(1));
-    let (divisor, scale, scale_again) = if temperature > 0.0 {
-        let exponent = (f64::from(temperature).to_bits() >> 52) as i32 - 1023;
-        let half = exponent / 2;
-        let divisor = (f64::from(temperature) * 2f64.powi(-exponent)) as f32;
-        (divisor, 2f32.powi(-half), 2f32.powi(half - exponent))
-    } else {
-        (0.0, 0.0, 0.0)
-    };
-    let mut bytes: Vec<u8> = [random, share, floor].iter().flat_map(|number| number.to_le_bytes()).collect();
-    bytes.extend(k.to_le_bytes());
-    bytes.extend(floats(&[divisor, 1.0 / divisor, scale, scale_again, temperature]));
-    bytes
-}
 
 /// Logits: smooth; of few values, so that most tie; with NaN, infinities and both zeros among them.
 fn logits(kind: usize, vocab: usize, seeded: &mut Seeded) -> Vec<f32> {
