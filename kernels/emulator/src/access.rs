@@ -5,7 +5,7 @@ use crate::block::{Block, witness};
 use crate::execute::Machine;
 use crate::fault::{Kind, Stop, stop};
 use crate::instruction::{Address, Order, Slot};
-use crate::memory::{Buffer, SHARED_WINDOW};
+use crate::memory::{Buffer, LOCAL_WINDOW, SHARED_WINDOW};
 use crate::module::CONST_BASE;
 use crate::order::Actor;
 use crate::shadow::{Clash, Witness, block_of, lane_of, warp_of};
@@ -15,6 +15,7 @@ use crate::warp::lanes;
 /// Where an access goes once a generic address is resolved.
 pub enum Place {
     Shared(u64),
+    Local(u64),
     Global(u64),
 }
 
@@ -23,7 +24,9 @@ pub fn place(space: Space, base: u64, offset: i64) -> Place {
     let at = base.wrapping_add_signed(offset);
     match space {
         Space::Shared => Place::Shared(at & 0xffff_ffff),
+        Space::Local => Place::Local(at & 0xffff_ffff),
         Space::Generic if at >= SHARED_WINDOW => Place::Shared(at - SHARED_WINDOW),
+        Space::Generic if at >= LOCAL_WINDOW => Place::Local(at - LOCAL_WINDOW),
         _ => Place::Global(at),
     }
 }
@@ -32,11 +35,12 @@ pub fn place(space: Space, base: u64, offset: i64) -> Place {
 pub type Near<'a> = Option<&'a Buffer>;
 
 impl<'a> Machine<'a> {
-    /// The buffer of an access, after the checks of its address.
+    /// The buffer of an access, after the checks of its address and that no launch before may still write it.
     #[inline]
     fn buffer(
         &self,
         near: &mut Near<'a>,
+        waited: u32,
         address: u64,
         size: u32,
         lane: u32,
@@ -52,8 +56,16 @@ impl<'a> Machine<'a> {
             return Ok((buffer, offset));
         }
         match self.memory.find(address, u64::from(size)) {
+            Ok((buffer, offset)) if buffer.pending && waited >> lane & 1 == 0 => {
+                let name = &buffer.name;
+                let sentence = format!(
+                    "{does} byte {offset} of `{name}` before griddepcontrol.wait: a launch before may still write it"
+                );
+                stop(Kind::GridNotWaited, lane, sentence)
+            }
             Ok((buffer, offset)) => {
-                *near = Some(buffer);
+                // One that is still written is looked at for each lane.
+                *near = (!buffer.pending).then_some(buffer);
                 Ok((buffer, offset))
             }
             Err(sentence) => stop(Kind::OutOfBounds, lane, format!("{does} {sentence}")),
@@ -70,7 +82,7 @@ impl<'a> Machine<'a> {
         size: u32,
         order: Order,
     ) -> Result<u128, Stop> {
-        let (buffer, offset) = self.buffer(near, address, size, lane, "reads")?;
+        let (buffer, offset) = self.buffer(near, witness.waited, address, size, lane, "reads")?;
         if !buffer.is_written(offset, size) {
             let sentence = format!("reads byte {offset} of `{}`, which nobody wrote", buffer.name);
             return stop(Kind::UninitialisedGlobal, lane, sentence);
@@ -122,9 +134,11 @@ impl<'a> Machine<'a> {
         warp.need(address.base, mask, self.kernel)?;
         let size = kind.size() * to.len() as u32;
         if address.space == Space::Global && !order.strong && kind.size() >= 4 {
-            let witness = witness(stamp, &warp.known, warp.least, seen.as_ref(), crowded);
+            let witness = witness(stamp, warp, seen.as_ref(), crowded);
             let base = &warp.registers[address.base as usize];
-            if let Some((buffer, offsets)) = self.one_buffer(base, address.offset, size, mask) {
+            if let Some((buffer, offsets)) = self.one_buffer(base, address.offset, size, mask)
+                && (!buffer.pending || mask & !warp.waited == 0)
+            {
                 for lane in lanes(mask) {
                     let range = (offsets[lane as usize], size);
                     if let Err(clash) = buffer.note_read(&witness, lane, range, false, order.constant) {
@@ -173,9 +187,10 @@ impl<'a> Machine<'a> {
                     Place::Shared(at) => {
                         in_shared = true;
                         (addresses[count], count) = (at, count + 1);
-                        let witness = witness(stamp, &warp.known, warp.least, seen.as_ref(), crowded);
+                        let witness = witness(stamp, warp, seen.as_ref(), crowded);
                         shared.load(&witness, lane, at, size, order.strong)?
                     }
+                    Place::Local(at) => warp.local.load(lane, at, size)?,
                     Place::Global(at) => {
                         (addresses[count], count) = (at, count + 1);
                         if order.strong
@@ -187,7 +202,7 @@ impl<'a> Machine<'a> {
                                 order.acquire,
                             );
                         }
-                        let witness = witness(stamp, &warp.known, warp.least, seen.as_ref(), crowded);
+                        let witness = witness(stamp, warp, seen.as_ref(), crowded);
                         self.fetch(&mut near, &witness, lane, at, size, order)?
                     }
                 },
@@ -263,9 +278,10 @@ impl<'a> Machine<'a> {
                 Place::Shared(at) => {
                     in_shared = true;
                     (addresses[count], count) = (at, count + 1);
-                    let witness = witness(stamp, &warp.known, warp.least, seen.as_ref(), crowded);
+                    let witness = witness(stamp, warp, seen.as_ref(), crowded);
                     shared.store(&witness, lane, at, (size, value), order.strong)?;
                 }
+                Place::Local(at) => warp.local.store(lane, at, (size, value))?,
                 Place::Global(at) => {
                     (addresses[count], count) = (at, count + 1);
                     if order.strong
@@ -278,7 +294,7 @@ impl<'a> Machine<'a> {
                             false,
                         );
                     }
-                    let witness = witness(stamp, &warp.known, warp.least, seen.as_ref(), crowded);
+                    let witness = witness(stamp, warp, seen.as_ref(), crowded);
                     self.put(&mut near, &witness, lane, at, (size, value), order)?;
                 }
             }
@@ -313,13 +329,16 @@ impl<'a> Machine<'a> {
         size: u32,
         order: Order,
     ) -> Result<(&'a Buffer, u64), Stop> {
-        let (buffer, offset) = self.buffer(near, address, size, lane, "writes")?;
+        let (buffer, offset) = self.buffer(near, witness.waited, address, size, lane, "writes")?;
         if buffer.read_only {
             let sentence = format!("writes byte {offset} of `{}`, which is read-only", buffer.name);
             return stop(Kind::ReadOnly, lane, sentence);
         }
         match buffer.note_write(witness, lane, (offset, size), order.strong) {
-            Ok(()) => Ok((buffer, offset)),
+            Ok(()) => {
+                buffer.note_launch(self.memory.launch);
+                Ok((buffer, offset))
+            }
             Err(clash) => self.clash(&clash, lane, buffer, offset, "writes"),
         }
     }

@@ -1,7 +1,8 @@
 //! Arithmetic: which function computes an opcode of this type, over the 32 lanes at once. Functions are
 //! total: they run on lanes that are not active too, and the warp keeps what it wants.
 
-use crate::bits::{Bits, Float, Int};
+use crate::bits::{Bits, Canonical, Float, Int};
+use crate::exact;
 use crate::float::{self, Mode, RN};
 use crate::modifiers::Modifiers;
 use crate::types::Type;
@@ -209,12 +210,32 @@ macro_rules! rounded {
     ($kind:expr, $op:ty, $directed:ident, $mode:expr, $ftz:expr, $sat:expr) => {
         match $mode {
             float::RN => floats!($kind, $op, $ftz, $sat),
-            _ if $kind != Type::F32 => return Err("only f32 rounds otherwise than .rn here".into()),
+            _ if $kind != Type::F32 => return Err("this type rounds to nearest alone here".into()),
             float::RZ => floats!($kind, $directed<1>, $ftz, $sat),
             float::RM => floats!($kind, $directed<2>, $ftz, $sat),
             _ => floats!($kind, $directed<3>, $ftz, $sat),
         }
     };
+}
+
+/// Of f64, the operations that `exact` rounds otherwise than to nearest.
+fn doubles<const M: Mode>(opcode: &str) -> Option<Function> {
+    fn each(x: &Lanes, y: &Lanes, z: &Lanes, out: &mut Lanes, of: impl Fn(f64, f64, f64) -> f64) {
+        for i in 0..32 {
+            out[i] = of(f64::of(x[i]), f64::of(y[i]), f64::of(z[i])).canonical().bits();
+        }
+    }
+    Some(match opcode {
+        "add" => |x, y, z, _, out| each(x, y, z, out, |a, b, _| exact::fused(a, 1.0, b, M)),
+        "sub" => |x, y, z, _, out| each(x, y, z, out, |a, b, _| exact::fused(b, -1.0, a, M)),
+        // A zero of the product's sign adds nothing.
+        "mul" => |x, y, z, _, out| {
+            let zero = |a: f64, b: f64| 0.0f64.copysign(1.0f64.copysign(a) * 1.0f64.copysign(b));
+            each(x, y, z, out, |a, b, _| exact::fused(a, b, zero(a, b), M));
+        },
+        "fma" | "mad" => |x, y, z, _, out| each(x, y, z, out, |a, b, c| exact::fused(a, b, c, M)),
+        _ => return None,
+    })
 }
 
 /// The operation of an opcode, if it is one of arithmetic.
@@ -238,6 +259,16 @@ fn arithmetic(opcode: &str, words: &mut Modifiers) -> Result<Option<Alu>, String
     let operands = if one { 1 } else { 2 + usize::from(three) };
     if kind.float() {
         let m = mode.unwrap_or(RN);
+        let cut = match m {
+            _ if kind != Type::F64 || ftz || sat => None,
+            float::RZ => doubles::<{ float::RZ }>(opcode),
+            float::RM => doubles::<{ float::RM }>(opcode),
+            float::RP => doubles::<{ float::RP }>(opcode),
+            _ => None,
+        };
+        if let Some(function) = cut {
+            return Ok(alu(function, kind, &vec![kind; operands]));
+        }
         let function = match opcode {
             "add" => rounded!(kind, FAdd, DAdd, m, ftz, sat),
             "sub" => rounded!(kind, FSub, DSub, m, ftz, sat),

@@ -4,7 +4,7 @@ use crate::access::{Place, actor, place};
 use crate::bits::{Bits, F16, Float};
 use crate::block::{Block, witness};
 use crate::execute::Machine;
-use crate::fault::Stop;
+use crate::fault::{Kind, Stop, stop};
 use crate::instruction::{Atomic, Op};
 use crate::types::Type;
 use crate::warp::lanes;
@@ -53,10 +53,17 @@ impl Machine<'_> {
                 Place::Shared(at) => {
                     in_shared = true;
                     (addresses[count], count) = (at, count + 1);
-                    let witness = witness(stamp, &warp.known, warp.least, seen.as_ref(), crowded);
+                    let witness = witness(stamp, warp, seen.as_ref(), crowded);
                     let old = shared.load(&witness, lane, at, size, true)?;
                     shared.store(&witness, lane, at, (size, u128::from(update(old as u64))), true)?;
                     old as u64
+                }
+                Place::Local(_) => {
+                    return stop(
+                        Kind::OutOfBounds,
+                        lane,
+                        "an atomic operation in local memory, which has none",
+                    );
                 }
                 Place::Global(at) => {
                     (addresses[count], count) = (at, count + 1);
@@ -65,7 +72,7 @@ impl Machine<'_> {
                         actor.reads(&self.locations, at, order.acquire);
                         actor.writes(&mut self.locations, at, order.release, true);
                     }
-                    let witness = witness(stamp, &warp.known, warp.least, seen.as_ref(), crowded);
+                    let witness = witness(stamp, warp, seen.as_ref(), crowded);
                     let old = self.fetch(&mut near, &witness, lane, at, size, *order)?;
                     let (buffer, offset) = self.writable(&mut near, &witness, lane, at, size, *order)?;
                     if size < 4 {

@@ -16,6 +16,8 @@ struct Barrier {
     /// Threads that complete it; none: all that live.
     count: Option<u32>,
     known: [u32; 32],
+    /// A thread among them knows that the launches before are done.
+    waited: bool,
     /// Of bar.red: threads whose predicate holds, and how many gave one.
     holds: u32,
     results: Vec<(usize, BarrierResult, u32)>,
@@ -114,6 +116,7 @@ impl Block {
             return stop(Kind::BarrierDivergence, lane, sentence);
         }
         barrier.count = count;
+        barrier.waited |= one.waited != 0;
         barrier.threads += 32;
         barrier.holds += result.1.count_ones();
         for (all, each) in barrier.known.iter_mut().zip(known) {
@@ -142,6 +145,9 @@ impl Block {
             one.waits = None;
             let time = one.time;
             one.synchronise(time, &barrier.known, warps);
+            if barrier.waited {
+                one.waited = u32::MAX;
+            }
         }
         let given: u32 = barrier.results.iter().map(|(.., live)| live.count_ones()).sum();
         for (warp, result, live) in barrier.results {
@@ -189,12 +195,7 @@ impl Block {
 }
 
 /// The witness of a warp's accesses.
-pub fn witness<'a>(
-    stamp: u64,
-    known: &'a [u32; 32],
-    least: u32,
-    seen: Option<&'a Seen>,
-    crowded: bool,
-) -> Witness<'a> {
-    Witness { stamp, known, least, seen, crowded }
+pub fn witness<'a>(stamp: u64, warp: &'a Warp, seen: Option<&'a Seen>, crowded: bool) -> Witness<'a> {
+    let (known, least, waited) = (&warp.known, warp.least, warp.waited);
+    Witness { stamp, known, least, waited, seen, crowded }
 }

@@ -39,7 +39,7 @@ impl<'a> Machine<'a> {
             }
             let target = warp.registers[to.base as usize][i].wrapping_add_signed(to.offset) & 0xffff_ffff;
             let source = warp.registers[from.base as usize][i].wrapping_add_signed(from.offset);
-            let witness = witness(stamp, &warp.known, warp.least, seen.as_ref(), crowded);
+            let witness = witness(stamp, warp, seen.as_ref(), crowded);
             let value = self.source(&mut near, &witness, lane, source, (bytes, taken as u32))?;
             shared.poison(&witness, lane, target, bytes)?;
             let group = warp.groups[i];
@@ -89,7 +89,7 @@ impl<'a> Machine<'a> {
         let crowded = block.crowded;
         let (warp, shared, seen) = block.split(number);
         let mut flights = std::mem::take(&mut warp.flights);
-        let witness = witness(stamp, &warp.known, warp.least, seen.as_ref(), crowded);
+        let witness = witness(stamp, warp, seen.as_ref(), crowded);
         let mut failed = Ok(());
         flights.retain(|flight| {
             let mine = mask >> flight.lane & 1 == 1;

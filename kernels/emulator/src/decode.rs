@@ -202,7 +202,7 @@ impl Reading<'_> {
         }
     }
 
-    /// Global addresses are generic ones; shared ones are too far to the window.
+    /// Global addresses are generic ones; shared and local ones have windows.
     fn cvta(&mut self) -> Result<Op> {
         let to = self.words.has("to");
         let space = self.words.space();
@@ -216,8 +216,10 @@ impl Reading<'_> {
         let (opcode, by) = match (space, to) {
             (Space::Shared, true) => ("sub", crate::memory::SHARED_WINDOW),
             (Space::Shared, false) => ("add", crate::memory::SHARED_WINDOW),
+            (Space::Local, true) => ("sub", crate::memory::LOCAL_WINDOW),
+            (Space::Local, false) => ("add", crate::memory::LOCAL_WINDOW),
             (Space::Global, _) => ("add", 0),
-            _ => return Err("only global and shared addresses are converted".into()),
+            _ => return Err("only global, shared and local addresses are converted".into()),
         };
         let by = self.names.constant(by);
         let mut words = Modifiers::new(&["u64".to_string()]);
@@ -260,15 +262,19 @@ impl Reading<'_> {
 
     fn setp(&mut self) -> Result<Op> {
         let (logic, kind, compare) = self.comparison()?;
+        let packed = kind == Type::F16x2;
         let most = if logic.is_some() { 4 } else { 3 };
         self.count(most, most)?;
+        if packed && !matches!(self.operands[0], Operand::Pair(..)) {
+            return Err("a packed comparison gives two predicates: p|q".into());
+        }
         let (to, also) = self.pair(|names, operand| names.predicate(operand))?;
         let from = [self.source(1, kind)?, self.source(2, kind)?];
         let with = match logic {
             Some(logic) => Some((logic, self.names.test(&self.operands[3])?)),
             None => None,
         };
-        Ok(Op::Setp { compare, to, also, from, with })
+        Ok(Op::Setp { compare, packed, to, also, from, with })
     }
 
     /// `a|b` as the first operand: the second of them is a predicate.
@@ -302,6 +308,9 @@ impl Reading<'_> {
         };
         let most = if logic.is_some() { 4 } else { 3 };
         self.count(most, most)?;
+        if kind == Type::F16x2 {
+            return Err("a packed comparison is a setp here".into());
+        }
         let from = [self.source(1, kind)?, self.source(2, kind)?];
         let with = match logic {
             Some(logic) => Some((logic, self.names.test(&self.operands[3])?)),
@@ -330,6 +339,11 @@ impl Reading<'_> {
             ("infinite", Type::F64) => |bits| f64::from_bits(bits).is_infinite(),
             ("number", Type::F64) => |bits| !f64::from_bits(bits).is_nan(),
             ("notanumber", Type::F64) => |bits| f64::from_bits(bits).is_nan(),
+            ("normal", Type::F64) => |bits| {
+                let value = f64::from_bits(bits);
+                value.is_normal() || value == 0.0
+            },
+            ("subnormal", Type::F64) => |bits| f64::from_bits(bits).is_subnormal(),
             _ => return Err(format!("testp.{name} of {kind:?} is not supported")),
         };
         let from = self.source(1, kind)?;
@@ -453,8 +467,9 @@ fn compare(name: &str, kind: Type, ftz: bool) -> Option<Compare> {
         Type::F32 if ftz => floats!(f32, true),
         Type::F32 => floats!(f32, false),
         Type::F64 => floats!(f64, false),
-        Type::F16 if ftz => floats!(F16, true),
-        Type::F16 => floats!(F16, false),
+        // Of a pair, the lower half.
+        Type::F16 | Type::F16x2 if ftz => floats!(F16, true),
+        Type::F16 | Type::F16x2 => floats!(F16, false),
         Type::Bf16 => floats!(Bf16, false),
         _ => None,
     }

@@ -65,6 +65,7 @@ impl Reading<'_> {
         if order.constant && space != Space::Global {
             return Err(".nc belongs to .global".into());
         }
+        local_order(space, order)?;
         let policy = self.words.has("L2::cache_hint");
         self.words.take_hints();
         let width = self.width();
@@ -91,6 +92,7 @@ impl Reading<'_> {
         if matches!(space, Space::Const | Space::Param) {
             return Err(format!("no store to {space:?}"));
         }
+        local_order(space, order)?;
         let policy = self.words.has("L2::cache_hint");
         self.words.take_hints();
         let width = self.width();
@@ -115,6 +117,9 @@ impl Reading<'_> {
         }
         let _ = self.words.one_of(&["gpu", "cta", "sys"]);
         let space = self.words.space();
+        if !matches!(space, Space::Generic | Space::Global | Space::Shared) {
+            return Err(format!("no atomic operation in {space:?}"));
+        }
         let names = ["add", "min", "max", "and", "or", "xor", "exch", "cas", "inc", "dec"];
         let how = match self.words.one_of(&names) {
             Some("add") => Atomic::Add,
@@ -209,6 +214,13 @@ impl Reading<'_> {
         let from = self.names.address(&self.operands[1], Space::Global)?;
         Ok(Op::Copy { to, from, bytes: bytes as u32, taken })
     }
+}
+
+fn local_order(space: Space, order: Order) -> Result<()> {
+    if space == Space::Local && order.strong {
+        return Err("a local access orders nothing".into());
+    }
+    Ok(())
 }
 
 fn check_vector(parts: &[Operand], width: usize, kind: Type) -> Result<()> {

@@ -22,9 +22,10 @@ impl Reading<'_> {
             }
             "griddepcontrol" => match self.words.one_of(&["wait", "launch_dependents"]) {
                 None => return Err("griddepcontrol needs .wait or .launch_dependents".into()),
-                Some(_) => Op::Nothing,
+                Some("wait") => Op::GridWait,
+                Some(_) => Op::GridLaunch,
             },
-            "ldmatrix" => self.load_matrix()?,
+            "ldmatrix" | "stmatrix" => self.matrices()?,
             "mma" => self.mma()?,
             "ret" | "exit" => {
                 self.words.has("uni");
@@ -175,10 +176,11 @@ impl Reading<'_> {
         Ok(Op::Elect { to, leader, members: self.source(1, Type::B32)? })
     }
 
-    fn load_matrix(&mut self) -> Result<Op> {
+    /// ldmatrix and stmatrix.
+    fn matrices(&mut self) -> Result<Op> {
         self.need_sync()?;
         if !self.words.has("aligned") || !self.words.has("m8n8") {
-            return Err("ldmatrix.sync.aligned.m8n8 is wanted".into());
+            return Err(format!("{}.sync.aligned.m8n8 is wanted", self.opcode));
         }
         let count = match self.words.one_of(&["x1", "x2", "x4"]) {
             Some("x1") => 1,
@@ -188,9 +190,14 @@ impl Reading<'_> {
         };
         let transposed = self.words.has("trans");
         if self.words.one_of(&["shared", "shared::cta"]).is_none() || !self.words.has("b16") {
-            return Err("ldmatrix reads .shared.b16".into());
+            return Err(format!("{} is of .shared.b16", self.opcode));
         }
         self.count(2, 2)?;
+        if self.opcode == "stmatrix" {
+            let from = self.fragment(1, count, Type::B32, false)?;
+            let address = self.names.address(&self.operands[0], Space::Shared)?;
+            return Ok(Op::StoreMatrix { address, from, transposed });
+        }
         let to = self.fragment(0, count, Type::B32, true)?;
         Ok(Op::LoadMatrix { address: self.names.address(&self.operands[1], Space::Shared)?, to, transposed })
     }

@@ -119,12 +119,20 @@ impl Machine<'_> {
                 warp.put(*to, &out, mask);
             }
             Op::Carry { .. } => self.carry(warp, op, mask)?,
-            Op::Setp { compare, to, also, from, with } => {
+            Op::Setp { compare, packed, to, also, from, with } => {
                 let holds = self.compared(warp, *compare, from, mask)?;
                 let with = self.combiner(warp, *with, mask)?;
                 warp.put_predicate(*to, with(holds), mask);
                 if let Some(also) = also {
-                    warp.put_predicate(*also, with(!holds & mask), mask);
+                    let holds = match packed {
+                        false => !holds & mask,
+                        true => {
+                            let [a, b] =
+                                from.map(|slot| warp.registers[slot as usize].map(|both| both >> 16));
+                            compare(&a, &b) & mask
+                        }
+                    };
+                    warp.put_predicate(*also, with(holds), mask);
                 }
             }
             Op::Set { compare, to, from, with, yes } => {
@@ -207,6 +215,9 @@ impl Machine<'_> {
             Op::WarpBarrier { members } => {
                 warp.need(*members, mask, kernel)?;
                 exchange::members(warp, *members, mask)?;
+                if warp.waited & mask != 0 {
+                    warp.waited = u32::MAX;
+                }
                 let time = block.tick();
                 let warps = block.warps.len();
                 block.warps[number].synchronise(time, &[0; 32], warps);
@@ -220,7 +231,16 @@ impl Machine<'_> {
             Op::LoadMatrix { address, to, transposed } => {
                 self.load_matrix(block, number, address, to, *transposed, mask)?;
             }
+            Op::StoreMatrix { address, from, transposed } => {
+                self.store_matrix(block, number, address, from, *transposed, mask)?;
+            }
             Op::Trap => return stop(Kind::Trap, mask.trailing_zeros(), "executes trap"),
+            Op::GridWait => warp.waited |= mask,
+            Op::GridLaunch => {
+                if mask & !warp.waited != 0 {
+                    self.memory.launched_early();
+                }
+            }
             Op::Nothing => {}
             Op::Policy { to } => warp.put(*to, &[0; 32], mask),
             Op::Branch { .. } | Op::BranchIndex { .. } | Op::Exit | Op::Barrier { .. } => {}

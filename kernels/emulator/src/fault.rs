@@ -31,6 +31,7 @@ pub enum Kind {
     UninitialisedRegister,
     UninitialisedShared,
     UninitialisedGlobal,
+    UninitialisedLocal,
     /// Two threads of a block, one of them writing, with no barrier between.
     SharedRace,
     /// Two threads of a grid, one of them writing, with nothing that orders them.
@@ -41,6 +42,8 @@ pub enum Kind {
     Deadlock,
     /// Bytes of a cp.async used before the thread that issued it waited.
     CopyNotWaited,
+    /// An access, before griddepcontrol.wait, to a buffer that an earlier launch may still be writing.
+    GridNotWaited,
     /// A thread exits with a cp.async still in flight.
     CopyPending,
     /// A member mask of a .sync operation that differs from the active lanes.

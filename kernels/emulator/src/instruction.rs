@@ -139,8 +139,10 @@ pub enum Op {
         takes: bool,
         gives: bool,
     },
+    /// `also` takes what fails, or, of a packed comparison, what holds for the upper halves.
     Setp {
         compare: Compare,
+        packed: bool,
         to: Slot,
         also: Option<Slot>,
         from: [Slot; 2],
@@ -282,6 +284,11 @@ pub enum Op {
         to: Box<[Slot]>,
         transposed: bool,
     },
+    StoreMatrix {
+        address: Address,
+        from: Box<[Slot]>,
+        transposed: bool,
+    },
     Branch {
         target: u32,
     },
@@ -291,7 +298,11 @@ pub enum Op {
     },
     Exit,
     Trap,
-    /// prefetch, griddepcontrol.launch_dependents, nanosleep.
+    /// griddepcontrol.wait
+    GridWait,
+    /// griddepcontrol.launch_dependents
+    GridLaunch,
+    /// prefetch, nanosleep.
     Nothing,
     /// createpolicy: any value, for hints alone.
     Policy {

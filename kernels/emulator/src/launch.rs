@@ -95,7 +95,7 @@ pub fn launch(
     options: &Options,
 ) -> Result<Counts, Fault> {
     check(kernel, launch)?;
-    let tag = memory.start(kernel.global_grain);
+    let tag = memory.start(kernel.global_grain, kernel.overlaps);
     let blocks = launch.grid.iter().product::<u32>();
     let threads = if kernel.orders_blocks { 1 } else { options.threads.clamp(1, blocks as usize) };
     let run = Run {

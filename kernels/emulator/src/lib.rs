@@ -46,10 +46,11 @@
 //! |---|---|
 //! | `OutOfBounds`, `Misaligned` | every access, of the whole vector; buffers lie 4 KiB apart |
 //! | `UninitialisedRegister` | per lane; what selp does not select may be unwritten |
-//! | `UninitialisedShared`, `UninitialisedGlobal` | per byte |
+//! | `UninitialisedShared`, `UninitialisedGlobal`, `UninitialisedLocal` | per byte |
 //! | `SharedRace`, `GlobalRace` | two threads, one of them writing, that nothing orders: see below |
 //! | `BarrierDivergence`, `Deadlock` | a barrier wants all living lanes of a warp, and its number of threads |
 //! | `CopyNotWaited`, `CopyPending` | bytes of a cp.async land when their own thread waits, never earlier |
+//! | `GridNotWaited` | before `griddepcontrol.wait`, buffers that the launches before wrote: see below |
 //! | `MemberMask`, `PartialWarp` | members of .sync operations are active; mma and ldmatrix have whole warps |
 //! | `ReadOnly`, `NotCoherent` | [`Memory::protect`]; bytes read by `.nc` do not change during the launch |
 //! | `Endless`, `Trap` | [`Options::limit`] |
@@ -69,6 +70,11 @@
 //! reported as races. `bar.warp.sync` of some lanes counts for all of the warp. Of several blocks that read a
 //! word, the first stands for all when a later block writes it behind an acquire.
 //!
+//! A kernel with a `griddepcontrol.wait` counts as launched before the previous launch on the same [`Memory`]
+//! ended: until a thread waits, or meets one that did at a barrier, it may touch no buffer that the previous
+//! launch wrote. Where a thread of that one called `launch_dependents` before its own wait, the launches that
+//! it overlapped count too. A kernel without the wait starts when all before it have ended.
+//!
 //! # Seeds
 //!
 //! Seed 0 runs the warps in order, each to its next barrier (or for 10,000 instructions). Any other seed
@@ -79,8 +85,7 @@
 //!
 //! # What it lacks
 //!
-//! Calls, local memory, textures, clusters, mbarrier, wgmma and the other operations of sm_90;
-//! `griddepcontrol` is taken and does nothing. Rounding other than to nearest is of f32 alone. Clocks stand
+//! Calls, textures, clusters, mbarrier, wgmma and the other operations of sm_90. div, sqrt and rcp of f64 round to nearest alone. Clocks stand
 //! at 0, `%smid` is 0.
 //!
 //! # How it works
@@ -89,7 +94,7 @@
 //! register file; constants and special registers are slots as well. `alu`, `approximate`, `bitfield` and
 //! `convert` choose, once per instruction of the text, a function over the 32 lanes. `execute` steps a warp:
 //! lanes with the lowest position run first. `access`, `atomics`, `copies`, `exchange` and `matrix` are the
-//! other instructions; `memory` and `shared` hold the bytes, `shadow` who touched them last, `order` what
+//! other instructions; `memory`, `shared` and `local` hold the bytes, `shadow` who touched them last, `order` what
 //! blocks know of each other. `launch` takes the blocks of a grid in turn, on several threads where the
 //! kernel has nothing by which blocks could order each other.
 
@@ -106,6 +111,7 @@ mod counts;
 mod decode;
 mod decode_memory;
 mod decode_warp;
+mod exact;
 mod exchange;
 mod execute;
 mod fault;
@@ -113,6 +119,7 @@ mod float;
 mod instruction;
 mod launch;
 mod lexer;
+mod local;
 mod matrix;
 mod memory;
 mod modifiers;

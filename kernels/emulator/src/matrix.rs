@@ -1,4 +1,4 @@
-//! ldmatrix and mma: fragments to matrices and back, the products between.
+//! ldmatrix, stmatrix and mma: fragments to matrices and back, the products between.
 //!
 //! g = lane / 4, q = lane % 4. A of 16-bit elements: register 0 holds row g, columns 2q and 2q+1; 1 row g+8;
 //! 2 and 3 the same rows, columns 8 further. Bytes: four columns a register, 16 further. B likewise by
@@ -29,7 +29,7 @@ impl Machine<'_> {
         whole(mask, "ldmatrix")?;
         let used = if to.len() == 4 { u32::MAX } else { (1 << (8 * to.len())) - 1 };
         warp.need(address.base, used, self.kernel)?;
-        let witness = witness(stamp, &warp.known, warp.least, seen.as_ref(), crowded);
+        let witness = witness(stamp, warp, seen.as_ref(), crowded);
         let mut fragments = [[0; 32]; 4];
         for (n, fragment) in fragments.iter_mut().enumerate().take(to.len()) {
             let mut rows = [0u128; 8];
@@ -56,9 +56,46 @@ impl Machine<'_> {
         }
         Ok(())
     }
+
+    /// ldmatrix backwards. A row counts as written by the lane that gave its address.
+    pub fn store_matrix(
+        &mut self,
+        block: &mut Block,
+        number: usize,
+        address: &Address,
+        from: &[Slot],
+        transposed: bool,
+        mask: u32,
+    ) -> Result<(), Stop> {
+        let stamp = block.stamp(number);
+        let crowded = block.crowded;
+        let (warp, shared, seen) = block.split(number);
+        whole(mask, "stmatrix")?;
+        let used = if from.len() == 4 { u32::MAX } else { (1 << (8 * from.len())) - 1 };
+        warp.need(address.base, used, self.kernel)?;
+        let witness = witness(stamp, warp, seen.as_ref(), crowded);
+        for (n, &slot) in from.iter().enumerate() {
+            warp.need(slot, mask, self.kernel)?;
+            let fragment = &warp.registers[slot as usize];
+            let element = |row: usize, column: usize| {
+                let (row, column) = if transposed { (column, row) } else { (row, column) };
+                u128::from(fragment[row * 4 + column / 2] >> (16 * (column % 2)) & 0xffff)
+            };
+            let mut addresses = [0; 8];
+            for (row, slot) in addresses.iter_mut().enumerate() {
+                let lane = n * 8 + row;
+                let at = warp.registers[address.base as usize][lane];
+                *slot = at.wrapping_add_signed(address.offset) & 0xffff_ffff;
+                let value = (0..8).fold(0, |all, column| all | element(row, column) << (16 * column));
+                shared.store(&witness, lane as u32, *slot, (16, value), false)?;
+            }
+            self.tally.shared(&addresses, 16);
+        }
+        Ok(())
+    }
 }
 
-/// mma and ldmatrix are of the whole warp.
+/// These operations are of the whole warp.
 fn whole(mask: u32, opcode: &str) -> Result<(), Stop> {
     if mask == u32::MAX {
         return Ok(());

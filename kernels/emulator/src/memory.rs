@@ -9,6 +9,8 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64};
 
 /// Generic addresses of shared memory start here.
 pub(crate) const SHARED_WINDOW: u64 = 0x7f00_0000_0000;
+/// And those of local memory here.
+pub(crate) const LOCAL_WINDOW: u64 = 0x7e00_0000_0000;
 const FIRST: u64 = 0x10_0000_0000;
 const GAP: u64 = 4096;
 /// Cells of a page of the shadow.
@@ -21,6 +23,11 @@ pub struct Memory {
     freed: Vec<(u64, u64, String)>,
     next: u64,
     tag: u64,
+    /// The number of the launch, and the first of those before it that may still run when it starts.
+    pub(crate) launch: u64,
+    running: u64,
+    /// A thread of the launch let the next one start before it had waited for those before.
+    early: AtomicBool,
 }
 
 struct Cell {
@@ -33,6 +40,10 @@ pub(crate) struct Buffer {
     pub size: u64,
     pub name: String,
     pub read_only: bool,
+    /// The last launch that wrote to it, 0 if none did.
+    writer: AtomicU64,
+    /// A launch that may still run wrote to it.
+    pub pending: bool,
     words: Vec<AtomicU32>,
     /// Every byte is written.
     full: AtomicBool,
@@ -51,7 +62,15 @@ impl Default for Memory {
 
 impl Memory {
     pub fn new() -> Memory {
-        Memory { buffers: Vec::new(), freed: Vec::new(), next: FIRST, tag: 0 }
+        Memory {
+            buffers: Vec::new(),
+            freed: Vec::new(),
+            next: FIRST,
+            tag: 0,
+            launch: 0,
+            running: 1,
+            early: AtomicBool::new(false),
+        }
     }
 
     /// Room for so many bytes, uninitialised. Its address is a multiple of 256.
@@ -65,6 +84,8 @@ impl Memory {
             size: bytes as u64,
             name: name.to_string(),
             read_only: false,
+            writer: AtomicU64::new(0),
+            pending: false,
             words: std::iter::repeat_with(|| AtomicU32::new(0)).take(words).collect(),
             full: AtomicBool::new(bytes == 0),
             written: std::iter::repeat_with(|| AtomicU8::new(0)).take(words).collect(),
@@ -148,8 +169,21 @@ impl Memory {
         }
     }
 
-    /// A new launch whose finest store has so many bytes. Gives the tag of its records.
-    pub(crate) fn start(&mut self, grain: u32) -> u64 {
+    /// A new launch whose finest store has so many bytes. Gives the tag of its records. One that `overlaps`
+    /// starts while the one before runs, and while those run for which that one had not waited when it let
+    /// others start; any other starts after all of them.
+    pub(crate) fn start(&mut self, grain: u32, overlaps: bool) -> u64 {
+        let early = std::mem::take(self.early.get_mut());
+        self.running = match (overlaps, early) {
+            (true, true) => self.running,
+            (true, false) => self.launch,
+            (false, _) => self.launch + 1,
+        };
+        self.launch += 1;
+        for buffer in &mut self.buffers {
+            let writer = *buffer.writer.get_mut();
+            buffer.pending = writer > 0 && writer >= self.running;
+        }
         self.tag = self.tag % TAGS + 1;
         let grain = grain.clamp(1, 4).trailing_zeros();
         // Nobody can race over what nobody may write.
@@ -162,9 +196,21 @@ impl Memory {
         }
         self.tag
     }
+
+    pub(crate) fn launched_early(&self) {
+        self.early.store(true, Relaxed);
+    }
 }
 
 impl Buffer {
+    /// This launch writes to it.
+    #[inline]
+    pub fn note_launch(&self, launch: u64) {
+        if self.writer.load(Relaxed) != launch {
+            self.writer.store(launch, Relaxed);
+        }
+    }
+
     pub fn holds(&self, address: u64) -> bool {
         address >= self.base && address - self.base < self.size.max(1)
     }

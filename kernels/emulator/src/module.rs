@@ -4,6 +4,7 @@ use crate::decode::Reading;
 use crate::fault::Error;
 use crate::instruction::{Instruction, Op, Origin, Slot};
 use crate::lexer::Place;
+use crate::local::LOCAL_BASE;
 use crate::modifiers::Modifiers;
 use crate::names::{Named, Names};
 use crate::parser::{self, Entry, Operand, Statement, Variable};
@@ -56,6 +57,8 @@ pub struct Kernel {
     /// Bytes of static shared memory, and where dynamic memory starts behind them.
     pub(crate) shared: u32,
     pub(crate) dynamic: u32,
+    /// Bytes of local memory of a thread.
+    pub(crate) local: u32,
     pub(crate) max_threads: Option<u32>,
     pub(crate) required: Option<[u32; 3]>,
     pub(crate) tuning: Vec<(String, Vec<u64>)>,
@@ -70,6 +73,8 @@ pub struct Kernel {
     pub(crate) opcodes: Vec<String>,
     /// Atomics, fences or strong accesses reach global memory: blocks may order each other.
     pub(crate) orders_blocks: bool,
+    /// It has a griddepcontrol.wait: until then the launches before it may still run.
+    pub(crate) overlaps: bool,
     /// The finest stores to shared and to global memory, in bytes, at most 4.
     pub(crate) shared_grain: u32,
     pub(crate) global_grain: u32,
@@ -127,6 +132,7 @@ struct Building {
     /// Bytes of static shared memory so far, and in all.
     shared: u64,
     dynamic: u64,
+    local: u64,
     constants: Vec<u8>,
     labels: HashMap<(usize, String), u32>,
     lists: HashMap<String, Vec<String>>,
@@ -146,6 +152,7 @@ impl Building {
             names: Names::new(),
             shared: 0,
             dynamic: 0,
+            local: 0,
             constants: Vec::new(),
             labels: HashMap::new(),
             lists: HashMap::new(),
@@ -206,8 +213,14 @@ impl Building {
                 }
                 CONST_BASE + at
             }
-            (Space::Local, ..) => {
-                return place.error(".local variables are not supported: kernels keep no stack");
+            (Space::Local, false, Some(count)) => {
+                if !variable.values.is_empty() {
+                    return place.error("a .local variable has no initial value");
+                }
+                self.local = align_up(self.local, variable.align);
+                let at = self.local;
+                self.local += count * size;
+                LOCAL_BASE + at
             }
             _ => return place.error("a variable without a size must be .extern .shared"),
         };
@@ -257,10 +270,12 @@ impl Building {
             parameters,
             shared: self.shared as u32,
             dynamic: self.dynamic as u32,
+            local: self.local as u32,
             max_threads: most,
             required,
             tuning: entry.tuning.clone(),
             orders_blocks: self.code.iter().any(|each| orders_blocks(&each.op)),
+            overlaps: self.code.iter().any(|each| matches!(each.op, Op::GridWait)),
             shared_grain,
             global_grain,
             code: self.code,

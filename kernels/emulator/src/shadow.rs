@@ -65,6 +65,8 @@ pub struct Witness<'a> {
     /// What it knows of each warp's time, and the least of it.
     pub known: &'a [u32; 32],
     pub least: u32,
+    /// The lanes that know that the launches before are done.
+    pub waited: u32,
     /// What its block knows of others; none where nothing can order blocks.
     pub seen: Option<&'a Seen>,
     /// Blocks run on several threads at once.

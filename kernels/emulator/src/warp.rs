@@ -3,6 +3,7 @@
 use crate::alu::Lanes;
 use crate::fault::{Kind, Stop, stop};
 use crate::instruction::{Origin, Slot, Special, Test};
+use crate::local::Local;
 use crate::module::Kernel;
 use crate::order::Thread;
 
@@ -37,6 +38,9 @@ pub struct Warp {
     pub time: u32,
     pub known: [u32; 32],
     pub least: u32,
+    /// The lanes that know that the launches before are done: griddepcontrol.wait, or a barrier behind it.
+    pub waited: u32,
+    pub local: Local,
     pub flights: Vec<Flight>,
     pub groups: [u32; 32],
     /// Of the lanes; only where blocks may order each other.
@@ -94,6 +98,8 @@ impl Warp {
             time: 0,
             known: [0; 32],
             least: 0,
+            waited: 0,
+            local: Local::new(kernel.local),
             flights: Vec::new(),
             groups: [0; 32],
             threads: Vec::new(),
@@ -132,7 +138,9 @@ impl Warp {
         self.active = self.live;
         (self.pc, self.merge, self.carry, self.waits) = (0, u32::MAX, 0, None);
         (self.time, self.known, self.least, self.groups) = (0, [0; 32], 0, [0; 32]);
+        self.waited = if kernel.overlaps { 0 } else { u32::MAX };
         self.executed = 0;
+        self.local.reset();
         self.flights.clear();
         for thread in &mut self.threads {
             *thread = Thread::default();

@@ -1,7 +1,7 @@
 //! Each check catches a small faulty kernel, and names the source line. Next to each faulty kernel stands the
 //! right one, which runs.
 
-use crate::harness::{HEAD, Run, each, module};
+use crate::harness::{HEAD, HEAD_90, Run, each, module};
 use ptx_emulator::{Counts, Fault, Kind, Launch, Memory, Module, Options, Parameters, launch};
 
 /// A kernel over `data` (4096 bytes, 0 1 2 ... as u32) and `out` (4096 bytes, unwritten). The line after `#`
@@ -66,6 +66,17 @@ fn caught(kind: Kind, grid: u32, block: u32, body: &str) -> Fault {
     last.expect("a fault")
 }
 
+/// The same of one warp, for sm_90.
+fn caught_90(kind: Kind, body: &str) {
+    for seed in 0..5 {
+        let mut run = Run::new(1, 32);
+        run.options.seed = seed;
+        let fault = run.go(&text(body).replace(HEAD, HEAD_90), &Parameters::new().u64(0).u64(0));
+        let fault = fault.expect_err("a fault");
+        assert_eq!((fault.kind, fault.line), (kind, 7), "seed {seed}: {fault}");
+    }
+}
+
 fn fine(grid: u32, block: u32, body: &str) {
     for seed in 0..5 {
         if let Err(fault) = run(grid, block, seed, body) {
@@ -88,6 +99,27 @@ fn out_of_bounds() {
     caught(Kind::OutOfBounds, 1, 32, "mov.u32 %s, 16;\n#\nst.shared.u32 [%s], 1;");
     caught(Kind::OutOfBounds, 1, 32, "#\nld.param.u32 %v0, [p_out+8];");
     caught(Kind::OutOfBounds, 1, 32, "#\ncp.async.ca.shared.global [%s], [%at+4096], 4;");
+}
+
+#[test]
+fn local_memory() {
+    let own = ".local .align 16 .b32 own[4]; .reg .b64 %l; mov.u64 %l, own;";
+    let stored = format!("{own} st.local.u32 [%l+4], %thread;");
+    fine(
+        2,
+        40,
+        &format!("{stored} ld.local.u32 %v0, [own+4]; st.local.b64 [own], 7; ld.local.u64 %at, [%l];"),
+    );
+    let fault = caught(Kind::UninitialisedLocal, 1, 32, &format!("{stored}\n#\nld.local.u64 %at, [%l];"));
+    assert!(fault.sentence.contains("local byte 0"), "{fault}");
+    // What another block's thread left there is not this one's.
+    let first = "setp.eq.u32 %p, %block, 0; @%p st.local.u32 [%l+4], 1;";
+    caught(Kind::UninitialisedLocal, 2, 1, &format!("{own} {first}\n#\nld.local.u32 %v0, [%l+4];"));
+    caught(Kind::OutOfBounds, 1, 32, &format!("{stored}\n#\nld.local.u32 %v0, [%l+16];"));
+    caught(Kind::OutOfBounds, 1, 32, &format!("{own} mov.u64 %l, 4;\n#\nst.local.u32 [%l], 1;"));
+    caught(Kind::Misaligned, 1, 32, &format!("{stored}\n#\nst.local.b64 [%l+4], %at;"));
+    let generic = "cvta.local.u64 %l, %l;";
+    caught(Kind::OutOfBounds, 1, 32, &format!("{stored} {generic}\n#\natom.add.u32 %v0, [%l+4], 1;"));
 }
 
 #[test]
@@ -405,6 +437,10 @@ fn matrices_want_the_whole_warp() {
     let mma = "mma.sync.aligned.m16n8k16.row.col.s32.s8.s8.s32 {%v0, %v1, %v2, %v3}, \
         {%s, %s}, {%s}, {%s, %s, %s, %s};";
     fine(1, 32, mma);
+    let store = "stmatrix.sync.aligned.m8n8.x2.shared.b16 [%t], {%lane, %thread};";
+    caught_90(Kind::PartialWarp, &format!("setp.lt.u32 %p, %lane, 31;\n#\n@%p {store}"));
+    caught_90(Kind::SharedRace, &format!("{store} xor.b32 %t, %t, 16;\n#\nld.shared.u32 %v0, [%t];"));
+    caught_90(Kind::UninitialisedRegister, &format!("#\n{}", store.replace("%thread", "%never")));
     caught(Kind::PartialWarp, 1, 32, &format!("setp.gt.u32 %p, %lane, 0; @!%p bra END;\n#\n{mma}\nEND:"));
 }
 

@@ -5,6 +5,9 @@ use ptx_emulator::{Counts, Fault, Launch, Memory, Module, Options, Parameters, l
 
 pub const HEAD: &str = ".version 7.4\n.target sm_80\n.address_size 64\n";
 
+/// The head of what sm_80 lacks.
+pub const HEAD_90: &str = ".version 7.8\n.target sm_90\n.address_size 64\n";
+
 pub fn module(text: &str) -> Module {
     assemble(text);
     match Module::parse(text) {
@@ -19,8 +22,9 @@ fn assemble(text: &str) {
     let number = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     let path = std::env::temp_dir().join(format!("emulator-test-{}-{number}.ptx", std::process::id()));
     std::fs::write(&path, text).expect("a file for ptxas");
+    let target = text.split(".target ").nth(1).and_then(|rest| rest.split_whitespace().next());
     let out = std::process::Command::new(ptxas)
-        .args(["-arch=sm_80", "-o", "/dev/null"])
+        .args([&format!("-arch={}", target.expect("a .target")), "-o", "/dev/null"])
         .arg(&path)
         .output()
         .expect("ptxas runs");

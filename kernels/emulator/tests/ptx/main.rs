@@ -6,4 +6,6 @@ mod forms;
 mod harness;
 mod matrices;
 mod memory;
+mod numbers;
+mod overlap;
 mod warps;

@@ -1,7 +1,7 @@
 //! mma in every shape against plain products, ldmatrix both ways, the cp.async ring that feeds them.
 
 use crate::arithmetic::{wide_bf16 as bf16, wide_f16 as f16};
-use crate::harness::{HEAD, Random, Run, bytes_of};
+use crate::harness::{HEAD, HEAD_90, Random, Run, bytes_of};
 use ptx_emulator::{Options, Parameters};
 
 /// D = A * B + C of one warp. The fragments are gathered by the kernel itself, element by element, from
@@ -191,6 +191,48 @@ fn ldmatrix_hands_out_rows_and_columns() {
                     };
                     assert_eq!(got[matrix * 32 + lane], want, "matrix {matrix} lane {lane} {transposed}");
                 }
+            }
+        }
+    }
+}
+
+#[test]
+fn stmatrix_puts_rows_and_columns() {
+    for count in [1, 2, 4] {
+        for transposed in [false, true] {
+            let list: Vec<String> = (0..count).map(|n| format!("%v{n}")).collect();
+            let (list, trans) = (list.join(", "), if transposed { ".trans" } else { "" });
+            // Matrix n holds 64n, 64n + 1, ... in the order of lanes and halves.
+            let text = format!(
+                "{HEAD_90}.visible .entry put(.param .u64 to) {{
+    .reg .b64 %to; .reg .b32 %lane, %s, %v<4>;
+    .shared .align 16 .b8 tile[512];
+    ld.param.u64 %to, [to];
+    mov.u32 %lane, %laneid;
+    mad.lo.u32 %v0, %lane, 0x20002, 0x10000;
+    add.u32 %v1, %v0, 0x400040; add.u32 %v2, %v1, 0x400040; add.u32 %v3, %v2, 0x400040;
+    mov.u32 %s, tile; mad.lo.u32 %s, %lane, 16, %s;
+    st.shared.v2.b64 [%s], {{0, 0}};
+    bar.warp.sync -1;
+    stmatrix.sync.aligned.m8n8.x{count}{trans}.shared.b16 [%s], {{{list}}};
+    bar.warp.sync -1;
+    mad.wide.u32 %to, %lane, 16, %to;
+    ld.shared.v4.b32 {{%v0, %v1, %v2, %v3}}, [%s]; st.global.v4.b32 [%to], {{%v0, %v1, %v2, %v3}};
+    ret;
+}}"
+            );
+            let mut run = Run::new(1, 32);
+            let to = run.memory.alloc(512, "to");
+            run.go(&text, &Parameters::new().u64(to)).expect("no fault");
+            for (n, word) in run.words(to, 128).into_iter().enumerate() {
+                let (matrix, row, column) = (n / 32, n / 4 % 8, n % 4 * 2);
+                let element = |row: usize, column: usize| match transposed {
+                    _ if matrix >= count => 0,
+                    false => (matrix * 64 + row * 8 + column) as u32,
+                    true => (matrix * 64 + column * 8 + row) as u32,
+                };
+                let want = element(row, column) | element(row, column + 1) << 16;
+                assert_eq!(word, want, "x{count}{trans}: word {n}");
             }
         }
     }

@@ -119,6 +119,56 @@ fn tables_structures_scopes_and_dynamic_memory() {
     assert_eq!(kernel.directive("minnctapersm"), Some(&[2][..]));
 }
 
+#[test]
+fn local_arrays_are_of_the_thread() {
+    // Each thread fills its array, reverses it through generic addresses and folds it: base 3 digits.
+    let text = format!(
+        "{HEAD}.visible .entry fold(.param .u64 to) {{
+    .reg .pred %p; .reg .b64 %to, %at, %other, %start; .reg .b32 %i, %k, %v, %w, %sum, %x;
+    .local .align 4 .b8 pad[6];
+    .local .align 16 .b32 list[8];
+    ld.param.u64 %to, [to];
+    mov.u32 %i, %tid.x;
+    mov.u32 %v, %ctaid.x; mad.lo.u32 %i, %v, 40, %i;
+    mad.wide.u32 %to, %i, 4, %to;
+    mov.u64 %start, list;
+    mov.u32 %k, 0;
+FILL:
+    mad.wide.u32 %at, %k, 4, %start;
+    mad.lo.u32 %v, %i, 7, %k; rem.u32 %v, %v, 3;
+    st.local.u32 [%at], %v;
+    add.u32 %k, %k, 1; setp.lt.u32 %p, %k, 8; @%p bra FILL;
+    st.local.v2.u16 [pad], {{1, 2}}; ld.local.u8 %x, [pad+2];
+    cvta.local.u64 %start, %start;
+    mov.u32 %k, 0;
+SWAP:
+    mad.wide.u32 %at, %k, 4, %start;
+    sub.u32 %v, 7, %k; mad.wide.u32 %other, %v, 4, %start;
+    ld.u32 %v, [%at]; ld.u32 %w, [%other]; st.u32 [%other], %v; st.u32 [%at], %w;
+    add.u32 %k, %k, 1; setp.lt.u32 %p, %k, 4; @%p bra SWAP;
+    cvta.to.local.u64 %start, %start;
+    mov.u32 %k, 0; mov.u32 %sum, 0;
+FOLD:
+    mad.wide.u32 %at, %k, 4, %start;
+    ld.local.u32 %v, [%at]; mad.lo.u32 %sum, %sum, 3, %v;
+    add.u32 %k, %k, 1; setp.lt.u32 %p, %k, 8; @%p bra FOLD;
+    mad.lo.u32 %sum, %x, 10000, %sum;
+    st.global.u32 [%to], %sum;
+    ret;
+}}"
+    );
+    for seed in 0..4 {
+        let mut run = Run::new(3, 40);
+        run.options.seed = seed;
+        let to = run.memory.alloc(480, "to");
+        run.go(&text, &Parameters::new().u64(to)).expect("no fault");
+        for (i, got) in run.words(to, 120).into_iter().enumerate() {
+            let want = (0..8).rev().fold(0, |sum, k| sum * 3 + (i as u32 * 7 + k) % 3);
+            assert_eq!(got, 20_000 + want, "thread {i}, seed {seed}");
+        }
+    }
+}
+
 fn count(body: &str) -> Counts {
     let text = format!(
         "{HEAD}.visible .entry counted(.param .u64 data) {{

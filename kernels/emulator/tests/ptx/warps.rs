@@ -1,7 +1,7 @@
 //! Exchanges between lanes, votes, divergence, barriers, atomics, named barriers, blocks that wait for each
 //! other.
 
-use crate::harness::{HEAD, Random, Run, bytes_of, each32};
+use crate::harness::{HEAD, HEAD_90, Random, Run, bytes_of, each32};
 use ptx_emulator::{Options, Parameters};
 
 /// One operand per lane of one warp.
@@ -372,5 +372,33 @@ GIVE:
             panic!("seed {seed}: {fault}");
         }
         assert_eq!(run.words(data, 1), [42]);
+    }
+}
+
+#[test]
+fn elect_names_the_first_member() {
+    let text = format!(
+        "{}.visible .entry elect(.param .u64 to) {{
+    .reg .pred %p, %high; .reg .b64 %to; .reg .b32 %lane, %leader, %v;
+    ld.param.u64 %to, [to];
+    mov.u32 %lane, %laneid;
+    mad.wide.u32 %to, %lane, 4, %to;
+    setp.ge.u32 %high, %lane, 12;
+    mov.u32 %leader, 7;
+    setp.ne.u32 %p, 0, 0;
+    @%high elect.sync %leader|%p, 0xfffff000;
+    selp.u32 %v, 100, 0, %p;
+    add.u32 %v, %v, %leader;
+    st.global.u32 [%to], %v;
+    ret;
+}}",
+        HEAD_90.replace("7.8", "8.0")
+    );
+    let mut run = Run::new(1, 32);
+    let to = run.memory.alloc(128, "to");
+    run.go(&text, &Parameters::new().u64(to)).expect("no fault");
+    for (lane, got) in run.words(to, 32).into_iter().enumerate() {
+        let want = [7, 112, 12][usize::from(lane >= 12) + usize::from(lane > 12)];
+        assert_eq!(got, want, "lane {lane}");
     }
 }
