@@ -71,7 +71,8 @@ fn quotients_and_roots_are_correctly_rounded() {
         };
         launch(&module, &mut memory, &shape, seed).unwrap_or_else(|fault| panic!("{fault}"));
         let got: Vec<f32> = from_bytes(&memory.read(out, a.len() * 16).expect("it was written"));
-        let want: Vec<f32> = a.iter().zip(&b).flat_map(|(a, b)| [a / b, a / 127.0, a.sqrt(), 1.0 / b]).collect();
+        let want: Vec<f32> =
+            a.iter().zip(&b).flat_map(|(a, b)| [a / b, a / 127.0, a.sqrt(), 1.0 / b]).collect();
         passes(&format!("seed {seed}"), same("quotients and roots", &got, &want));
     }
 }
