@@ -209,7 +209,7 @@ serve it. Temporary files lie in TMPDIR, and what keeping a program adds is time
         about: "\
 For a GPU: opens it, has the driver compile every kernel, shows the registers each takes and the bytes it spills,
 runs the checks and measures how fast memory is copied. Ends with status 0 when all checks passed, 1 when one
-did not, 70 when the device cannot be used; the reason goes to standard error.
+did not, 70 when the device cannot be used, or fails on the way; the reason goes to standard error.
 
   tartlet selftest --backend cuda",
     },
@@ -438,6 +438,9 @@ fn check(words: &Words) -> Result<ExitCode, Failure> {
     let report = selftest::run(&options)
         .map_err(|error| Failure { sentence: error.to_string(), status: EXIT_DEVICE })?;
     print(&if words.has("json") { selftest::json(&report) } else { selftest::table(&report) });
+    if let Some(sentence) = report.broken_off {
+        return Err(Failure { sentence, status: EXIT_DEVICE });
+    }
     Ok(if report.passed() { ExitCode::SUCCESS } else { ExitCode::from(1) })
 }
 

@@ -43,7 +43,10 @@ pub fn run(options: &Options) -> Result<Report, cuda::Error> {
         // A driver that was named is meant; without a GPU the processor is what a server would take.
         None if options.libcuda.is_some() => gpu(),
         None => gpu().or_else(|error| match error {
-            cuda::Error::NoDriver { .. } | cuda::Error::NoDevice => Ok(cpu::check()),
+            cuda::Error::NoDriver { .. } | cuda::Error::NoDevice => {
+                eprintln!("tartlet: {error} The processor is checked instead.");
+                Ok(cpu::check())
+            }
             error => Err(error),
         }),
     }
@@ -65,6 +68,9 @@ fn right(found: &Found, bandwidth: Option<f64>) -> String {
         let share =
             share.map_or(String::new(), |whole| format!(", {:.0} % of the bandwidth", 100.0 * rate / whole));
         words.push(format!("{:.2} GB/s{share}", rate / 1e9));
+    }
+    if let Some(operations) = found.operations {
+        words.push(format!("{:.2} TOP/s", operations / 1e12));
     }
     words.join(", ")
 }
@@ -124,6 +130,7 @@ pub fn json(report: &Report) -> String {
             "cases": found.cases,
             "digest": found.digest,
             "bytes_per_second": found.rate,
+            "operations_per_second": found.operations,
         }),
         Err(wrong) => json!({ "name": name, "passed": false, "wrong": wrong }),
     });
@@ -132,6 +139,7 @@ pub fn json(report: &Report) -> String {
         "device": report.device,
         "kernels": kernels.collect::<Vec<_>>(),
         "checks": checks.collect::<Vec<_>>(),
+        "broken_off": report.broken_off,
         "passed": report.passed(),
     });
     format!("{object:#}\n")

@@ -72,6 +72,14 @@ fn the_selftest_passes_on_the_stand_in_driver() {
         .collect();
     wanted.sort();
     assert_eq!(kernels, wanted, "every kernel is loaded");
+    let checks = report["checks"].as_array().expect("an array").iter();
+    let timed = checks.filter(|check| check["bytes_per_second"].as_f64().is_some_and(|rate| rate > 0.0));
+    let timed: Vec<&str> = timed.filter_map(|check| check["name"].as_str()).collect();
+    for name in
+        ["bandwidth", "norm_quantize", "gemv_q4_0", "gemm_q8_0_narrow", "gemm_bf16", "attention", "sampling"]
+    {
+        assert!(timed.contains(&name), "{name} is not timed: {timed:?}");
+    }
 }
 
 /// Found as a driver is found: by its name on the loader's path.
@@ -136,14 +144,20 @@ fn every_failure_ends_in_its_sentence() {
         ("lost@12", "The GPU is lost, as cuEventQuery found"),
         ("hung@1", "did not end a step within"),
         ("hung@12", "did not end a step within"),
-        ("cuEventQuery@20=46", "The GPU is lost, as cuEventQuery found (status 46)"),
+        ("cuDevicePrimaryCtxRetain=46", "is kept by another process"),
+        ("cuEventQuery@20=721", "The GPU is lost, as cuEventQuery found (status 721)"),
         ("cuGraphInstantiateWithFlags=302", "The driver has no function cuGraphInstantiateWithFlags"),
         ("cuLaunchKernel@2=701", "The driver refuses cuLaunchKernel (LAUNCH_OUT_OF_RESOURCES, status 701)"),
         ("cuStreamEndCapture=901", "The driver refuses cuStreamEndCapture"),
     ] {
         let output = on_stand_in(&[], told);
         assert_eq!(output.status.code(), Some(70), "{told}: {}", text(&output.stderr));
-        assert!(output.stdout.is_empty(), "{told}");
+        // What was found before is told, and in which check the device failed.
+        let table = text(&output.stdout);
+        assert!(
+            table.is_empty() || table.contains("FAILED: ") && table.contains("selftest FAILED"),
+            "{table}"
+        );
         assert!(sentence(&output).contains(part), "{told}: {}", sentence(&output));
         assert!(sentence(&output).ends_with('.'), "{told}: {}", sentence(&output));
     }

@@ -14,6 +14,8 @@ pub struct Report {
     pub device: String,
     pub kernels: Vec<Compiled>,
     pub checks: Vec<Check>,
+    /// Why the checks were broken off: the device did not do its part any more. The last check is the one it was in.
+    pub broken_off: Option<String>,
 }
 
 /// A kernel as the device's own compiler made it.
@@ -42,8 +44,10 @@ pub struct Found {
     pub cases: usize,
     /// Digest of all that the device computed: the same on every device.
     pub digest: Option<String>,
-    /// Bytes per second.
+    /// Bytes per second that must be moved: what is read once and what is written.
     pub rate: Option<f64>,
+    /// Multiplications and additions per second, where these may be the limit.
+    pub operations: Option<f64>,
 }
 
 impl Found {
@@ -58,6 +62,6 @@ impl Found {
 
 impl Report {
     pub fn passed(&self) -> bool {
-        self.checks.iter().all(|check| check.found.is_ok())
+        self.broken_off.is_none() && self.checks.iter().all(|check| check.found.is_ok())
     }
 }

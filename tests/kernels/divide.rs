@@ -5,7 +5,7 @@ use crate::expand;
 use crate::harness::{Seeded, folder, from_bytes, launch, passes, same, to_bytes};
 use ptx_emulator::{Launch, Memory, Module, Parameters};
 
-/// out[i] = {a[i] / b[i], a[i] / 127, sqrt(a[i])}
+/// out[i] = {a[i] / b[i], a[i] / 127, sqrt(a[i]), 1 / b[i]}
 const KERNEL: &str = r#"
 .version 7.4
 .target sm_80
@@ -26,13 +26,15 @@ const KERNEL: &str = r#"
     mad.wide.u32 %b, %i, 4, %b;
     ld.global.f32 %y, [%b];
     ld.param.u64 %out, [out];
-    mad.wide.u32 %out, %i, 12, %out;
+    mad.wide.u32 %out, %i, 16, %out;
     DIVIDE %q, %x, %y
     st.global.f32 [%out], %q;
     DIVIDE_BY_127 %q, %x
     st.global.f32 [%out + 4], %q;
     ROOT %q, %x
     st.global.f32 [%out + 8], %q;
+    INVERT %q, %y
+    st.global.f32 [%out + 12], %q;
     ret;
 }
 "#;
@@ -53,11 +55,13 @@ fn quotients_and_roots_are_correctly_rounded() {
             let of = |bits: u64| f32::from_bits(exponent(bits) | bits as u32 & 0x007f_ffff);
             (0..1 << 14).map(|_| of(seeded.bits())).collect()
         };
-        let (a, b) = (numbers(), numbers());
+        let (a, mut b) = (numbers(), numbers());
+        // The mantissa whose inverse is the hardest.
+        b.iter_mut().step_by(64).for_each(|b| *b = f32::from_bits(b.to_bits() | 0x007f_ffff));
         let mut memory = Memory::new();
         let parameters =
             Parameters::new().u64(memory.upload("a", &to_bytes(&a))).u64(memory.upload("b", &to_bytes(&b)));
-        let out = memory.alloc(a.len() * 12, "out");
+        let out = memory.alloc(a.len() * 16, "out");
         let parameters = parameters.u64(out);
         let shape = Launch {
             grid: [a.len() as u32 / 256, 1, 1],
@@ -66,8 +70,9 @@ fn quotients_and_roots_are_correctly_rounded() {
             parameters: parameters.bytes(),
         };
         launch(&module, &mut memory, &shape, seed).unwrap_or_else(|fault| panic!("{fault}"));
-        let got: Vec<f32> = from_bytes(&memory.read(out, a.len() * 12).expect("it was written"));
-        let want: Vec<f32> = a.iter().zip(&b).flat_map(|(a, b)| [a / b, a / 127.0, a.sqrt()]).collect();
+        let got: Vec<f32> = from_bytes(&memory.read(out, a.len() * 16).expect("it was written"));
+        let want: Vec<f32> =
+            a.iter().zip(&b).flat_map(|(a, b)| [a / b, a / 127.0, a.sqrt(), 1.0 / b]).collect();
         passes(&format!("seed {seed}"), same("quotients and roots", &got, &want));
     }
 }

@@ -2,40 +2,12 @@
 
 mod faults;
 
-use crate::harness::{Plain, Seeded, Wrong, from_bytes, launch, module, passes, same, to_bytes};
+use crate::harness::{Seeded, Wrong, from_bytes, launch, module, passes, same, to_bytes};
 use ptx_emulator::{Launch, Memory, Module, Parameters};
 use tartlet::backend::Sampler;
+use tartlet::backend::cuda::draw::record;
 use tartlet::backend::exp::exp_fixed;
 use tartlet::backend::sample::{LOGITS_PER_MAXIMUM, Logits, Sampling};
-
-/// The record of `draws` for a row.
-fn draw(sampler: Sampler, random: u64) -> Vec<u8> {
-    let (temperature, k, p, min_p) = match sampler {
-        Sampler::Multinomial { temperature } => (temperature, 0, 1.0, None),
-        Sampler::TopK { temperature, k } => (temperature, k, 1.0, None),
-        Sampler::TopP { temperature, p } => (temperature, 0, p, None),
-        Sampler::MinP { temperature, p } => (temperature, 0, 1.0, Some(p)),
-        Sampler::TopKTopP { temperature, k, p } => (temperature, k, p, None),
-    };
-    let fixed = |p: f32| (f64::from(p).clamp(0.0, 1.0) * 2f64.powi(64)) as u128;
-    let share = if p < 1.0 { fixed(p) as u64 } else { u64::MAX };
-    let floor = min_p.map_or(0, |p| ((fixed(p) << 42).div_ceil(1 << 64) as u64).max(1));
-    let (divisor, scale, scale_again) = if temperature.is_nan() || temperature <= 0.0 {
-        (0.0, 0.0, 0.0)
-    } else if temperature == f32::INFINITY {
-        (1.0, 0.0, 1.0)
-    } else {
-        // In f64 no temperature is subnormal.
-        let exponent = (f64::from(temperature).to_bits() >> 52) as i32 - 1023;
-        let half = exponent / 2;
-        let divisor = f64::from(temperature) * 2f64.powi(-exponent);
-        (divisor as f32, 2f32.powi(-half), 2f32.powi(half - exponent))
-    };
-    let mut bytes = to_bytes(&[random, share, floor]);
-    k.put(&mut bytes);
-    bytes.extend(to_bytes(&[divisor, 1.0 / divisor, scale, scale_again, temperature]));
-    bytes
-}
 
 /// A row to draw from, and how.
 struct Row {
@@ -79,7 +51,7 @@ fn run(kernels: &Kernels, rows: &[Row], seed: u64) -> Result<Vec<u32>, Wrong> {
     let mut memory = Memory::new();
     let all: Vec<f32> = rows.iter().flat_map(|row| &row.logits).copied().collect();
     let logits = memory.upload("logits", &to_bytes(&all));
-    let records: Vec<u8> = rows.iter().flat_map(|row| draw(row.sampler, row.random)).collect();
+    let records: Vec<u8> = rows.iter().flat_map(|row| record(row.sampler, row.random)).collect();
     let draws = memory.upload("draws", &records);
     memory.protect(logits, true);
     memory.protect(draws, true);

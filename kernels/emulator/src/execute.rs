@@ -47,7 +47,11 @@ impl Machine<'_> {
                 return stop(Kind::Endless, warp.active.trailing_zeros(), sentence);
             }
             match &instruction.op {
-                Op::Branch { target } => {
+                Op::Branch { target, uniform } => {
+                    if *uniform && mask != 0 && mask != warp.active {
+                        let sentence = "bra.uni, but not all active lanes go the same way";
+                        return stop(Kind::NotUniform, mask.trailing_zeros(), sentence);
+                    }
                     warp.branch(mask, *target);
                     continue;
                 }

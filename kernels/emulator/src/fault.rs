@@ -48,6 +48,8 @@ pub enum Kind {
     CopyPending,
     /// A member mask of a .sync operation that differs from the active lanes.
     MemberMask,
+    /// A `bra.uni` that some active lanes take and others do not.
+    NotUniform,
     /// mma, ldmatrix: less than the whole warp is active.
     PartialWarp,
     /// A store to a read-only buffer.

@@ -291,6 +291,8 @@ pub enum Op {
     },
     Branch {
         target: u32,
+        /// `.uni`: all active lanes go the same way.
+        uniform: bool,
     },
     BranchIndex {
         index: Slot,

@@ -380,15 +380,15 @@ impl Building {
     }
 
     fn branch(&mut self, text: &parser::Instruction) -> Result<Op, Error> {
-        let uniform = text.modifiers.iter().all(|word| word == "uni");
+        let known = text.modifiers.iter().all(|word| word == "uni");
         let [Operand::Name(label)] = text.operands.as_slice() else {
             return text.place.error("bra takes a label");
         };
-        if !uniform {
+        if !known {
             return text.place.error("bra has no modifier but .uni");
         }
         self.fixup(vec![label.clone()], &text.place);
-        Ok(Op::Branch { target: 0 })
+        Ok(Op::Branch { target: 0, uniform: !text.modifiers.is_empty() })
     }
 
     fn branch_index(&mut self, text: &parser::Instruction) -> Result<Op, Error> {
@@ -426,7 +426,7 @@ impl Building {
                 }
             }
             match &mut self.code[fixup.at].op {
-                Op::Branch { target } => *target = found[0],
+                Op::Branch { target, .. } => *target = found[0],
                 Op::BranchIndex { targets, .. } => *targets = found.into(),
                 _ => {}
             }

@@ -144,6 +144,10 @@ impl Shared {
     /// The destination of a cp.async: nobody may use it before the thread waits.
     pub fn poison(&mut self, witness: &Witness<'_>, lane: u32, address: u64, size: u32) -> Result<(), Stop> {
         let at = self.place(address, size, lane)?;
+        if self.state[at..at + size as usize].contains(&State::IN_FLIGHT) {
+            let sentence = format!("copies to shared byte {at}, where another cp.async is in flight");
+            return stop(Kind::CopyNotWaited, lane, sentence);
+        }
         self.note_write(witness, lane, at, size, false)?;
         self.state[at..at + size as usize].fill(State::IN_FLIGHT);
         Ok(())

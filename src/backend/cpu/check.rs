@@ -40,6 +40,7 @@ pub fn check() -> Report {
             check("vectors", vectors(path)),
             check(BANDWIDTH, bandwidth(threads)),
         ],
+        broken_off: None,
     }
 }
 

@@ -5,10 +5,8 @@
 
 use super::error::{self, CAPABILITY_AT_LEAST, DRIVER_AT_LEAST};
 use super::{Error, driver};
-use cust::context::{Context, CurrentContext};
 use cust::error::CudaError;
 use cust::sys;
-use std::mem::ManuallyDrop;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -36,8 +34,8 @@ pub struct Properties {
 pub struct Device(Arc<Opened>);
 
 struct Opened {
-    // Not given back once the device is lost: the driver would wait for work that never ends.
-    context: ManuallyDrop<Context>,
+    /// Whose primary context is held. Not given back once the device is lost: the driver would wait for work that never ends.
+    raw: sys::CUdevice,
     properties: Properties,
     lost: AtomicBool,
 }
@@ -80,11 +78,15 @@ impl Device {
         if properties.capability < CAPABILITY_AT_LEAST {
             return Err(Error::DeviceTooOld { name: properties.name, capability: properties.capability });
         }
-        let context = Context::new(device).map_err(said("cuDevicePrimaryCtxRetain"))?;
-        // `Context::new` has done this without looking whether it worked.
-        CurrentContext::set_current(&context).map_err(said("cuCtxSetCurrent"))?;
-        let context = ManuallyDrop::new(context);
-        Ok(Device(Arc::new(Opened { context, properties, lost: AtomicBool::new(false) })))
+        // Not `cust`'s context either, for the same reason; one that sets it without looking, too.
+        let (raw, mut context) = (device.as_raw(), std::ptr::null_mut());
+        // SAFETY: the device is the driver's own, the place for the handle is ours.
+        let status = unsafe { sys::cuDevicePrimaryCtxRetain(&mut context, raw) } as i32;
+        error::judge("cuDevicePrimaryCtxRetain", status)?;
+        let opened = Opened { raw, properties, lost: AtomicBool::new(false) };
+        // SAFETY: the context is the one just retained.
+        error::judge("cuCtxSetCurrent", unsafe { sys::cuCtxSetCurrent(context) } as i32)?;
+        Ok(Device(Arc::new(opened)))
     }
 
     pub fn properties(&self) -> &Properties {
@@ -103,8 +105,15 @@ impl Device {
 
     /// Passes an error on; one that ends the device is remembered.
     pub(super) fn note(&self, error: Error) -> Error {
-        self.0.lost.fetch_or(error.is_final(), Ordering::Relaxed);
+        if error.is_final() {
+            self.abandon();
+        }
         error
+    }
+
+    /// From now on the device is not spoken to: work may be on it that nobody can wait for.
+    pub(super) fn abandon(&self) {
+        self.0.lost.store(true, Ordering::Relaxed);
     }
 }
 
@@ -116,8 +125,8 @@ fn said(call: &'static str) -> impl FnOnce(CudaError) -> Error {
 impl Drop for Opened {
     fn drop(&mut self) {
         if !*self.lost.get_mut() {
-            // SAFETY: nothing else drops it, and nobody holds the device any more.
-            unsafe { ManuallyDrop::drop(&mut self.context) };
+            // SAFETY: it was retained once, and nobody holds the device any more. A status has nobody to go to.
+            let _ = unsafe { sys::cuDevicePrimaryCtxRelease_v2(self.raw) };
         }
     }
 }

@@ -16,6 +16,7 @@ pub const CAPABILITY_AT_LEAST: (u32, u32) = (8, 0);
 const OUT_OF_MEMORY: i32 = 2;
 pub(super) const NOT_INITIALIZED: i32 = 3;
 const STUB_LIBRARY: i32 = 34;
+const DEVICE_UNAVAILABLE: i32 = 46;
 const NO_DEVICE: i32 = 100;
 const JIT_COMPILER_NOT_FOUND: i32 = 221;
 const UNSUPPORTED_PTX_VERSION: i32 = 222;
@@ -42,6 +43,8 @@ pub enum Error {
         call: &'static str,
     },
     NoDevice,
+    /// Another process has it, or nobody may.
+    Busy,
     DeviceTooOld {
         name: String,
         capability: (u32, u32),
@@ -102,6 +105,7 @@ impl Error {
                 why: "the libcuda.so.1 that is found first is the toolkit's empty one".to_owned(),
             },
             NO_DEVICE => Error::NoDevice,
+            DEVICE_UNAVAILABLE => Error::Busy,
             SYMBOL_NOT_FOUND => Error::Absent { call },
             SYSTEM_DRIVER_MISMATCH => Error::DriverMismatch,
             code if lost(code) => Error::Lost { call, code },
@@ -112,9 +116,9 @@ impl Error {
 }
 
 /// Statuses after which every further call fails: uncorrectable memory and links (214, 220, 226), what a kernel did
-/// (700, 702, 710, 714 to 719, 721), a device that fell off the bus or was taken away (46, 709, 812).
+/// (700, 702, 710, 714 to 719, 721), a context that is gone or was taken away (709, 810).
 fn lost(code: i32) -> bool {
-    matches!(code, 46 | 214 | 220 | 226 | 700 | 702 | 709 | 710 | 714..=719 | 721 | 812)
+    matches!(code, 214 | 220 | 226 | 700 | 702 | 709 | 710 | 714..=719 | 721 | 810)
 }
 
 /// Ok for success, else what the status means.
@@ -169,6 +173,9 @@ impl fmt::Display for Error {
             }
             Error::NoDevice => f.write_str(
                 "The driver sees no GPU: see whether nvidia-smi lists one, and that CUDA_VISIBLE_DEVICES does not hide it.",
+            ),
+            Error::Busy => f.write_str(
+                "The GPU is kept by another process or by its compute mode: end that process, or run nvidia-smi -c DEFAULT.",
             ),
             Error::DeviceTooOld { name, capability: (major, minor) } => write!(
                 f,
@@ -227,6 +234,7 @@ mod tests {
         for (code, error) in [
             (2, Error::OutOfMemory { call: "cuInit", wanted: 0, free: 0 }),
             (999, Error::NotReady { code: 999 }),
+            (46, Error::Busy),
             (100, Error::NoDevice),
             (302, Error::Absent { call: "cuInit" }),
             (803, Error::DriverMismatch),
@@ -250,6 +258,7 @@ mod tests {
             Error::DriverMismatch,
             Error::Absent { call: "cuInit" },
             Error::NoDevice,
+            Error::Busy,
             Error::DeviceTooOld { name: text(), capability: (7, 5) },
             Error::NotReady { code: 999 },
             Error::OutOfMemory { call: "cuMemAlloc_v2", wanted: 2, free: 1 },

@@ -7,12 +7,13 @@
 //! device.rs  the GPU, opened and described           memory.rs  buffers there, pinned memory here
 //! module.rs  PTX ─▶ kernels, their parameters        stream.rs  launches, events, graphs, deadlines
 //! kernels.rs the PTX, as build.rs expanded it        repack.rs  weights in the order of the kernels' lanes
-//! check/     `tartlet selftest --backend cuda`
+//! draw.rs    how a row is drawn from              check/     `tartlet selftest --backend cuda`
 //! ```
 //! Everything holds the device; a device that is lost is not spoken to any more, not even to free what is on it.
 
 mod check;
 mod device;
+pub mod draw;
 mod driver;
 mod error;
 pub mod kernels;

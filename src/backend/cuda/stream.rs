@@ -2,11 +2,13 @@
 //!
 //! Owns: the order of work and how long it may take. Never: what the work means.
 //!
-//! Nothing here waits inside the driver, which knows no deadline: an event is recorded and asked for again and again.
+//! A wait is not the driver's, which knows no deadline: an event is recorded and asked for again and again. An error leaves
+//! no work behind that anything could still be used by: it is waited for, or the device counts as lost.
 
 use super::error::NOT_READY;
 use super::{Argument, Buffer, Device, Error, Kernel, Pinned};
 use cust::sys;
+use std::cell::Cell;
 use std::ffi::c_void;
 use std::time::{Duration, Instant};
 
@@ -25,6 +27,17 @@ pub struct Stream {
     deadline: Duration,
     end: Event,
     stage: Pinned, // [STAGE]
+    state: Cell<State>,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum State {
+    /// All work is done.
+    Idle,
+    /// Some may not be.
+    Busy,
+    /// What is put in is recorded.
+    Capturing,
 }
 
 /// A point in a stream's work.
@@ -48,7 +61,7 @@ impl Device {
         let mut raw = std::ptr::null_mut();
         // SAFETY: the place for the handle is ours. Not `cust`'s stream: it strips the flag.
         self.judge("cuStreamCreate", unsafe { sys::cuStreamCreate(&mut raw, flags) } as i32)?;
-        Ok(Stream { device: self.clone(), raw, deadline, end, stage })
+        Ok(Stream { device: self.clone(), raw, deadline, end, stage, state: Cell::new(State::Idle) })
     }
 
     pub fn event(&self) -> Result<Event, Error> {
@@ -63,8 +76,8 @@ impl Stream {
     /// Puts a launch into the stream: `grid` CTAs of `block` threads with `shared` bytes of dynamic shared memory.
     ///
     /// # Safety
-    /// The kernel's contract holds: buffers are as large as it says, live until the work is done (and while a graph with
-    /// it is launched), and nothing else uses meanwhile what it writes.
+    /// The kernel's contract holds: buffers are as large as it says, they and the kernel live until the work is done (and
+    /// while a graph with it is launched), and nothing else uses meanwhile what it writes.
     pub unsafe fn launch(
         &self,
         kernel: &Kernel,
@@ -92,7 +105,7 @@ impl Stream {
                 std::ptr::null_mut(),
             ) as i32
         };
-        self.device.judge("cuLaunchKernel", status)
+        self.put("cuLaunchKernel", status)
     }
 
     /// Puts a copy into the stream: `from` to the bytes of `to` from `at` on.
@@ -125,7 +138,7 @@ impl Stream {
         self.within(to, at, count)?;
         // SAFETY: the range exists; the rest is the caller's.
         let status = unsafe { sys::cuMemsetD8Async(to.address() + at as u64, byte, count, self.raw) };
-        self.device.judge("cuMemsetD8Async", status as i32)
+        self.put("cuMemsetD8Async", status as i32)
     }
 
     /// Copies `bytes` into `to` from `at` on, and waits until they are there.
@@ -133,8 +146,8 @@ impl Stream {
         self.within(to, at, bytes.len())?;
         for (part, chunk) in bytes.chunks(STAGE).enumerate() {
             self.stage[..chunk.len()].copy_from_slice(chunk);
-            // SAFETY: the ranges exist; the stage is not touched until the wait below is over, and after a wait that
-            // fails it is not used again, nor given back.
+            // SAFETY: the ranges exist; the stage is not touched until the wait below is over. After a wait that fails the
+            // device is lost: nothing is copied any more, and the stage is not given back.
             unsafe { self.copy_in(&self.stage[..chunk.len()], to, at + part * STAGE)? };
             self.wait()?;
         }
@@ -160,8 +173,19 @@ impl Stream {
         self.device.judge("cuEventRecord", unsafe { sys::cuEventRecord(event.raw, self.raw) } as i32)
     }
 
-    /// Returns when all work so far is done, or with an error at the deadline; the device counts as lost then.
+    /// Returns when all work so far is done. After an error (at the deadline, for one) the device counts as lost: what the
+    /// work uses must neither be used again nor given back.
     pub fn wait(&self) -> Result<(), Error> {
+        let waited = self.wait_for_end();
+        match (&waited, self.state.get()) {
+            (Ok(()), State::Busy) => self.state.set(State::Idle),
+            (Err(_), State::Busy) => self.device.abandon(),
+            _ => {}
+        }
+        waited
+    }
+
+    fn wait_for_end(&self) -> Result<(), Error> {
         self.record(&self.end)?;
         let started = Instant::now();
         loop {
@@ -181,6 +205,26 @@ impl Stream {
         }
     }
 
+    /// What putting work in has said. If it was refused, what was put in before is waited for: whoever hears of the error
+    /// gives back what that uses.
+    fn put(&self, call: &'static str, code: i32) -> Result<(), Error> {
+        let put = self.device.judge(call, code);
+        match (&put, self.state.get()) {
+            (Ok(()), State::Idle) => self.state.set(State::Busy),
+            (Err(_), State::Busy) => self.settle(),
+            _ => {}
+        }
+        put
+    }
+
+    /// Nothing is left to do, or the device is lost.
+    fn settle(&self) {
+        if self.state.get() == State::Busy && !self.device.is_lost() {
+            // A wait that fails has said so to the device.
+            let _ = self.wait();
+        }
+    }
+
     /// Records what `work` puts into the stream instead of doing it. Nothing may be allocated, freed or waited for
     /// meanwhile: the driver then refuses the graph.
     pub fn capture(&self, work: impl FnOnce(&Stream) -> Result<(), Error>) -> Result<Graph, Error> {
@@ -190,7 +234,9 @@ impl Stream {
         self.device
             .judge("cuStreamBeginCapture_v2", unsafe { sys::cuStreamBeginCapture_v2(self.raw, mode) }
                 as i32)?;
+        let before = self.state.replace(State::Capturing);
         let done = work(self);
+        self.state.set(before);
         let mut graph = std::ptr::null_mut();
         // SAFETY: the place for the handle is ours.
         let status = unsafe { sys::cuStreamEndCapture(self.raw, &mut graph) } as i32;
@@ -215,7 +261,7 @@ impl Stream {
     /// What is promised of each piece of its work holds now too.
     pub unsafe fn replay(&self, graph: &Graph) -> Result<(), Error> {
         // SAFETY: both handles are of this device and live; the rest is the caller's.
-        self.device.judge("cuGraphLaunch", unsafe { sys::cuGraphLaunch(graph.raw, self.raw) } as i32)
+        self.put("cuGraphLaunch", unsafe { sys::cuGraphLaunch(graph.raw, self.raw) } as i32)
     }
 
     /// # Safety
@@ -224,7 +270,7 @@ impl Stream {
         let (place, bytes) = (to.address() + at as u64, from.len());
         // SAFETY: the caller's.
         let status = unsafe { sys::cuMemcpyHtoDAsync_v2(place, from.as_ptr().cast(), bytes, self.raw) };
-        self.device.judge("cuMemcpyHtoDAsync_v2", status as i32)
+        self.put("cuMemcpyHtoDAsync_v2", status as i32)
     }
 
     /// # Safety
@@ -233,7 +279,7 @@ impl Stream {
         let place = from.address() + at as u64;
         // SAFETY: the caller's.
         let status = unsafe { sys::cuMemcpyDtoHAsync_v2(to.as_mut_ptr().cast(), place, to.len(), self.raw) };
-        self.device.judge("cuMemcpyDtoHAsync_v2", status as i32)
+        self.put("cuMemcpyDtoHAsync_v2", status as i32)
     }
 
     fn within(&self, buffer: &Buffer, at: usize, bytes: usize) -> Result<(), Error> {
@@ -287,6 +333,7 @@ impl Drop for Graph {
 
 impl Drop for Stream {
     fn drop(&mut self) {
+        self.settle();
         if !self.device.is_lost() {
             // SAFETY: as above.
             let _ = unsafe { sys::cuStreamDestroy_v2(self.raw) };

@@ -391,6 +391,13 @@ fn copies_are_waited_for() {
         32,
         "cp.async.ca.shared.global [%s], [%at], 4; cp.async.commit_group;\n#\nret;",
     );
+    // Two copies to one place land in no order.
+    caught(
+        Kind::CopyNotWaited,
+        1,
+        32,
+        "cp.async.ca.shared.global [%s], [%at], 4; cp.async.commit_group;\n#\ncp.async.ca.shared.global [%s], [%at], 4;",
+    );
     // A slot of the ring is filled again while others may still read it.
     let refill = |barrier: &str| {
         format!(
@@ -404,6 +411,16 @@ fn copies_are_waited_for() {
     fine(1, 64, &refill("bar.sync 0;"));
     let failed = (0..8).filter(|&seed| run(1, 64, seed, &refill("")).is_err()).count();
     assert_eq!(failed, 8);
+}
+
+#[test]
+fn uniform_branches_are_uniform() {
+    let branch = |test: &str| format!("setp.lt.u32 %p, {test};\n#\n@%p bra.uni END;\nEND:");
+    caught(Kind::NotUniform, 1, 32, &branch("%lane, 16"));
+    fine(1, 32, &branch("%lane, 0"));
+    fine(1, 32, &branch("%lane, 32"));
+    // Of the lanes that are there.
+    fine(1, 16, &branch("%lane, 16"));
 }
 
 #[test]

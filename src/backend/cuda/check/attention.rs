@@ -11,6 +11,8 @@ const PAGE: usize = 16;
 const SPLIT: usize = 256;
 /// Threads of both kernels.
 const BLOCK: u32 = 128;
+/// Sequences that are timed, each with one row; their heads are the third of [`HEADS`].
+const TIMED_ROWS: usize = 8;
 
 /// Slots that a row sees, of a sequence of its own: `first..length`, of those as the mask says.
 #[derive(Clone, Copy)]
@@ -49,6 +51,70 @@ impl Row {
     }
 }
 
+/// What the kernels are told of their buffers.
+#[derive(Clone, Copy)]
+struct Sizes {
+    head_dim: usize,
+    kv_heads: usize,
+    group: usize,
+    rows: usize,
+    /// Of the longest row.
+    pages: usize,
+    /// Of a row of masks.
+    words: usize,
+}
+
+/// Rows, their keys and values, and room for results, on the device.
+struct On {
+    sizes: Sizes,
+    /// Queries, keys, values, table, rows, masks.
+    given: [Buffer; 6],
+    out: Buffer,
+    sums: Buffer,
+    scales: Buffer,
+}
+
+impl On {
+    fn new(bed: &mut Bed, sizes: Sizes, given: [Buffer; 6]) -> Result<On, Error> {
+        let outputs = sizes.rows * sizes.heads();
+        let out = bed.blank(outputs * sizes.head_dim * 4)?;
+        let sums = bed.blank(outputs * sizes.splits() * sizes.head_dim * 4)?;
+        let scales = bed.blank(outputs * sizes.splits() * 8)?;
+        Ok(On { sizes, given, out, sums, scales })
+    }
+
+    /// # Safety
+    /// It lives until both kernels are done.
+    unsafe fn later(&self, bed: &Bed, scale: f32, cap: f32) -> Result<(), Error> {
+        let it = &self.sizes;
+        let attend = bed.kernel(if it.head_dim == 64 { "attend_64" } else { "attend_128" })?;
+        let combine = bed.kernel("attend_combine")?;
+        let number = |count: usize| Argument::U32(count as u32);
+        let scratch = [&self.out, &self.sums, &self.scales].map(Argument::Buffer);
+        let mut arguments: Vec<Argument> = self.given.iter().map(Argument::Buffer).chain(scratch).collect();
+        arguments.extend([it.kv_heads, it.group, it.pages, it.words, it.splits()].map(number));
+        arguments.extend([scale, cap].map(Argument::F32));
+        let joins = [&self.given[4], &self.sums, &self.scales, &self.out].map(Argument::Buffer);
+        let joins = [&joins[..], &[it.heads(), it.head_dim, it.splits()].map(number)].concat();
+        let grid = [it.splits(), it.kv_heads * it.group.div_ceil(8), it.rows].map(|count| count as u32);
+        // SAFETY: the buffers are as large as the kernels' heads say; the rest is the caller's.
+        unsafe {
+            bed.stream.launch(attend, grid, [BLOCK, 1, 1], 0, &arguments)?;
+            bed.stream.launch(combine, [it.heads() as u32, it.rows as u32, 1], [BLOCK, 1, 1], 0, &joins)
+        }
+    }
+}
+
+impl Sizes {
+    fn heads(&self) -> usize {
+        self.kv_heads * self.group
+    }
+
+    fn splits(&self) -> usize {
+        (self.pages * PAGE).div_ceil(SPLIT)
+    }
+}
+
 /// One size of heads: what is on the device, and the same here.
 struct Case {
     head_dim: usize,
@@ -56,9 +122,8 @@ struct Case {
     group: usize,
     scale: f32,
     cap: f32,
-    /// Pages of the longest row, and splits.
+    /// Pages of the longest row.
     stride: usize,
-    splits: usize,
     q: Vec<f32>,          // [row][head][head_dim]
     keys: Vec<u16>,       // [page][kv head][slot][head_dim]
     values: Vec<u16>,     // the same
@@ -92,7 +157,6 @@ impl Case {
             scale: 1.0 / (head_dim as f32).sqrt(),
             cap,
             stride,
-            splits: longest.div_ceil(SPLIT),
             q: (0..ROWS.len() * kv_heads * group * head_dim).map(|_| seeded.unit()).collect(),
             keys,
             values,
@@ -103,8 +167,6 @@ impl Case {
 
     /// [row][head][head_dim], as the kernels have it.
     fn run(&self, bed: &mut Bed) -> Result<Vec<f32>, Error> {
-        let attend = bed.kernel(if self.head_dim == 64 { "attend_64" } else { "attend_128" })?;
-        let combine = bed.kernel("attend_combine")?;
         let words =
             |numbers: &[u32]| numbers.iter().flat_map(|number| number.to_le_bytes()).collect::<Vec<u8>>();
         let halves =
@@ -113,32 +175,22 @@ impl Case {
             let mask = if row.mask == Mask::All { u32::MAX } else { at as u32 };
             [at as u32, row.length as u32, row.first as u32, mask]
         });
-        let heads = self.kv_heads * self.group;
-        let outputs = ROWS.len() * heads;
-        let q = bed.with(&floats(&self.q))?;
+        let rows = words(&rows.collect::<Vec<_>>());
+        let sizes = Sizes {
+            head_dim: self.head_dim,
+            kv_heads: self.kv_heads,
+            group: self.group,
+            rows: ROWS.len(),
+            pages: self.stride,
+            words: self.masks[0].len(),
+        };
         let (keys, values) = (bed.with(&halves(&self.keys))?, bed.with(&halves(&self.values))?);
-        let table = bed.with(&words(&self.table))?;
-        let rows = bed.with(&words(&rows.collect::<Vec<_>>()))?;
-        let masks = bed.with(&words(&self.masks.concat()))?;
-        let out = bed.blank(outputs * self.head_dim * 4)?;
-        let sums = bed.blank(outputs * self.splits * self.head_dim * 4)?;
-        let scales = bed.blank(outputs * self.splits * 8)?;
-        let buffers: [&Buffer; 9] = [&q, &keys, &values, &table, &rows, &masks, &out, &sums, &scales];
-        let number = |count: usize| Argument::U32(count as u32);
-        let mut arguments: Vec<Argument> = buffers.map(Argument::Buffer).into();
-        arguments
-            .extend([self.kv_heads, self.group, self.stride, self.masks[0].len(), self.splits].map(number));
-        arguments.extend([self.scale, self.cap].map(Argument::F32));
-        let joins = [&rows, &sums, &scales, &out].map(Argument::Buffer);
-        let joins = [&joins[..], &[heads, self.head_dim, self.splits].map(number)].concat();
-        let grid =
-            [self.splits, self.kv_heads * self.group.div_ceil(8), ROWS.len()].map(|count| count as u32);
-        // SAFETY: the buffers are as large as the kernels' heads say, and live until `bytes` has waited.
-        unsafe {
-            bed.stream.launch(attend, grid, [BLOCK, 1, 1], 0, &arguments)?;
-            bed.stream.launch(combine, [heads as u32, ROWS.len() as u32, 1], [BLOCK, 1, 1], 0, &joins)?;
-        }
-        let got = bed.bytes(&out)?;
+        let (q, table) = (bed.with(&floats(&self.q))?, bed.with(&words(&self.table))?);
+        let (rows, masks) = (bed.with(&rows)?, bed.with(&words(&self.masks.concat()))?);
+        let on = On::new(bed, sizes, [q, keys, values, table, rows, masks])?;
+        // SAFETY: made for these sizes; it lives until `bytes` has waited.
+        unsafe { on.later(bed, self.scale, self.cap)? };
+        let got = bed.bytes(&on.out)?;
         Ok(got.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect())
     }
 
@@ -198,5 +250,27 @@ pub(super) fn attention(bed: &mut Bed) -> Checked {
             }
         }
     }
-    Ok(Ok(Found::right(HEADS.len() * ROWS.len())))
+    Ok(Ok(Found { rate: Some(rate(bed)?), ..Found::right(HEADS.len() * ROWS.len()) }))
+}
+
+/// Bytes of keys and values per second, of rows that see all their slots.
+fn rate(bed: &mut Bed) -> Result<f64, Error> {
+    let (head_dim, kv_heads, group, _) = HEADS[2];
+    let page_bytes = kv_heads * PAGE * head_dim * 2;
+    let pages = bed.rate_bytes() / (2 * TIMED_ROWS * page_bytes);
+    let sizes = Sizes { head_dim, kv_heads, group, rows: TIMED_ROWS, pages, words: 1 };
+    let bytes = TIMED_ROWS * pages * page_bytes;
+    // What blank memory says as numbers is small and finite.
+    let (keys, values) = (bed.blank(bytes)?, bed.blank(bytes)?);
+    let q = bed.blank(TIMED_ROWS * sizes.heads() * head_dim * 4)?;
+    let words = |numbers: Vec<usize>| -> Vec<u8> {
+        numbers.into_iter().flat_map(|number| (number as u32).to_le_bytes()).collect()
+    };
+    let table = bed.with(&words((0..TIMED_ROWS * pages).collect()))?;
+    let rows = (0..TIMED_ROWS).flat_map(|row| [row, pages * PAGE, 0, u32::MAX as usize]);
+    let (rows, masks) = (bed.with(&words(rows.collect()))?, bed.blank(4)?);
+    let on = On::new(bed, sizes, [q, keys, values, table, rows, masks])?;
+    // SAFETY: it lives until the last wait.
+    let took = bed.time(|| unsafe { on.later(bed, 0.1, 0.0) })?;
+    Ok(2.0 * bytes as f64 / took.as_secs_f64())
 }

@@ -99,10 +99,23 @@ pub(super) fn bandwidth(bed: &mut Bed) -> Checked {
     let copy = bed.kernel(COPY)?;
     let bytes = bed.rate_bytes().next_multiple_of(VECTOR);
     let (from, to) = (bed.blank(bytes)?, bed.blank(bytes)?);
+    // A copy that does nothing is quick.
+    let ends = [0, bytes - VECTOR];
+    let mark = Seeded::new(0).bytes(VECTOR);
+    for at in ends {
+        bed.stream.upload(&mark, &from, at)?;
+    }
     let count = (bytes / VECTOR) as u32;
     // Eight CTAs fill a multiprocessor with threads; each has several steps.
     let ctas = (8 * bed.device.properties().multiprocessors).clamp(1, count.div_ceil(COPY_STEP));
     // SAFETY: both have `count` vectors, and live until the last wait.
-    let took = bed.time(|stream| unsafe { copy_later(stream, copy, [&to, &from], count, ctas) })?;
+    let took = bed.time(|| unsafe { copy_later(&bed.stream, copy, [&to, &from], count, ctas) })?;
+    for at in ends {
+        let mut got = vec![0; VECTOR];
+        bed.stream.download(&to, at, &mut got)?;
+        if let Err(wrong) = same(&format!("{VECTOR} bytes at {at}"), &got, &mark) {
+            return Ok(Err(wrong));
+        }
+    }
     Ok(Ok(Found::rate(2.0 * bytes as f64 / took.as_secs_f64())))
 }

@@ -36,30 +36,43 @@ const RATE_SHARE: usize = 64;
 /// What a check found, or how it ended when the device did not do its part at all.
 type Checked = Result<Result<Found, String>, Error>;
 
-/// Opens the device and checks it. The error: the device cannot be used at all, or no longer.
+/// Opens the device and checks it. The error: the device cannot be used at all.
 pub fn check(libcuda: Option<&Path>) -> Result<Report, Error> {
     let device = Device::open(libcuda)?;
     let kernels = KERNELS.iter().map(|source| device.kernel(source.name, source.text));
     let kernels = kernels.collect::<Result<Vec<_>, _>>()?;
     let mut bed = Bed { stream: device.stream(DEADLINE)?, device: &device, kernels: &kernels };
     let mut checks = Vec::new();
-    let mut add = |name: &str, found| checks.push(Check { name: name.to_owned(), found });
-    add("memory", basics::memory(&mut bed)?);
-    add("copy", basics::copies(&mut bed)?);
-    add("graph", basics::graph(&mut bed)?);
-    add(BANDWIDTH, basics::bandwidth(&mut bed)?);
-    add("norm_quantize", norms::norm_quantize(&mut bed)?);
-    for product in &products::PRODUCTS {
-        add(product.kernel, products::check(&mut bed, product)?);
-    }
-    add("attention", attention::attention(&mut bed)?);
-    add("sampling", sampling::sampling(&mut bed)?);
+    let broken_off = all(&mut bed, &mut checks).err().map(|error| error.to_string());
     Ok(Report {
         backend: "cuda",
         device: describe(&device),
         kernels: kernels.iter().map(compiled).collect(),
         checks,
+        broken_off,
     })
+}
+
+/// One after the other, until the device fails.
+fn all(bed: &mut Bed, checks: &mut Vec<Check>) -> Result<(), Error> {
+    let mut add = |name: &str, checked: Checked| {
+        let (found, error) = match checked {
+            Ok(found) => (found, None),
+            Err(error) => (Err(error.to_string()), Some(error)),
+        };
+        checks.push(Check { name: name.to_owned(), found });
+        error.map_or(Ok(()), Err)
+    };
+    add("memory", basics::memory(bed))?;
+    add("copy", basics::copies(bed))?;
+    add("graph", basics::graph(bed))?;
+    add(BANDWIDTH, basics::bandwidth(bed))?;
+    add("norm_quantize", norms::norm_quantize(bed))?;
+    for product in &products::PRODUCTS {
+        add(product.kernel, products::check(bed, product))?;
+    }
+    add("attention", attention::attention(bed))?;
+    add("sampling", sampling::sampling(bed))
 }
 
 /// What every check works with.
@@ -102,12 +115,12 @@ impl<'a> Bed<'a> {
     }
 
     /// The shortest time by the device's clock of `work`, which is done some times over.
-    fn time(&mut self, work: impl Fn(&Stream) -> Result<(), Error>) -> Result<Duration, Error> {
+    fn time(&self, work: impl Fn() -> Result<(), Error>) -> Result<Duration, Error> {
         let (before, after) = (self.device.event()?, self.device.event()?);
         let mut best = Duration::MAX;
         for _ in 0..ROUNDS {
             self.stream.record(&before)?;
-            work(&self.stream)?;
+            work()?;
             self.stream.record(&after)?;
             self.stream.wait()?;
             best = best.min(after.since(&before)?);
@@ -173,6 +186,9 @@ impl Seeded {
 
 /// The first byte that differs.
 fn same(what: &str, got: &[u8], want: &[u8]) -> Result<(), String> {
+    if got.len() != want.len() {
+        return Err(format!("{what}: {} bytes, not {}", got.len(), want.len()));
+    }
     match got.iter().zip(want).position(|(got, want)| got != want) {
         Some(at) => Err(format!("{what}: byte {at} is {:#04x}, not {:#04x}", got[at], want[at])),
         None => Ok(()),

@@ -3,8 +3,8 @@
 //! Owns: plain Rust that takes the kernel's steps in the kernel's order, as its head says it. Never: a tolerance.
 
 use super::{Bed, Checked, Found, Seeded, same};
-use crate::backend::cuda::Argument;
 use crate::backend::cuda::repack::PAIR;
+use crate::backend::cuda::{Argument, Buffer, Error, Kernel};
 
 /// Values of a block.
 pub(super) const BLOCK: usize = 32;
@@ -15,6 +15,8 @@ const NORM_BLOCK: u32 = 256;
 const TURN: usize = 1024;
 const CHUNK: usize = 8 * TURN;
 const EPSILON: f32 = 1e-5;
+/// Values of a row that is timed.
+const TIMED_DIM: usize = 4096;
 
 /// Tokens, dim, and whether there is a gain.
 const NORM_CASES: [(usize, usize, bool); 5] =
@@ -87,22 +89,10 @@ pub(super) fn norm_quantize(bed: &mut Bed) -> Checked {
         });
         let Some(want) = want else { continue };
         let (x, gain) = (bed.with(&floats(&x))?, bed.with(&floats(&gain))?);
-        let xq = bed.blank(want.quants.len())?;
-        let xs = bed.blank(want.scales.len())?;
-        let xb = bed.blank(want.halves.len())?;
-        let gain = if norms { Argument::Buffer(&gain) } else { Argument::Address(0) };
-        let arguments = [
-            Argument::Buffer(&x),
-            gain,
-            Argument::Buffer(&xq),
-            Argument::Buffer(&xs),
-            Argument::Buffer(&xb),
-            Argument::U32(dim as u32),
-            Argument::F32(EPSILON),
-        ];
-        let grid = [tokens as u32, dim.div_ceil(CHUNK) as u32, 1];
-        // SAFETY: the buffers are as large as the kernel's head says, and live until `bytes` has waited.
-        unsafe { bed.stream.launch(kernel, grid, [NORM_BLOCK, 1, 1], 0, &arguments)? };
+        let on = On::new(bed, x, norms.then_some(gain), tokens, dim)?;
+        // SAFETY: made for this size; it lives until `bytes` has waited.
+        unsafe { on.later(bed, kernel)? };
+        let On { xq, xs, xb, .. } = on;
         for (name, got, want) in [("xq", xq, want.quants), ("xs", xs, want.scales), ("xb", xb, want.halves)] {
             let got = bed.bytes(&got)?;
             digest.update(&got);
@@ -111,5 +101,48 @@ pub(super) fn norm_quantize(bed: &mut Bed) -> Checked {
             }
         }
     }
-    Ok(Ok(Found { digest: Some(digest.finalize().to_hex().to_string()), ..Found::right(NORM_CASES.len()) }))
+    let digest = Some(digest.finalize().to_hex().to_string());
+    let rate = Some(rate(bed, kernel)?);
+    Ok(Ok(Found { digest, rate, ..Found::right(NORM_CASES.len()) }))
+}
+
+/// Rows and what the kernel makes of them, on the device.
+struct On {
+    x: Buffer,
+    gain: Option<Buffer>,
+    xq: Buffer,
+    xs: Buffer,
+    xb: Buffer,
+    tokens: usize,
+    dim: usize,
+}
+
+impl On {
+    fn new(bed: &mut Bed, x: Buffer, gain: Option<Buffer>, tokens: usize, dim: usize) -> Result<On, Error> {
+        let padded = tokens * dim.next_multiple_of(PAIR);
+        let (xq, xs, xb) = (bed.blank(padded)?, bed.blank(padded / BLOCK * 8)?, bed.blank(padded * 2)?);
+        Ok(On { x, gain, xq, xs, xb, tokens, dim })
+    }
+
+    /// # Safety
+    /// It lives until the kernel is done.
+    unsafe fn later(&self, bed: &Bed, kernel: &Kernel) -> Result<(), Error> {
+        let [x, xq, xs, xb] = [&self.x, &self.xq, &self.xs, &self.xb].map(Argument::Buffer);
+        let gain = self.gain.as_ref().map_or(Argument::Address(0), Argument::Buffer);
+        let arguments = [x, gain, xq, xs, xb, Argument::U32(self.dim as u32), Argument::F32(EPSILON)];
+        let grid = [self.tokens as u32, self.dim.div_ceil(CHUNK) as u32, 1];
+        // SAFETY: the buffers are as large as the kernel's head says; the rest is the caller's.
+        unsafe { bed.stream.launch(kernel, grid, [NORM_BLOCK, 1, 1], 0, &arguments) }
+    }
+}
+
+/// Bytes read and written per second.
+fn rate(bed: &mut Bed, kernel: &Kernel) -> Result<f64, Error> {
+    let tokens = bed.rate_bytes() / (4 * TIMED_DIM);
+    let (x, gain) = (bed.blank(tokens * TIMED_DIM * 4)?, bed.blank(TIMED_DIM * 4)?);
+    let on = On::new(bed, x, Some(gain), tokens, TIMED_DIM)?;
+    // SAFETY: it lives until the last wait.
+    let took = bed.time(|| unsafe { on.later(bed, kernel) })?;
+    let bytes = [&on.x, &on.xq, &on.xs, &on.xb].map(Buffer::size).iter().sum::<usize>();
+    Ok(bytes as f64 / took.as_secs_f64())
 }

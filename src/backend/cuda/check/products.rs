@@ -6,7 +6,7 @@
 use super::norms::{BLOCK, Row, floats, norm_row};
 use super::{Bed, Checked, Found, Seeded, same};
 use crate::backend::cuda::repack::{Layout, PAIR, TILE};
-use crate::backend::cuda::{Argument, Buffer, Error, Kernel, Stream};
+use crate::backend::cuda::{Argument, Buffer, Error, Kernel};
 use crate::model::quant::{Quant, f16_to_f32};
 
 /// A kernel, the format that it reads, and what a CTA of it makes of the product.
@@ -26,7 +26,9 @@ struct Cta {
 
 const VECTOR: Cta = Cta { rows: TILE, tokens: None, threads: 128 };
 const WIDE: Cta = Cta { rows: 128, tokens: Some(64), threads: 256 };
-const NARROW: Cta = Cta { rows: 64, tokens: Some(32), threads: 64 };
+const WIDER: Cta = Cta { rows: 128, tokens: Some(128), threads: 256 };
+const NARROW: Cta = Cta { rows: 64, tokens: Some(FEW_TOKENS), threads: 64 };
+const FEW_TOKENS: usize = 32;
 
 const fn product(kernel: &'static str, quant: Quant, cta: Cta) -> Product {
     Product { kernel, quant, cta }
@@ -42,7 +44,7 @@ pub(super) const PRODUCTS: [Product; 11] = [
     product("gemm_q4_1_narrow", Quant::Q4_1, NARROW),
     product("gemm_q8_0", Quant::Q8_0, WIDE),
     product("gemm_q8_0_narrow", Quant::Q8_0, NARROW),
-    product("gemm_bf16", Quant::BF16, WIDE),
+    product("gemm_bf16", Quant::BF16, WIDER),
     product("gemm_bf16_narrow", Quant::BF16, NARROW),
 ];
 
@@ -50,6 +52,8 @@ pub(super) const PRODUCTS: [Product; 11] = [
 const VECTOR_SHARED: u32 = 5248;
 /// Columns of the matrix that is timed.
 const TIMED_COLUMNS: usize = 4096;
+/// Tokens that a wide product is timed with, where the device's memory is that of a GPU.
+const TIMED_TOKENS: usize = 512;
 
 /// A product's size.
 #[derive(Clone, Copy)]
@@ -85,7 +89,7 @@ impl Product {
     ///
     /// # Safety
     /// The buffers are as large as the kernel's head says for this size, and live until it is done.
-    unsafe fn later(&self, stream: &Stream, kernel: &Kernel, buffers: &On, size: Size) -> Result<(), Error> {
+    unsafe fn later(&self, bed: &Bed, kernel: &Kernel, buffers: &On, size: Size) -> Result<(), Error> {
         let [weights, scales, x, xs, y] =
             [&buffers.weights, &buffers.scales, &buffers.x, &buffers.xs, &buffers.y];
         let mut arguments: Vec<Argument> = match self.quant {
@@ -102,7 +106,7 @@ impl Product {
             Some(tokens) => ([size.tokens.div_ceil(tokens) as u32, ctas, 1], 0),
         };
         // SAFETY: the caller's.
-        unsafe { stream.launch(kernel, grid, [self.cta.threads, 1, 1], shared, &arguments) }
+        unsafe { bed.stream.launch(kernel, grid, [self.cta.threads, 1, 1], shared, &arguments) }
     }
 }
 
@@ -251,7 +255,7 @@ pub(super) fn check(bed: &mut Bed, product: &Product) -> Checked {
         let old: Vec<f32> = (0..size.tokens * size.rows).map(|_| seeded.unit()).collect();
         let on = On::new(bed, quant, &file, size, &vectors, &old)?;
         // SAFETY: made for this size; it lives until `bytes` has waited.
-        unsafe { product.later(&bed.stream, kernel, &on, size)? };
+        unsafe { product.later(bed, kernel, &on, size)? };
         let got = bed.bytes(&on.y)?;
         digest.update(&got);
         if let Err(wrong) = judge(quant, &file, size, &vectors, &old, &got) {
@@ -260,19 +264,28 @@ pub(super) fn check(bed: &mut Bed, product: &Product) -> Checked {
     }
     // How a tensor core sums bf16 up is its own: no two generations need agree.
     let digest = (quant != Quant::BF16).then(|| digest.finalize().to_hex().to_string());
-    let rate = if product.cta.tokens.is_none() { Some(rate(bed, kernel, product)?) } else { None };
-    Ok(Ok(Found { digest, rate, ..Found::right(product.sizes().count()) }))
+    Ok(Ok(Found { digest, ..timed(bed, kernel, product)? }))
 }
 
-/// Bytes of weights per second for one token.
-fn rate(bed: &mut Bed, kernel: &Kernel, product: &Product) -> Result<f64, Error> {
+/// Bytes of weights, vectors and results per second; where many tokens share the weights, operations too.
+fn timed(bed: &mut Bed, kernel: &Kernel, product: &Product) -> Result<Found, Error> {
     let row_bytes = product.quant.row_bytes(TIMED_COLUMNS);
-    let rows = (bed.rate_bytes() / row_bytes).next_multiple_of(TILE);
-    let size = size(rows, TIMED_COLUMNS, 1, false);
-    let vector = norm_row(&[0.5; TIMED_COLUMNS], None);
+    let tokens = match product.cta.tokens {
+        None => 1,
+        Some(FEW_TOKENS) => FEW_TOKENS,
+        Some(_) => TIMED_TOKENS.min(bed.rate_bytes() >> 15),
+    };
+    // Where the weights are not what takes the time, fewer of them will do.
+    let share = if product.cta.tokens.is_none() { 1 } else { 8 };
+    let rows = (bed.rate_bytes() / share / row_bytes).next_multiple_of(TILE);
+    let size = size(rows, TIMED_COLUMNS, tokens, false);
+    let vectors: Vec<Row> = (0..tokens).map(|_| norm_row(&[0.5; TIMED_COLUMNS], None)).collect();
     let row = blocks(product.quant, 1, TIMED_COLUMNS, &mut Seeded::new(0));
-    let on = On::new(bed, product.quant, &row.repeat(rows), size, &[vector], &vec![0.0; rows])?;
+    let on = On::new(bed, product.quant, &row.repeat(rows), size, &vectors, &vec![0.0; rows * tokens])?;
     // SAFETY: made for this size; it lives until the last wait.
-    let took = bed.time(|stream| unsafe { product.later(stream, kernel, &on, size) })?;
-    Ok((rows * row_bytes) as f64 / took.as_secs_f64())
+    let took = bed.time(|| unsafe { product.later(bed, kernel, &on, size) })?.as_secs_f64();
+    let bytes = [&on.weights, &on.scales, &on.x, &on.xs, &on.y].map(Buffer::size).iter().sum::<usize>();
+    let operations = 2.0 * (rows * TIMED_COLUMNS * tokens) as f64 / took;
+    let operations = product.cta.tokens.map(|_| operations);
+    Ok(Found { rate: Some(bytes as f64 / took), operations, ..Found::right(product.sizes().count()) })
 }

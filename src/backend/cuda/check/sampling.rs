@@ -1,11 +1,12 @@
 //! Sampling: the very tokens that the processor draws.
 //!
-//! Owns: rows of logits that have ties, holes and edges, and the kernels' record of a draw. Never: how a token is drawn;
+//! Owns: rows of logits that have ties, holes and edges. Never: how a token is drawn;
 //! `backend/sample.rs` is the reference.
 
 use super::{Bed, Checked, Found, Seeded, norms::floats};
 use crate::backend::Sampler;
-use crate::backend::cuda::Argument;
+use crate::backend::cuda::draw::record;
+use crate::backend::cuda::{Argument, Buffer, Error};
 use crate::backend::sample::{LOGITS_PER_MAXIMUM, Logits, Sampling};
 
 /// Threads of the two kernels that look at all logits, and the logits that a CTA of them takes.
@@ -25,32 +26,9 @@ const SAMPLERS: [Sampler; 6] = [
     Sampler::TopKTopP { temperature: 2.0, k: 100, p: 0.95 },
 ];
 const KINDS: usize = 3;
-
-/// The 48 bytes that `sample_draw` reads of a row; its head says what they are.
-fn record(sampler: Sampler, random: u64) -> Vec<u8> {
-    let (temperature, k, p, least) = match sampler {
-        Sampler::Multinomial { temperature } => (temperature, 0, 1.0, None),
-        Sampler::TopK { temperature, k } => (temperature, k, 1.0, None),
-        Sampler::TopP { temperature, p } => (temperature, 0, p, None),
-        Sampler::MinP { temperature, p } => (temperature, 0, 1.0, Some(p)),
-        Sampler::TopKTopP { temperature, k, p } => (temperature, k, p, None),
-    };
-    let fixed = |p: f32| (f64::from(p).clamp(0.0, 1.0) * 2f64.powi(64)) as u128;
-    let share = if p < 1.0 { fixed(p) as u64 } else { u64::MAX };
-    let floor = least.map_or(0, |p| ((fixed(p) << 42).div_ceil(1 << 64) as u64).max(1));
-    let (divisor, scale, scale_again) = if temperature > 0.0 {
-        let exponent = (f64::from(temperature).to_bits() >> 52) as i32 - 1023;
-        let half = exponent / 2;
-        let divisor = (f64::from(temperature) * 2f64.powi(-exponent)) as f32;
-        (divisor, 2f32.powi(-half), 2f32.powi(half - exponent))
-    } else {
-        (0.0, 0.0, 0.0)
-    };
-    let mut bytes: Vec<u8> = [random, share, floor].iter().flat_map(|number| number.to_le_bytes()).collect();
-    bytes.extend(k.to_le_bytes());
-    bytes.extend(floats(&[divisor, 1.0 / divisor, scale, scale_again, temperature]));
-    bytes
-}
+/// Logits of a row that is timed, and of these rows the most.
+const TIMED_VOCABULARY: usize = 131_072;
+const TIMED_ROWS: usize = 64;
 
 /// Logits: smooth; of few values, so that most tie; with NaN, infinities and both zeros among them.
 fn logits(kind: usize, vocab: usize, seeded: &mut Seeded) -> Vec<f32> {
@@ -76,8 +54,6 @@ fn want(logits: &[f32], sampler: Sampler, random: u64) -> u32 {
 }
 
 pub(super) fn sampling(bed: &mut Bed) -> Checked {
-    let (best, weigh) = (bed.kernel("sample_best")?, bed.kernel("sample_weigh")?);
-    let draw = bed.kernel("sample_draw")?;
     let mut digest = blake3::Hasher::new();
     for (case, vocab) in VOCABULARIES.into_iter().enumerate() {
         let mut seeded = Seeded::new(case as u64);
@@ -90,24 +66,10 @@ pub(super) fn sampling(bed: &mut Bed) -> Checked {
                 all.extend(row);
             }
         }
-        let rows = wanted.len();
-        let (logits, records) = (bed.with(&floats(&all))?, bed.with(&records)?);
-        let stretches = rows * vocab.div_ceil(LOGITS_PER_MAXIMUM) * 8;
-        let (places, sums) = (bed.blank(stretches)?, bed.blank(stretches)?);
-        let tokens = bed.blank(rows * 4)?;
-        let count = Argument::U32(vocab as u32);
-        let arguments = [&logits, &places, &sums, &records, &tokens].map(Argument::Buffer);
-        let [logits, places, sums, records, into] = arguments;
-        let all = [vocab.div_ceil(ALL_LOGITS) as u32, rows as u32, 1];
-        let to_sums = [logits, places, records, sums, count];
-        let to_tokens = [logits, places, sums, records, into, count];
-        // SAFETY: the buffers are as large as the kernels' heads say, and live until `bytes` has waited.
-        unsafe {
-            bed.stream.launch(best, all, [ALL_BLOCK, 1, 1], 0, &[logits, places, count])?;
-            bed.stream.launch(weigh, all, [ALL_BLOCK, 1, 1], 0, &to_sums)?;
-            bed.stream.launch(draw, [rows as u32, 1, 1], [DRAW_BLOCK, 1, 1], 0, &to_tokens)?;
-        }
-        let got = bed.bytes(&tokens)?;
+        let on = On::new(bed, &all, &records, vocab)?;
+        // SAFETY: it lives until `bytes` has waited.
+        unsafe { on.later(bed)? };
+        let got = bed.bytes(&on.tokens)?;
         digest.update(&got);
         for ((row, got), want) in got.as_chunks::<4>().0.iter().enumerate().zip(wanted) {
             let got = u32::from_le_bytes(*got);
@@ -118,5 +80,59 @@ pub(super) fn sampling(bed: &mut Bed) -> Checked {
         }
     }
     let digest = Some(digest.finalize().to_hex().to_string());
-    Ok(Ok(Found { digest, ..Found::right(VOCABULARIES.len() * KINDS * SAMPLERS.len()) }))
+    let rate = Some(rate(bed)?);
+    Ok(Ok(Found { digest, rate, ..Found::right(VOCABULARIES.len() * KINDS * SAMPLERS.len()) }))
+}
+
+/// Rows of logits, how each is drawn from, and room for what the kernels make of them, on the device.
+struct On {
+    vocab: usize,
+    rows: usize,
+    logits: Buffer,
+    records: Buffer,
+    places: Buffer,
+    sums: Buffer,
+    tokens: Buffer,
+}
+
+impl On {
+    fn new(bed: &mut Bed, logits: &[f32], records: &[u8], vocab: usize) -> Result<On, Error> {
+        let rows = logits.len() / vocab;
+        let stretches = rows * vocab.div_ceil(LOGITS_PER_MAXIMUM) * 8;
+        let (logits, records) = (bed.with(&floats(logits))?, bed.with(records)?);
+        let (places, sums) = (bed.blank(stretches)?, bed.blank(stretches)?);
+        Ok(On { vocab, rows, logits, records, places, sums, tokens: bed.blank(rows * 4)? })
+    }
+
+    /// # Safety
+    /// It lives until the kernels are done.
+    unsafe fn later(&self, bed: &Bed) -> Result<(), Error> {
+        let (best, weigh) = (bed.kernel("sample_best")?, bed.kernel("sample_weigh")?);
+        let draw = bed.kernel("sample_draw")?;
+        let count = Argument::U32(self.vocab as u32);
+        let [logits, places, sums, records, tokens] =
+            [&self.logits, &self.places, &self.sums, &self.records, &self.tokens].map(Argument::Buffer);
+        let all = [self.vocab.div_ceil(ALL_LOGITS) as u32, self.rows as u32, 1];
+        let to_sums = [logits, places, records, sums, count];
+        let to_tokens = [logits, places, sums, records, tokens, count];
+        // SAFETY: the buffers are as large as the kernels' heads say; the rest is the caller's.
+        unsafe {
+            bed.stream.launch(best, all, [ALL_BLOCK, 1, 1], 0, &[logits, places, count])?;
+            bed.stream.launch(weigh, all, [ALL_BLOCK, 1, 1], 0, &to_sums)?;
+            bed.stream.launch(draw, [self.rows as u32, 1, 1], [DRAW_BLOCK, 1, 1], 0, &to_tokens)
+        }
+    }
+}
+
+/// Bytes of logits per second, drawn from by top-p, read once (the kernels read them twice and a few of them again).
+fn rate(bed: &mut Bed) -> Result<f64, Error> {
+    let rows = (bed.rate_bytes() / (4 * TIMED_VOCABULARY)).clamp(1, TIMED_ROWS);
+    let mut seeded = Seeded::new(0);
+    let logits = logits(0, TIMED_VOCABULARY, &mut seeded).repeat(rows);
+    let sampler = Sampler::TopP { temperature: 0.8, p: 0.95 };
+    let records: Vec<u8> = (0..rows).flat_map(|_| record(sampler, seeded.bits())).collect();
+    let on = On::new(bed, &logits, &records, TIMED_VOCABULARY)?;
+    // SAFETY: it lives until the last wait.
+    let took = bed.time(|| unsafe { on.later(bed) })?;
+    Ok((logits.len() * 4) as f64 / took.as_secs_f64())
 }
