@@ -96,8 +96,8 @@
 //! register file; constants and special registers are slots as well. `alu`, `approximate`, `bitfield` and
 //! `convert` choose, once per instruction of the text, a function over the 32 lanes. `execute` steps a warp:
 //! lanes with the lowest position run first. `access`, `atomics`, `copies`, `exchange` and `matrix` are the
-//! other instructions; `memory`, `shared` and `local` hold the bytes, `shadow` who touched them last, `order` what
-//! blocks know of each other. `launch` takes the blocks of a grid in turn, on several threads where the
+//! other instructions; `memory`, `shared` and `local` hold the bytes, `shadow` who touched them last, `order`
+//! what blocks know of each other. `launch` takes the blocks of a grid in turn, on several threads where the
 //! kernel has nothing by which blocks could order each other.
 
 mod access;
