@@ -59,7 +59,7 @@ impl<'a> Machine<'a> {
             Ok((buffer, offset)) if buffer.pending && waited >> lane & 1 == 0 => {
                 let name = &buffer.name;
                 let sentence = format!(
-                    "{does} byte {offset} of `{name}` before griddepcontrol.wait: a launch before may still write it"
+                    "{does} byte {offset} of `{name}` before griddepcontrol.wait: an earlier launch may write it"
                 );
                 stop(Kind::GridNotWaited, lane, sentence)
             }

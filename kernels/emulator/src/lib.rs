@@ -51,7 +51,7 @@
 //! | `BarrierDivergence`, `Deadlock` | a barrier wants all living lanes of a warp, and its number of threads |
 //! | `CopyNotWaited`, `CopyPending` | bytes of a cp.async land when their own thread waits, never earlier |
 //! | `GridNotWaited` | before `griddepcontrol.wait`, buffers that the launches before wrote: see below |
-//! | `MemberMask`, `PartialWarp` | members of .sync operations are active; mma and ldmatrix have whole warps |
+//! | `MemberMask`, `PartialWarp` | members of .sync operations are active; matrices have whole warps |
 //! | `NotUniform` | `bra.uni` is taken by all active lanes or by none |
 //! | `ReadOnly`, `NotCoherent` | [`Memory::protect`]; bytes read by `.nc` do not change during the launch |
 //! | `Endless`, `Trap` | [`Options::limit`] |

@@ -180,9 +180,9 @@ impl Memory {
         }
     }
 
-    /// A new launch; the variables of the kernel's module are there from the first on. Gives the tag of its records. One that `overlaps`
-    /// starts while the one before runs, and while those run for which that one had not waited when it let
-    /// others start; any other starts after all of them.
+    /// A new launch; the variables of the kernel's module are there from the first on. Gives the tag of its
+    /// records. One that `overlaps` starts while the one before runs, and while those run for which that one
+    /// had not waited when it let others start; any other starts after all of them.
     pub(crate) fn start(&mut self, kernel: &Kernel) -> u64 {
         for global in kernel.globals.iter() {
             if self.buffers.binary_search_by_key(&global.address, |buffer| buffer.base).is_err() {

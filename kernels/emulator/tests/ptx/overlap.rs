@@ -3,14 +3,18 @@
 use crate::harness::{HEAD_90, Run};
 use ptx_emulator::{Fault, Kind, Parameters};
 
-/// Adds `weights` to `from` into `to`, 64 words; `older` is what `from` was made of. The line after `#` is line 7 of overlap.ptx.
+/// Adds `weights` to `from` into `to`, 64 words; `older` is what `from` was made of. The line after
+/// `#` is line 7 of overlap.ptx.
 fn text(body: &str) -> String {
     let body = body.replace("#\n", "\n# 7 \"overlap.ptx\"\n");
     format!(
-        "{HEAD_90}.visible .entry add(.param .u64 weights, .param .u64 older, .param .u64 from, .param .u64 to) {{
+        "{HEAD_90}.visible .entry add(
+    .param .u64 weights, .param .u64 older, .param .u64 from, .param .u64 to
+) {{
     .reg .pred %p, %q; .reg .b64 %weights, %older, %from, %to; .reg .b32 %i, %v, %w;
     .shared .align 16 .b32 tile[64];
-    ld.param.u64 %weights, [weights]; ld.param.u64 %older, [older]; ld.param.u64 %from, [from]; ld.param.u64 %to, [to];
+    ld.param.u64 %weights, [weights]; ld.param.u64 %older, [older];
+    ld.param.u64 %from, [from]; ld.param.u64 %to, [to];
     mov.u32 %i, %tid.x;
     setp.eq.u32 %p, %i, 0; setp.lt.u32 %q, %i, 32;
     mad.wide.u32 %weights, %i, 4, %weights;
