@@ -272,7 +272,7 @@ const FAULTS: &[Fault] = &[
         "gemv.inc",
         "    shl.b32         %place, %place, 1;\n",
         "",
-        Caught::By(Kind::SharedRace)
+        Caught::By(Kind::CopyNotWaited)
     ),
     fault!(
         "the buffers' distance keeps its sign",
@@ -286,7 +286,7 @@ const FAULTS: &[Fault] = &[
         "gemv.inc",
         "setp.lt.u32     %is_s, %lane, BATCH;",
         "setp.le.u32     %is_s, %lane, \\(BATCH + 1);",
-        Caught::By(Kind::SharedRace)
+        Caught::By(Kind::CopyNotWaited)
     ),
     fault!(
         "copies go past the run's end",
