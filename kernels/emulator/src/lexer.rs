@@ -23,9 +23,9 @@ pub enum Word {
     /// What follows a dot: `.u32`, `.L1::no_allocate`.
     Dot(String),
     Integer(u64),
-    /// The bits of `0fXXXXXXXX`.
+    /// The bits of `0f3F800000`.
     Single(u32),
-    /// The bits of `0dXXXXXXXXXXXXXXXX`, or a decimal number.
+    /// The bits of `0d3FF0000000000000`, or a decimal number.
     Double(u64),
     Text(String),
     Sign(char),

@@ -135,7 +135,7 @@ impl Names {
             },
             &Operand::Integer(value) if !kind.float() => Ok(self.constant(value & kind.mask())),
             Operand::Integer(_) => {
-                Err(format!("an integer where {kind:?} is wanted: write 0fXXXXXXXX or 1.0"))
+                Err(format!("an integer where {kind:?} is wanted: write 0f3F800000 or 1.0"))
             }
             &Operand::Single(bits) if matches!(kind, Type::F32 | Type::B32) => {
                 Ok(self.constant(u64::from(bits)))

@@ -16,7 +16,7 @@ mod norms;
 mod products;
 mod sampling;
 
-use super::kernels::KERNELS;
+use super::kernels;
 use super::{Buffer, Device, Error, Kernel, Stream};
 use crate::backend::check::{BANDWIDTH, Check, Compiled, Found, Report};
 use crate::backend::{DrawKey, sample};
@@ -39,7 +39,8 @@ type Checked = Result<Result<Found, String>, Error>;
 /// Opens the device and checks it. The error: the device cannot be used at all.
 pub fn check(libcuda: Option<&Path>) -> Result<Report, Error> {
     let device = Device::open(libcuda)?;
-    let kernels = KERNELS.iter().map(|source| device.kernel(source.name, source.text));
+    let sources = kernels::all()?;
+    let kernels = sources.iter().map(|source| device.kernel(&source.name, &source.text));
     let kernels = kernels.collect::<Result<Vec<_>, _>>()?;
     let mut bed = Bed { stream: device.stream(DEADLINE)?, device: &device, kernels: &kernels };
     let mut checks = Vec::new();
