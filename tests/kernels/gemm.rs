@@ -1,8 +1,8 @@
 //! `gemm_*` against the definition that the matrix-vector kernels have, bit for bit, and against these; bf16 against f64.
 
-use crate::gemv::product;
+use crate::gemv::{ctas, launched, packed, product};
 use crate::harness::*;
-use ptx_emulator::{Counts, Kind, Launch, Memory, Module, Parameters};
+use ptx_emulator::{Counts, Kind, Module};
 use tartlet::backend::cuda::repack::Layout;
 use tartlet::model::quant::Quant;
 
@@ -95,48 +95,25 @@ impl Case {
     fn launched(
         &self,
         module: &Module,
-        grid: [u32; 3],
-        threads: u32,
-        shared: u32,
+        ctas: ([u32; 3], u32, u32),
         seed: u64,
     ) -> Result<(Vec<f32>, Counts), Wrong> {
-        let layout = Layout::new(self.quant, self.n, self.k).expect("a format with a kernel");
-        let (mut quants, mut scales) = (vec![0; layout.quant_bytes()], vec![0; layout.scale_bytes()]);
-        layout.pack(&self.file, &mut quants, &mut scales);
+        let [weights, scales] = packed(self.quant, self.n, self.k, &self.file);
         let [xq, xs] = self.x.bytes();
-        let buffers = match self.quant {
-            Quant::BF16 => vec![("weights", quants), ("x", to_bytes(&self.halves))],
-            _ => vec![("weights", quants), ("scales", scales), ("x", xq), ("xs", xs)],
+        let given = match self.quant {
+            Quant::BF16 => vec![("weights", weights), ("x", to_bytes(&self.halves))],
+            _ => vec![("weights", weights), ("scales", scales), ("x", xq), ("xs", xs)],
         };
-        let mut memory = Memory::new();
-        let mut parameters = Parameters::new();
-        for (name, bytes) in buffers {
-            let at = memory.upload(name, &bytes);
-            memory.protect(at, true);
-            parameters = parameters.u64(at);
-        }
-        let y = match &self.before {
-            Some(before) => memory.upload("y", &to_bytes(before)),
-            None => memory.alloc(self.tokens * self.n * 4, "y"),
-        };
-        let parameters = parameters
-            .u64(y)
-            .u32(self.n as u32)
-            .u32(self.k.div_ceil(64) as u32)
-            .u32(self.tokens as u32)
-            .u32(u32::from(self.before.is_some()));
-        let shape = Launch { grid, block: [threads, 1, 1], shared, parameters: parameters.bytes() };
-        let counts = launch(module, &mut memory, &shape, seed)?;
-        Ok((from_bytes(&memory.read(y, self.tokens * self.n * 4)?), counts))
+        launched(module, ctas, [self.n, self.k, self.tokens], given, &self.before, seed)
     }
 
     fn run(&self, kernel: &Kernel, module: &Module, seed: u64) -> Result<(Vec<f32>, Counts), Wrong> {
         let grid = [self.tokens.div_ceil(kernel.tokens) as u32, self.n.div_ceil(kernel.rows) as u32, 1];
-        self.launched(module, grid, kernel.threads, 0, seed)
+        self.launched(module, (grid, kernel.threads, 0), seed)
     }
 
     fn run_gemv(&self, module: &Module, seed: u64) -> Result<(Vec<f32>, Counts), Wrong> {
-        self.launched(module, [self.n.div_ceil(16) as u32, 1, 1], 128, 5248 * self.tokens as u32, seed)
+        self.launched(module, ctas(self.n, self.tokens), seed)
     }
 
     /// [token][row], the order of every sum as the kernels have it.

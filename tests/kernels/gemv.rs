@@ -51,6 +51,47 @@ pub fn product(quant: Quant, row: &[u8], quants: &[i8], scales: &[(f32, i32)]) -
     ((sums[0] + sums[1]) + sums[2]) + sums[3]
 }
 
+/// Blocks of a file in the kernels' order: quants and scales.
+pub fn packed(quant: Quant, n: usize, k: usize, file: &[u8]) -> [Vec<u8>; 2] {
+    let layout = Layout::new(quant, n, k).expect("a format with a kernel");
+    let (mut quants, mut scales) = (vec![0; layout.quant_bytes()], vec![0; layout.scale_bytes()]);
+    layout.pack(file, &mut quants, &mut scales);
+    [quants, scales]
+}
+
+/// Grid, threads and dynamic shared memory of a matrix-vector product.
+pub fn ctas(n: usize, tokens: usize) -> ([u32; 3], u32, u32) {
+    ([n.div_ceil(16) as u32, 1, 1], 128, 5248 * tokens as u32)
+}
+
+/// Runs a product of `n` rows and `k` columns, whose buffers before y are `given`; what is in y afterwards. It is added to
+/// what was there `before`, if anything was.
+pub fn launched(
+    module: &Module,
+    (grid, threads, shared): ([u32; 3], u32, u32),
+    [n, k, tokens]: [usize; 3],
+    given: impl IntoIterator<Item = (&'static str, Vec<u8>)>,
+    before: &Option<Vec<f32>>,
+    seed: u64,
+) -> Result<(Vec<f32>, Counts), Wrong> {
+    let mut memory = Memory::new();
+    let mut parameters = Parameters::new();
+    for (name, bytes) in given {
+        let at = memory.upload(name, &bytes);
+        memory.protect(at, true);
+        parameters = parameters.u64(at);
+    }
+    let y = match before {
+        Some(before) => memory.upload("y", &to_bytes(before)),
+        None => memory.alloc(tokens * n * 4, "y"),
+    };
+    let counts = [n, k.div_ceil(64), tokens, before.is_some().into()];
+    let parameters = counts.iter().fold(parameters.u64(y), |list, &count| list.u32(count as u32));
+    let shape = Launch { grid, block: [threads, 1, 1], shared, parameters: parameters.bytes() };
+    let counts = launch(module, &mut memory, &shape, seed)?;
+    Ok((from_bytes(&memory.read(y, tokens * n * 4)?), counts))
+}
+
 /// One launch's numbers.
 struct Case {
     quant: Quant,
@@ -73,35 +114,10 @@ impl Case {
     }
 
     fn run(&self, module: &Module, seed: u64) -> Result<(Vec<f32>, Counts), Wrong> {
-        let layout = Layout::new(self.quant, self.n, self.k).expect("a format with a kernel");
-        let (mut quants, mut scales) = (vec![0; layout.quant_bytes()], vec![0; layout.scale_bytes()]);
-        layout.pack(&self.file, &mut quants, &mut scales);
+        let [quants, scales] = packed(self.quant, self.n, self.k, &self.file);
         let [xq, xs] = self.x.bytes();
-        let mut memory = Memory::new();
-        let mut parameters = Parameters::new();
-        for (name, bytes) in [("quants", quants), ("scales", scales), ("xq", xq), ("xs", xs)] {
-            let at = memory.upload(name, &bytes);
-            memory.protect(at, true);
-            parameters = parameters.u64(at);
-        }
-        let y = match &self.before {
-            Some(before) => memory.upload("y", &to_bytes(before)),
-            None => memory.alloc(self.tokens * self.n * 4, "y"),
-        };
-        let parameters = parameters
-            .u64(y)
-            .u32(self.n as u32)
-            .u32(self.k.div_ceil(64) as u32)
-            .u32(self.tokens as u32)
-            .u32(u32::from(self.before.is_some()));
-        let shape = Launch {
-            grid: [self.n.div_ceil(16) as u32, 1, 1],
-            block: [128, 1, 1],
-            shared: 5248 * self.tokens as u32,
-            parameters: parameters.bytes(),
-        };
-        let counts = launch(module, &mut memory, &shape, seed)?;
-        Ok((from_bytes(&memory.read(y, self.tokens * self.n * 4)?), counts))
+        let given = [("quants", quants), ("scales", scales), ("xq", xq), ("xs", xs)];
+        launched(module, ctas(self.n, self.tokens), [self.n, self.k, self.tokens], given, &self.before, seed)
     }
 
     /// [token][row]
