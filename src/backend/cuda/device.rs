@@ -23,8 +23,6 @@ pub struct Properties {
     /// Bytes.
     pub memory: usize,
     pub multiprocessors: u32,
-    /// Shared memory of one CTA in bytes, for a kernel that asks for more than 48 KB.
-    pub shared_at_most: u32,
     /// The CUDA version that the driver offers: 12040 is 12.4.
     pub driver: i32,
 }
@@ -72,7 +70,6 @@ impl Device {
             ),
             memory: device.total_memory().map_err(said("cuDeviceTotalMem_v2"))?,
             multiprocessors: number(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
-            shared_at_most: number(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
             driver: version,
         };
         if properties.capability < CAPABILITY_AT_LEAST {

@@ -145,7 +145,7 @@ fn name(code: i32) -> String {
 }
 
 /// 11040 as "11.4".
-fn version(version: i32) -> String {
+pub(super) fn version(version: i32) -> String {
     format!("{}.{}", version / 1000, version % 1000 / 10)
 }
 

@@ -16,8 +16,8 @@ mod norms;
 mod products;
 mod sampling;
 
-use super::kernels;
 use super::{Buffer, Device, Error, Kernel, Stream};
+use super::{error, kernels};
 use crate::backend::check::{BANDWIDTH, Check, Compiled, Found, Report};
 use crate::backend::{DrawKey, sample};
 use std::path::Path;
@@ -138,14 +138,13 @@ impl<'a> Bed<'a> {
 fn describe(device: &Device) -> String {
     let it = device.properties();
     format!(
-        "{}, compute capability {}.{}, {} multiprocessors, {} MB, driver for CUDA {}.{}",
+        "{}, compute capability {}.{}, {} multiprocessors, {} MB, driver for CUDA {}",
         it.name,
         it.capability.0,
         it.capability.1,
         it.multiprocessors,
         it.memory / 1_000_000,
-        it.driver / 1000,
-        it.driver % 1000 / 10
+        error::version(it.driver)
     )
 }
 
