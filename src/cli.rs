@@ -435,7 +435,7 @@ fn measure(words: &Words) -> Result<ExitCode, Failure> {
 fn check(words: &Words) -> Result<ExitCode, Failure> {
     let backend = words.text("backend")?.map(|name| name.parse()).transpose().map_err(Failure::usage)?;
     let options = selftest::Options { backend, libcuda: words.path("libcuda") };
-    let report = selftest::run(&options)
+    let report = selftest::run(&options, |sentence| eprintln!("tartlet: {sentence}"))
         .map_err(|error| Failure { sentence: error.to_string(), status: EXIT_DEVICE })?;
     print(&if words.has("json") { selftest::json(&report) } else { selftest::table(&report) });
     if let Some(sentence) = report.broken_off {

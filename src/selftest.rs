@@ -34,8 +34,9 @@ impl std::str::FromStr for Which {
     }
 }
 
-/// What was found, whatever it was; the error says why the device cannot be used at all.
-pub fn run(options: &Options) -> Result<Report, cuda::Error> {
+/// What was found, whatever it was; the error says why the device cannot be used at all. `tell` hears a sentence if another
+/// device is checked than could be expected.
+pub fn run(options: &Options, tell: impl FnOnce(&str)) -> Result<Report, cuda::Error> {
     let gpu = || cuda::check(options.libcuda.as_deref());
     match options.backend {
         Some(Which::Cuda) => gpu(),
@@ -44,7 +45,7 @@ pub fn run(options: &Options) -> Result<Report, cuda::Error> {
         None if options.libcuda.is_some() => gpu(),
         None => gpu().or_else(|error| match error {
             cuda::Error::NoDriver { .. } | cuda::Error::NoDevice => {
-                eprintln!("tartlet: {error} The processor is checked instead.");
+                tell(&format!("{error} The processor is checked instead."));
                 Ok(cpu::check())
             }
             error => Err(error),
