@@ -7,7 +7,7 @@
 //! dropped, the engine told, and only then the client, exactly once.
 
 use super::directory::Entry;
-use super::quota::{Allowance, Quota};
+use super::quota::{Allowance, Name, Quotas};
 use super::slice::Guest;
 use super::table::Table;
 use super::worker::Slice;
@@ -27,21 +27,22 @@ use crate::program::translate::interpreter;
 use crate::simulation::plant::{Bug, planted};
 use smol::future::{FutureExt, or};
 use std::panic::AssertUnwindSafe;
+use std::time::Duration;
 use wasmi::{AsContextMut, Extern, Func, Instance, Memory, Store, Val};
 
 /// The whole life of an instance, as a future for a worker; `run` is what its program does, to the program's own end.
 pub(super) async fn live(
     runtime: &Runtime,
     entry: &Entry,
+    quotas: &Quotas,
     events: events::Sender,
     run: impl Future<Output = Ending>,
 ) {
     let ending = {
         let decided = async { entry.end.wait().await.clone() };
-        let quotas = runtime.parts.quotas;
         let late = async {
-            clock::after(quotas.wall_clock).await;
-            Ending::quota(Quota::WallClock(quotas.wall_clock))
+            clock::after(Duration::from_secs(quotas.get(Name::WallClock))).await;
+            Ending::quota(quotas.over(Name::WallClock))
         };
         let run = AssertUnwindSafe(run).catch_unwind();
         let run = async { run.await.unwrap_or(Ending::trapped(Trap::Panicked)) };
@@ -120,10 +121,10 @@ pub(super) fn context(runtime: &Runtime, entry: &Entry, launch: Launch, seed: u6
         arguments: launch.arguments,
         seed,
         returned: String::new(),
-        table: Table::default(),
+        table: Table::new(&launch.quotas),
         queues: common::Queues::default(),
         names: common::Names::default(),
-        held: held::Meter::default(),
+        held: held::Meter::new(&launch.quotas),
         model: parts.model.clone(),
         engine: parts.engine.clone(),
         credits: Credits::new(),
@@ -132,8 +133,8 @@ pub(super) fn context(runtime: &Runtime, entry: &Entry, launch: Launch, seed: u6
         events: launch.events,
         directory: runtime.directory.clone(),
         insecure: Insecure::seeded(seed),
-        log: Log::new(entry.instance, parts.quotas.log_bytes),
-        allowance: Allowance::new(parts.quotas, runtime.memory.clone()),
+        log: Log::new(entry.instance, &launch.quotas),
+        allowance: Allowance::new(launch.quotas, runtime.memory.clone()),
         pending: None,
         may_leave: true,
         owed_fuel: 0,

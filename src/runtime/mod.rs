@@ -29,7 +29,7 @@ pub mod worker;
 
 pub use directory::Directory;
 pub use ending::Ending;
-pub use quota::{Quota, Quotas};
+pub use quota::{Name, Quota, Quotas};
 pub use worker::Workers;
 
 /// What one instance is launched with.
@@ -37,6 +37,8 @@ pub struct Launch {
     pub program: Arc<Program>,
     pub arguments: Vec<String>,
     pub subject: Subject,
+    /// What it may use: the box's values, lowered by the token's claims.
+    pub quotas: Quotas,
     /// Where its events go. A full channel makes the guest wait; a closed one ends it.
     pub events: events::Sender,
 }
@@ -57,19 +59,16 @@ pub enum What {
 }
 
 /// Why an instance was not launched. `Display` is the answer for the client.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LaunchRefusal {
-    /// As many instances live as the box holds.
-    Full(usize),
+    /// As many instances live as the subject, or the box, may have.
+    Full(Quota),
 }
 
 impl fmt::Display for LaunchRefusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            LaunchRefusal::Full(limit) => write!(
-                f,
-                "{limit} instances are running, the most this server holds; try again when one has ended"
-            ),
+            LaunchRefusal::Full(quota) => quota.fmt(f),
         }
     }
 }
@@ -82,6 +81,7 @@ pub struct RuntimeParts {
     pub model: Arc<Model>,
     pub workers: Workers,
     pub exchange: Arc<Exchange>,
+    /// What the box's configuration lets everyone have; a [`Launch`] has them, lowered.
     pub quotas: Quotas,
     /// The seed of every instance, for repeatable runs; each gets a random one otherwise.
     pub seed: Option<u64>,
@@ -122,7 +122,7 @@ impl Runtime {
             end: Arc::new(OnceCell::new()),
             ended: false,
         };
-        self.directory.enter(entry.clone())?;
+        self.directory.enter(entry.clone(), &launch.quotas)?;
         Ok(Prepared { runtime: self.clone(), entry, launch: Some(launch) })
     }
 
@@ -148,6 +148,11 @@ impl Runtime {
         for entry in self.directory.all() {
             let _ = entry.end.set_blocking(ending.clone()); // decided already
         }
+    }
+
+    /// What everyone may have.
+    pub fn quotas(&self) -> &Quotas {
+        &self.parts.quotas
     }
 
     pub fn directory(&self) -> &Directory {
@@ -184,8 +189,9 @@ impl Prepared {
             let (runtime, entry) = (self.runtime.clone(), self.entry.clone());
             self.runtime.parts.workers.spawn(|slice| async move {
                 let events = launch.events.clone();
+                let quotas = launch.quotas;
                 let run = instance::run(&runtime, &entry, launch, slice);
-                instance::live(&runtime, &entry, events, run).await;
+                instance::live(&runtime, &entry, &quotas, events, run).await;
             });
         }
     }
@@ -199,14 +205,14 @@ impl Prepared {
         let launch = self.launch.take().expect("nothing else takes it");
         let (runtime, entry) = (self.runtime.clone(), self.entry.clone());
         async move {
-            let events = launch.events.clone();
+            let (events, quotas) = (launch.events.clone(), launch.quotas);
             let run = async {
                 match instance::join(&runtime, &entry).await {
                     Ok(_) => guest(entry.clone(), launch).await,
                     Err(gone) => Ending::ServerError(gone.to_string()),
                 }
             };
-            instance::live(&runtime, &entry, events, run).await;
+            instance::live(&runtime, &entry, &quotas, events, run).await;
         }
     }
 }
