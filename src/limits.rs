@@ -350,6 +350,17 @@ pub const TEMPLATE_STACK_BYTES: usize = 64 * 1024 * 1024;
 /// minijinja instructions for one message in a template's trial; ours take about 50, published ones under 5,000.
 pub const TEMPLATE_STEPS: u64 = 100_000;
 
+// ---- HTTP ----
+
+/// Bytes of a body between who makes it and who takes it: one write of a guest.
+pub const BODY_BYTES_IN_FLIGHT: usize = STREAM_WRITE_BYTES;
+/// Bytes of all names and values of one set of HTTP fields.
+pub const FIELDS_BYTES: usize = 64 * 1024;
+/// Fields of one set, each with a name and a value; browsers send some 20.
+pub const FIELDS: usize = 256;
+/// Bytes of a request's path and query, and of its authority, that a guest sets.
+pub const URI_BYTES: usize = 8 * 1024;
+
 // ---- programs ----
 
 /// Bytes of a component: ten times the largest stock program; a JavaScript engine (12 MB) still fits.

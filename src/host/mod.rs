@@ -43,6 +43,7 @@ pub mod tokenize;
 pub mod trap;
 pub mod unsupported;
 pub mod values;
+mod variant;
 pub mod wasi;
 #[cfg(test)]
 mod wit_check;
