@@ -168,6 +168,7 @@ impl Bed {
             mailbox: Arc::new(Mailbox::default()),
             events: sender,
             directory: Directory::default(),
+            servers: Default::default(),
             insecure: super::wasi::random::Insecure::seeded(seed),
             log: super::wasi::cli::Log::new(instance, &quotas),
             allowance: Allowance::new(quotas, Pool::new().0),

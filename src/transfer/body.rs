@@ -78,6 +78,12 @@ struct State {
 }
 
 impl Writer {
+    /// Whether somebody reads, or has read all that was declared.
+    pub fn is_wanted(&self) -> bool {
+        let state = self.0.lock();
+        !state.unread || state.left == Some(0)
+    }
+
     /// Bytes that may be written now; none: nobody reads any more.
     pub fn room(&self) -> Option<usize> {
         self.0.lock().room()
@@ -171,7 +177,7 @@ impl Reader {
     /// Whether everything was taken, or nothing more can be.
     pub fn is_over(&self) -> bool {
         let state = self.0.lock();
-        state.chunks.is_empty() && state.end.is_some()
+        state.chunks.is_empty() && (state.end.is_some() || state.left == Some(0))
     }
 
     /// Ready when [`take`](Reader::take) would give something else than [`Taken::Nothing`].

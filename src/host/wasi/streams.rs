@@ -255,7 +255,10 @@ fn permitted(len: u64, room: usize) -> Result<(), Trap> {
 }
 
 fn flush(cx: &mut Cx, stream: Borrow<OutputStream>) -> Result<Answer<()>, Trap> {
-    Ok(output(cx, &stream)?.room().map(drop))
+    Ok(match output(cx, &stream)? {
+        OutputStream::Body(body) if !body.is_wanted() => Err(StreamError::Closed),
+        _ => Ok(()),
+    })
 }
 
 fn subscribe_output(cx: &mut Cx, stream: Borrow<OutputStream>) -> Result<Own<Pollable>, Trap> {
