@@ -28,25 +28,26 @@ pub fn vocabulary(model: &Model) -> Vocabulary {
     Vocabulary::new(&ids, &texts)
 }
 
-/// Writes behind `prompt` what `grammar` allows. `wrote` gets the tokens as they come.
+/// Writes behind `prompt` what `grammar` allows. `wrote` gets the tokens as they come, and says
+/// whether it shall go on.
 pub async fn write(
     model: &Model,
     prompt: &[u32],
     grammar: &Grammar,
     vocabulary: &Vocabulary,
     choice: &Choice,
-    mut wrote: impl AsyncFnMut(&[u32]) -> Result<()>,
+    mut wrote: impl AsyncFnMut(&[u32]) -> bool,
 ) -> Result<()> {
     let stops: Vec<u32> =
         model.eos_tokens().iter().filter(|stop| stop.len() == 1).map(|stop| stop[0]).collect();
     let mut writer = Writer::new(grammar, vocabulary, choice.max_tokens).map_err(|why| anyhow!(why))?;
     let mut random = Random::new(choice.seed);
-    let mut text = Text::new(model)?;
+    let mut passes = Passes::new(model)?;
     let mut due = prompt.to_vec();
     loop {
         let forced = writer.forced();
-        if !forced.is_empty() {
-            wrote(&forced).await?;
+        if !forced.is_empty() && !wrote(&forced).await {
+            return Ok(());
         }
         due.extend(forced);
         if writer.ended() {
@@ -54,32 +55,34 @@ pub async fn write(
         }
         // At 0 a distribution has one entry, and that may not be allowed.
         let temperature = if choice.temperature == 0.0 { 1.0 } else { choice.temperature };
-        let (ids, probabilities) = text.next(&due, temperature).await?;
+        let (ids, probabilities) = passes.next(&due, temperature).await?;
         let order =
             if choice.temperature == 0.0 { ids } else { random.order(&ids, &probabilities, choice.top_p) };
         let Some(token) = writer.choose(order, &stops) else { return Ok(()) };
-        wrote(&[token]).await?;
+        if !wrote(&[token]).await {
+            return Ok(());
+        }
         due = vec![token];
     }
 }
 
 /// Tokens in KV pages. By hand: the SDK's `Context` asks for 32 entries of a distribution, never for more.
-struct Text {
+pub struct Passes {
     queue: api::Queue,
     page_size: usize,
     pages: Vec<u32>,
     len: usize,
 }
 
-impl Text {
-    fn new(model: &Model) -> Result<Text> {
+impl Passes {
+    pub fn new(model: &Model) -> Result<Passes> {
         let model = runtime::get_model(&model.get_name()).context("the model is gone")?;
         let page_size = model.get_kv_page_size() as usize;
-        Ok(Text { queue: model.create_queue(), page_size, pages: Vec::new(), len: 0 })
+        Ok(Passes { queue: model.create_queue(), page_size, pages: Vec::new(), len: 0 })
     }
 
     /// What may come behind these tokens, the likeliest first.
-    async fn next(&mut self, tokens: &[u32], temperature: f32) -> Result<(Vec<u32>, Vec<f32>)> {
+    pub async fn next(&mut self, tokens: &[u32], temperature: f32) -> Result<(Vec<u32>, Vec<f32>)> {
         let positions: Vec<u32> = (self.len as u32..(self.len + tokens.len()) as u32).collect();
         self.len += tokens.len();
         let more = self.len.div_ceil(self.page_size) - self.pages.len();
@@ -95,7 +98,7 @@ impl Text {
     }
 }
 
-impl Drop for Text {
+impl Drop for Passes {
     fn drop(&mut self) {
         api::deallocate_resources(&self.queue, PAGE, &self.pages);
     }

@@ -118,21 +118,29 @@ impl Random {
         ((bits ^ (bits >> 31)) >> 11) as f64 * (0.5f64).powi(53) + (0.5f64).powi(54)
     }
 
-    /// The entries of a distribution, which come the likeliest first, in the order in which they would be drawn without
-    /// putting any back: each races to its end at a speed of its probability. Those that do not belong to the likeliest
-    /// which make up `top_p` come last, as they came.
+    /// One entry of a distribution, which come the likeliest first, out of the likeliest that make up `top_p`.
+    pub fn draw(&mut self, ids: &[u32], probabilities: &[f32], top_p: f32) -> Option<u32> {
+        self.race(ids, probabilities, top_p).min_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, id)| id)
+    }
+
+    /// The entries in the order in which they would be drawn without putting any back. Those that do not belong to the
+    /// likeliest which make up `top_p` come last, as they came.
     pub fn order(&mut self, ids: &[u32], probabilities: &[f32], top_p: f32) -> Vec<u32> {
+        let mut race: Vec<(f64, u32)> = self.race(ids, probabilities, top_p).collect();
+        let rest = ids[race.len()..].iter().copied();
+        race.sort_unstable_by(|a, b| a.0.total_cmp(&b.0));
+        race.into_iter().map(|(_, id)| id).chain(rest).collect()
+    }
+
+    /// Each races to its end at a speed of its probability: when it is there.
+    fn race(&mut self, ids: &[u32], probabilities: &[f32], top_p: f32) -> impl Iterator<Item = (f64, u32)> {
         let mut mass = 0.0;
-        let mut within = |probability: &&f32| {
+        let within = move |(_, probability): &(&u32, &f32)| {
             let within = mass < top_p && **probability > 0.0;
             mass += **probability;
             within
         };
-        let drawn = probabilities.iter().take_while(|probability| within(probability)).count();
-        let race = ids.iter().zip(probabilities).take(drawn);
-        let mut race: Vec<(f64, u32)> =
-            race.map(|(&id, &probability)| (-self.next().ln() / f64::from(probability), id)).collect();
-        race.sort_unstable_by(|a, b| a.0.total_cmp(&b.0));
-        race.into_iter().map(|(_, id)| id).chain(ids[drawn..].iter().copied()).collect()
+        let drawn = ids.iter().zip(probabilities).take_while(within);
+        drawn.map(|(&id, &probability)| (-self.next().ln() / f64::from(probability), id))
     }
 }

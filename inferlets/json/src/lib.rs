@@ -37,7 +37,7 @@ async fn main(mut args: Args) -> Result<String> {
     let mut answer = Vec::new();
     constrain::write(&model, &context.token_ids_pending, &grammar, &vocabulary, &choice, async |tokens| {
         tokens.iter().for_each(|&token| answer.extend_from_slice(vocabulary.text(token)));
-        Ok(())
+        true
     })
     .await?;
     String::from_utf8(answer).context("the answer is no UTF-8")
