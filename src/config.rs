@@ -6,6 +6,7 @@
 use crate::auth::{self, PublicKey};
 use crate::backend::cpu::KvFormat;
 use crate::limits;
+use crate::outgoing::policy::Allowed;
 use serde::de::{self, Visitor};
 use serde::{Deserialize, Deserializer};
 use std::collections::HashSet;
@@ -43,6 +44,8 @@ pub struct Config {
     pub state: PathBuf,
     /// None: everyone is let in, on loopback only.
     pub auth: Option<Keys>,
+    /// Whom all programs may ask by HTTP.
+    pub http: Allowed,
     pub model: ModelConfig,
     pub engine: EngineConfig,
     pub log: tracing::Level,
@@ -93,6 +96,7 @@ struct Raw {
     state: Option<PathBuf>,
     log: Option<String>,
     auth: RawAuth,
+    http: RawHttp,
     model: RawModel,
     engine: RawEngine,
 }
@@ -103,6 +107,12 @@ struct RawAuth {
     enabled: Option<bool>,
     public_keys: Vec<String>,
     revoked: Vec<String>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default, expecting = "the section [http]")]
+struct RawHttp {
+    allow: Vec<String>,
 }
 
 #[derive(Deserialize, Default)]
@@ -229,6 +239,7 @@ impl Config {
             origins: raw.origins,
             state: flags.state.or(raw.state.map(|path| beside.join(path))).map_or_else(default_state, Ok)?,
             auth,
+            http: Allowed::parse(&raw.http.allow).map_err(|what| format!("[http] allow: {what}."))?,
             model: ModelConfig { path: model, name: raw.model.name, template, public_prefixes },
             engine: EngineConfig::check(&raw.engine, seed)?,
             log,
@@ -385,7 +396,10 @@ mod tests {
         let active: String = TEMPLATE.lines().map(strip).flat_map(|line| [line, "\n"]).collect();
         let raw: toml::Table = toml::from_str(&active).expect("the template with every key set parses");
         let sections: Vec<&str> = raw.keys().map(String::as_str).collect();
-        assert_eq!(sections, ["auth", "engine", "hosts", "listen", "log", "model", "origins", "state"]);
+        assert_eq!(
+            sections,
+            ["auth", "engine", "hosts", "http", "listen", "log", "model", "origins", "state"]
+        );
         for (section, keys) in [
             ("auth", &["enabled", "public_keys", "revoked"] as &[&str]),
             (
@@ -401,6 +415,7 @@ mod tests {
                     "threads",
                 ],
             ),
+            ("http", &["allow"]),
             ("model", &["name", "path", "public_prefixes", "template"]),
         ] {
             let found: Vec<&str> =
@@ -430,6 +445,11 @@ mod tests {
             ("[engine]\nthreads = -1", no_auth(), "-1 is below 0"),
             ("[engine]\nseed = \"x\"", no_auth(), "expected a whole number"),
             ("[engine]\nkv_tokens = 5000000000", no_auth(), "or too large"),
+            (
+                "[http]\nallow = [\"http://a\"]",
+                no_auth(),
+                "[http] allow: \"http://a\" is no host to allow; write",
+            ),
             ("engine = 3", no_auth(), "expected the section [engine]"),
             ("[model]\nname = \"\"", no_auth(), "[model] name = \"\" is no name"),
             (

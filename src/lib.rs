@@ -49,6 +49,8 @@
 //! | [`runtime`] | guests: fuel slices, run queues, handles, quotas, who runs |
 //! | [`host`] | the guest contract: the canonical ABI, WASI, one file per interface |
 //! | [`transfer`] | HTTP as plain data: bodies as bounded pipes, between a guest and who speaks HTTP for it |
+//! | [`outgoing`] | HTTP that guests send: who may be asked, the address that is connected to, the exchange |
+//! | [`socket`] | TCP and timers as hyper wants them, and fairness between sockets |
 //! | [`exchange`] | mailboxes, topics, the durable key-value pairs |
 //! | [`engine`] | queues, pages, batches |
 //! | [`model`], [`eval`] | GGUF, shape, tokenizer, prompt template; comparison with golden logits |
@@ -76,6 +78,7 @@ pub mod identity;
 pub mod limits;
 pub mod model;
 pub mod observe;
+pub mod outgoing;
 pub mod program;
 pub mod quota;
 pub mod runtime;
@@ -83,5 +86,6 @@ pub mod selftest;
 pub mod server;
 #[cfg(test)]
 mod simulation;
+pub mod socket;
 pub mod transfer;
 pub mod wire;

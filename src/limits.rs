@@ -388,6 +388,30 @@ pub const HTTP_READ_STALL: Duration = Duration::from_secs(60);
 pub const SERVERS_LAUNCHING: usize = 8;
 /// Bytes of a request's path and query, and of its authority, that a guest sets.
 pub const URI_BYTES: usize = 8 * 1024;
+/// Hosts in one list of those that programs may ask: a configuration's or a token's.
+pub const OUTGOING_HOSTS: usize = 256;
+/// Requests of all instances that are on their way, each with a socket and two bodies.
+pub const OUTGOING_REQUESTS: usize = 128;
+/// Requests of one instance that are on their way: an agent that asks several sources at once.
+pub const OUTGOING_REQUESTS_PER_INSTANCE: usize = 16;
+/// Names that are looked up at a time, each by a thread that waits.
+pub const OUTGOING_LOOKUPS: usize = 8;
+/// Addresses of a name that are tried one after the other; large sites have 8 or so.
+pub const OUTGOING_ADDRESSES: usize = 8;
+/// From a request to its connection, the lookup included: two retries of a lost packet.
+pub const OUTGOING_CONNECT_WITHIN: Duration = Duration::from_secs(15);
+/// From the connection to the response's head: as long as another model may think before its first word.
+pub const OUTGOING_FIRST_BYTE_WITHIN: Duration = Duration::from_secs(120);
+/// Between two reads of a response's body.
+pub const OUTGOING_BETWEEN_BYTES: Duration = Duration::from_secs(60);
+/// From a request to the last byte of its response: a guest that does not read keeps no socket for ever.
+pub const OUTGOING_WITHIN: Duration = Duration::from_secs(600);
+/// Bytes of a body, in either direction: what a guest's memory could take.
+pub const OUTGOING_BODY_BYTES: u64 = HTTP_BODY_BYTES;
+/// Warnings in the log about requests of one instance that were denied.
+pub const OUTGOING_WARNINGS: usize = 8;
+/// Characters of a resolver's error that a guest is shown.
+pub const OUTGOING_ERROR_CHARS: usize = 200;
 
 // ---- programs ----
 

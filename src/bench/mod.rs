@@ -449,6 +449,7 @@ impl Servers<'_> {
             origins: Vec::new(),
             state: self.leavings.memory().join("rig"),
             auth: None,
+            http: Default::default(),
             model: ModelConfig {
                 path: self.model.to_owned(),
                 name: None,

@@ -169,6 +169,7 @@ impl Bed {
             events: sender,
             directory: Directory::default(),
             servers: Default::default(),
+            outgoing: crate::outgoing::Outgoing::to_nobody().instance(instance, Default::default()),
             insecure: super::wasi::random::Insecure::seeded(seed),
             log: super::wasi::cli::Log::new(instance, &quotas),
             allowance: Allowance::new(quotas, Pool::new().0),

@@ -18,6 +18,7 @@ use crate::engine::{Handle, credit::Credits};
 use crate::exchange::{Exchange, Mailbox};
 use crate::identity::{InstanceId, Subject};
 use crate::model::Model;
+use crate::outgoing::Asking;
 use crate::runtime::quota::Allowance;
 use crate::runtime::table::Table;
 use crate::runtime::{Directory, Servers, events};
@@ -79,6 +80,8 @@ pub struct Cx {
     /// Who else runs.
     pub directory: Directory,
     pub servers: Servers,
+    /// Where its HTTP requests go.
+    pub outgoing: Asking,
     /// The generator behind `wasi:random/insecure`.
     pub insecure: wasi::random::Insecure,
     /// What it prints.

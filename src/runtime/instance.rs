@@ -153,6 +153,7 @@ pub(super) fn context(runtime: &Runtime, entry: &Entry, launch: Launch, seed: u6
         events: launch.events,
         directory: runtime.directory.clone(),
         servers: runtime.servers.clone(),
+        outgoing: parts.outgoing.instance(entry.instance, launch.http),
         insecure: Insecure::seeded(seed),
         log: Log::new(entry.instance, &launch.quotas),
         allowance: Allowance::new(launch.quotas, runtime.memory.clone()),

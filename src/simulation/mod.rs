@@ -279,6 +279,7 @@ impl World {
             workers: fixed.workers.clone(),
             exchange: fixed.exchange.clone(),
             quotas,
+            outgoing: crate::outgoing::Outgoing::to_nobody(),
             seed: Some(seed),
         });
         let tasks = Tasks::default();

@@ -1,7 +1,7 @@
 //! What goes out, as a guest makes it: responses, requests of its own, and their bodies.
 //!
 //! Owns: `outgoing-response`, `outgoing-request`, `request-options`, `outgoing-body`, `future-incoming-response`, and the
-//! function that sends a request off. Never: where they go.
+//! function that sends a request off. Never: where they go, which is [`outgoing`](crate::outgoing)'s to say.
 
 use super::fields::Fields;
 use super::incoming::IncomingResponse;
@@ -12,6 +12,7 @@ use crate::host::wasi::io::{Pollable, Readiness};
 use crate::host::wasi::streams::OutputStream;
 use crate::host::{Cx, Interface, Trap};
 use crate::limits;
+use crate::outgoing::{Times, Wanted};
 use crate::runtime::table::Resource;
 use crate::transfer::{ErrorCode, Promised, Reader, Refused, Writer, empty, pipe};
 use http::header::CONTENT_LENGTH;
@@ -72,12 +73,20 @@ pub fn functions(interface: Interface) -> Interface {
 
 /// `wasi:http/outgoing-handler`, where a request that a guest has made is sent off.
 pub fn handler() -> Interface {
-    type Sent = Result<Own<FutureIncomingResponse>, ErrorCode>;
-    Interface::new("wasi:http/outgoing-handler@0.2")
-        .refuse::<(Own<OutgoingRequest>, Option<Own<RequestOptions>>), Sent>(
-            "handle",
-            "this server sends no requests for programs",
-        )
+    Interface::new("wasi:http/outgoing-handler@0.2").call("handle", send)
+}
+
+/// An error at once is a request that makes no sense. Whatever else may come of it, the future says.
+fn send(
+    cx: &mut Cx,
+    Own(request): Own<OutgoingRequest>,
+    options: Option<Own<RequestOptions>>,
+) -> Result<Result<Own<FutureIncomingResponse>, ErrorCode>, Trap> {
+    let times = options.map(|Own(RequestOptions(times))| times).unwrap_or_default();
+    Ok(request.into_request().map(|request| {
+        let (promised, wanted) = cx.outgoing.send(request, times);
+        Own(FutureIncomingResponse { promised, taken: false, _wanted: wanted })
+    }))
 }
 
 // ---- what a message is made of ----
@@ -290,11 +299,7 @@ fn request_body(cx: &mut Cx, request: Request) -> Result<Result<Own<OutgoingBody
 
 /// How long the guest would wait for each step.
 #[derive(Default)]
-pub struct RequestOptions {
-    pub connect: Option<Duration>,
-    pub first_byte: Option<Duration>,
-    pub between_bytes: Option<Duration>,
-}
+pub struct RequestOptions(Times);
 
 impl Resource for RequestOptions {
     const NAME: &'static str = "request-options";
@@ -304,18 +309,18 @@ impl Resource for RequestOptions {
 fn get(
     cx: &mut Cx,
     options: Borrow<RequestOptions>,
-    time: impl FnOnce(&RequestOptions) -> Option<Duration>,
+    time: impl FnOnce(&Times) -> Option<Duration>,
 ) -> Result<Option<u64>, Trap> {
-    Ok(time(cx.table.get(&options)?).map(|time| time.as_nanos() as u64))
+    Ok(time(&cx.table.get(&options)?.0).map(|time| time.as_nanos() as u64))
 }
 
 fn set(
     cx: &mut Cx,
     options: Borrow<RequestOptions>,
     nanoseconds: Option<u64>,
-    time: impl FnOnce(&mut RequestOptions) -> &mut Option<Duration>,
+    time: impl FnOnce(&mut Times) -> &mut Option<Duration>,
 ) -> Result<Result<(), ()>, Trap> {
-    *time(cx.table.get_mut(&options)?) = nanoseconds.map(Duration::from_nanos);
+    *time(&mut cx.table.get_mut(&options)?.0) = nanoseconds.map(Duration::from_nanos);
     Ok(Ok(()))
 }
 
@@ -368,16 +373,11 @@ fn finish(
 pub struct FutureIncomingResponse {
     promised: Arc<Promised>,
     taken: bool,
+    _wanted: Wanted,
 }
 
 impl Resource for FutureIncomingResponse {
     const NAME: &'static str = "future-incoming-response";
-}
-
-impl FutureIncomingResponse {
-    pub fn new(promised: Arc<Promised>) -> FutureIncomingResponse {
-        FutureIncomingResponse { promised, taken: false }
-    }
 }
 
 impl Readiness for Promised {
