@@ -138,13 +138,22 @@ impl Server {
 
     /// A server with a key pair of its own; the token is for the subject `tester`.
     pub fn guarded() -> Server {
+        Server::guarded_with(model())
+    }
+
+    /// The same with a model that is no matter.
+    pub fn guarded_small() -> Server {
+        Server::guarded_with(small_model())
+    }
+
+    fn guarded_with(model: PathBuf) -> Server {
         let folder = Folder::new();
         let key = folder.path("key");
         let key = key.to_str().expect("UTF-8");
         let made = tartlet_output(&["token", "keygen", "--out", key]);
         assert!(made.status.success(), "keygen: {}", String::from_utf8_lossy(&made.stderr));
         let token = mint(Path::new(key), "tester", &[]);
-        Server::start(folder, model(), Some(token), &["--public-key", &format!("{key}.pub")])
+        Server::start(folder, model, Some(token), &["--public-key", &format!("{key}.pub")])
     }
 
     /// A second life on the same state.
