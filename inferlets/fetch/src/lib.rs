@@ -24,7 +24,7 @@ async fn main(mut args: Args) -> Result<()> {
     }
     let request = Request::builder().method(method.as_str()).uri(uri).header("x-program", "fetch");
     let outcome = match length {
-        None => client.send(request.body(())?).await,
+        None => client.send(request.body(wstd::io::empty())?).await,
         Some(length) => {
             let (mut body, response) = client.start_request(request.body(BodyForthcoming)?).await.map_err(failed)?;
             // A host that does not listen to the end may still answer.
