@@ -266,6 +266,7 @@ fn code(cause: &hyper::Error) -> ErrorCode {
         if let Some(io) = inner.downcast_ref::<io::Error>() {
             return match io.kind() {
                 io::ErrorKind::TimedOut => ErrorCode::ConnectionWriteTimeout,
+                io::ErrorKind::UnexpectedEof => ErrorCode::HttpResponseIncomplete,
                 _ => ErrorCode::ConnectionTerminated,
             };
         }

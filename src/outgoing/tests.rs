@@ -4,7 +4,7 @@ use super::*;
 use crate::transfer::{Outcome, Taken, Writer, empty, pipe};
 use connect::Found;
 use http::{Method, Request};
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Mutex;
 
@@ -46,9 +46,13 @@ impl Peer {
             for stream in listener.incoming().flatten() {
                 counted.fetch_add(1, Ordering::Relaxed);
                 let mut head = String::new();
-                let mut lines = BufReader::new(&stream);
-                while matches!(lines.read_line(&mut head), Ok(3..)) {}
-                drop(lines);
+                // Byte by byte: what follows is the body's.
+                for byte in (&stream).bytes().map_while(Result::ok) {
+                    head.push(char::from(byte));
+                    if head.ends_with("\r\n\r\n") {
+                        break;
+                    }
+                }
                 serve(stream, head);
             }
         });
