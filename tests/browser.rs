@@ -153,7 +153,7 @@ fn a_page_of_another_origin_opens_nothing_and_runs_nothing() {
             assert!(["refused", "opaque"].contains(&came), "{what}: {came}");
         }
         assert_eq!(answered(&mut client).await, 0, "no program was given a request");
-        assert_eq!(server.log().matches(" launched ").count(), 0, "no program ran: {}", server.log());
+        assert_eq!(server.log().matches(" launched instance").count(), 0, "no program ran: {}", server.log());
 
         let saw = visit(&named, &named_page, socket, port);
         println!("a page that is named saw {saw:#}");

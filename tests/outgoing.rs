@@ -91,7 +91,7 @@ fn a_program_asks_a_host_that_the_configuration_names_and_no_other() {
     let ask = |arguments: &[&str]| fetch(&server, None, arguments);
     assert_eq!(
         ask(&["GET", &named.url("/a?b")]),
-        ["status 200", "39 bytes, whole", "GET /a?b HTTP/1.1 marked true, 0 bytes"][..].to_vec()
+        ["status 200", "38 bytes, whole", "GET /a?b HTTP/1.1 marked true, 0 bytes"][..].to_vec()
     );
     let posted = ask(&["POST", &named.url("/"), "--body", "3000000"]);
     assert_eq!(posted.last().map(String::as_str), Some("POST / HTTP/1.1 marked true, 3000000 bytes"));
