@@ -26,7 +26,8 @@ async fn main(mut args: Args) -> Result<()> {
     let outcome = match length {
         None => client.send(request.body(wstd::io::empty())?).await,
         Some(length) => {
-            let (mut body, response) = client.start_request(request.body(BodyForthcoming)?).await.map_err(failed)?;
+            let (mut body, response) =
+                client.start_request(request.body(BodyForthcoming)?).await.map_err(failed)?;
             // A host that does not listen to the end may still answer.
             let sent = body.write_all(&vec![b'z'; length]).await;
             match sent {
