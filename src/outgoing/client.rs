@@ -59,16 +59,16 @@ pub async fn exchange(job: Job, resolver: Arc<dyn Resolve>) {
                 // Whoever still writes the request shall learn of this, and not of a body that nobody reads.
                 let body = request.into_body();
                 body.discard();
-                let ended = async { Some(poll_fn(|context| body.poll_ready(context)).await) };
-                or(ended, closed(&unwanted)).await;
+                let left = async { closed::<()>(&unwanted).await.unwrap_or_default() };
+                or(poll_fn(|context| body.poll_ready(context)), left).await;
             }
         }
     };
+    let left = async { closed::<()>(&gone).await.unwrap_or_default() };
     let late = async {
         Timer::at(deadline).await;
-        None
     };
-    or(async { Some(life.await) }, or(closed(&gone), late)).await;
+    or(life, or(left, late)).await;
 }
 
 async fn closed<T>(channel: &Receiver<Infallible>) -> Option<T> {

@@ -27,8 +27,8 @@ pub struct System {
     lookups: Arc<Semaphore>,
 }
 
-impl System {
-    pub fn new() -> System {
+impl Default for System {
+    fn default() -> System {
         System { lookups: Arc::new(Semaphore::new(limits::OUTGOING_LOOKUPS)) }
     }
 }

@@ -90,7 +90,7 @@ pub struct Sending {
 pub fn outgoing(of_box: Allowed) -> (Outgoing, Sending) {
     let (sender, jobs) = bounded(limits::OUTGOING_REQUESTS);
     let places = Arc::new(Semaphore::new(limits::OUTGOING_REQUESTS));
-    (Outgoing { of_box, jobs: sender, places }, Sending { jobs, resolver: Arc::new(System::new()) })
+    (Outgoing { of_box, jobs: sender, places }, Sending { jobs, resolver: Arc::new(System::default()) })
 }
 
 impl Outgoing {

@@ -47,11 +47,9 @@ impl Peer {
                 counted.fetch_add(1, Ordering::Relaxed);
                 let mut head = String::new();
                 // Byte by byte: what follows is the body's.
-                for byte in (&stream).bytes().map_while(Result::ok) {
-                    head.push(char::from(byte));
-                    if head.ends_with("\r\n\r\n") {
-                        break;
-                    }
+                let mut byte = [0];
+                while !head.ends_with("\r\n\r\n") && matches!((&stream).read(&mut byte), Ok(1)) {
+                    head.push(char::from(byte[0]));
                 }
                 serve(stream, head);
             }
