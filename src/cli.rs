@@ -4,6 +4,7 @@
 //! appliance serves, the client runs programs, `auth` makes tokens), and never a token as an argument (`ps` shows those).
 
 use crate::backend::cpu::KvFormat;
+use crate::backend::cuda;
 use crate::{appliance, auth, bench, client, config, eval, model, selftest};
 use std::ffi::OsString;
 use std::fmt::Write as _;
@@ -242,6 +243,7 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
         Ok(code) => code,
         Err(failure) => {
             eprintln!("tartlet: {}", failure.sentence);
+            cuda::leave(failure.status);
             ExitCode::from(failure.status)
         }
     }
