@@ -206,8 +206,8 @@ fn the_binary_neither_needs_nor_offers_the_driver() {
     // Every function that the binary binds is there in the stand-in driver.
     let source = std::fs::read_to_string(root().join("src/backend/cuda/driver.rs")).expect("driver.rs");
     let list = source.split("\ndriver_functions! {").nth(1).and_then(|rest| rest.split('}').next());
-    let names = list.expect("the list").lines().filter_map(|line| line.trim().split_once('(')?.0.into());
-    let mut bound: Vec<&str> = names.collect();
+    let lines = list.expect("the list").lines().filter_map(|line| line.trim().split_once('('));
+    let mut bound: Vec<&str> = lines.map(|(name, _)| name).filter(|name| name.starts_with("cu")).collect();
     let mut offered = functions(stand_in());
     bound.sort();
     offered.sort();

@@ -9,7 +9,7 @@ here=$(dirname "$0")
 wants=$(LC_ALL=C grep -ao 'GLIBC_2\.[0-9]*' "$here/tartlet" | cut -d. -f2 | sort -n | tail -n 1)
 has=$(getconf GNU_LIBC_VERSION 2>/dev/null | cut -d. -f2)
 if [ "${has:-0}" -lt "${wants:-0}" ]; then
-    echo "The binary needs glibc 2.$wants, and this machine has ${has:+glibc 2.}${has:-another C library}: run make gpu-check on a system as old as this one." >&2
+    echo "The binary needs glibc 2.$wants, and this machine has ${has:+glibc 2.}${has:-another C library}: run make gpu-check on a system with this machine's C library." >&2
     exit 1
 fi
 

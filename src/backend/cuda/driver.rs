@@ -5,10 +5,11 @@
 //! Each function is listed once, with cuda.h's name and signature: [`load`] opens the driver's library and looks all of
 //! them up, and the function of the same name here leads there. So the binary starts on a machine without a driver.
 //!
-//! `cust` gives the types: handles, attributes, options. No status passes through it: its `CUresult` is a Rust enum of
-//! the statuses of CUDA 11.4, and to hold any other in it, as a younger driver may return, is undefined behaviour. All that
-//! `cust` does beyond its types ends in such a call (even its `Drop`s), so none of it is used; nor can it be by mistake:
-//! nothing in the binary defines the symbols that it calls, and such a program does not link.
+//! `cust` gives the types (handles, attributes, options), and the compiler compares these signatures with its own. No
+//! status passes through it: its `CUresult` is a Rust enum of the statuses of CUDA 11.4, and to hold any other in it, as
+//! a younger driver may return, is undefined behaviour. All that `cust` does beyond its types ends in such a call (even
+//! its `Drop`s), so none of it is used; nor can it be by mistake: nothing in the binary defines the symbols that it
+//! calls, and such a program does not link.
 
 #![allow(non_snake_case, reason = "the driver's names")]
 
@@ -32,18 +33,25 @@ const PLACES: [&str; 4] = [
 static FOUND: OnceLock<Result<Functions, Error>> = OnceLock::new();
 
 macro_rules! driver_functions {
-    ($($name:ident($($argument:ident: $type:ty),* $(,)?))*) => {
+    ($($(#[$compared:meta])? $name:ident($($argument:ident: $type:ty),* $(,)?))*) => {
+        // Not the least difference to what `cust` declares. Nothing is left of this in the binary.
+        $(
+            $(#[$compared])?
+            // SAFETY: nothing is called.
+            const _: unsafe extern "C" fn($($type),*) -> CUresult = cust::sys::$name;
+        )*
+
         /// The driver's functions; none where the installed driver is too old to have it.
         struct Functions {
-            // SAFETY: the signatures are those of cuda.h, whose functions keep theirs for as long as they keep their names.
+            // SAFETY: the signatures are cuda.h's, whose functions keep theirs for as long as they keep their names.
             $($name: Option<unsafe extern "C" fn($($type),*) -> Status>,)*
         }
 
         impl Functions {
             fn of(library: &Library) -> Functions {
                 Functions {
-                    // SAFETY: as above. What is found lives as long as the library, which is never closed.
-                    $($name: unsafe { library.get(concat!(stringify!($name), "\0").as_bytes()) }.map(|it| *it).ok(),)*
+                    // SAFETY: as above; null is none. What is found lives as long as the library, which is never closed.
+                    $($name: unsafe { library.get(concat!(stringify!($name), "\0").as_bytes()) }.map_or(None, |it| *it),)*
                 }
             }
         }
@@ -83,6 +91,7 @@ driver_functions! {
     cuEventRecord(event: CUevent, stream: CUstream)
     cuFuncGetAttribute(to: *mut i32, attribute: CUfunction_attribute, function: CUfunction)
     cuFuncSetAttribute(function: CUfunction, attribute: CUfunction_attribute, value: i32)
+    #[cfg(false)] // `cust` lets it take a `CUresult`
     cuGetErrorName(status: Status, to: *mut *const c_char)
     cuGraphDestroy(graph: CUgraph)
     cuGraphExecDestroy(executable: CUgraphExec)
