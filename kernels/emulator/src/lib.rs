@@ -113,6 +113,7 @@ mod counts;
 mod decode;
 mod decode_memory;
 mod decode_warp;
+mod divergence;
 mod exact;
 mod exchange;
 mod execute;
