@@ -3,7 +3,7 @@
 mod faults;
 
 use crate::harness::{Seeded, Wrong, from_bytes, launch, module, passes, same, to_bytes};
-use ptx_emulator::{Launch, Memory, Module, Parameters};
+use ptx_emulator::{Counts, Launch, Memory, Module, Parameters};
 use tartlet::backend::Sampler;
 use tartlet::backend::cuda::draw::record;
 use tartlet::backend::exp::exp_fixed;
@@ -44,8 +44,8 @@ impl Modules {
     }
 }
 
-/// The tokens of rows of one vocabulary, drawn in one launch.
-fn run(kernels: &Kernels, rows: &[Row], seed: u64) -> Result<Vec<u32>, Wrong> {
+/// The tokens of rows of one vocabulary, drawn in one launch, and what that cost.
+fn run(kernels: &Kernels, rows: &[Row], seed: u64) -> Result<(Vec<u32>, Counts), Wrong> {
     let vocab = rows[0].logits.len();
     let stretches = vocab.div_ceil(LOGITS_PER_MAXIMUM);
     let mut memory = Memory::new();
@@ -72,12 +72,12 @@ fn run(kernels: &Kernels, rows: &[Row], seed: u64) -> Result<Vec<u32>, Wrong> {
         Parameters::new().u64(logits).u64(best).u64(sums).u64(draws).u64(tokens).u32(vocab as u32);
     let grid = [rows.len() as u32, 1, 1];
     let shape = Launch { grid, block: [512, 1, 1], shared: 0, parameters: parameters.bytes() };
-    launch(kernels.draw, &mut memory, &shape, seed)?;
-    Ok(from_bytes(&memory.read(tokens, rows.len() * 4)?))
+    let counts = launch(kernels.draw, &mut memory, &shape, seed)?;
+    Ok((from_bytes(&memory.read(tokens, rows.len() * 4)?), counts))
 }
 
 fn check(kernels: &Kernels, rows: &[Row], seed: u64) -> Result<(), Wrong> {
-    let got = run(kernels, rows, seed)?;
+    let (got, _) = run(kernels, rows, seed)?;
     for (row, got) in rows.iter().zip(got) {
         let want = row.want();
         if got != want {
@@ -265,7 +265,32 @@ fn rows_do_not_meet() {
     let tokens = |rows: &[Row]| run(&kernels, rows, 3);
     let all: Vec<u32> = together.iter().map(Row::want).collect();
     for (row, want) in together.into_iter().zip(all) {
-        passes("a row alone", tokens(&[row]).and_then(|got| same("token", &got, &[want])));
+        passes("a row alone", tokens(&[row]).and_then(|(got, _)| same("token", &got, &[want])));
+    }
+}
+
+/// What sample_draw says in its head that a row costs, by how far from the best its tokens lie.
+#[test]
+fn a_row_costs_what_it_should() {
+    let modules = Modules::new();
+    let kernels = modules.kernels();
+    let vocab = 49152;
+    let mut seeded = Seeded::new(8);
+    let mut spread = |spread: f32| -> Vec<f32> { (0..vocab).map(|_| seeded.normal() * spread).collect() };
+    let cases =
+        [("a model's", spread(3.0), 6.0), ("flat", spread(0.01), 500.0), ("equal", vec![1.0; vocab], 700.0)];
+    for (name, logits, most) in cases {
+        let temperature = 1.0;
+        for sampler in [Sampler::TopK { temperature, k: 50 }, Sampler::TopP { temperature, p: 0.9 }] {
+            let row = Row { logits: logits.clone(), sampler, random: 1 << 63 };
+            let Ok((_, counts)) = run(&kernels, &[row], 0) else { panic!("{name} logits") };
+            let cost = counts.instructions as f64 / vocab as f64;
+            println!(
+                "{name} logits, {sampler:?}: {cost:.1} thread-instructions a token of the vocabulary, {:.1} bytes",
+                counts.global_bytes as f64 / vocab as f64
+            );
+            assert!(cost < most, "{name} logits, {sampler:?}: {cost} thread-instructions a token");
+        }
     }
 }
 

@@ -52,7 +52,7 @@ const FAULTS: &[Fault] = &[
         file: "attend.inc",
         find: "    FETCH           \\(\\half + RING)\n",
         replace: "    FETCH           \\half\n",
-        caught: Caught::WrongResult,
+        caught: Caught::By(Kind::UninitialisedShared),
     },
     Fault {
         name: "the rings are one half page short",
@@ -66,7 +66,7 @@ const FAULTS: &[Fault] = &[
         file: "attend.inc",
         find: "    mad.lo.u32      %ring, %warp, RING_BYTES, %ring;",
         replace: "    mad.lo.u32      %ring, %warp, \\(RING_BYTES - HALF_BYTES), %ring;",
-        caught: Caught::By(Kind::CopyNotWaited),
+        caught: Caught::By(Kind::SharedRace),
     },
     Fault {
         name: "hidden slots are copied",
