@@ -176,6 +176,7 @@ pub const QUEUED_WORDS_PER_INSTANCE: usize = 1 << 20;
 pub const OPERATIONS_PER_SUBJECT: usize = 32 * OPERATIONS_PER_INSTANCE;
 /// Words that these take: 64 MiB.
 pub const QUEUED_WORDS_PER_SUBJECT: usize = 16 * QUEUED_WORDS_PER_INSTANCE;
+const _: () = assert!(QUEUED_WORDS_PER_SUBJECT < 1 << 32); // counted in 32 bits
 /// Queues of one instance that are open at a time. The SDK opens one per context and fork. More ends the guest.
 pub const QUEUES_PER_INSTANCE: usize = 1024;
 /// Pages (and, apart, embeds) that one instance can name at a time, imports included: 1 Mi tokens at 16 a page. An

@@ -8,16 +8,19 @@ use crate::exchange::{Exchange, Mailbox};
 use crate::identity::{InstanceId, Subject};
 use crate::model::Model;
 use crate::program::Program;
+use account::All;
 use directory::Entry;
 use smol::channel::Receiver;
 use smol::lock::OnceCell;
 use std::fmt;
 use std::sync::Arc;
 
+pub mod account;
 pub mod directory;
 pub mod ending;
 pub mod events;
 pub mod instance;
+pub mod pace;
 #[cfg(test)]
 mod preview1;
 pub mod quota;
@@ -92,14 +95,14 @@ pub struct RuntimeParts {
 pub struct Runtime {
     parts: Arc<RuntimeParts>,
     directory: Directory,
-    memory: quota::Pool,
+    all: Arc<All>,
     leaving: Receiver<()>,
 }
 
 impl Runtime {
     pub fn new(parts: RuntimeParts) -> Runtime {
-        let (memory, leaving) = quota::Pool::new();
-        Runtime { parts: Arc::new(parts), directory: Directory::default(), memory, leaving }
+        let (all, leaving) = All::new();
+        Runtime { parts: Arc::new(parts), directory: Directory::default(), all, leaving }
     }
 
     /// Hears when instances have gone and their memory is about to be free, of several at least once. For one listener.
@@ -114,15 +117,15 @@ impl Runtime {
 
     /// Under an id that nobody has.
     pub(crate) fn prepare_as(&self, instance: InstanceId, launch: Launch) -> Result<Prepared, LaunchRefusal> {
-        let entry = Entry {
+        let entry = self.directory.enter(&launch.subject, &launch.quotas, &self.all, |account| Entry {
             instance,
             program: launch.program.hash,
             subject: launch.subject.clone(),
-            mailbox: Arc::new(Mailbox::default()),
+            mailbox: Arc::new(Mailbox::new(&launch.quotas, account.unread(&launch.quotas))),
+            account,
             end: Arc::new(OnceCell::new()),
             ended: false,
-        };
-        self.directory.enter(entry.clone(), &launch.quotas)?;
+        })?;
         Ok(Prepared { runtime: self.clone(), entry, launch: Some(launch) })
     }
 
@@ -159,14 +162,10 @@ impl Runtime {
         &self.directory
     }
 
-    fn deliver(
-        &self,
-        instance: InstanceId,
-        push: impl FnOnce(&Mailbox) -> Result<(), crate::exchange::mailbox::Full>,
-    ) {
+    fn deliver(&self, instance: InstanceId, push: impl FnOnce(&Mailbox) -> Result<(), Quota>) {
         let Some(entry) = self.directory.find(instance) else { return };
-        if let Err(full) = push(&entry.mailbox) {
-            let _ = entry.end.set_blocking(Ending::OutOfResources(full.to_string()));
+        if let Err(quota) = push(&entry.mailbox) {
+            let _ = entry.end.set_blocking(Ending::quota(quota));
         }
     }
 }
@@ -207,7 +206,7 @@ impl Prepared {
         async move {
             let (events, quotas) = (launch.events.clone(), launch.quotas);
             let run = async {
-                match instance::join(&runtime, &entry).await {
+                match instance::join(&runtime, &entry, &quotas).await {
                     Ok(_) => guest(entry.clone(), launch).await,
                     Err(gone) => Ending::ServerError(gone.to_string()),
                 }
