@@ -1,12 +1,13 @@
 //! From claims to rights: who a token speaks for, as what, and until when.
 //!
-//! Owns: the claims (`sub`, `role`, `exp`, `nbf`, `iat`, `jti`; times as RFC 3339), their checks against a clock that is
+//! Owns: the claims (`sub`, `role`, `quotas`, `exp`, `nbf`, `iat`, `jti`; times as RFC 3339), their checks against a clock that is
 //! passed in, and the list of withdrawn tokens. Never: signatures' arithmetic, sockets, the system clock.
 
 use super::AuthError;
 use super::paseto::{self, Malformed, PublicKey, SecretKey, Token};
 use crate::identity::Subject;
 use crate::limits;
+use crate::quota::Caps;
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 use std::fmt;
@@ -44,6 +45,9 @@ pub struct Claims {
     pub sub: String,
     #[serde(default)]
     pub role: Role,
+    /// What of the box's quotas is lowered for the bearer.
+    #[serde(default, skip_serializing_if = "Caps::is_empty")]
+    pub quotas: Caps,
     /// Required; RFC 3339.
     pub exp: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -70,6 +74,7 @@ impl Claims {
         Claims {
             sub: sub.to_owned(),
             role,
+            quotas: Caps::default(),
             exp: rfc3339(end),
             nbf: None,
             iat: Some(rfc3339(now)),
@@ -89,6 +94,8 @@ fn rfc3339(at: OffsetDateTime) -> String {
 pub struct Grant {
     pub subject: Subject,
     pub role: Role,
+    /// What is lowered for all that is launched with these rights.
+    pub quotas: Caps,
     /// None: never (authentication is off).
     pub expires: Option<OffsetDateTime>,
 }
@@ -96,7 +103,7 @@ pub struct Grant {
 impl Grant {
     /// Authentication is off: everyone shares one scope.
     pub fn everyone() -> Grant {
-        Grant { subject: Subject::everyone(), role: Role::Admin, expires: None }
+        Grant { subject: Subject::everyone(), role: Role::Admin, quotas: Caps::default(), expires: None }
     }
 }
 
@@ -185,7 +192,12 @@ fn check(claims: &Claims, now: OffsetDateTime) -> Result<Grant, Denial> {
     {
         return Err(Denial::IssuedAhead);
     }
-    Ok(Grant { subject: Subject::new(sub), role: claims.role, expires: Some(expires) })
+    Ok(Grant {
+        subject: Subject::new(sub),
+        role: claims.role,
+        quotas: claims.quotas.clone(),
+        expires: Some(expires),
+    })
 }
 
 /// Signs `claims`, which must be ones that a server would accept some day.
@@ -239,7 +251,27 @@ mod tests {
             r#"{"sub":"app","exp":"2026-11-23T21:00:01+01:00","nbf":"2026-11-23T20:00:00Z","jti":"x"}"#,
         );
         let expires = Some(now() + Duration::from_secs(1));
-        assert_eq!(grant, Ok(Grant { subject: Subject::new("app"), role: Role::User, expires }));
+        assert_eq!(
+            grant,
+            Ok(Grant { subject: Subject::new("app"), role: Role::User, quotas: Caps::default(), expires })
+        );
+    }
+
+    #[test]
+    fn a_quota_that_nobody_knows_refuses_the_token() {
+        let exp = r#""exp":"2027-01-01T00:00:00Z""#;
+        let with = |quotas: &str| granted(&format!(r#"{{"sub":"a",{exp},"quotas":{quotas}}}"#));
+        let known = with(r#"{"fuel":7,"subject_instances":2}"#).map(|grant| grant.quotas);
+        assert_eq!(known, Ok(Caps::read(["fuel=7", "subject_instances=2"]).unwrap()));
+        for (quotas, part) in [
+            (r#"{"fule":7}"#, "there is no quota \"fule\"; there are fuel"),
+            (r#"{"total_instances":7}"#, "only the server's configuration sets it"),
+            (r#"{"fuel":-7}"#, "-7"),
+            ("[]", "map"),
+        ] {
+            let denial = with(quotas).expect_err(quotas).to_string();
+            assert!(denial.contains("claims do not read") && denial.contains(part), "{quotas}: {denial}");
+        }
     }
 
     #[test]
@@ -279,7 +311,8 @@ mod tests {
     #[test]
     fn what_is_minted_is_granted_and_shown() {
         let key = SecretKey::generate().unwrap();
-        let claims = Claims::new("kitchen", Role::Admin, Duration::from_secs(3600));
+        let quotas = Caps::read(["kv_pages=12"]).unwrap();
+        let claims = Claims { quotas, ..Claims::new("kitchen", Role::Admin, Duration::from_secs(3600)) };
         let token = mint(&key, &claims).unwrap();
         let now = OffsetDateTime::now_utc();
         let grant = Verifier::new(vec![key.public()], HashSet::new()).grant(token.expose(), now).unwrap();
@@ -289,6 +322,7 @@ mod tests {
         assert_eq!(verifier.grant(token.expose(), now), Err(Denial::Revoked));
 
         let shown = inspect(&token, Some(&key.public())).unwrap();
+        assert!(shown.contains("\"kv_pages\": 12"), "{shown}");
         assert!(shown.contains("\"kitchen\"") && shown.contains("signature: good"), "{shown}");
         assert!(inspect(&token, None).unwrap().contains("not checked"));
         let other = SecretKey::generate().unwrap().public();

@@ -8,16 +8,19 @@ use crate::exchange::{Exchange, Mailbox};
 use crate::identity::{InstanceId, Subject};
 use crate::model::Model;
 use crate::program::Program;
+use account::All;
 use directory::Entry;
 use smol::channel::Receiver;
 use smol::lock::OnceCell;
 use std::fmt;
 use std::sync::Arc;
 
+pub mod account;
 pub mod directory;
 pub mod ending;
 pub mod events;
 pub mod instance;
+pub mod pace;
 #[cfg(test)]
 mod preview1;
 pub mod quota;
@@ -29,7 +32,7 @@ pub mod worker;
 
 pub use directory::Directory;
 pub use ending::Ending;
-pub use quota::{Quota, Quotas};
+pub use quota::{Name, Quota, Quotas};
 pub use worker::Workers;
 
 /// What one instance is launched with.
@@ -37,6 +40,8 @@ pub struct Launch {
     pub program: Arc<Program>,
     pub arguments: Vec<String>,
     pub subject: Subject,
+    /// What it may use: the box's values, lowered by the token's claims.
+    pub quotas: Quotas,
     /// Where its events go. A full channel makes the guest wait; a closed one ends it.
     pub events: events::Sender,
 }
@@ -57,19 +62,16 @@ pub enum What {
 }
 
 /// Why an instance was not launched. `Display` is the answer for the client.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LaunchRefusal {
-    /// As many instances live as the box holds.
-    Full(usize),
+    /// As many instances live as the subject, or the box, may have.
+    Full(Quota),
 }
 
 impl fmt::Display for LaunchRefusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            LaunchRefusal::Full(limit) => write!(
-                f,
-                "{limit} instances are running, the most this server holds; try again when one has ended"
-            ),
+            LaunchRefusal::Full(quota) => quota.fmt(f),
         }
     }
 }
@@ -82,6 +84,7 @@ pub struct RuntimeParts {
     pub model: Arc<Model>,
     pub workers: Workers,
     pub exchange: Arc<Exchange>,
+    /// What the box's configuration lets everyone have; a [`Launch`] has them, lowered.
     pub quotas: Quotas,
     /// The seed of every instance, for repeatable runs; each gets a random one otherwise.
     pub seed: Option<u64>,
@@ -92,14 +95,14 @@ pub struct RuntimeParts {
 pub struct Runtime {
     parts: Arc<RuntimeParts>,
     directory: Directory,
-    memory: quota::Pool,
+    all: Arc<All>,
     leaving: Receiver<()>,
 }
 
 impl Runtime {
     pub fn new(parts: RuntimeParts) -> Runtime {
-        let (memory, leaving) = quota::Pool::new();
-        Runtime { parts: Arc::new(parts), directory: Directory::default(), memory, leaving }
+        let (all, leaving) = All::new();
+        Runtime { parts: Arc::new(parts), directory: Directory::default(), all, leaving }
     }
 
     /// Hears when instances have gone and their memory is about to be free, of several at least once. For one listener.
@@ -114,15 +117,15 @@ impl Runtime {
 
     /// Under an id that nobody has.
     pub(crate) fn prepare_as(&self, instance: InstanceId, launch: Launch) -> Result<Prepared, LaunchRefusal> {
-        let entry = Entry {
+        let entry = self.directory.enter(&launch.subject, &launch.quotas, &self.all, |account| Entry {
             instance,
             program: launch.program.hash,
             subject: launch.subject.clone(),
-            mailbox: Arc::new(Mailbox::default()),
+            mailbox: Arc::new(Mailbox::new(&launch.quotas, account.unread(&launch.quotas))),
+            account,
             end: Arc::new(OnceCell::new()),
             ended: false,
-        };
-        self.directory.enter(entry.clone())?;
+        })?;
         Ok(Prepared { runtime: self.clone(), entry, launch: Some(launch) })
     }
 
@@ -150,18 +153,19 @@ impl Runtime {
         }
     }
 
+    /// What everyone may have.
+    pub fn quotas(&self) -> &Quotas {
+        &self.parts.quotas
+    }
+
     pub fn directory(&self) -> &Directory {
         &self.directory
     }
 
-    fn deliver(
-        &self,
-        instance: InstanceId,
-        push: impl FnOnce(&Mailbox) -> Result<(), crate::exchange::mailbox::Full>,
-    ) {
+    fn deliver(&self, instance: InstanceId, push: impl FnOnce(&Mailbox) -> Result<(), Quota>) {
         let Some(entry) = self.directory.find(instance) else { return };
-        if let Err(full) = push(&entry.mailbox) {
-            let _ = entry.end.set_blocking(Ending::OutOfResources(full.to_string()));
+        if let Err(quota) = push(&entry.mailbox) {
+            let _ = entry.end.set_blocking(Ending::quota(quota));
         }
     }
 }
@@ -184,8 +188,9 @@ impl Prepared {
             let (runtime, entry) = (self.runtime.clone(), self.entry.clone());
             self.runtime.parts.workers.spawn(|slice| async move {
                 let events = launch.events.clone();
+                let quotas = launch.quotas;
                 let run = instance::run(&runtime, &entry, launch, slice);
-                instance::live(&runtime, &entry, events, run).await;
+                instance::live(&runtime, &entry, &quotas, events, run).await;
             });
         }
     }
@@ -199,14 +204,14 @@ impl Prepared {
         let launch = self.launch.take().expect("nothing else takes it");
         let (runtime, entry) = (self.runtime.clone(), self.entry.clone());
         async move {
-            let events = launch.events.clone();
+            let (events, quotas) = (launch.events.clone(), launch.quotas);
             let run = async {
-                match instance::join(&runtime, &entry).await {
+                match instance::join(&runtime, &entry, &quotas).await {
                     Ok(_) => guest(entry.clone(), launch).await,
                     Err(gone) => Ending::ServerError(gone.to_string()),
                 }
             };
-            instance::live(&runtime, &entry, events, run).await;
+            instance::live(&runtime, &entry, &quotas, events, run).await;
         }
     }
 }

@@ -1,5 +1,7 @@
 //! Guests, whole: small components in text form, run by real workers beside a parroting engine.
 
+mod quotas;
+
 use super::instance::Built;
 use super::slice::Guest;
 use super::*;
@@ -110,11 +112,19 @@ impl Bench {
         let (events, receiver) = events::bounded(4);
         let program = Program::in_memory(component).unwrap_or_else(|rejected| panic!("{rejected}"));
         let arguments = arguments.iter().map(|argument| argument.to_string()).collect();
-        let launch = Launch { program, arguments, subject: Subject::everyone(), events };
+        let quotas = *self.runtime.quotas();
+        let launch = Launch { program, arguments, subject: Subject::everyone(), quotas, events };
         let prepared = self.runtime.prepare(launch).unwrap();
         let id = prepared.id();
         prepared.start();
         (id, receiver)
+    }
+
+    fn prepare(&self, subject: &str, quotas: Quotas) -> Result<(Prepared, events::Receiver), LaunchRefusal> {
+        let (events, receiver) = events::bounded(1);
+        let program = Program::in_memory(&simple(&[], "")).unwrap();
+        let launch = Launch { program, arguments: vec![], subject: Subject::new(subject), quotas, events };
+        self.runtime.prepare(launch).map(|prepared| (prepared, receiver))
     }
 
     fn ending(&self, component: &[u8]) -> Ending {
@@ -245,34 +255,6 @@ fn a_full_mailbox_ends_the_instance() {
 }
 
 #[test]
-fn quotas_end_what_runs_away() {
-    let tight = Quotas { memory_bytes: 4 << 20, table_elements: 1000, fuel: 3_000_000, ..Quotas::default() };
-    let bench = Bench::new(1, tight);
-    let quota = |text: &str| Ending::OutOfResources(format!("Quota exceeded: {text}"));
-    let body = r#"(table $t 1 funcref) (func (export "run") (result i32)
-        (loop (br_if 0 (i32.ne (table.grow $t (ref.null func) (i32.const 100)) (i32.const -1)))) (i32.const 16))"#;
-    assert_eq!(bench.ending(&component(&[], ALLOCATOR, body)), quota("table elements, limit 1000"));
-    let grows = simple(&[], "(loop (br_if 0 (i32.ne (memory.grow (i32.const 1)) (i32.const -1))))");
-    assert_eq!(bench.ending(&grows), quota("memory bytes, limit 4194304"));
-    let huge = component(
-        &[],
-        ALLOCATOR,
-        r#"(table 10000 funcref) (func (export "run") (result i32) (i32.const 16))"#,
-    );
-    assert_eq!(bench.ending(&huge), quota("table elements, limit 1000"));
-    assert_eq!(bench.ending(&simple(&[], "(loop (br 0))")), quota("fuel, limit 3000000"));
-    // What is left may be too little for the next stretch of code, and is then as good as nothing.
-    let strides = "(local $i i64) (loop (local.set $i (i64.mul (i64.add (local.get $i) (i64.const 1)) (i64.const 7))) (br 0))";
-    assert_eq!(bench.ending(&simple(&[], strides)), quota("fuel, limit 3000000"));
-    // Host work is paid for too: this one does little else.
-    let talks = simple(&[SET_RETURN], "(loop (call $set-return (i32.const 65536) (i32.const 65536)) (br 0))");
-    assert_eq!(bench.ending(&talks), quota("fuel, limit 3000000"));
-
-    let short = Quotas { wall_clock: Duration::from_millis(20), ..Quotas::default() };
-    assert_eq!(Bench::new(1, short).ending(&waits()), quota("wall clock seconds, limit 0"));
-}
-
-#[test]
 fn recursion_without_end_is_told_apart() {
     let body = r#"(func $deep (param i64) (result i64) (i64.add (call $deep (local.get 0)) (i64.const 1)))
         (func (export "run") (result i32) (drop (call $deep (i64.const 0))) (i32.const 16))"#;
@@ -287,7 +269,7 @@ fn recursion_without_end_is_told_apart() {
 /// in `run`, in a start function, in an allocator.
 #[test]
 fn instructions_that_are_no_tail_calls_do_no_harm() {
-    let bench = Bench::new(1, Quotas { fuel: 200_000_000, ..Quotas::default() });
+    let bench = Bench::new(1, Quotas::default().with(Name::Fuel, 200_000_000));
     let grow = format!("(loop (i32.const 0) {} drop (br 0))", "memory.grow drop (i32.const 0)".repeat(50));
     let table =
         format!("(loop {} (br 0))", "(drop (table.grow $t (ref.null func) (i32.const 0)))".repeat(50));
@@ -391,6 +373,7 @@ fn slices_of_any_size_give_the_same_result() {
             program: program.clone(),
             arguments: vec!["x".into(); 20],
             subject: Subject::everyone(),
+            quotas: Quotas::default(),
             events,
         };
         let entry = bench
@@ -427,6 +410,7 @@ fn copy(launch: &Launch) -> Launch {
         program: launch.program.clone(),
         arguments: launch.arguments.clone(),
         subject: launch.subject.clone(),
+        quotas: launch.quotas,
         events: launch.events.clone(),
     }
 }
@@ -491,12 +475,7 @@ fn wild_pointers_and_lengths_only_end_their_guest() {
 #[test]
 fn an_instance_can_be_named_before_it_runs_and_not_after() {
     let bench = bench();
-    let launch = || {
-        let (events, receiver) = events::bounded(1);
-        let program = Program::in_memory(&simple(&[], "")).unwrap();
-        let launch = Launch { program, arguments: vec![], subject: Subject::new("somebody"), events };
-        (bench.runtime.prepare(launch).unwrap(), receiver)
-    };
+    let launch = || bench.prepare("somebody", Quotas::default()).unwrap();
     let (prepared, _) = launch();
     let id = prepared.id();
     assert_eq!(bench.runtime.directory().of(&Subject::new("somebody")).len(), 1);
@@ -509,13 +488,6 @@ fn an_instance_can_be_named_before_it_runs_and_not_after() {
     bench.runtime.end(prepared.id(), Ending::Disconnected);
     prepared.start();
     assert_eq!(ending(&events), Ending::Disconnected);
-
-    let all: Vec<_> = (0..crate::limits::INSTANCES).map(|_| launch()).collect();
-    let (events, _receiver) = events::bounded(1);
-    let program = Program::in_memory(&simple(&[], "")).unwrap();
-    let one_more = Launch { program, arguments: vec![], subject: Subject::everyone(), events };
-    assert_eq!(bench.runtime.prepare(one_more).err(), Some(LaunchRefusal::Full(crate::limits::INSTANCES)));
-    drop(all);
     drop(bench.house);
 }
 
