@@ -47,8 +47,9 @@ const SETTLE_MOST: Duration = Duration::from_millis(10);
 
 /// How long a long prompt's chunk may hold up the decodes that run beside it, ...
 const CHUNK_BESIDE: Duration = Duration::from_millis(100);
-/// ... and how long a chunk may run alone: what a newcomer waits at most.
-const CHUNK_ALONE: Duration = Duration::from_millis(400);
+/// ... and how long a batch may run at all. The pages of one who is ended come back after it, which is promised within
+/// 200 ms, and a newcomer waits for it; the estimate may be off by a third.
+const CHUNK_ALONE: Duration = Duration::from_millis(150);
 /// Rows in a chunk at least: fewer would read all weights for next to nothing.
 const CHUNK_LEAST: u32 = 16;
 /// The first chunk's rows, before anything was measured.
