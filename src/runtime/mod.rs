@@ -17,6 +17,7 @@ use std::sync::Arc;
 pub mod directory;
 pub mod ending;
 pub mod events;
+mod fair;
 pub mod instance;
 #[cfg(test)]
 mod preview1;
@@ -120,6 +121,7 @@ impl Runtime {
             subject: launch.subject.clone(),
             mailbox: Arc::new(Mailbox::default()),
             end: Arc::new(OnceCell::new()),
+            seat: self.parts.workers.seat(&launch.subject),
             ended: false,
         };
         self.directory.enter(entry.clone())?;
@@ -139,14 +141,14 @@ impl Runtime {
     /// Ends the instance, wherever it is, soon; its last event says how. The first ending decided on counts.
     pub fn end(&self, instance: InstanceId, ending: Ending) {
         if let Some(entry) = self.directory.find(instance) {
-            let _ = entry.end.set_blocking(ending); // decided already
+            entry.end(ending);
         }
     }
 
     /// Ends every instance, as [`Runtime::end`] ends one.
     pub fn end_all(&self, ending: Ending) {
         for entry in self.directory.all() {
-            let _ = entry.end.set_blocking(ending.clone()); // decided already
+            entry.end(ending.clone());
         }
     }
 
@@ -161,7 +163,7 @@ impl Runtime {
     ) {
         let Some(entry) = self.directory.find(instance) else { return };
         if let Err(full) = push(&entry.mailbox) {
-            let _ = entry.end.set_blocking(Ending::OutOfResources(full.to_string()));
+            entry.end(Ending::OutOfResources(full.to_string()));
         }
     }
 }
@@ -182,7 +184,8 @@ impl Prepared {
     pub fn start(mut self) {
         if let Some(launch) = self.launch.take() {
             let (runtime, entry) = (self.runtime.clone(), self.entry.clone());
-            self.runtime.parts.workers.spawn(|slice| async move {
+            let seat = entry.seat.clone();
+            self.runtime.parts.workers.spawn(&seat, |slice| async move {
                 let events = launch.events.clone();
                 let run = instance::run(&runtime, &entry, launch, slice);
                 instance::live(&runtime, &entry, events, run).await;
