@@ -180,7 +180,7 @@ top1_clear, mean_kl, and the same for each prompt.
                 "measure what this tartlet.toml serves: its model, and its [engine] in place of the defaults",
             ),
             value("threads", "N", "threads for batches and programs (default: the configuration's, or one per core)"),
-            value("inferlets", "DIR", "the folder with completion.wasm, echo.wasm and rogue.wasm, as `make inferlets` fills it"),
+            value("inferlets", "DIR", "the folder that `make inferlets` fills: completion, echo and rogue are run"),
             values("only", "SECTION", "measure this section alone, or this figure (prefill.300); may be repeated"),
             switch("json", "print one JSON object instead of a table"),
             value("against", "FILE", "also say what changed beyond noise since the run whose --json is FILE"),
