@@ -180,6 +180,7 @@ pub(crate) async fn end_given_up(runtime: Runtime, notices: Receiver<Notice>) {
             Notice::OutOfPages { instance, why } => {
                 (instance, Ending::Exception(format!("OOM unrecoverable: {why}")))
             }
+            Notice::Quota { instance, quota } => (instance, Ending::quota(quota)),
             Notice::Misuse { instance, what } => (instance, Ending::trapped(Trap::error(what))),
         };
         runtime.end(instance, ending);

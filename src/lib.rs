@@ -11,7 +11,7 @@
 //!                                                   ▲                                 └──▶ directory (read only)
 //!                                                   └──────────── result ◀──────────────── engine ◀──outcome
 //! ```
-//! `wire` is the vocabulary that server and session share, not a stage; `identity` holds the names that cross layers.
+//! `wire` is the vocabulary that server and session share, not a stage; `identity` and `quota` hold the names that cross layers.
 //! Commands go right and down; results and events come back through bounded channels. An upper layer holds handles
 //! of the one below; a lower one never names an upper one: it returns a value or sends on a channel it was given.
 //!
@@ -43,7 +43,7 @@
 //! |---|---|
 //! | [`cli`], [`config`], [`appliance`] | words, values, and what is built in which order |
 //! | [`limits`] | every capacity, with its reason |
-//! | [`identity`], [`clock`] | instance, subject, program: the names; what time it is |
+//! | [`identity`], [`quota`], [`clock`] | instance, subject, program: the names; what each may use; what time it is |
 //! | [`wire`], [`server`], [`client`] | the protocol, its server side, our client |
 //! | [`auth`] | PASETO tokens, what they grant |
 //! | [`program`] | the store of components; component to instantiation plan |
@@ -77,6 +77,7 @@ pub mod limits;
 pub mod model;
 pub mod observe;
 pub mod program;
+pub mod quota;
 pub mod runtime;
 pub mod selftest;
 pub mod server;

@@ -70,8 +70,6 @@ pub const READ_STALL: Duration = Duration::from_secs(15);
 pub const PONG_WAIT: Duration = Duration::from_secs(1);
 /// `server_event`s about unreadable frames in a connection's life; part of the protocol.
 pub const SERVER_EVENTS_PER_CONNECTION: usize = 16;
-/// Instances that one connection owns, those included whose last event is still to be read: half the box.
-pub const INSTANCES_PER_CONNECTION: usize = INSTANCES / 2;
 /// How long `model_status` waits for the engine: a step of a large batch takes less.
 pub const STATUS_WAIT: Duration = Duration::from_secs(2);
 /// At least this often an open connection's token is held against the wall clock, which may be set meanwhile.
@@ -174,6 +172,11 @@ pub const OPERATIONS_PER_INSTANCE: usize = 256;
 /// Words of 4 bytes that one instance's queued operations take (rows, pages with what waits on them, mask runs): 4 MiB.
 /// Full: the guest waits; a single operation that takes more is let in alone.
 pub const QUEUED_WORDS_PER_INSTANCE: usize = 1 << 20;
+/// Operations of one subject that are queued and not yet done: a tree search each in 32 instances. Full: the guest waits.
+pub const OPERATIONS_PER_SUBJECT: usize = 32 * OPERATIONS_PER_INSTANCE;
+/// Words that these take: 64 MiB.
+pub const QUEUED_WORDS_PER_SUBJECT: usize = 16 * QUEUED_WORDS_PER_INSTANCE;
+const _: () = assert!(QUEUED_WORDS_PER_SUBJECT < 1 << 32); // counted in 32 bits
 /// Queues of one instance that are open at a time. The SDK opens one per context and fork. More ends the guest.
 pub const QUEUES_PER_INSTANCE: usize = 1024;
 /// Pages (and, apart, embeds) that one instance can name at a time, imports included: 1 Mi tokens at 16 a page. An
@@ -209,6 +212,10 @@ pub const MAILBOX_MESSAGE_BYTES: usize = 4 * CLIENT_FRAME_BYTES;
 pub const MAILBOX_BLOBS: usize = 64;
 /// Bytes of those blobs; as much as one guest's memory.
 pub const MAILBOX_BLOB_BYTES: usize = 64 << 20;
+/// Bytes of messages and blobs that all instances have not read yet: what a box with 8 GB can spare.
+pub const UNREAD_BYTES: usize = 512 << 20;
+/// The same for one subject where there are several: half of it, so that none takes it all.
+pub const UNREAD_BYTES_PER_SUBJECT: usize = UNREAD_BYTES / 2;
 
 /// Bytes of a topic's name.
 pub const TOPIC_NAME_BYTES: usize = 256;
@@ -283,11 +290,27 @@ pub const LIFTED_BYTES: usize = 32 * 1024 * 1024;
 /// Fuel of one call of a guest's allocator, which cannot be suspended: 4 ms at most. Growing memory by 32 MiB takes
 /// half of it, dlmalloc itself a few hundred.
 pub const ALLOCATOR_FUEL: u64 = 1_000_000;
+/// Fuel of one instance in its life: about an hour of one core.
+pub const FUEL: u64 = 4_000_000_000_000;
+/// Linear memory of one instance: a large program's, and a quarter of what all have together.
+pub const MEMORY_BYTES: usize = 256 << 20;
+/// Entries of an instance's tables: 16 bytes each, and stock programs have a few hundred.
+pub const TABLE_ELEMENTS: usize = 1 << 20;
+/// From an instance's launch to its end: a day, for one that waits for its client.
+pub const WALL_CLOCK_SECONDS: u64 = 24 * 3600;
+/// Bytes that an instance may print in its life: 16,000 full lines of a terminal's width.
+pub const LOG_BYTES: usize = 16 << 20;
+/// The same, of all live instances of one subject: a flood of them must not fill the journal.
+pub const LOG_BYTES_PER_SUBJECT: usize = 8 * LOG_BYTES;
 /// Linear memory that every instance is sure of, whatever others hold: stock programs start with 1.1 MB and stay
 /// below 1.6.
 pub const MEMORY_FLOOR_BYTES: usize = 2 * 1024 * 1024;
 /// Linear memory that all instances together may hold beyond that: what a box with 8 GB can spare beside the model.
 pub const MEMORY_POOL_BYTES: usize = 1024 * 1024 * 1024;
+/// The same for one subject where there are several: half of it, so that none takes the box.
+pub const MEMORY_BYTES_PER_SUBJECT: usize = MEMORY_POOL_BYTES / 2;
+/// Bytes that the host keeps for one instance without counting them against its subject: what passes in flight take.
+pub const HELD_PORTION_BYTES: usize = 1 << 20;
 /// Fuel of a module's start function, which cannot be suspended. Rust programs have none.
 pub const START_FUEL: u64 = 200_000;
 /// Bytes of a worker's native stack. The interpreter's instructions call each other in tail position; should a
@@ -304,6 +327,8 @@ pub const CORE_TABLES: usize = 2 * CORE_INSTANCES;
 pub const CORE_MEMORIES: usize = 1;
 /// Instances alive at once: at 1.3 MB each (a Rust guest's memory, committed) a third of a GB.
 pub const INSTANCES: usize = 256;
+/// Instances of one subject where there are several, over all its connections: half of them, so that none takes the box.
+pub const INSTANCES_PER_SUBJECT: usize = INSTANCES / 2;
 /// Pollables in one `poll`: every handle could be one, but nobody waits for more than the passes it has in flight.
 pub const POLLED: usize = 4096;
 /// Bytes of one write to a guest's output; what `check-write` permits.

@@ -149,7 +149,7 @@ impl<'a> Fall<'a> {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::engine::operation::VirtualId;
+    use crate::engine::operation::{PageQuotas, VirtualId};
     use crate::engine::prefix::Prefixes;
 
     pub struct World {
@@ -163,9 +163,13 @@ pub(super) mod tests {
         }
 
         pub fn join(&mut self, subject: &str, pages: u32) -> InstanceId {
+            self.join_within(subject, pages, PageQuotas::default())
+        }
+
+        pub fn join_within(&mut self, subject: &str, pages: u32, quotas: PageQuotas) -> InstanceId {
             let instance = InstanceId::random();
             self.joined += 1;
-            self.pool.join(instance, Subject::new(subject), self.joined);
+            self.pool.join(instance, Subject::new(subject), self.joined, quotas);
             self.pool.allocate(instance, pages).expect("room");
             instance
         }

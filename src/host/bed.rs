@@ -5,15 +5,19 @@
 
 use super::abi::Canon;
 use super::function::{Finish, Lowered, Pending, Suspended};
+use super::held::Meter;
 use super::{Cx, Trap, interface};
 use crate::backend::{Backend, Batch, Fault, Info, Outcome, Output, PageId, Produced, TokenId};
-use crate::engine::operation::{Command, Notice};
+use crate::engine::operation::{Command, Notice, PageQuotas};
 use crate::engine::{Engine, Handle, Reuse, credit::Credits};
 use crate::exchange::{Exchange, Mailbox};
 use crate::identity::{InstanceId, Subject};
 use crate::model::Model;
 use crate::model::toy::{TOY_VOCAB, Toy};
-use crate::runtime::quota::{Allowance, Pool, Quotas};
+use crate::quota::Quotas;
+use crate::runtime::account::Account;
+use crate::runtime::quota::Allowance;
+use crate::runtime::table::Table;
 use crate::runtime::{Directory, events};
 use smol::channel::{Receiver, bounded};
 use std::sync::Arc;
@@ -146,28 +150,29 @@ impl Bed {
         let (sender, events) = events::bounded(4);
         let instance = InstanceId::random();
         let subject = subject.clone();
-        let join = Command::Join { instance, subject: subject.clone(), seed };
+        let join = Command::Join { instance, subject: subject.clone(), pages: PageQuotas::default(), seed };
         assert!(house.engine.try_send(join).is_ok(), "the inbox has room");
+        let (quotas, account) = (Quotas::default(), Account::alone());
         let cx = Cx {
             instance,
             subject,
             arguments: vec!["--name".to_owned(), "wert äöü".to_owned()],
             seed,
             returned: String::new(),
-            table: Default::default(),
+            table: Table::new(&quotas),
             queues: Default::default(),
             names: Default::default(),
-            held: Default::default(),
+            held: Meter::new(&quotas, account.memory(&quotas)),
             model: house.model.clone(),
             engine: house.engine.clone(),
-            credits: Credits::new(),
+            credits: Credits::default(),
             exchange: house.exchange.clone(),
-            mailbox: Arc::new(Mailbox::default()),
+            mailbox: Arc::new(Mailbox::new(&quotas, account.unread(&quotas))),
             events: sender,
             directory: Directory::default(),
             insecure: super::wasi::random::Insecure::seeded(seed),
-            log: super::wasi::cli::Log::new(instance, 1 << 16),
-            allowance: Allowance::new(Quotas::default(), Pool::new().0),
+            log: super::wasi::cli::Log::new(instance, &quotas, account.log(&quotas)),
+            allowance: Allowance::new(quotas, account),
             pending: None,
             may_leave: true,
             owed_fuel: 0,

@@ -7,11 +7,12 @@
 //! been given its last event: one that is not read must not make room for another.
 
 use super::LaunchRefusal;
+use super::account::{Account, All};
 use super::ending::Ending;
 use super::worker::Seat;
 use crate::exchange::Mailbox;
 use crate::identity::{InstanceId, ProgramHash, Subject};
-use crate::limits;
+use crate::quota::{Name, Quotas};
 use smol::lock::OnceCell;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -22,6 +23,8 @@ pub struct Entry {
     pub instance: InstanceId,
     pub program: ProgramHash,
     pub subject: Subject,
+    /// What its subject has.
+    pub(crate) account: Arc<Account>,
     pub(crate) mailbox: Arc<Mailbox>,
     /// Written once: the ending that somebody else decided on.
     pub(crate) end: Arc<OnceCell<Ending>>,
@@ -73,13 +76,26 @@ impl Directory {
         self.lock().values().cloned().collect()
     }
 
-    pub(crate) fn enter(&self, entry: Entry) -> Result<(), LaunchRefusal> {
+    /// Enters one more instance of the subject, if there may be one. `make` gets the account that all of a subject share.
+    pub(crate) fn enter(
+        &self,
+        subject: &Subject,
+        quotas: &Quotas,
+        all: &Arc<All>,
+        make: impl FnOnce(Arc<Account>) -> Entry,
+    ) -> Result<Entry, LaunchRefusal> {
         let mut entries = self.lock();
-        if entries.len() >= limits::INSTANCES {
-            return Err(LaunchRefusal::Full(limits::INSTANCES));
+        let mut others = entries.values().filter(|entry| entry.subject == *subject).peekable();
+        let account = others.peek().map(|entry| entry.account.clone());
+        for (count, name) in [(others.count(), Name::SubjectInstances), (entries.len(), Name::TotalInstances)]
+        {
+            if count >= quotas.size(name) {
+                return Err(LaunchRefusal::Full(quotas.over(name)));
+            }
         }
-        entries.insert(entry.instance, entry);
-        Ok(())
+        let entry = make(account.unwrap_or_else(|| Arc::new(Account::new(all))));
+        entries.insert(entry.instance, entry.clone());
+        Ok(entry)
     }
 
     /// It cannot be found any more.

@@ -7,7 +7,7 @@
 //! dropped, the engine told, and only then the client, exactly once.
 
 use super::directory::Entry;
-use super::quota::{Allowance, Quota};
+use super::quota::{Allowance, Name, Quotas};
 use super::slice::Guest;
 use super::table::Table;
 use super::worker::Slice;
@@ -15,7 +15,7 @@ use super::{Ending, InstanceEvent, Launch, Runtime, What, events};
 use crate::clock;
 use crate::engine::Gone;
 use crate::engine::credit::Credits;
-use crate::engine::operation::{Command, Leave};
+use crate::engine::operation::{Command, Leave, PageQuotas};
 use crate::host::abi::{Canon, Source};
 use crate::host::wasi::{cli::Log, random::Insecure};
 use crate::host::{Cx, Trap, common, held};
@@ -27,21 +27,22 @@ use crate::program::translate::interpreter;
 use crate::simulation::plant::{Bug, planted};
 use smol::future::{FutureExt, or};
 use std::panic::AssertUnwindSafe;
+use std::time::Duration;
 use wasmi::{AsContextMut, Extern, Func, Instance, Memory, Store, Val};
 
 /// The whole life of an instance, as a future for a worker; `run` is what its program does, to the program's own end.
 pub(super) async fn live(
     runtime: &Runtime,
     entry: &Entry,
+    quotas: &Quotas,
     events: events::Sender,
     run: impl Future<Output = Ending>,
 ) {
     let ending = {
         let decided = async { entry.end.wait().await.clone() };
-        let quotas = runtime.parts.quotas;
         let late = async {
-            clock::after(quotas.wall_clock).await;
-            Ending::quota(Quota::WallClock(quotas.wall_clock))
+            clock::after(Duration::from_secs(quotas.get(Name::WallClock))).await;
+            Ending::quota(quotas.over(Name::WallClock))
         };
         let run = AssertUnwindSafe(run).catch_unwind();
         let run = async { run.await.unwrap_or(Ending::trapped(Trap::Panicked)) };
@@ -83,7 +84,7 @@ pub(super) async fn run(runtime: &Runtime, entry: &Entry, launch: Launch, slice:
         Ok(code) => code,
         Err(rejected) => return Ending::ServerError(rejected.to_string()),
     };
-    let seed = match join(runtime, entry).await {
+    let seed = match join(runtime, entry, &launch.quotas).await {
         Ok(seed) => seed,
         Err(gone) => return Ending::ServerError(gone.to_string()),
     };
@@ -100,14 +101,15 @@ pub(super) async fn run(runtime: &Runtime, entry: &Entry, launch: Launch, slice:
 }
 
 /// Makes the instance known to the engine. Answers its seed.
-pub(super) async fn join(runtime: &Runtime, entry: &Entry) -> Result<u64, Gone> {
+pub(super) async fn join(runtime: &Runtime, entry: &Entry, quotas: &Quotas) -> Result<u64, Gone> {
     let seed = match runtime.parts.seed {
         Some(seed) => seed,
         // Without the system's random numbers the id, random too, still tells instances apart.
         None => getrandom::u64().unwrap_or_default(),
     };
     tracing::info!(target: "runtime", instance = %entry.instance, program = %entry.program, seed, "launched");
-    let join = Command::Join { instance: entry.instance, subject: entry.subject.clone(), seed };
+    let (instance, subject) = (entry.instance, entry.subject.clone());
+    let join = Command::Join { instance, subject, pages: PageQuotas::of(quotas), seed };
     runtime.parts.engine.send(join).await?;
     Ok(seed)
 }
@@ -120,20 +122,20 @@ pub(super) fn context(runtime: &Runtime, entry: &Entry, launch: Launch, seed: u6
         arguments: launch.arguments,
         seed,
         returned: String::new(),
-        table: Table::default(),
+        table: Table::new(&launch.quotas),
         queues: common::Queues::default(),
         names: common::Names::default(),
-        held: held::Meter::default(),
+        held: held::Meter::new(&launch.quotas, entry.account.memory(&launch.quotas)),
         model: parts.model.clone(),
         engine: parts.engine.clone(),
-        credits: Credits::new(),
+        credits: Credits::new(&launch.quotas, entry.account.operations.clone()),
         exchange: parts.exchange.clone(),
         mailbox: entry.mailbox.clone(),
         events: launch.events,
         directory: runtime.directory.clone(),
         insecure: Insecure::seeded(seed),
-        log: Log::new(entry.instance, parts.quotas.log_bytes),
-        allowance: Allowance::new(parts.quotas, runtime.memory.clone()),
+        log: Log::new(entry.instance, &launch.quotas, entry.account.log(&launch.quotas)),
+        allowance: Allowance::new(launch.quotas, entry.account.clone()),
         pending: None,
         may_leave: true,
         owed_fuel: 0,

@@ -8,17 +8,20 @@ use crate::exchange::{Exchange, Mailbox};
 use crate::identity::{InstanceId, Subject};
 use crate::model::Model;
 use crate::program::Program;
+use account::All;
 use directory::Entry;
 use smol::channel::Receiver;
 use smol::lock::OnceCell;
 use std::fmt;
 use std::sync::Arc;
 
+pub mod account;
 pub mod directory;
 pub mod ending;
 pub mod events;
 mod fair;
 pub mod instance;
+pub mod pace;
 #[cfg(test)]
 mod preview1;
 pub mod quota;
@@ -30,7 +33,7 @@ pub mod worker;
 
 pub use directory::Directory;
 pub use ending::Ending;
-pub use quota::{Quota, Quotas};
+pub use quota::{Name, Quota, Quotas};
 pub use worker::Workers;
 
 /// What one instance is launched with.
@@ -38,6 +41,8 @@ pub struct Launch {
     pub program: Arc<Program>,
     pub arguments: Vec<String>,
     pub subject: Subject,
+    /// What it may use: the box's values, lowered by the token's claims.
+    pub quotas: Quotas,
     /// Where its events go. A full channel makes the guest wait; a closed one ends it.
     pub events: events::Sender,
 }
@@ -58,19 +63,16 @@ pub enum What {
 }
 
 /// Why an instance was not launched. `Display` is the answer for the client.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LaunchRefusal {
-    /// As many instances live as the box holds.
-    Full(usize),
+    /// As many instances live as the subject, or the box, may have.
+    Full(Quota),
 }
 
 impl fmt::Display for LaunchRefusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            LaunchRefusal::Full(limit) => write!(
-                f,
-                "{limit} instances are running, the most this server holds; try again when one has ended"
-            ),
+            LaunchRefusal::Full(quota) => quota.fmt(f),
         }
     }
 }
@@ -83,6 +85,7 @@ pub struct RuntimeParts {
     pub model: Arc<Model>,
     pub workers: Workers,
     pub exchange: Arc<Exchange>,
+    /// What the box's configuration lets everyone have; a [`Launch`] has them, lowered.
     pub quotas: Quotas,
     /// The seed of every instance, for repeatable runs; each gets a random one otherwise.
     pub seed: Option<u64>,
@@ -93,14 +96,14 @@ pub struct RuntimeParts {
 pub struct Runtime {
     parts: Arc<RuntimeParts>,
     directory: Directory,
-    memory: quota::Pool,
+    all: Arc<All>,
     leaving: Receiver<()>,
 }
 
 impl Runtime {
     pub fn new(parts: RuntimeParts) -> Runtime {
-        let (memory, leaving) = quota::Pool::new();
-        Runtime { parts: Arc::new(parts), directory: Directory::default(), memory, leaving }
+        let (all, leaving) = All::new();
+        Runtime { parts: Arc::new(parts), directory: Directory::default(), all, leaving }
     }
 
     /// Hears when instances have gone and their memory is about to be free, of several at least once. For one listener.
@@ -115,16 +118,16 @@ impl Runtime {
 
     /// Under an id that nobody has.
     pub(crate) fn prepare_as(&self, instance: InstanceId, launch: Launch) -> Result<Prepared, LaunchRefusal> {
-        let entry = Entry {
+        let entry = self.directory.enter(&launch.subject, &launch.quotas, &self.all, |account| Entry {
             instance,
             program: launch.program.hash,
             subject: launch.subject.clone(),
-            mailbox: Arc::new(Mailbox::default()),
+            mailbox: Arc::new(Mailbox::new(&launch.quotas, account.unread(&launch.quotas))),
+            account,
             end: Arc::new(OnceCell::new()),
             seat: self.parts.workers.seat(&launch.subject),
             ended: false,
-        };
-        self.directory.enter(entry.clone())?;
+        })?;
         Ok(Prepared { runtime: self.clone(), entry, launch: Some(launch) })
     }
 
@@ -152,18 +155,19 @@ impl Runtime {
         }
     }
 
+    /// What everyone may have.
+    pub fn quotas(&self) -> &Quotas {
+        &self.parts.quotas
+    }
+
     pub fn directory(&self) -> &Directory {
         &self.directory
     }
 
-    fn deliver(
-        &self,
-        instance: InstanceId,
-        push: impl FnOnce(&Mailbox) -> Result<(), crate::exchange::mailbox::Full>,
-    ) {
+    fn deliver(&self, instance: InstanceId, push: impl FnOnce(&Mailbox) -> Result<(), Quota>) {
         let Some(entry) = self.directory.find(instance) else { return };
-        if let Err(full) = push(&entry.mailbox) {
-            entry.end(Ending::OutOfResources(full.to_string()));
+        if let Err(quota) = push(&entry.mailbox) {
+            entry.end(Ending::quota(quota));
         }
     }
 }
@@ -187,8 +191,9 @@ impl Prepared {
             let seat = entry.seat.clone();
             self.runtime.parts.workers.spawn(&seat, |slice| async move {
                 let events = launch.events.clone();
+                let quotas = launch.quotas;
                 let run = instance::run(&runtime, &entry, launch, slice);
-                instance::live(&runtime, &entry, events, run).await;
+                instance::live(&runtime, &entry, &quotas, events, run).await;
             });
         }
     }
@@ -202,14 +207,14 @@ impl Prepared {
         let launch = self.launch.take().expect("nothing else takes it");
         let (runtime, entry) = (self.runtime.clone(), self.entry.clone());
         async move {
-            let events = launch.events.clone();
+            let (events, quotas) = (launch.events.clone(), launch.quotas);
             let run = async {
-                match instance::join(&runtime, &entry).await {
+                match instance::join(&runtime, &entry, &quotas).await {
                     Ok(_) => guest(entry.clone(), launch).await,
                     Err(gone) => Ending::ServerError(gone.to_string()),
                 }
             };
-            instance::live(&runtime, &entry, events, run).await;
+            instance::live(&runtime, &entry, &quotas, events, run).await;
         }
     }
 }

@@ -1,126 +1,48 @@
-//! What one guest may use, and what it has used.
+//! The growth of a guest's memory and tables, against what it, its subject and all together may have.
 //!
-//! Owns: the quotas of an instance and the limiter that the interpreter asks before memory or a table grows.
+//! Owns: the limiter that the interpreter asks. Of memory, each instance is sure of [`limits::MEMORY_FLOOR_BYTES`]; what it
+//! has beyond counts with its subject's and everyone's, so that they cannot together take the box down, nor some of
+//! them keep the others from starting.
 //! Never: ending anybody; exceeding a quota is a [`Trap`](crate::host::Trap) or an [`Ending`](super::Ending).
 
+use super::account::Account;
 use crate::limits;
-use smol::channel::{self, Receiver, Sender};
-use std::fmt;
+use crate::quota::Shares;
+pub use crate::quota::{Name, Quota, Quotas};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
 use wasmi::ResourceLimiter;
 use wasmi_core::LimiterError;
 
-/// The quotas of one instance. The defaults are generous: they end what runs away, not what works hard.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Quotas {
-    /// Linear memory, all memories together.
-    pub memory_bytes: usize,
-    /// Entries of all tables together.
-    pub table_elements: usize,
-    /// Interpreted instructions, roughly, over the whole life.
-    pub fuel: u64,
-    /// Launch to end, waiting included.
-    pub wall_clock: Duration,
-    /// Standard output and error over the whole life.
-    pub log_bytes: usize,
-}
-
-impl Default for Quotas {
-    fn default() -> Quotas {
-        Quotas {
-            memory_bytes: 256 << 20,
-            table_elements: 1 << 20,
-            // About an hour of one core.
-            fuel: 4_000_000_000_000,
-            wall_clock: Duration::from_secs(24 * 3600),
-            log_bytes: 16 << 20,
-        }
-    }
-}
-
-/// A quota that was exceeded, with the value it has. `Display` is the text of event 5.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Quota {
-    MemoryBytes(usize),
-    /// What all instances hold together beyond the share that each is sure of.
-    PooledMemoryBytes(usize),
-    TableElements(usize),
-    Fuel(u64),
-    WallClock(Duration),
-    Handles(usize),
-    /// Host memory behind handles.
-    HeldBytes(usize),
-    LogBytes(usize),
-}
-
-impl fmt::Display for Quota {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (name, value) = match *self {
-            Quota::MemoryBytes(bytes) => ("memory bytes", bytes as u64),
-            Quota::PooledMemoryBytes(bytes) => ("memory bytes of all instances together", bytes as u64),
-            Quota::TableElements(elements) => ("table elements", elements as u64),
-            Quota::Fuel(fuel) => ("fuel", fuel),
-            Quota::WallClock(time) => ("wall clock seconds", time.as_secs()),
-            Quota::HeldBytes(bytes) => ("bytes held by the host", bytes as u64),
-            Quota::Handles(handles) => ("handles", handles as u64),
-            Quota::LogBytes(bytes) => ("log bytes", bytes as u64),
-        };
-        write!(f, "Quota exceeded: {name}, limit {value}")
-    }
-}
-
-/// The memory that instances may hold beyond what each is sure of ([`limits::MEMORY_FLOOR_BYTES`]), so that they
-/// cannot together take the box down, nor some of them keep the others from starting. Clones are one pool.
-#[derive(Clone, Debug)]
-pub struct Pool {
-    held: Arc<AtomicUsize>,
-    /// Holds a word once somebody has left and nobody has heard of it.
-    left: Sender<()>,
-}
-
-impl Pool {
-    /// Nobody holds anything yet. The receiver hears when instances leave the pool, of several at least once.
-    pub fn new() -> (Pool, Receiver<()>) {
-        let (left, leaving) = channel::bounded(1);
-        (Pool { held: Arc::default(), left }, leaving)
-    }
-
-    /// Takes from the pool what an instance that grows from `before` to `after` bytes holds beyond its sure share.
-    fn grow(&self, before: usize, after: usize) -> bool {
-        let more = beyond_floor(after) - beyond_floor(before);
-        let taken = self.held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |held| {
-            held.checked_add(more).filter(|held| *held <= limits::MEMORY_POOL_BYTES)
-        });
-        taken.is_ok()
-    }
-}
-
-fn beyond_floor(bytes: usize) -> usize {
-    bytes.saturating_sub(limits::MEMORY_FLOOR_BYTES)
+fn beyond_floor(bytes: usize) -> u64 {
+    bytes.saturating_sub(limits::MEMORY_FLOOR_BYTES) as u64
 }
 
 /// The growth of one guest's memories and tables against its quotas.
-#[derive(Debug)]
 pub struct Allowance {
     pub quotas: Quotas,
     memory_bytes: usize,
     table_elements: usize,
     exceeded: Option<Quota>,
-    pool: Pool,
+    account: Arc<Account>,
+    memory: Shares,
 }
 
 impl Drop for Allowance {
     fn drop(&mut self) {
-        self.pool.held.fetch_sub(beyond_floor(self.memory_bytes), Ordering::Relaxed);
-        let _ = self.pool.left.try_send(()); // full: it will be heard of anyway
+        self.memory.give(beyond_floor(self.memory_bytes));
+        self.account.all.memory_is_back();
     }
 }
 
 impl Allowance {
-    pub fn new(quotas: Quotas, pool: Pool) -> Allowance {
-        Allowance { quotas, memory_bytes: 0, table_elements: 0, exceeded: None, pool }
+    pub fn new(quotas: Quotas, account: Arc<Account>) -> Allowance {
+        let memory = account.memory(&quotas);
+        Allowance { quotas, memory_bytes: 0, table_elements: 0, exceeded: None, account, memory }
+    }
+
+    /// What its subject has.
+    pub fn account(&self) -> &Arc<Account> {
+        &self.account
     }
 
     /// The quota that refused a growth, if one did: the guest's last act.
@@ -145,11 +67,11 @@ impl ResourceLimiter for Allowance {
             return Ok(false); // the program's own limit: `memory.grow` answers -1
         }
         let total = self.memory_bytes.saturating_add(desired.saturating_sub(current));
-        if total > self.quotas.memory_bytes {
-            return self.refuse(Quota::MemoryBytes(self.quotas.memory_bytes));
+        if total > self.quotas.size(Name::MemoryBytes) {
+            return self.refuse(self.quotas.over(Name::MemoryBytes));
         }
-        if !self.pool.grow(self.memory_bytes, total) {
-            return self.refuse(Quota::PooledMemoryBytes(limits::MEMORY_POOL_BYTES));
+        if let Err(quota) = self.memory.take(beyond_floor(total) - beyond_floor(self.memory_bytes)) {
+            return self.refuse(quota);
         }
         self.memory_bytes = total;
         Ok(true)
@@ -165,8 +87,8 @@ impl ResourceLimiter for Allowance {
             return Ok(false);
         }
         let total = self.table_elements.saturating_add(desired.saturating_sub(current));
-        if total > self.quotas.table_elements {
-            return self.refuse(Quota::TableElements(self.quotas.table_elements));
+        if total > self.quotas.size(Name::TableElements) {
+            return self.refuse(self.quotas.over(Name::TableElements));
         }
         self.table_elements = total;
         Ok(true)
@@ -189,22 +111,31 @@ impl ResourceLimiter for Allowance {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::runtime::account::All;
 
     #[test]
     fn hogs_cannot_keep_small_guests_from_starting() {
-        let (pool, leaving) = Pool::new();
-        let quotas = Quotas { memory_bytes: limits::MEMORY_POOL_BYTES, ..Quotas::default() };
-        let mut hog = Allowance::new(quotas, pool.clone());
-        assert!(hog.memory_growing(0, limits::MEMORY_POOL_BYTES, None).is_ok());
-        let mut second = Allowance::new(quotas, pool.clone());
+        let (all, leaving) = All::new();
+        let [one, other] = [0, 1].map(|_| Arc::new(Account::new(&all)));
+        let (pool, own) = (limits::MEMORY_POOL_BYTES, limits::MEMORY_BYTES_PER_SUBJECT);
+        let floor = limits::MEMORY_FLOOR_BYTES;
+        let quotas = Quotas::default().with(Name::MemoryBytes, pool as u64);
+        let most = quotas.with(Name::SubjectMemoryBytes, pool as u64);
+        let mut hog = Allowance::new(quotas, one.clone());
+        assert!(hog.memory_growing(0, own + floor, None).is_ok());
+        let mut second = Allowance::new(quotas, one.clone());
+        assert!(second.memory_growing(0, floor, None).is_ok(), "each is sure of its share");
+        assert!(second.memory_growing(floor, 2 * floor, None).is_err());
+        assert_eq!(second.exceeded(), Some(quotas.over(Name::SubjectMemoryBytes)));
+        let mut third = Allowance::new(most, other.clone());
         assert!(
-            second.memory_growing(0, limits::MEMORY_FLOOR_BYTES, None).is_ok(),
-            "each is sure of its share"
+            third.memory_growing(0, pool - own + floor, None).is_ok(),
+            "another subject has its own share"
         );
-        assert!(second.memory_growing(0, 2 * limits::MEMORY_FLOOR_BYTES, None).is_err());
-        assert_eq!(second.exceeded(), Some(Quota::PooledMemoryBytes(limits::MEMORY_POOL_BYTES)));
-        drop((hog, second));
-        assert_eq!(pool.held.load(Ordering::Relaxed), 0, "all of it comes back");
-        assert!(leaving.try_recv().is_ok() && leaving.try_recv().is_err(), "one word for both");
+        assert!(third.memory_growing(pool - own + floor, pool, None).is_err());
+        assert_eq!(third.exceeded(), Some(most.over(Name::TotalMemoryBytes)));
+        drop((hog, second, third));
+        assert_eq!(one.memory(&most).take(pool as u64), Ok(()), "all of it comes back");
+        assert!(leaving.try_recv().is_ok() && leaving.try_recv().is_err(), "one word for all");
     }
 }

@@ -43,7 +43,7 @@ pub async fn serve<H: House>(
 ) {
     let Carrier { incoming, outgoing, linger } = carrier;
     let (frames, outbox) = smol::channel::bounded(limits::FRAMES_IN_FLIGHT);
-    let (ends, ended) = smol::channel::bounded(limits::INSTANCES_PER_CONNECTION);
+    let (ends, ended) = smol::channel::bounded(limits::INSTANCES);
     let executor = Executor::new();
     let mut writer = executor.spawn(write(outgoing, outbox));
     let mut connection = Connection {
@@ -252,9 +252,8 @@ impl<H: House> Io<'_, H> {
         program: ProgramHash,
         arguments: Vec<String>,
     ) -> Option<()> {
-        let subject = session.grant()?.subject.clone();
         let (events, received) = events::channel();
-        let ready = match self.door.house.prepare(&program, arguments, subject, events) {
+        let ready = match self.door.house.prepare(&program, arguments, session.grant()?, events) {
             Ok(ready) => ready,
             Err(refusal) => return self.answer(corr_id, Err(refusal)).await,
         };

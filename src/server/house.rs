@@ -1,12 +1,13 @@
 //! What stands behind the door: programs, guests, the model's state.
 //!
-//! Owns: the seam ([`House`]) through which a connection asks for anything, and the real house ([`Served`]). Never: frames or
-//! rights; whoever asks has been let in and may do what it asks for. Tests put a scripted house behind the door.
+//! Owns: the seam ([`House`]) through which a connection asks for anything, and the real house ([`Served`]). Never: frames, or
+//! who may come in; whoever asks has been let in and may do what it asks for. Tests put a scripted house behind the door.
 
+use crate::auth::Grant;
 use crate::clock;
 use crate::engine;
 use crate::engine::operation::{Command, Reply, Status};
-use crate::identity::{InstanceId, ProgramHash, Subject};
+use crate::identity::{InstanceId, ProgramHash};
 use crate::limits;
 use crate::program::Store;
 use crate::runtime::{Ending, Launch, Runtime, events};
@@ -21,12 +22,12 @@ pub trait House: Send + Sync + 'static {
     /// Checks and keeps a program; it is durable when this answers. The upload counts against the server's budget for
     /// as long as anything is done with it, whoever waits for that.
     fn put(&self, program: Upload) -> impl Future<Output = Result<ProgramHash, String>> + Send;
-    /// Registers an instance of a program that [`House::contains`].
+    /// Registers an instance of a program that [`House::contains`], for whom the grant is.
     fn prepare(
         &self,
         program: &ProgramHash,
         arguments: Vec<String>,
-        subject: Subject,
+        grant: &Grant,
         events: events::Sender,
     ) -> Result<Ready, String>;
     fn signal(&self, instance: InstanceId, message: String);
@@ -64,12 +65,13 @@ impl House for Served {
         &self,
         program: &ProgramHash,
         arguments: Vec<String>,
-        subject: Subject,
+        grant: &Grant,
         events: events::Sender,
     ) -> Result<Ready, String> {
         let program =
             self.store.get(program).ok_or_else(|| format!("No such program with hash={program}"))?;
-        let launch = Launch { program, arguments, subject, events };
+        let quotas = self.runtime.quotas().lowered(&grant.quotas);
+        let launch = Launch { program, arguments, subject: grant.subject.clone(), quotas, events };
         let prepared = self.runtime.prepare(launch).map_err(|refusal| refusal.to_string())?;
         Ok(Ready { instance: prepared.id(), start: Box::new(move || prepared.start()) })
     }

@@ -173,13 +173,6 @@ impl<'v> Session<'v> {
                 other => answer(corr_id, Err(format!("Unknown query subject: {other}"))),
             },
             M::LaunchInstance { corr_id, program_hash: program, arguments } => {
-                if self.owned.len() >= limits::INSTANCES_PER_CONNECTION {
-                    let limit = limits::INSTANCES_PER_CONNECTION;
-                    return answer(
-                        corr_id,
-                        Err(format!("{limit} instances belong to this connection, the most it may have")),
-                    );
-                }
                 Some(Effect::Launch { corr_id, program, arguments })
             }
             M::LaunchServerInstance { corr_id, port, program_hash: program, .. } => match port {
@@ -438,18 +431,5 @@ mod tests {
         let told = (0..1000).filter(|_| session.unreadable(what(None)).is_some()).count();
         assert_eq!(told, limits::SERVER_EVENTS_PER_CONNECTION);
         assert_eq!(brief(session.unreadable(what(Some(4)))), "false: r", "an answer is never held back");
-    }
-
-    #[test]
-    fn instances_per_connection_are_bounded() {
-        let mut session = open();
-        (0..limits::INSTANCES_PER_CONNECTION).for_each(|_| session.own(InstanceId::random()));
-        let launch =
-            ClientMessage::LaunchInstance { corr_id: 1, program_hash: "h".into(), arguments: vec![] };
-        let refused = format!("false: {} instances", limits::INSTANCES_PER_CONNECTION);
-        assert!(brief(session.step(launch.clone(), now())).starts_with(&refused));
-        let one = *session.owned().iter().next().unwrap();
-        session.ended(one);
-        assert_eq!(brief(session.step(launch, now())), "Launch");
     }
 }

@@ -1,7 +1,7 @@
 //! The door as a whole, over loopback, with a scripted house behind it: a guest does what its arguments say.
 
 use super::*;
-use crate::auth::{Claims, Role, SecretKey, Token, mint};
+use crate::auth::{Claims, Grant, Role, SecretKey, Token, mint};
 use crate::client::{Client, Event};
 use crate::identity::{InstanceId, ProgramHash, Subject};
 use crate::limits;
@@ -57,9 +57,10 @@ impl House for Script {
         &self,
         _program: &ProgramHash,
         arguments: Vec<String>,
-        subject: Subject,
+        grant: &Grant,
         events: events::Sender,
     ) -> Result<Ready, String> {
+        let subject = grant.subject.clone();
         match arguments.first().map(String::as_str) {
             Some("panic") => panic!("a fault of the house, as scripted"),
             Some("full") => return Err("no place".to_owned()),

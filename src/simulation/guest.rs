@@ -97,7 +97,7 @@ impl Guest {
             entry,
             events: launch.events,
             engine,
-            credits: Credits::new(),
+            credits: Credits::default(),
             ledger,
             queues: (0, 1 + random.below(3)),
             random,

@@ -11,7 +11,7 @@ use crate::host::Trap;
 use crate::identity::InstanceId;
 use crate::limits;
 use crate::runtime::directory::Entry;
-use crate::runtime::{Directory, Ending, Quota, Quotas};
+use crate::runtime::{Directory, Ending, Name, Quotas};
 use crate::wire::ServerMessage;
 use async_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -203,9 +203,8 @@ impl Ledger {
     }
 
     pub fn given_up(&mut self, notice: &Notice) {
-        let (Notice::Evict(instance) | Notice::OutOfPages { instance, .. } | Notice::Misuse { instance, .. }) =
-            notice;
-        let before = self.life(*instance).notice.replace(notice.clone());
+        let instance = notice.instance();
+        let before = self.life(instance).notice.replace(notice.clone());
         assert!(before.is_none(), "{instance} is given up twice");
     }
 
@@ -390,14 +389,14 @@ impl Ledger {
     }
 
     fn ended(&mut self, client: usize, instance: InstanceId, code: u32, text: &str) {
-        let wall_clock = self.quotas.wall_clock;
+        let quotas = self.quotas;
         let download = self.clients[client].download.as_ref();
         assert!(download.is_none_or(|d| d.instance != instance), "in the middle of a blob");
         let prompt = self.clients[client].prompt;
         let life = self.life(instance);
         assert!(life.said.is_empty(), "the last event overtakes {} others", life.said.len());
         life.told = true;
-        let ending = life.ending(wall_clock);
+        let ending = life.ending(&quotas);
         assert_eq!((code, text), (ending.code(), &*ending.message()), "another end");
         if let Some(known) = life.known.filter(|_| prompt && life.talks) {
             assert!(fake::passed() - known <= PROMPT, "a talker is held up");
@@ -470,18 +469,20 @@ impl Life {
     }
 
     /// How it ended, by what is on record.
-    fn ending(&self, wall_clock: Duration) -> Ending {
+    fn ending(&self, quotas: &Quotas) -> Ending {
         if let Some(own) = &self.own {
             return own.clone();
         }
         let Some(decided) = self.entry.end.get() else {
             let started = self.started.expect("it ran");
+            let wall_clock = Duration::from_secs(quotas.get(Name::WallClock));
             assert!(fake::passed() - started >= wall_clock, "ended by nobody");
-            return Ending::quota(Quota::WallClock(wall_clock));
+            return Ending::quota(quotas.over(Name::WallClock));
         };
         let noticed = self.notice.as_ref().map(|notice| match notice {
             Notice::Evict(_) => Ending::evicted(),
             Notice::OutOfPages { why, .. } => Ending::Exception(format!("OOM unrecoverable: {why}")),
+            Notice::Quota { quota, .. } => Ending::quota(*quota),
             Notice::Misuse { what, .. } => Ending::trapped(Trap::error(what.clone())),
         });
         let reasons = self.asked.first().into_iter().chain(&noticed);

@@ -47,6 +47,7 @@ async fn answer<R>(answer: Result<R, Refusal>) -> Result<R, Trap> {
         Err(refusal @ Refusal::OutOfPages { .. }) => {
             Err(Trap::Exception(format!("OOM unrecoverable: {refusal}")))
         }
+        Err(Refusal::Quota(quota)) => Err(Trap::Quota(quota)),
         Err(refusal @ Refusal::Ended) => given_up(refusal.to_string()).await,
         Err(refusal) => Err(Trap::error(refusal.to_string())),
     }
