@@ -138,13 +138,19 @@ impl Server {
 
     /// A server with a key pair of its own; the token is for the subject `tester`.
     pub fn guarded() -> Server {
+        Server::guarded_with(&[])
+    }
+
+    /// The same with more flags.
+    pub fn guarded_with(flags: &[&str]) -> Server {
         let folder = Folder::new();
         let key = folder.path("key");
         let key = key.to_str().expect("UTF-8");
         let made = tartlet_output(&["token", "keygen", "--out", key]);
         assert!(made.status.success(), "keygen: {}", String::from_utf8_lossy(&made.stderr));
         let token = mint(Path::new(key), "tester", &[]);
-        Server::start(folder, model(), Some(token), &["--public-key", &format!("{key}.pub")])
+        let public = format!("{key}.pub");
+        Server::start(folder, model(), Some(token), &[&["--public-key", &public], flags].concat())
     }
 
     /// A second life on the same state.
