@@ -20,7 +20,7 @@ use crate::limits;
 use crate::model::Model;
 use crate::observe;
 use crate::program::Store;
-use crate::runtime::{Ending, Quotas, Runtime, RuntimeParts, Workers};
+use crate::runtime::{Ending, Runtime, RuntimeParts, Workers};
 use crate::server::{self, Door, Served};
 use async_signal::{Signal, Signals};
 use smol::channel::Receiver;
@@ -122,7 +122,7 @@ impl Appliance {
             model: model.clone(),
             workers,
             exchange: exchange.clone(),
-            quotas: Quotas::default(),
+            quotas: config.quotas,
             seed: config.engine.seed,
         });
         let store = Store::open(&config.state.join("programs")).map_err(Failure::config)?;

@@ -18,7 +18,6 @@ use crate::limits::{
     EXPORT_NAME_BYTES, EXPORTED_PER_SUBJECT, EXPORTED_SHARE, EXPORTS_PER_SUBJECT, IDLE_SHARE,
     NAMES_PER_INSTANCE,
 };
-use crate::quota::{Name, Quota};
 #[cfg(test)]
 use crate::simulation::plant::{Bug, planted};
 #[cfg(test)]
@@ -59,7 +58,7 @@ pub(super) struct Holder {
     pub subject: Subject,
     /// Greater is newer.
     pub joined: u64,
-    quotas: PageQuotas,
+    pub quotas: PageQuotas,
     pub names: HashMap<VirtualId, Physical, BuildHasherDefault<IdHasher>>,
     next: u32,
 }
@@ -117,19 +116,6 @@ impl Pool {
     pub fn join(&mut self, instance: InstanceId, subject: Subject, joined: u64, quotas: PageQuotas) {
         self.scopes.entry(subject.clone()).or_default().instances += 1;
         self.holders.insert(instance, Holder { subject, joined, quotas, names: HashMap::default(), next: 0 });
-    }
-
-    /// The quota that so many more pages, and names of pages, would exceed. A page that was given back counts with its
-    /// subject until the last queued operation that uses it is done, or a queue would be room without end.
-    pub fn over(&self, instance: InstanceId, pages: u32, names: u32) -> Option<Quota> {
-        let holder = self.holders.get(&instance)?;
-        let used = self.scopes.get(&holder.subject).map_or(0, |scope| scope.used);
-        let PageQuotas { own, subject } = holder.quotas;
-        let named = holder.names.len() as u32;
-        [(Name::KvPages, named, names, own), (Name::SubjectKvPages, used, pages, subject)]
-            .into_iter()
-            .find(|(_, held, more, most)| *more > 0 && held.saturating_add(*more) > *most)
-            .map(|(name, _, _, most)| Quota { name, limit: u64::from(most) })
     }
 
     /// Drops all names of the instance. Its exports stay.
@@ -547,41 +533,6 @@ mod tests {
         assert_eq!(w.pool.export(maker, &ids[2..4], "z".into()), Ok(Ok(())));
         let other = w.join("b", 1);
         assert_eq!(w.pool.export(other, &[VirtualId(0)], "x".into()), Ok(Ok(())), "a half of its own");
-        w.pool.check(&HashMap::new());
-    }
-
-    #[test]
-    fn quotas_count_names_of_an_instance_and_pages_of_a_subject() {
-        let mut w = World::new(9);
-        let over = |name, limit| Some(Quota { name, limit });
-        let maker = w.join_within("a", 3, PageQuotas { own: 4, subject: 6 });
-        assert_eq!((w.pool.over(maker, 1, 1), w.pool.over(maker, 2, 2)), (None, over(Name::KvPages, 4)));
-        let ids: Vec<VirtualId> = (0..3).map(VirtualId).collect();
-        assert_eq!(w.pool.export(maker, &ids[..2], "x".into()), Ok(Ok(())));
-        let other = w.join_within("a", 2, PageQuotas { own: 9, subject: 6 });
-        assert_eq!(
-            (w.pool.over(other, 1, 1), w.pool.over(other, 2, 2)),
-            (None, over(Name::SubjectKvPages, 6))
-        );
-        assert_eq!(w.pool.over(other, 0, 8), over(Name::KvPages, 9));
-        // Importing takes names and no page; a copy takes a page and no name.
-        let few = w.join_within("a", 0, PageQuotas { own: 1, subject: 5 });
-        let full = Refusal::Quota(Quota { name: Name::KvPages, limit: 1 });
-        assert_eq!(w.pool.import(few, "x"), Err(full));
-        assert!(w.pool.import(other, "x").is_ok());
-        assert_eq!((w.pool.over(few, 1, 0), w.pool.over(other, 1, 0)), (over(Name::SubjectKvPages, 5), None));
-        // What only an operation still holds is the subject's until it has run.
-        let page = w.pool.find(maker, ids[2]).expect("held");
-        w.pool.hold(page);
-        assert_eq!(w.pool.deallocate(maker, &ids[2..]), Ok(()));
-        assert_eq!(
-            (w.pool.over(maker, 2, 2), w.pool.over(maker, 1, 1)),
-            (over(Name::SubjectKvPages, 6), None)
-        );
-        w.pool.unhold(page);
-        assert_eq!(w.pool.over(maker, 2, 2), None);
-        let stranger = w.join_within("b", 0, PageQuotas { own: 2, subject: 2 });
-        assert_eq!(w.pool.over(stranger, 2, 2), None);
         w.pool.check(&HashMap::new());
     }
 

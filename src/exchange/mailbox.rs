@@ -3,6 +3,7 @@
 //! Owns: the two lanes, their order and bounds. Never: drops a message. A lane that is full says which quota it meets and the
 //! caller ends the instance; a receive that is given up leaves its message for the next one.
 
+use crate::limits;
 use crate::quota::{Name, Quota, Quotas, Shares};
 use event_listener::Event;
 use std::collections::VecDeque;
@@ -100,13 +101,16 @@ impl<T: Letter> Lane<T> {
         Ok(())
     }
 
-    /// Asks for the next letter nobody has asked for. The caller bounds how many of these it holds.
-    pub fn receive(self: &Arc<Self>) -> Receive<T> {
+    /// Asks for the next letter nobody has asked for. None: as many have asked as may at a time.
+    pub fn receive(self: &Arc<Self>) -> Option<Receive<T>> {
         let mut state = self.lock();
+        if state.receives.len() >= limits::RECEIVES {
+            return None;
+        }
         let ticket = state.next;
         state.next += 1;
         state.receives.push_back(ticket);
-        Receive { lane: self.clone(), ticket }
+        Some(Receive { lane: self.clone(), ticket })
     }
 
     fn lock(&self) -> MutexGuard<'_, State<T>> {
@@ -194,7 +198,7 @@ mod tests {
     #[test]
     fn receives_get_letters_in_the_order_they_asked() {
         let mailbox = mailbox();
-        let (first, second) = (mailbox.texts.receive(), mailbox.texts.receive());
+        let (first, second) = (mailbox.texts.receive().unwrap(), mailbox.texts.receive().unwrap());
         mailbox.texts.push("a".into()).unwrap();
         assert!(first.ready() && !second.ready());
         assert_eq!(second.take(), None);
@@ -208,7 +212,7 @@ mod tests {
     #[test]
     fn an_abandoned_receive_passes_its_letter_on() {
         let mailbox = mailbox();
-        let (first, second) = (mailbox.texts.receive(), mailbox.texts.receive());
+        let (first, second) = (mailbox.texts.receive().unwrap(), mailbox.texts.receive().unwrap());
         mailbox.texts.push("a".into()).unwrap();
         let waiter = second.wait();
         let dropper = async { drop(first) };
@@ -220,13 +224,13 @@ mod tests {
     #[test]
     fn a_waiting_receive_wakes_when_the_letter_comes() {
         let mailbox = Arc::new(mailbox());
-        let receive = mailbox.blobs.receive();
+        let receive = mailbox.blobs.receive().unwrap();
         let sender = mailbox.clone();
         let thread = std::thread::spawn(move || sender.blobs.push(vec![1, 2].into()));
         block_on(receive.wait());
         assert_eq!(receive.take().as_deref(), Some(&[1, 2][..]));
         thread.join().unwrap().unwrap();
-        let idle = mailbox.blobs.receive();
+        let idle = mailbox.blobs.receive().unwrap();
         let gave_up = async { smol::future::yield_now().await };
         block_on(idle.wait().or(gave_up));
         assert!(!idle.ready());
@@ -247,7 +251,7 @@ mod tests {
         assert_eq!(mailbox.blobs.push(blob(10)), Err(quotas.over(Name::SubjectUnreadBytes)));
         mailbox.blobs.push(blob(9)).unwrap();
         for i in 0..5 {
-            assert_eq!(mailbox.texts.receive().take(), Some(i.to_string()));
+            assert_eq!(mailbox.texts.receive().unwrap().take(), Some(i.to_string()));
         }
         let other = Mailbox::new(&quotas, account.unread(&quotas));
         assert_eq!(other.texts.push("123456".into()), Err(quotas.over(Name::SubjectUnreadBytes)));

@@ -130,6 +130,8 @@ pub struct Bed {
     pub store: Store<Cx>,
     pub events: events::Receiver,
     pub house: House,
+    /// In how many goes the last answer came.
+    pub goes: usize,
     canon: Canon,
     /// Where the program's allocator goes on, and where it began.
     answers: (Global, Val),
@@ -188,7 +190,7 @@ impl Bed {
         };
         let free = program.get_global(&store, "free").expect("it is exported");
         let answers = (free, free.get(&store));
-        Bed { store, events, house: house.clone(), canon, answers, free: ARGUMENTS }
+        Bed { store, events, house: house.clone(), goes: 0, canon, answers, free: ARGUMENTS }
     }
 
     pub fn cx(&mut self) -> &mut Cx {
@@ -259,7 +261,9 @@ impl Bed {
             Err(error) if error.downcast_ref::<Suspended>().is_some() => {
                 let pending = self.cx().pending.take().expect("a suspended call waits for something");
                 let mut finish = wait(pending)?;
+                self.goes = 0;
                 let value = loop {
+                    self.goes += 1;
                     match finish(self.store.as_context_mut())? {
                         Lowered::Done(value) => break value,
                         Lowered::More(next) => finish = next,

@@ -1,5 +1,6 @@
 //! The guest world as a guest meets it: each interface through real memory, its answers and its sentences.
 
+mod costs;
 mod crowd;
 mod passes;
 

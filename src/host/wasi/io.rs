@@ -132,7 +132,7 @@ fn poll(cx: &mut Cx, pollables: Vec<Borrow<Pollable>>) -> Result<Later<Vec<u32>>
     let polled =
         pollables.iter().map(|pollable| cx.table.get(pollable).cloned()).collect::<Result<Vec<_>, _>>()?;
     // Each is looked at now, may be listened to, and is looked at again.
-    cx.owed_fuel = cx.owed_fuel.saturating_add(polled.len() as u64 * POLLABLE_FUEL);
+    cx.owe(polled.len(), POLLABLE_FUEL);
     let now = ready_among(&polled);
     if !now.is_empty() {
         return Ok(Later::ready(now));
@@ -234,9 +234,15 @@ fn check_write(cx: &mut Cx, stream: Borrow<OutputStream>) -> Result<Result<u64, 
     Ok(Ok(limits::STREAM_WRITE_BYTES as u64))
 }
 
+/// Fuel of a byte that is escaped, and of a line of the log that is written: some 5 µs.
+const PRINTED_BYTE_FUEL: u64 = 8;
+const PRINTED_LINE_FUEL: u64 = 4_000;
+
 fn write(cx: &mut Cx, stream: Borrow<OutputStream>, bytes: Vec<u8>) -> Result<Result<(), StreamError>, Trap> {
     permitted(bytes.len() as u64)?;
     let OutputStream(stream) = *cx.table.get(&stream)?;
+    cx.owe(bytes.len(), PRINTED_BYTE_FUEL);
+    cx.owe(bytes.iter().filter(|byte| **byte == b'\n').count(), PRINTED_LINE_FUEL);
     cx.log.write(stream, &bytes)?;
     Ok(Ok(()))
 }
