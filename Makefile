@@ -51,6 +51,14 @@ soak: toolchain inferlets ## launch mixed programs by the thousand and see that 
 	$(call say,soak)
 	@TARTLET_SOAK=$(LAUNCHES) $(CARGO) test --locked --test soak -- --nocapture
 
+# The suite has a minute of it.
+SECONDS_OF_SIEGE ?= 300
+
+.PHONY: hostile
+hostile: toolchain inferlets model ## five minutes of every attack we can name beside two honest apps; SECONDS_OF_SIEGE=300
+	$(call say,hostile)
+	@TARTLET_MODEL="$(abspath $(MODEL))" TARTLET_SIEGE=$(SECONDS_OF_SIEGE) $(CARGO) test --locked --test siege -- --nocapture
+
 # Vector kernels read and write by pointers; this finds one that leaves its array. Leaks are no such thing, and a test
 # makes some on purpose.
 .PHONY: sanitize

@@ -188,7 +188,7 @@ top1_clear, mean_kl, and the same for each prompt.
                 "measure what this tartlet.toml serves: its model, and its [engine] in place of the defaults",
             ),
             value("threads", "N", "threads for batches and programs (default: the configuration's, or one per core)"),
-            value("inferlets", "DIR", "the folder with completion.wasm and echo.wasm, as `make inferlets` fills it"),
+            value("inferlets", "DIR", "the folder that `make inferlets` fills: completion, echo and rogue are run"),
             values("only", "SECTION", "measure this section alone, or this figure (prefill.300); may be repeated"),
             switch("json", "print one JSON object instead of a table"),
             value("against", "FILE", "also say what changed beyond noise since the run whose --json is FILE"),
@@ -196,8 +196,8 @@ top1_clear, mean_kl, and the same for each prompt.
         summary: "measure this machine, the backend, and what programs cost",
         about: "\
 Medians and quartiles of at least five samples, and shares of what this machine does at most. The sections:
-roof (memory, int8), prefill, decode, sequences, tax (what a program costs per token, by stage), launch, socket,
-server (start, memory, idleness). Measure on a machine that does nothing else. Without --inferlets, what needs
+roof (memory, int8), prefill, decode, sequences, tax (what a program costs per token, by stage), launch, kill (how
+soon a program is gone), fair (a chat beside loops), socket, server (start, memory, idleness). Measure on a machine that does nothing else. Without --inferlets, what needs
 programs is left out. Without --model and --config, /etc/tartlet/tartlet.toml is measured, as `tartlet serve` would
 serve it. Temporary files lie in TMPDIR, and what keeping a program adds is timed there.
 

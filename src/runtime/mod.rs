@@ -19,6 +19,7 @@ pub mod account;
 pub mod directory;
 pub mod ending;
 pub mod events;
+mod fair;
 pub mod instance;
 pub mod pace;
 #[cfg(test)]
@@ -124,6 +125,7 @@ impl Runtime {
             mailbox: Arc::new(Mailbox::new(&launch.quotas, account.unread(&launch.quotas))),
             account,
             end: Arc::new(OnceCell::new()),
+            seat: self.parts.workers.seat(&launch.subject),
             ended: false,
         })?;
         Ok(Prepared { runtime: self.clone(), entry, launch: Some(launch) })
@@ -142,14 +144,14 @@ impl Runtime {
     /// Ends the instance, wherever it is, soon; its last event says how. The first ending decided on counts.
     pub fn end(&self, instance: InstanceId, ending: Ending) {
         if let Some(entry) = self.directory.find(instance) {
-            let _ = entry.end.set_blocking(ending); // decided already
+            entry.end(ending);
         }
     }
 
     /// Ends every instance, as [`Runtime::end`] ends one.
     pub fn end_all(&self, ending: Ending) {
         for entry in self.directory.all() {
-            let _ = entry.end.set_blocking(ending.clone()); // decided already
+            entry.end(ending.clone());
         }
     }
 
@@ -165,7 +167,7 @@ impl Runtime {
     fn deliver(&self, instance: InstanceId, push: impl FnOnce(&Mailbox) -> Result<(), Quota>) {
         let Some(entry) = self.directory.find(instance) else { return };
         if let Err(quota) = push(&entry.mailbox) {
-            let _ = entry.end.set_blocking(Ending::quota(quota));
+            entry.end(Ending::quota(quota));
         }
     }
 }
@@ -186,7 +188,8 @@ impl Prepared {
     pub fn start(mut self) {
         if let Some(launch) = self.launch.take() {
             let (runtime, entry) = (self.runtime.clone(), self.entry.clone());
-            self.runtime.parts.workers.spawn(|slice| async move {
+            let seat = entry.seat.clone();
+            self.runtime.parts.workers.spawn(&seat, |slice| async move {
                 let events = launch.events.clone();
                 let quotas = launch.quotas;
                 let run = instance::run(&runtime, &entry, launch, slice);
