@@ -385,15 +385,13 @@ fn slices_of_any_size_give_the_same_result() {
         let cx = instance::context(&bench.runtime, &entry, launch, 1);
         let (done, finished) = bounded(1);
         let code = smol::block_on(program.code()).unwrap();
-        bench.runtime.parts.workers.spawn(
-            &bench.runtime.parts.workers.seat(&Subject::everyone()),
-            move |slice| async move {
-                let mut built =
-                    Built::in_guest(&code, Guest::with_slices(instance::store(cx), slice, fuel)).unwrap();
-                let outcome = built.run().await;
-                done.send((outcome, built.returned())).await.unwrap();
-            },
-        );
+        let seat = bench.runtime.parts.workers.seat(&Subject::everyone());
+        bench.runtime.parts.workers.spawn(&seat, move |slice| async move {
+            let guest = Guest::with_slices(instance::store(cx), slice, fuel);
+            let mut built = Built::in_guest(&code, code.plan.run.as_ref().unwrap(), guest).unwrap();
+            let outcome = built.run().await;
+            done.send((outcome, built.returned())).await.unwrap();
+        });
         smol::block_on(async {
             for _ in 0..40 {
                 messages.recv().await.unwrap();
