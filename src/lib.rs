@@ -11,7 +11,7 @@
 //!                                                   ▲                                 └──▶ directory (read only)
 //!                                                   └──────────── result ◀──────────────── engine ◀──outcome
 //! ```
-//! `wire` is the vocabulary that server and session share, not a stage; `identity` holds the names that cross layers.
+//! `wire` is the vocabulary that server and session share, not a stage; `identity` and `quota` hold the names that cross layers.
 //! Commands go right and down; results and events come back through bounded channels. An upper layer holds handles
 //! of the one below; a lower one never names an upper one: it returns a value or sends on a channel it was given.
 //!
@@ -42,12 +42,13 @@
 //! |---|---|
 //! | [`cli`], [`config`], [`appliance`] | words, values, and what is built in which order |
 //! | [`limits`] | every capacity, with its reason |
-//! | [`identity`], [`clock`] | instance, subject, program: the names; what time it is |
+//! | [`identity`], [`quota`], [`clock`] | instance, subject, program: the names; what each may use; what time it is |
 //! | [`wire`], [`server`], [`client`] | the protocol, its server side, our client |
 //! | [`auth`] | PASETO tokens, what they grant |
 //! | [`program`] | the store of components; component to instantiation plan |
 //! | [`runtime`] | guests: fuel slices, run queues, handles, quotas, who runs |
 //! | [`host`] | the guest contract: the canonical ABI, WASI, one file per interface |
+//! | [`transfer`] | HTTP as plain data: bodies as bounded pipes, between a guest and who speaks HTTP for it |
 //! | [`exchange`] | mailboxes, topics, the durable key-value pairs |
 //! | [`engine`] | queues, pages, batches |
 //! | [`model`], [`eval`] | GGUF, shape, tokenizer, prompt template; comparison with golden logits |
@@ -76,9 +77,11 @@ pub mod limits;
 pub mod model;
 pub mod observe;
 pub mod program;
+pub mod quota;
 pub mod runtime;
 pub mod selftest;
 pub mod server;
 #[cfg(test)]
 mod simulation;
+pub mod transfer;
 pub mod wire;

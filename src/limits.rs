@@ -70,8 +70,6 @@ pub const READ_STALL: Duration = Duration::from_secs(15);
 pub const PONG_WAIT: Duration = Duration::from_secs(1);
 /// `server_event`s about unreadable frames in a connection's life; part of the protocol.
 pub const SERVER_EVENTS_PER_CONNECTION: usize = 16;
-/// Instances that one connection owns, those included whose last event is still to be read: half the box.
-pub const INSTANCES_PER_CONNECTION: usize = INSTANCES / 2;
 /// How long `model_status` waits for the engine: a step of a large batch takes less.
 pub const STATUS_WAIT: Duration = Duration::from_secs(2);
 /// At least this often an open connection's token is held against the wall clock, which may be set meanwhile.
@@ -174,6 +172,10 @@ pub const OPERATIONS_PER_INSTANCE: usize = 256;
 /// Words of 4 bytes that one instance's queued operations take (rows, pages with what waits on them, mask runs): 4 MiB.
 /// Full: the guest waits; a single operation that takes more is let in alone.
 pub const QUEUED_WORDS_PER_INSTANCE: usize = 1 << 20;
+/// Operations of one subject that are queued and not yet done: a tree search each in 32 instances. Full: the guest waits.
+pub const OPERATIONS_PER_SUBJECT: usize = 32 * OPERATIONS_PER_INSTANCE;
+/// Words that these take: 64 MiB.
+pub const QUEUED_WORDS_PER_SUBJECT: usize = 16 * QUEUED_WORDS_PER_INSTANCE;
 /// Queues of one instance that are open at a time. The SDK opens one per context and fork. More ends the guest.
 pub const QUEUES_PER_INSTANCE: usize = 1024;
 /// Pages (and, apart, embeds) that one instance can name at a time, imports included: 1 Mi tokens at 16 a page. An
@@ -209,6 +211,10 @@ pub const MAILBOX_MESSAGE_BYTES: usize = 4 * CLIENT_FRAME_BYTES;
 pub const MAILBOX_BLOBS: usize = 64;
 /// Bytes of those blobs; as much as one guest's memory.
 pub const MAILBOX_BLOB_BYTES: usize = 64 << 20;
+/// Bytes of messages and blobs that all instances have not read yet: what a box with 8 GB can spare.
+pub const UNREAD_BYTES: usize = 512 << 20;
+/// The same for one subject where there are several: half of it, so that none takes it all.
+pub const UNREAD_BYTES_PER_SUBJECT: usize = UNREAD_BYTES / 2;
 
 /// Bytes of a topic's name.
 pub const TOPIC_NAME_BYTES: usize = 256;
@@ -283,11 +289,27 @@ pub const LIFTED_BYTES: usize = 32 * 1024 * 1024;
 /// Fuel of one call of a guest's allocator, which cannot be suspended: 4 ms at most. Growing memory by 32 MiB takes
 /// half of it, dlmalloc itself a few hundred.
 pub const ALLOCATOR_FUEL: u64 = 1_000_000;
+/// Fuel of one instance in its life: about an hour of one core.
+pub const FUEL: u64 = 4_000_000_000_000;
+/// Linear memory of one instance: a large program's, and a quarter of what all have together.
+pub const MEMORY_BYTES: usize = 256 << 20;
+/// Entries of an instance's tables: 16 bytes each, and stock programs have a few hundred.
+pub const TABLE_ELEMENTS: usize = 1 << 20;
+/// From an instance's launch to its end: a day, for one that waits for its client.
+pub const WALL_CLOCK_SECONDS: u64 = 24 * 3600;
+/// Bytes that an instance may print in its life: 16,000 full lines of a terminal's width.
+pub const LOG_BYTES: usize = 16 << 20;
+/// The same, of all live instances of one subject: a flood of them must not fill the journal.
+pub const LOG_BYTES_PER_SUBJECT: usize = 8 * LOG_BYTES;
 /// Linear memory that every instance is sure of, whatever others hold: stock programs start with 1.1 MB and stay
 /// below 1.6.
 pub const MEMORY_FLOOR_BYTES: usize = 2 * 1024 * 1024;
 /// Linear memory that all instances together may hold beyond that: what a box with 8 GB can spare beside the model.
 pub const MEMORY_POOL_BYTES: usize = 1024 * 1024 * 1024;
+/// The same for one subject where there are several: half of it, so that none takes the box.
+pub const MEMORY_BYTES_PER_SUBJECT: usize = MEMORY_POOL_BYTES / 2;
+/// Bytes that the host keeps for one instance without counting them against its subject: what passes in flight take.
+pub const HELD_PORTION_BYTES: usize = 1 << 20;
 /// Fuel of a module's start function, which cannot be suspended. Rust programs have none.
 pub const START_FUEL: u64 = 200_000;
 /// Bytes of a worker's native stack. The interpreter's instructions call each other in tail position; should a
@@ -304,6 +326,8 @@ pub const CORE_TABLES: usize = 2 * CORE_INSTANCES;
 pub const CORE_MEMORIES: usize = 1;
 /// Instances alive at once: at 1.3 MB each (a Rust guest's memory, committed) a third of a GB.
 pub const INSTANCES: usize = 256;
+/// Instances of one subject where there are several, over all its connections: half of them, so that none takes the box.
+pub const INSTANCES_PER_SUBJECT: usize = INSTANCES / 2;
 /// Pollables in one `poll`: every handle could be one, but nobody waits for more than the passes it has in flight.
 pub const POLLED: usize = 4096;
 /// Bytes of one write to a guest's output; what `check-write` permits.
@@ -325,6 +349,45 @@ pub const OWN_TEMPLATE_BYTES: usize = 8 * 1024;
 pub const TEMPLATE_STACK_BYTES: usize = 64 * 1024 * 1024;
 /// minijinja instructions for one message in a template's trial; ours take about 50, published ones under 5,000.
 pub const TEMPLATE_STEPS: u64 = 100_000;
+
+// ---- HTTP ----
+
+/// Bytes of a body between who makes it and who takes it: one write of a guest.
+pub const BODY_BYTES_IN_FLIGHT: usize = STREAM_WRITE_BYTES;
+/// Bytes of all names and values of one set of HTTP fields.
+pub const FIELDS_BYTES: usize = 64 * 1024;
+/// Fields of one set, each with a name and a value; browsers send some 20.
+pub const FIELDS: usize = 256;
+/// Server instances in all, each a port and its connections.
+pub const SERVERS: usize = 64;
+/// Server instances of one subject: an app has one or two, a developer a few more.
+pub const SERVERS_PER_SUBJECT: usize = 16;
+/// Connections to one server instance, idle ones that are kept alive included.
+pub const HTTP_CONNECTIONS: usize = 128;
+/// Requests that one server instance answers at a time, each by an instance: a quarter of all there may be.
+pub const HTTP_REQUESTS: usize = INSTANCES / 4;
+/// How long a request waits for a place before it is answered 503: the instances of earlier ones may be ending.
+pub const HTTP_PLACE_WAIT: Duration = Duration::from_millis(500);
+/// Bytes of a request's head, and what is read ahead of a body.
+pub const HTTP_HEAD_BYTES: usize = 32 * 1024;
+/// Fields of a request's head; browsers send some 20.
+pub const HTTP_HEAD_FIELDS: usize = 100;
+/// From the first byte that could be of a head to its last, and between requests of a connection that is kept alive.
+pub const HTTP_HEAD_WITHIN: Duration = Duration::from_secs(20);
+/// From a request's head to its response's: as long as a program may think before its first word.
+pub const HTTP_ANSWER_WITHIN: Duration = Duration::from_secs(600);
+/// Bytes of a request's body: what a guest's memory could take.
+pub const HTTP_BODY_BYTES: u64 = 64 << 20;
+/// Time that a client may let a server wait for its body in all, beside what [`HTTP_BODY_BYTES_PER_SECOND`] earns it.
+pub const HTTP_BODY_PATIENCE: Duration = Duration::from_secs(30);
+/// How fast a body must come at least, beyond that patience: a modem.
+pub const HTTP_BODY_BYTES_PER_SECOND: u64 = 4096;
+/// How long a client may take nothing of a response that is being sent.
+pub const HTTP_READ_STALL: Duration = Duration::from_secs(60);
+/// Server instances that are launched and not yet served: each is taken at once.
+pub const SERVERS_LAUNCHING: usize = 8;
+/// Bytes of a request's path and query, and of its authority, that a guest sets.
+pub const URI_BYTES: usize = 8 * 1024;
 
 // ---- programs ----
 

@@ -1,12 +1,13 @@
 //! From claims to rights: who a token speaks for, as what, and until when.
 //!
-//! Owns: the claims (`sub`, `role`, `exp`, `nbf`, `iat`, `jti`; times as RFC 3339), their checks against a clock that is
+//! Owns: the claims (`sub`, `role`, `quotas`, `exp`, `nbf`, `iat`, `jti`; times as RFC 3339), their checks against a clock that is
 //! passed in, and the list of withdrawn tokens. Never: signatures' arithmetic, sockets, the system clock.
 
 use super::AuthError;
 use super::paseto::{self, Malformed, PublicKey, SecretKey, Token};
 use crate::identity::Subject;
 use crate::limits;
+use crate::quota::Caps;
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 use std::fmt;
@@ -18,7 +19,7 @@ use time::format_description::well_known::Rfc3339;
 /// How far the clock of who signs may be ahead of ours, for `iat`. `exp` and `nbf` are taken at their word.
 const CLOCK_AHEAD: time::Duration = time::Duration::seconds(60);
 
-/// What the bearer may do. Both roles run programs; no request of the protocol asks for an admin yet.
+/// What the bearer may do. Both roles run programs; an admin also sees and stops the server instances of others.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
@@ -44,6 +45,9 @@ pub struct Claims {
     pub sub: String,
     #[serde(default)]
     pub role: Role,
+    /// What of the box's quotas is lowered for the bearer.
+    #[serde(default, skip_serializing_if = "Caps::is_empty")]
+    pub quotas: Caps,
     /// Required; RFC 3339.
     pub exp: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -70,6 +74,7 @@ impl Claims {
         Claims {
             sub: sub.to_owned(),
             role,
+            quotas: Caps::default(),
             exp: rfc3339(end),
             nbf: None,
             iat: Some(rfc3339(now)),
@@ -89,14 +94,21 @@ fn rfc3339(at: OffsetDateTime) -> String {
 pub struct Grant {
     pub subject: Subject,
     pub role: Role,
+    /// What is lowered for all that is launched with these rights.
+    pub quotas: Caps,
     /// None: never (authentication is off).
     pub expires: Option<OffsetDateTime>,
 }
 
 impl Grant {
+    /// Whose server instances the bearer sees and stops; none: everybody's.
+    pub fn scope(&self) -> Option<&Subject> {
+        (self.role == Role::User).then_some(&self.subject)
+    }
+
     /// Authentication is off: everyone shares one scope.
     pub fn everyone() -> Grant {
-        Grant { subject: Subject::everyone(), role: Role::Admin, expires: None }
+        Grant { subject: Subject::everyone(), role: Role::Admin, quotas: Caps::default(), expires: None }
     }
 }
 
@@ -185,7 +197,12 @@ fn check(claims: &Claims, now: OffsetDateTime) -> Result<Grant, Denial> {
     {
         return Err(Denial::IssuedAhead);
     }
-    Ok(Grant { subject: Subject::new(sub), role: claims.role, expires: Some(expires) })
+    Ok(Grant {
+        subject: Subject::new(sub),
+        role: claims.role,
+        quotas: claims.quotas.clone(),
+        expires: Some(expires),
+    })
 }
 
 /// Signs `claims`, which must be ones that a server would accept some day.
@@ -239,7 +256,10 @@ mod tests {
             r#"{"sub":"app","exp":"2026-11-23T21:00:01+01:00","nbf":"2026-11-23T20:00:00Z","jti":"x"}"#,
         );
         let expires = Some(now() + Duration::from_secs(1));
-        assert_eq!(grant, Ok(Grant { subject: Subject::new("app"), role: Role::User, expires }));
+        assert_eq!(
+            grant,
+            Ok(Grant { subject: Subject::new("app"), role: Role::User, quotas: Caps::default(), expires })
+        );
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 use super::abi::Canon;
 use super::function::{Finish, Lowered, Pending, Suspended};
+use super::held::Meter;
 use super::{Cx, Trap, interface};
 use crate::backend::{Backend, Batch, Fault, Info, Outcome, Output, PageId, Produced, TokenId};
 use crate::engine::operation::{Command, Notice};
@@ -14,6 +15,7 @@ use crate::identity::{InstanceId, Subject};
 use crate::model::Model;
 use crate::model::toy::{TOY_VOCAB, Toy};
 use crate::runtime::quota::{Allowance, Pool, Quotas};
+use crate::runtime::table::Table;
 use crate::runtime::{Directory, events};
 use smol::channel::{Receiver, bounded};
 use std::sync::Arc;
@@ -148,16 +150,17 @@ impl Bed {
         let subject = subject.clone();
         let join = Command::Join { instance, subject: subject.clone(), seed };
         assert!(house.engine.try_send(join).is_ok(), "the inbox has room");
+        let quotas = Quotas::default();
         let cx = Cx {
             instance,
             subject,
             arguments: vec!["--name".to_owned(), "wert äöü".to_owned()],
             seed,
             returned: String::new(),
-            table: Default::default(),
+            table: Table::new(&quotas),
             queues: Default::default(),
             names: Default::default(),
-            held: Default::default(),
+            held: Meter::new(&quotas),
             model: house.model.clone(),
             engine: house.engine.clone(),
             credits: Credits::new(),
@@ -165,9 +168,10 @@ impl Bed {
             mailbox: Arc::new(Mailbox::default()),
             events: sender,
             directory: Directory::default(),
+            servers: Default::default(),
             insecure: super::wasi::random::Insecure::seeded(seed),
-            log: super::wasi::cli::Log::new(instance, 1 << 16),
-            allowance: Allowance::new(Quotas::default(), Pool::new().0),
+            log: super::wasi::cli::Log::new(instance, &quotas),
+            allowance: Allowance::new(quotas, Pool::new().0),
             pending: None,
             may_leave: true,
             owed_fuel: 0,

@@ -24,7 +24,7 @@ use wasmi::{
 /// Fuel of crossing the border once, beside the bytes: about what the crossing takes in interpreted instructions.
 const CROSSING_FUEL: u64 = 64;
 /// Bytes lifted or lowered for one unit of fuel.
-const BYTES_PER_FUEL: u64 = 16;
+pub const BYTES_PER_FUEL: u64 = 16;
 
 /// An answer that is there, or one to wait for.
 pub enum Later<R> {

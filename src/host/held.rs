@@ -4,14 +4,16 @@
 //! limit of its own; without this one a guest could park any amount on our side of the border.
 
 use super::Trap;
-use crate::limits;
-use crate::runtime::quota::Quota;
+use crate::quota::{Name, Quota, Quotas};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// One per instance; clones count together.
-#[derive(Clone, Debug, Default)]
-pub struct Meter(Arc<AtomicUsize>);
+#[derive(Clone, Debug)]
+pub struct Meter {
+    held: Arc<AtomicUsize>,
+    full: Quota,
+}
 
 /// Some counted bytes; dropping it gives them back.
 #[derive(Debug)]
@@ -21,8 +23,13 @@ pub struct Charge {
 }
 
 impl Meter {
+    /// Nothing is held yet.
+    pub fn new(quotas: &Quotas) -> Meter {
+        Meter { held: Arc::default(), full: quotas.over(Name::HeldBytes) }
+    }
+
     /// # Errors
-    /// The instance would hold more than [`limits::HELD_BYTES`].
+    /// The instance would hold more than it may.
     pub fn charge(&self, bytes: usize) -> Result<Charge, Trap> {
         let mut charge = Charge { meter: self.clone(), bytes: 0 };
         charge.set(bytes)?;
@@ -30,7 +37,7 @@ impl Meter {
     }
 
     pub fn held(&self) -> usize {
-        self.0.load(Ordering::Relaxed)
+        self.held.load(Ordering::Relaxed)
     }
 }
 
@@ -39,11 +46,11 @@ impl Charge {
     pub fn set(&mut self, bytes: usize) -> Result<(), Trap> {
         // Only the guest's own calls charge, one at a time; a late drop elsewhere only ever lowers the count.
         let others = self.meter.held().saturating_sub(self.bytes);
-        if others.saturating_add(bytes) > limits::HELD_BYTES {
-            return Err(Trap::Quota(Quota::HeldBytes(limits::HELD_BYTES)));
+        if others.saturating_add(bytes) as u64 > self.meter.full.limit {
+            return Err(Trap::Quota(self.meter.full));
         }
-        self.meter.0.fetch_add(bytes, Ordering::Relaxed);
-        self.meter.0.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.meter.held.fetch_add(bytes, Ordering::Relaxed);
+        self.meter.held.fetch_sub(self.bytes, Ordering::Relaxed);
         self.bytes = bytes;
         Ok(())
     }
@@ -51,7 +58,7 @@ impl Charge {
 
 impl Drop for Charge {
     fn drop(&mut self) {
-        self.meter.0.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.meter.held.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 
@@ -61,11 +68,12 @@ mod tests {
 
     #[test]
     fn bytes_count_until_dropped_and_the_bound_holds() {
-        let meter = Meter::default();
-        let mut first = meter.charge(limits::HELD_BYTES - 10).unwrap();
+        let quotas = Quotas::default().with(Name::HeldBytes, 1000);
+        let meter = Meter::new(&quotas);
+        let mut first = meter.charge(990).unwrap();
         let second = meter.charge(10).unwrap();
-        assert_eq!(meter.charge(1).err(), Some(Trap::Quota(Quota::HeldBytes(limits::HELD_BYTES))));
-        assert!(first.set(limits::HELD_BYTES).is_err());
+        assert_eq!(meter.charge(1).err(), Some(Trap::Quota(quotas.over(Name::HeldBytes))));
+        assert!(first.set(1000).is_err());
         first.set(5).unwrap();
         assert_eq!(meter.held(), 15);
         drop((first, second));

@@ -10,7 +10,7 @@ use super::LaunchRefusal;
 use super::ending::Ending;
 use crate::exchange::Mailbox;
 use crate::identity::{InstanceId, ProgramHash, Subject};
-use crate::limits;
+use crate::quota::{Name, Quotas};
 use smol::lock::OnceCell;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -61,10 +61,14 @@ impl Directory {
         self.lock().values().cloned().collect()
     }
 
-    pub(crate) fn enter(&self, entry: Entry) -> Result<(), LaunchRefusal> {
+    /// `quotas`: how many there may be, of this subject and in all.
+    pub(crate) fn enter(&self, entry: Entry, quotas: &Quotas) -> Result<(), LaunchRefusal> {
         let mut entries = self.lock();
-        if entries.len() >= limits::INSTANCES {
-            return Err(LaunchRefusal::Full(limits::INSTANCES));
+        let of_subject = entries.values().filter(|other| other.subject == entry.subject).count();
+        for (count, name) in [(of_subject, Name::SubjectInstances), (entries.len(), Name::TotalInstances)] {
+            if count >= quotas.size(name) {
+                return Err(LaunchRefusal::Full(quotas.over(name)));
+            }
         }
         entries.insert(entry.instance, entry);
         Ok(())

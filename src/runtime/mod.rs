@@ -8,6 +8,7 @@ use crate::exchange::{Exchange, Mailbox};
 use crate::identity::{InstanceId, Subject};
 use crate::model::Model;
 use crate::program::Program;
+use crate::transfer::Call;
 use directory::Entry;
 use smol::channel::Receiver;
 use smol::lock::OnceCell;
@@ -21,6 +22,7 @@ pub mod instance;
 #[cfg(test)]
 mod preview1;
 pub mod quota;
+pub mod serve;
 pub mod slice;
 pub mod table;
 #[cfg(test)]
@@ -29,7 +31,8 @@ pub mod worker;
 
 pub use directory::Directory;
 pub use ending::Ending;
-pub use quota::{Quota, Quotas};
+pub use quota::{Name, Quota, Quotas};
+pub use serve::Servers;
 pub use worker::Workers;
 
 /// What one instance is launched with.
@@ -37,6 +40,8 @@ pub struct Launch {
     pub program: Arc<Program>,
     pub arguments: Vec<String>,
     pub subject: Subject,
+    /// What it may use: the box's values, lowered by the token's claims.
+    pub quotas: Quotas,
     /// Where its events go. A full channel makes the guest wait; a closed one ends it.
     pub events: events::Sender,
 }
@@ -57,19 +62,16 @@ pub enum What {
 }
 
 /// Why an instance was not launched. `Display` is the answer for the client.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LaunchRefusal {
-    /// As many instances live as the box holds.
-    Full(usize),
+    /// As many instances live as the subject, or the box, may have.
+    Full(Quota),
 }
 
 impl fmt::Display for LaunchRefusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            LaunchRefusal::Full(limit) => write!(
-                f,
-                "{limit} instances are running, the most this server holds; try again when one has ended"
-            ),
+            LaunchRefusal::Full(quota) => quota.fmt(f),
         }
     }
 }
@@ -82,9 +84,16 @@ pub struct RuntimeParts {
     pub model: Arc<Model>,
     pub workers: Workers,
     pub exchange: Arc<Exchange>,
+    /// What the box's configuration lets everyone have; a [`Launch`] has them, lowered.
     pub quotas: Quotas,
     /// The seed of every instance, for repeatable runs; each gets a random one otherwise.
     pub seed: Option<u64>,
+}
+
+/// What an instance lives for.
+enum Errand {
+    Run,
+    Answer(Call),
 }
 
 /// Launches, feeds and ends instances. Cheap to clone.
@@ -92,6 +101,7 @@ pub struct RuntimeParts {
 pub struct Runtime {
     parts: Arc<RuntimeParts>,
     directory: Directory,
+    servers: Servers,
     memory: quota::Pool,
     leaving: Receiver<()>,
 }
@@ -99,7 +109,8 @@ pub struct Runtime {
 impl Runtime {
     pub fn new(parts: RuntimeParts) -> Runtime {
         let (memory, leaving) = quota::Pool::new();
-        Runtime { parts: Arc::new(parts), directory: Directory::default(), memory, leaving }
+        let (directory, servers) = (Directory::default(), Servers::default());
+        Runtime { parts: Arc::new(parts), directory, servers, memory, leaving }
     }
 
     /// Hears when instances have gone and their memory is about to be free, of several at least once. For one listener.
@@ -122,7 +133,7 @@ impl Runtime {
             end: Arc::new(OnceCell::new()),
             ended: false,
         };
-        self.directory.enter(entry.clone())?;
+        self.directory.enter(entry.clone(), &launch.quotas)?;
         Ok(Prepared { runtime: self.clone(), entry, launch: Some(launch) })
     }
 
@@ -148,6 +159,11 @@ impl Runtime {
         for entry in self.directory.all() {
             let _ = entry.end.set_blocking(ending.clone()); // decided already
         }
+    }
+
+    /// What everyone may have.
+    pub fn quotas(&self) -> &Quotas {
+        &self.parts.quotas
     }
 
     pub fn directory(&self) -> &Directory {
@@ -179,13 +195,23 @@ impl Prepared {
     }
 
     /// Lets it run. Its last event is sent whatever happens from now on.
-    pub fn start(mut self) {
+    pub fn start(self) {
+        self.set_off(Errand::Run);
+    }
+
+    /// Lets it answer a request, which is all its life.
+    pub fn answer(self, call: Call) {
+        self.set_off(Errand::Answer(call));
+    }
+
+    fn set_off(mut self, errand: Errand) {
         if let Some(launch) = self.launch.take() {
             let (runtime, entry) = (self.runtime.clone(), self.entry.clone());
             self.runtime.parts.workers.spawn(|slice| async move {
                 let events = launch.events.clone();
-                let run = instance::run(&runtime, &entry, launch, slice);
-                instance::live(&runtime, &entry, events, run).await;
+                let quotas = launch.quotas;
+                let run = instance::run(&runtime, &entry, launch, errand, slice);
+                instance::live(&runtime, &entry, &quotas, events, run).await;
             });
         }
     }
@@ -199,14 +225,14 @@ impl Prepared {
         let launch = self.launch.take().expect("nothing else takes it");
         let (runtime, entry) = (self.runtime.clone(), self.entry.clone());
         async move {
-            let events = launch.events.clone();
+            let (events, quotas) = (launch.events.clone(), launch.quotas);
             let run = async {
                 match instance::join(&runtime, &entry).await {
                     Ok(_) => guest(entry.clone(), launch).await,
                     Err(gone) => Ending::ServerError(gone.to_string()),
                 }
             };
-            instance::live(&runtime, &entry, events, run).await;
+            instance::live(&runtime, &entry, &quotas, events, run).await;
         }
     }
 }

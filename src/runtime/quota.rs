@@ -1,75 +1,15 @@
-//! What one guest may use, and what it has used.
+//! The memory of guests: what each has, its subject, and all together.
 //!
-//! Owns: the quotas of an instance and the limiter that the interpreter asks before memory or a table grows.
+//! Owns: the limiter that the interpreter asks before memory or a table grows.
 //! Never: ending anybody; exceeding a quota is a [`Trap`](crate::host::Trap) or an [`Ending`](super::Ending).
 
 use crate::limits;
+pub use crate::quota::{Name, Quota, Quotas};
 use smol::channel::{self, Receiver, Sender};
-use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
 use wasmi::ResourceLimiter;
 use wasmi_core::LimiterError;
-
-/// The quotas of one instance. The defaults are generous: they end what runs away, not what works hard.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Quotas {
-    /// Linear memory, all memories together.
-    pub memory_bytes: usize,
-    /// Entries of all tables together.
-    pub table_elements: usize,
-    /// Interpreted instructions, roughly, over the whole life.
-    pub fuel: u64,
-    /// Launch to end, waiting included.
-    pub wall_clock: Duration,
-    /// Standard output and error over the whole life.
-    pub log_bytes: usize,
-}
-
-impl Default for Quotas {
-    fn default() -> Quotas {
-        Quotas {
-            memory_bytes: 256 << 20,
-            table_elements: 1 << 20,
-            // About an hour of one core.
-            fuel: 4_000_000_000_000,
-            wall_clock: Duration::from_secs(24 * 3600),
-            log_bytes: 16 << 20,
-        }
-    }
-}
-
-/// A quota that was exceeded, with the value it has. `Display` is the text of event 5.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Quota {
-    MemoryBytes(usize),
-    /// What all instances hold together beyond the share that each is sure of.
-    PooledMemoryBytes(usize),
-    TableElements(usize),
-    Fuel(u64),
-    WallClock(Duration),
-    Handles(usize),
-    /// Host memory behind handles.
-    HeldBytes(usize),
-    LogBytes(usize),
-}
-
-impl fmt::Display for Quota {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (name, value) = match *self {
-            Quota::MemoryBytes(bytes) => ("memory bytes", bytes as u64),
-            Quota::PooledMemoryBytes(bytes) => ("memory bytes of all instances together", bytes as u64),
-            Quota::TableElements(elements) => ("table elements", elements as u64),
-            Quota::Fuel(fuel) => ("fuel", fuel),
-            Quota::WallClock(time) => ("wall clock seconds", time.as_secs()),
-            Quota::HeldBytes(bytes) => ("bytes held by the host", bytes as u64),
-            Quota::Handles(handles) => ("handles", handles as u64),
-            Quota::LogBytes(bytes) => ("log bytes", bytes as u64),
-        };
-        write!(f, "Quota exceeded: {name}, limit {value}")
-    }
-}
 
 /// The memory that instances may hold beyond what each is sure of ([`limits::MEMORY_FLOOR_BYTES`]), so that they
 /// cannot together take the box down, nor some of them keep the others from starting. Clones are one pool.
@@ -128,8 +68,8 @@ impl Allowance {
         self.exceeded
     }
 
-    fn refuse(&mut self, quota: Quota) -> Result<bool, LimiterError> {
-        self.exceeded = Some(quota);
+    fn refuse(&mut self, name: Name) -> Result<bool, LimiterError> {
+        self.exceeded = Some(self.quotas.over(name));
         Err(LimiterError::ResourceLimiterDeniedAllocation)
     }
 }
@@ -145,11 +85,11 @@ impl ResourceLimiter for Allowance {
             return Ok(false); // the program's own limit: `memory.grow` answers -1
         }
         let total = self.memory_bytes.saturating_add(desired.saturating_sub(current));
-        if total > self.quotas.memory_bytes {
-            return self.refuse(Quota::MemoryBytes(self.quotas.memory_bytes));
+        if total > self.quotas.size(Name::MemoryBytes) {
+            return self.refuse(Name::MemoryBytes);
         }
         if !self.pool.grow(self.memory_bytes, total) {
-            return self.refuse(Quota::PooledMemoryBytes(limits::MEMORY_POOL_BYTES));
+            return self.refuse(Name::TotalMemoryBytes);
         }
         self.memory_bytes = total;
         Ok(true)
@@ -165,8 +105,8 @@ impl ResourceLimiter for Allowance {
             return Ok(false);
         }
         let total = self.table_elements.saturating_add(desired.saturating_sub(current));
-        if total > self.quotas.table_elements {
-            return self.refuse(Quota::TableElements(self.quotas.table_elements));
+        if total > self.quotas.size(Name::TableElements) {
+            return self.refuse(Name::TableElements);
         }
         self.table_elements = total;
         Ok(true)
@@ -193,7 +133,7 @@ mod tests {
     #[test]
     fn hogs_cannot_keep_small_guests_from_starting() {
         let (pool, leaving) = Pool::new();
-        let quotas = Quotas { memory_bytes: limits::MEMORY_POOL_BYTES, ..Quotas::default() };
+        let quotas = Quotas::default().with(Name::MemoryBytes, limits::MEMORY_POOL_BYTES as u64);
         let mut hog = Allowance::new(quotas, pool.clone());
         assert!(hog.memory_growing(0, limits::MEMORY_POOL_BYTES, None).is_ok());
         let mut second = Allowance::new(quotas, pool.clone());
@@ -202,7 +142,7 @@ mod tests {
             "each is sure of its share"
         );
         assert!(second.memory_growing(0, 2 * limits::MEMORY_FLOOR_BYTES, None).is_err());
-        assert_eq!(second.exceeded(), Some(Quota::PooledMemoryBytes(limits::MEMORY_POOL_BYTES)));
+        assert_eq!(second.exceeded(), Some(quotas.over(Name::TotalMemoryBytes)));
         drop((hog, second));
         assert_eq!(pool.held.load(Ordering::Relaxed), 0, "all of it comes back");
         assert!(leaving.try_recv().is_ok() && leaving.try_recv().is_err(), "one word for both");

@@ -7,7 +7,7 @@
 //! for the instruction that did not fit. A host call that waits: its future is awaited, its answer lowered into the
 //! guest, and the guest goes on. Dropping the future of [`Guest::call`] at a pause ends the guest.
 
-use super::quota::Quota;
+use super::quota::Name;
 use super::worker::Slice;
 use crate::host::function::{Lowered, Pending, Suspended};
 use crate::host::{Cx, Trap};
@@ -38,7 +38,7 @@ impl Guest {
 
     /// With slices of another size: any size gives the same results.
     pub fn with_slices(store: Store<Cx>, slice: Slice, slice_fuel: u64) -> Guest {
-        let left = store.data().allowance.quotas.fuel;
+        let left = store.data().allowance.quotas.get(Name::Fuel);
         Guest { store, slice, granted: 0, left, slice_fuel }
     }
 
@@ -123,7 +123,7 @@ impl Guest {
     }
 
     fn exhausted(&self) -> Trap {
-        Trap::Quota(Quota::Fuel(self.store.data().allowance.quotas.fuel))
+        Trap::Quota(self.store.data().allowance.quotas.over(Name::Fuel))
     }
 
     fn set(&mut self, fuel: u64) -> Result<(), Trap> {

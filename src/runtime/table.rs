@@ -8,8 +8,7 @@
 
 use crate::host::Trap;
 use crate::host::abi::Borrow;
-use crate::limits;
-use crate::runtime::quota::Quota;
+use crate::quota::{Name, Quota, Quotas};
 use std::any::Any;
 
 /// A host type that guests hold by handle. `NAME` is its name in WIT.
@@ -23,13 +22,18 @@ struct Held {
 }
 
 /// Handle h stands in slot h - 1.
-#[derive(Default)]
 pub struct Table {
     slots: Vec<Option<Held>>,
     free: Vec<u32>,
+    full: Quota,
 }
 
 impl Table {
+    /// Empty.
+    pub fn new(quotas: &Quotas) -> Table {
+        Table { slots: Vec::new(), free: Vec::new(), full: quotas.over(Name::Handles) }
+    }
+
     /// Handles held now.
     pub fn len(&self) -> usize {
         self.slots.len() - self.free.len()
@@ -40,7 +44,7 @@ impl Table {
     }
 
     /// # Errors
-    /// The table holds [`limits::HANDLES`] already.
+    /// The table holds as many as it may.
     pub fn insert<R: Resource>(&mut self, value: R) -> Result<u32, Trap> {
         let held = Some(Held { name: R::NAME, value: Box::new(value) });
         match self.free.pop() {
@@ -48,11 +52,11 @@ impl Table {
                 self.slots[handle as usize - 1] = held;
                 Ok(handle)
             }
-            None if self.slots.len() < limits::HANDLES => {
+            None if (self.slots.len() as u64) < self.full.limit => {
                 self.slots.push(held);
                 Ok(self.slots.len() as u32)
             }
-            None => Err(Trap::Quota(Quota::Handles(limits::HANDLES))),
+            None => Err(Trap::Quota(self.full)),
         }
     }
 
@@ -114,7 +118,7 @@ mod tests {
 
     #[test]
     fn handles_are_typed_and_forgeries_are_told() {
-        let mut table = Table::default();
+        let mut table = Table::new(&Quotas::default());
         let (first, second) = (table.insert(Apple(7)).unwrap(), table.insert(Pear).unwrap());
         assert_eq!((first, second, table.len()), (1, 2, 2));
         for forged in [0, 3, u32::MAX] {
@@ -132,11 +136,12 @@ mod tests {
 
     #[test]
     fn the_table_is_bounded() {
-        let mut table = Table::default();
-        for _ in 0..limits::HANDLES {
+        let quotas = Quotas::default().with(Name::Handles, 9);
+        let mut table = Table::new(&quotas);
+        for _ in 0..9 {
             table.insert(Pear).unwrap();
         }
-        assert_eq!(table.insert(Pear), Err(Trap::Quota(Quota::Handles(limits::HANDLES))));
+        assert_eq!(table.insert(Pear), Err(Trap::Quota(quotas.over(Name::Handles))));
         assert!(table.take::<Pear>(5).is_ok() && table.insert(Pear).is_ok());
     }
 }

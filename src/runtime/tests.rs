@@ -4,6 +4,7 @@ use super::instance::Built;
 use super::slice::Guest;
 use super::*;
 use crate::host::bed::House;
+use crate::limits;
 use crate::model::toy::Toy;
 use crate::program::Program;
 use smol::channel::bounded;
@@ -110,7 +111,8 @@ impl Bench {
         let (events, receiver) = events::bounded(4);
         let program = Program::in_memory(component).unwrap_or_else(|rejected| panic!("{rejected}"));
         let arguments = arguments.iter().map(|argument| argument.to_string()).collect();
-        let launch = Launch { program, arguments, subject: Subject::everyone(), events };
+        let quotas = *self.runtime.quotas();
+        let launch = Launch { program, arguments, subject: Subject::everyone(), quotas, events };
         let prepared = self.runtime.prepare(launch).unwrap();
         let id = prepared.id();
         prepared.start();
@@ -246,7 +248,10 @@ fn a_full_mailbox_ends_the_instance() {
 
 #[test]
 fn quotas_end_what_runs_away() {
-    let tight = Quotas { memory_bytes: 4 << 20, table_elements: 1000, fuel: 3_000_000, ..Quotas::default() };
+    let tight = Quotas::default()
+        .with(Name::MemoryBytes, 4 << 20)
+        .with(Name::TableElements, 1000)
+        .with(Name::Fuel, 3_000_000);
     let bench = Bench::new(1, tight);
     let quota = |text: &str| Ending::OutOfResources(format!("Quota exceeded: {text}"));
     let body = r#"(table $t 1 funcref) (func (export "run") (result i32)
@@ -268,7 +273,7 @@ fn quotas_end_what_runs_away() {
     let talks = simple(&[SET_RETURN], "(loop (call $set-return (i32.const 65536) (i32.const 65536)) (br 0))");
     assert_eq!(bench.ending(&talks), quota("fuel, limit 3000000"));
 
-    let short = Quotas { wall_clock: Duration::from_millis(20), ..Quotas::default() };
+    let short = Quotas::default().with(Name::WallClock, 0);
     assert_eq!(Bench::new(1, short).ending(&waits()), quota("wall clock seconds, limit 0"));
 }
 
@@ -287,7 +292,7 @@ fn recursion_without_end_is_told_apart() {
 /// in `run`, in a start function, in an allocator.
 #[test]
 fn instructions_that_are_no_tail_calls_do_no_harm() {
-    let bench = Bench::new(1, Quotas { fuel: 200_000_000, ..Quotas::default() });
+    let bench = Bench::new(1, Quotas::default().with(Name::Fuel, 200_000_000));
     let grow = format!("(loop (i32.const 0) {} drop (br 0))", "memory.grow drop (i32.const 0)".repeat(50));
     let table =
         format!("(loop {} (br 0))", "(drop (table.grow $t (ref.null func) (i32.const 0)))".repeat(50));
@@ -391,6 +396,7 @@ fn slices_of_any_size_give_the_same_result() {
             program: program.clone(),
             arguments: vec!["x".into(); 20],
             subject: Subject::everyone(),
+            quotas: Quotas::default(),
             events,
         };
         let entry = bench
@@ -403,8 +409,12 @@ fn slices_of_any_size_give_the_same_result() {
         let (done, finished) = bounded(1);
         let code = smol::block_on(program.code()).unwrap();
         bench.runtime.parts.workers.spawn(move |slice| async move {
-            let mut built =
-                Built::in_guest(&code, Guest::with_slices(instance::store(cx), slice, fuel)).unwrap();
+            let mut built = Built::in_guest(
+                &code,
+                code.plan.run.as_ref().unwrap(),
+                Guest::with_slices(instance::store(cx), slice, fuel),
+            )
+            .unwrap();
             let outcome = built.run().await;
             done.send((outcome, built.returned())).await.unwrap();
         });
@@ -427,6 +437,7 @@ fn copy(launch: &Launch) -> Launch {
         program: launch.program.clone(),
         arguments: launch.arguments.clone(),
         subject: launch.subject.clone(),
+        quotas: launch.quotas,
         events: launch.events.clone(),
     }
 }
@@ -491,12 +502,14 @@ fn wild_pointers_and_lengths_only_end_their_guest() {
 #[test]
 fn an_instance_can_be_named_before_it_runs_and_not_after() {
     let bench = bench();
-    let launch = || {
+    let launch_of = |subject: &str, quotas: Quotas| {
         let (events, receiver) = events::bounded(1);
         let program = Program::in_memory(&simple(&[], "")).unwrap();
-        let launch = Launch { program, arguments: vec![], subject: Subject::new("somebody"), events };
-        (bench.runtime.prepare(launch).unwrap(), receiver)
+        let launch = Launch { program, arguments: vec![], subject: Subject::new(subject), quotas, events };
+        bench.runtime.prepare(launch).map(|prepared| (prepared, receiver))
     };
+    let quotas = Quotas::default();
+    let launch = || launch_of("somebody", quotas).unwrap();
     let (prepared, _) = launch();
     let id = prepared.id();
     assert_eq!(bench.runtime.directory().of(&Subject::new("somebody")).len(), 1);
@@ -510,11 +523,20 @@ fn an_instance_can_be_named_before_it_runs_and_not_after() {
     prepared.start();
     assert_eq!(ending(&events), Ending::Disconnected);
 
-    let all: Vec<_> = (0..crate::limits::INSTANCES).map(|_| launch()).collect();
-    let (events, _receiver) = events::bounded(1);
-    let program = Program::in_memory(&simple(&[], "")).unwrap();
-    let one_more = Launch { program, arguments: vec![], subject: Subject::everyone(), events };
-    assert_eq!(bench.runtime.prepare(one_more).err(), Some(LaunchRefusal::Full(crate::limits::INSTANCES)));
+    let (first, half) = (launch(), limits::INSTANCES_PER_SUBJECT);
+    let full = |quotas: Quotas, name| Some(LaunchRefusal::Full(quotas.over(name)));
+    // A token may let its bearer have fewer, whoever launched those that are there.
+    let one = quotas.with(Name::SubjectInstances, 1);
+    assert_eq!(launch_of("somebody", one).err(), full(one, Name::SubjectInstances));
+    assert!(launch_of("somebody else", one).is_ok());
+    let all: Vec<_> = (1..half).map(|_| launch()).collect();
+    assert_eq!(launch_of("somebody", quotas).err(), full(quotas, Name::SubjectInstances));
+    let others = ["b", "c"]
+        .map(|subject| -> Vec<_> { (0..half / 2).map(|_| launch_of(subject, quotas).unwrap()).collect() });
+    assert_eq!(launch_of("d", quotas).err(), full(quotas, Name::TotalInstances));
+    drop(first);
+    assert!(launch_of("d", quotas).is_ok());
+    drop(others);
     drop(all);
     drop(bench.house);
 }

@@ -1,7 +1,8 @@
 //! The door as a whole, over loopback, with a scripted house behind it: a guest does what its arguments say.
 
+use super::house::ServerInstance;
 use super::*;
-use crate::auth::{Claims, Role, SecretKey, Token, mint};
+use crate::auth::{Claims, Grant, Role, SecretKey, Token, mint};
 use crate::client::{Client, Event};
 use crate::identity::{InstanceId, ProgramHash, Subject};
 use crate::limits;
@@ -53,13 +54,32 @@ impl House for Script {
         Ok(hash)
     }
 
-    fn prepare(
+    async fn serve(
         &self,
         _program: &ProgramHash,
         arguments: Vec<String>,
-        subject: Subject,
+        grant: &Grant,
+        port: u16,
+    ) -> Result<(), String> {
+        Err(format!("{} would serve {arguments:?} at {port}", grant.subject.as_str()))
+    }
+
+    fn servers(&self, _grant: &Grant) -> Vec<ServerInstance> {
+        vec![]
+    }
+
+    async fn stop(&self, server: &str, _grant: &Grant) -> Result<(), String> {
+        Err(format!("{server} is no server instance"))
+    }
+
+    async fn prepare(
+        &self,
+        _program: &ProgramHash,
+        arguments: Vec<String>,
+        grant: &Grant,
         events: events::Sender,
     ) -> Result<Ready, String> {
+        let subject = grant.subject.clone();
         match arguments.first().map(String::as_str) {
             Some("panic") => panic!("a fault of the house, as scripted"),
             Some("full") => return Err("no place".to_owned()),
@@ -142,7 +162,11 @@ impl Server {
         let listener = smol::block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
         let url = format!("ws://{}", listener.local_addr().unwrap());
         let house = Script::default();
-        let door = Door::new(house.clone(), verifier, vec![], vec!["https://app.example".to_owned()]);
+        let door = Door::new(
+            house.clone(),
+            verifier,
+            Names { hosts: vec![], origins: vec!["https://app.example".to_owned()] },
+        );
         let (stop, stopped) = smol::channel::bounded::<()>(1);
         let shutdown = async move {
             let _ = stopped.recv().await; // closed

@@ -7,12 +7,14 @@ use super::guest::{Guest, Play};
 use super::ledger::{Expect, Ledger};
 use super::lock;
 use super::tasks::Spawner;
+use crate::auth::Grant;
 use crate::clock;
 use crate::engine;
 use crate::engine::simulation::fake::mix;
-use crate::identity::{InstanceId, ProgramHash, Subject};
+use crate::identity::{InstanceId, ProgramHash};
 use crate::program::Program;
 use crate::runtime::{Ending, Launch, Runtime, events};
+use crate::server::house::ServerInstance;
 use crate::server::{House, Ready, house};
 use crate::wire::upload::Upload;
 use std::collections::BTreeMap;
@@ -46,11 +48,30 @@ impl House for Scripted {
         }
     }
 
-    fn prepare(
+    /// Sockets are not simulated.
+    async fn serve(
+        &self,
+        _program: &ProgramHash,
+        _arguments: Vec<String>,
+        _grant: &Grant,
+        _port: u16,
+    ) -> Result<(), String> {
+        Err("no server instances here".to_owned())
+    }
+
+    fn servers(&self, _grant: &Grant) -> Vec<ServerInstance> {
+        vec![]
+    }
+
+    async fn stop(&self, _server: &str, _grant: &Grant) -> Result<(), String> {
+        Err("no server instances here".to_owned())
+    }
+
+    async fn prepare(
         &self,
         program: &ProgramHash,
         arguments: Vec<String>,
-        subject: Subject,
+        grant: &Grant,
         events: events::Sender,
     ) -> Result<Ready, String> {
         let play = Play::read(&arguments);
@@ -62,7 +83,8 @@ impl House for Scripted {
         // In no order, as real ones are.
         let id = InstanceId::from_bits(u128::from(mix(self.seed, number)) << 32);
         let program = Arc::new(Program::on_disk(*program, Default::default()));
-        let launch = Launch { program, arguments, subject, events };
+        let quotas = self.runtime.quotas().lowered(&grant.quotas);
+        let launch = Launch { program, arguments, subject: grant.subject.clone(), quotas, events };
         let prepared = self.runtime.prepare_as(id, launch).map_err(|refusal| refusal.to_string())?;
         let entry = self.runtime.directory().find(id).expect("it has just entered");
         lock(&self.ledger).launched(play.client, entry, play.talks());

@@ -11,7 +11,7 @@ use crate::host::Trap;
 use crate::identity::InstanceId;
 use crate::limits;
 use crate::runtime::directory::Entry;
-use crate::runtime::{Directory, Ending, Quota, Quotas};
+use crate::runtime::{Directory, Ending, Name, Quotas};
 use crate::wire::ServerMessage;
 use async_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -390,14 +390,14 @@ impl Ledger {
     }
 
     fn ended(&mut self, client: usize, instance: InstanceId, code: u32, text: &str) {
-        let wall_clock = self.quotas.wall_clock;
+        let quotas = self.quotas;
         let download = self.clients[client].download.as_ref();
         assert!(download.is_none_or(|d| d.instance != instance), "in the middle of a blob");
         let prompt = self.clients[client].prompt;
         let life = self.life(instance);
         assert!(life.said.is_empty(), "the last event overtakes {} others", life.said.len());
         life.told = true;
-        let ending = life.ending(wall_clock);
+        let ending = life.ending(&quotas);
         assert_eq!((code, text), (ending.code(), &*ending.message()), "another end");
         if let Some(known) = life.known.filter(|_| prompt && life.talks) {
             assert!(fake::passed() - known <= PROMPT, "a talker is held up");
@@ -470,14 +470,15 @@ impl Life {
     }
 
     /// How it ended, by what is on record.
-    fn ending(&self, wall_clock: Duration) -> Ending {
+    fn ending(&self, quotas: &Quotas) -> Ending {
         if let Some(own) = &self.own {
             return own.clone();
         }
         let Some(decided) = self.entry.end.get() else {
             let started = self.started.expect("it ran");
+            let wall_clock = Duration::from_secs(quotas.get(Name::WallClock));
             assert!(fake::passed() - started >= wall_clock, "ended by nobody");
-            return Ending::quota(Quota::WallClock(wall_clock));
+            return Ending::quota(quotas.over(Name::WallClock));
         };
         let noticed = self.notice.as_ref().map(|notice| match notice {
             Notice::Evict(_) => Ending::evicted(),

@@ -33,7 +33,7 @@ use crate::exchange::Exchange;
 use crate::limits;
 use crate::model::Model;
 use crate::model::toy::Toy;
-use crate::runtime::{Quotas, Runtime, RuntimeParts, Workers};
+use crate::runtime::{Name, Quotas, Runtime, RuntimeParts, Workers};
 use crate::server::{Door, connection};
 use client::{Client, Temper, Token};
 use house::Scripted;
@@ -62,7 +62,7 @@ const REPLAYS: u64 = 300;
 /// Steps of one history: a tenth of it is much.
 const STEPS: u64 = 1_000_000;
 /// How long an instance may live: as long as it needs, or less.
-const WALL_CLOCKS: [Duration; 2] = [Duration::from_secs(600), Duration::from_secs(12)];
+const WALL_CLOCKS: [u64; 2] = [600, 12];
 
 /// One half of all histories. One that fails says its seed, and is told once more.
 fn run(half: u64) {
@@ -272,7 +272,7 @@ impl World {
         let (engine, inbox) = engine::Handle::to_nobody(info.clone());
         let fixed = fixed();
         let wall_clock = WALL_CLOCKS[usize::from(random.one_in(3))];
-        let quotas = Quotas { wall_clock, ..Quotas::default() };
+        let quotas = Quotas::default().with(Name::WallClock, wall_clock);
         let runtime = Runtime::new(RuntimeParts {
             engine: engine.clone(),
             model: fixed.model.clone(),
@@ -292,7 +292,7 @@ impl World {
             launched: Mutex::new(0),
         };
         let guarded = random.one_in(2);
-        let door = Door::new(house, guarded.then(|| fixed.verifier.clone()), vec![], vec![]);
+        let door = Door::new(house, guarded.then(|| fixed.verifier.clone()), Default::default());
         let (notices, given_up) = smol::channel::bounded(1 + random.below(3) as usize);
         tasks.spawner().spawn("notices".to_owned(), end_given_up(runtime.clone(), given_up));
         let (stop, closing) = smol::channel::bounded(1);

@@ -55,6 +55,11 @@ pub enum ClientMessage {
     TerminateInstance {
         instance_id: String,
     },
+    /// An addition to the contract, like the query `server_instances` that gives the id.
+    StopServerInstance {
+        corr_id: u32,
+        server_id: String,
+    },
     AttachRemoteService {
         corr_id: u32,
         endpoint: String,
@@ -189,6 +194,7 @@ mod tests {
                 arguments: arguments.clone(),
             },
             ClientMessage::LaunchServerInstance { corr_id, port: u32::MAX, program_hash, arguments },
+            ClientMessage::StopServerInstance { corr_id, server_id: "s".into() },
             ClientMessage::SignalInstance { instance_id: instance_id.clone(), message: "m".repeat(70_000) },
             ClientMessage::UploadBlob {
                 corr_id,

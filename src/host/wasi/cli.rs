@@ -2,12 +2,12 @@
 //!
 //! Owns: [`Log`], a guest's output as lines. Never: a terminal; there is none.
 
-use super::io::{InputStream, OutputStream};
+use super::streams::{InputStream, OutputStream};
 use crate::host::abi::Own;
 use crate::host::{Cx, Interface, Trap};
 use crate::identity::InstanceId;
 use crate::limits;
-use crate::runtime::quota::Quota;
+use crate::quota::{Name, Quota, Quotas};
 use crate::runtime::table::Resource;
 use std::collections::VecDeque;
 
@@ -51,15 +51,15 @@ fn exit_with_code(_: &mut Cx, code: u8) -> Result<(), Trap> {
 }
 
 fn stdin(_: &mut Cx) -> Result<Own<InputStream>, Trap> {
-    Ok(Own(InputStream))
+    Ok(Own(InputStream::Closed))
 }
 
 fn stdout(_: &mut Cx) -> Result<Own<OutputStream>, Trap> {
-    Ok(Own(OutputStream(Stream::Out)))
+    Ok(Own(OutputStream::Log(Stream::Out)))
 }
 
 fn stderr(_: &mut Cx) -> Result<Own<OutputStream>, Trap> {
-    Ok(Own(OutputStream(Stream::Err)))
+    Ok(Own(OutputStream::Log(Stream::Err)))
 }
 
 /// No value of it exists.
@@ -98,22 +98,23 @@ pub struct Log {
     out: Vec<u8>,
     err: Vec<u8>,
     /// Bytes that may still be printed.
-    left: usize,
-    quota: usize,
+    left: u64,
+    full: Quota,
     /// The last lines of standard error: what a panic says before it aborts.
     last_words: VecDeque<String>,
 }
 
 impl Log {
-    /// `quota`: bytes that the instance may print in its life.
-    pub fn new(instance: InstanceId, quota: usize) -> Log {
-        Log { instance, out: Vec::new(), err: Vec::new(), left: quota, quota, last_words: VecDeque::new() }
+    pub fn new(instance: InstanceId, quotas: &Quotas) -> Log {
+        let full = quotas.over(Name::LogBytes);
+        let (out, err, last_words) = (Vec::new(), Vec::new(), VecDeque::new());
+        Log { instance, out, err, left: full.limit, full, last_words }
     }
 
     /// # Errors
     /// The instance has printed more than its quota.
     pub fn write(&mut self, stream: Stream, bytes: &[u8]) -> Result<(), Trap> {
-        self.left = self.left.checked_sub(bytes.len()).ok_or(Trap::Quota(Quota::LogBytes(self.quota)))?;
+        self.left = self.left.checked_sub(bytes.len() as u64).ok_or(Trap::Quota(self.full))?;
         for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
             let line = self.line(stream);
             let whole = piece.ends_with(b"\n");
@@ -205,7 +206,7 @@ mod tests {
 
     #[test]
     fn last_words_start_at_the_panic() {
-        let mut log = Log::new(InstanceId::random(), 1000);
+        let mut log = Log::new(InstanceId::random(), &Quotas::default());
         log.write(Stream::Err, b"before\n\nthread 'main' panicked at src/lib.rs:3:5:\nno ").unwrap();
         log.write(Stream::Err, b"luck\nnote: run with `RUST_BACKTRACE=1`\n").unwrap();
         assert_eq!(log.last_words(), "thread 'main' panicked at src/lib.rs:3:5: no luck");
@@ -213,8 +214,9 @@ mod tests {
 
     #[test]
     fn printing_is_bounded() {
-        let mut log = Log::new(InstanceId::random(), 10);
+        let quotas = Quotas::default().with(Name::LogBytes, 10);
+        let mut log = Log::new(InstanceId::random(), &quotas);
         assert_eq!(log.write(Stream::Out, b"0123456789"), Ok(()));
-        assert_eq!(log.write(Stream::Out, b"x"), Err(Trap::Quota(Quota::LogBytes(10))));
+        assert_eq!(log.write(Stream::Out, b"x"), Err(Trap::Quota(quotas.over(Name::LogBytes))));
     }
 }
