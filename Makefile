@@ -111,10 +111,11 @@ gpu-check: release ## pack target/gpu-check.tar.gz: checks a GPU, on a machine w
 	@echo "$(TARGET)/gpu-check.tar.gz: unpack it where the GPU is, and run gpu-check/check.sh"
 
 .PHONY: inferlets
-inferlets: toolchain ## build our guest programs: inferlets/target/wasm32-wasip2/release/*.wasm
+inferlets: toolchain ## build our guest programs: inferlets/target/wasm32-wasip2/release/*.wasm, openai.wasm also beside the server
 	$(call say,inferlets)
 	@$(CARGO) build --locked --manifest-path inferlets/Cargo.toml --target-dir inferlets/target \
 	  --release --target $(GUEST)
+	@for folder in debug release; do mkdir -p $(TARGET)/$$folder; cp $(GUESTS)/openai.wasm $(TARGET)/$$folder; done
 
 .PHONY: bench
 bench: release inferlets model ## measure speed on the demo model; ARGS='--against before.json' and the like

@@ -80,16 +80,19 @@ const VERBS: &[Verb] = &[
             values("public-key", "FILE", "accept tokens signed by this key (k4.public.…); may be repeated"),
             switch("no-auth", "accept everyone; only on a loopback address"),
             value("seed", "N", "make sampling repeatable: every instance draws from N"),
+            value("openai", "PORT", "serve the API of OpenAI on this port of 127.0.0.1 (port 0 takes a free one)"),
             switch("print-config", "print the default configuration, every key explained, and end"),
         ],
         summary: "serve a model to local apps over a WebSocket",
         about: "\
 Flags win over the configuration file. The line `listening on ws://ADDR:PORT` on standard output says that
-clients may connect; SIGINT or SIGTERM ends the server cleanly.
+clients may connect, `openai on http://127.0.0.1:PORT/v1` where apps find that API; SIGINT or SIGTERM ends the
+server cleanly.
 
   tartlet token keygen --out box.key
   tartlet serve --model models/SmolLM2-135M-Instruct.Q4_1.gguf --public-key box.key.pub
-  tartlet serve --model model.gguf --no-auth          # a trial on your own machine",
+  tartlet serve --model model.gguf --no-auth          # a trial on your own machine
+  tartlet serve --model model.gguf --no-auth --openai 8081",
     },
     Verb {
         name: "run",
@@ -370,6 +373,7 @@ fn serve(words: &Words) -> Result<ExitCode, Failure> {
         public_keys: words.paths("public-key"),
         no_auth: words.has("no-auth"),
         seed: words.text("seed")?,
+        openai: words.text("openai")?,
     };
     appliance::serve(config::Config::read(flags).map_err(Failure::config)?)
 }

@@ -473,6 +473,7 @@ impl Servers<'_> {
             },
             engine: self.engine.clone(),
             quotas: Quotas::default(),
+            openai: None,
             log: tracing::Level::WARN,
         }
     }

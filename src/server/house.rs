@@ -141,7 +141,8 @@ impl House for Served {
         }
         let quotas = self.runtime.quotas().lowered(&grant.quotas);
         let (subject, expires) = (grant.subject.clone(), grant.expires);
-        self.hall.open(Serve { program, arguments, subject, quotas, port, expires }).await
+        self.hall.open(Serve { program, arguments, subject, quotas, port, expires }).await?;
+        Ok(())
     }
 
     fn servers(&self, grant: &Grant) -> Vec<ServerInstance> {
