@@ -19,6 +19,7 @@ use crate::host::Trap;
 use crate::limits;
 use crate::model::Model;
 use crate::observe;
+use crate::outgoing;
 use crate::program::Store;
 use crate::runtime::{Ending, Quotas, Runtime, RuntimeParts, Workers};
 use crate::server::{self, Door, Names, Served};
@@ -47,6 +48,8 @@ pub struct Appliance {
     door: Door<Served>,
     /// The server instances of programs.
     serving: server::http::Serving,
+    /// The requests that programs make.
+    sending: outgoing::Sending,
     runtime: Runtime,
     exchange: Arc<Exchange>,
     /// Instances that the engine has given up.
@@ -119,12 +122,14 @@ impl Appliance {
             .map_err(failed("The engine's thread cannot be started"))?;
         announce(&model, &engine, &config);
 
+        let (outgoing, sending) = outgoing::outgoing(config.allow);
         let runtime = Runtime::new(RuntimeParts {
             engine: engine.clone(),
             model: model.clone(),
             workers,
             exchange: exchange.clone(),
             quotas: Quotas::default(),
+            outgoing,
             seed: config.engine.seed,
         });
         let store = Store::open(&config.state.join("programs")).map_err(Failure::config)?;
@@ -133,7 +138,7 @@ impl Appliance {
         let (hall, serving) = server::http::hall(runtime.clone(), names.clone());
         let served = Served { store, runtime: runtime.clone(), engine, hall, model: model.name.clone() };
         let door = Door::new(served, verifier, names);
-        Ok(Appliance { door, serving, runtime, exchange, given_up, failing })
+        Ok(Appliance { door, serving, sending, runtime, exchange, given_up, failing })
     }
 
     /// Closes when the engine's thread has given the model's memory back, which is some time after [`run`](Self::run).
@@ -143,11 +148,11 @@ impl Appliance {
 
     /// Serves `listener` until `told`, or until the device fails, which is the error.
     pub async fn run(self, listener: TcpListener, told: impl Future<Output = ()>) -> Result<(), Failure> {
-        let Appliance { door, serving, runtime, exchange, given_up, failing } = self;
+        let Appliance { door, serving, sending, runtime, exchange, given_up, failing } = self;
         let broken = Fault::default();
         let until = smol::future::or(told, device_fails(failing, runtime.clone(), broken.clone()));
         let kept = smol::future::or(end_given_up(runtime.clone(), given_up), give_memory_back(runtime));
-        let beside = smol::future::or(serving.run(), kept);
+        let beside = smol::future::or(smol::future::or(serving.run(), sending.run()), kept);
         smol::future::or(server::run(listener, door, until), beside).await;
         exchange.kvs.close(); // guests that still run hold it too
         match broken.take() {

@@ -4,6 +4,7 @@
 //! appliance serves, the client runs programs, `auth` makes tokens), and never a token as an argument (`ps` shows those).
 
 use crate::backend::cpu::KvFormat;
+use crate::outgoing::Allowed;
 use crate::{appliance, auth, bench, client, config, eval, model, selftest};
 use std::ffi::OsString;
 use std::fmt::Write as _;
@@ -125,6 +126,7 @@ is 0 when it completed, 1 when it failed; the reason goes to standard error.
             value("sub", "NAME", "whose token: scopes its programs' keys, exports and topics"),
             value("role", "ROLE", "user or admin (default user)"),
             value("ttl", "TIME", "how long it is valid: 90s, 15m, 12h or 30d (default 30d)"),
+            values("http", "HOST[:PORT]", "a host that its programs may call; may be repeated"),
             value("out", "FILE", "write the token to FILE (mode 0600) instead of standard output"),
         ],
         summary: "sign a token",
@@ -355,7 +357,10 @@ fn mint(words: &Words) -> Result<ExitCode, Failure> {
     let role = role.parse().map_err(Failure::usage)?;
     let ttl = words.text("ttl")?.unwrap_or_else(|| "30d".to_owned());
     let ttl = auth::parse_ttl(&ttl).map_err(Failure::usage)?;
-    let token = auth::mint(&key, &auth::Claims::new(&sub, role, ttl)).map_err(Failure::new)?;
+    let http =
+        Allowed::new(&words.texts("http")?).map_err(|what| Failure::usage(format!("--http: {what}.")))?;
+    let claims = auth::Claims { http, ..auth::Claims::new(&sub, role, ttl) };
+    let token = auth::mint(&key, &claims).map_err(Failure::new)?;
     match words.path("out") {
         Some(path) => auth::write_private(&path, token.expose()).map_err(Failure::new)?,
         None => print(&format!("{}\n", token.expose())),

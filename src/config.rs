@@ -6,6 +6,7 @@
 use crate::auth::{self, PublicKey};
 use crate::backend::cpu::KvFormat;
 use crate::limits;
+use crate::outgoing::Allowed;
 use serde::de::{self, Visitor};
 use serde::{Deserialize, Deserializer};
 use std::collections::HashSet;
@@ -45,6 +46,8 @@ pub struct Config {
     pub auth: Option<Keys>,
     pub model: ModelConfig,
     pub engine: EngineConfig,
+    /// Whom every program may call.
+    pub allow: Allowed,
     pub log: tracing::Level,
 }
 
@@ -95,6 +98,13 @@ struct Raw {
     auth: RawAuth,
     model: RawModel,
     engine: RawEngine,
+    http: RawHttp,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default, expecting = "the section [http]")]
+struct RawHttp {
+    allow: Vec<String>,
 }
 
 #[derive(Deserialize, Default)]
@@ -231,6 +241,7 @@ impl Config {
             auth,
             model: ModelConfig { path: model, name: raw.model.name, template, public_prefixes },
             engine: EngineConfig::check(&raw.engine, seed)?,
+            allow: Allowed::new(&raw.http.allow).map_err(|what| format!("[http] allow: {what}."))?,
             log,
         })
     }
@@ -385,7 +396,10 @@ mod tests {
         let active: String = TEMPLATE.lines().map(strip).flat_map(|line| [line, "\n"]).collect();
         let raw: toml::Table = toml::from_str(&active).expect("the template with every key set parses");
         let sections: Vec<&str> = raw.keys().map(String::as_str).collect();
-        assert_eq!(sections, ["auth", "engine", "hosts", "listen", "log", "model", "origins", "state"]);
+        assert_eq!(
+            sections,
+            ["auth", "engine", "hosts", "http", "listen", "log", "model", "origins", "state"]
+        );
         for (section, keys) in [
             ("auth", &["enabled", "public_keys", "revoked"] as &[&str]),
             (
@@ -401,6 +415,7 @@ mod tests {
                     "threads",
                 ],
             ),
+            ("http", &["allow"]),
             ("model", &["name", "path", "public_prefixes", "template"]),
         ] {
             let found: Vec<&str> =
@@ -438,6 +453,16 @@ mod tests {
                 "public_prefixes: /etc/tartlet/none.txt cannot",
             ),
             ("log = \"loud\"", no_auth(), "none of error, warn"),
+            (
+                "[http]\nallow = [\"*.a\"]",
+                no_auth(),
+                "[http] allow: \"*.a\" is a pattern; each host is named in full.",
+            ),
+            (
+                "[http]\nallow = [\"https://a\"]",
+                no_auth(),
+                "\"https://a\" names the scheme https; only http is",
+            ),
             ("[auth]\npublic_keys = [\"k4.secret.x\"]", with_model(), "[auth] public_keys: "),
         ] {
             let sentence = checked(text, flags).expect_err(text);

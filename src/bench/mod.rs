@@ -456,6 +456,7 @@ impl Servers<'_> {
                 public_prefixes: Vec::new(),
             },
             engine: self.engine.clone(),
+            allow: Default::default(),
             log: tracing::Level::WARN,
         }
     }
