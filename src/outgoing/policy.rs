@@ -270,7 +270,7 @@ mod tests {
             assert!(text.parse::<Target>().is_err(), "{text:?}");
         }
         assert!(format!("{}.a", "x".repeat(64)).parse::<Target>().is_err());
-        assert!("a.".repeat(127).parse::<Target>().is_err());
+        assert!("a.".repeat(128).parse::<Target>().is_err());
     }
 
     #[test]

@@ -144,7 +144,7 @@ fn a_request_and_its_response_stream_both_ways() {
         writer.write(Bytes::from_static(b"two")).unwrap();
         writer.finish(None).unwrap();
         let (rest, trailers) = read(&body).await.unwrap();
-        assert_eq!((&rest[..], trailers.unwrap()["sum"].to_str()), (&b"owt"[..], Ok("6")));
+        assert_eq!((&rest[..], trailers.unwrap()["sum"].as_bytes()), (&b"owt"[..], &b"6"[..]));
         let head = server.await;
         assert!(head.starts_with("POST /a/b?c=d HTTP/1.1\r\n"), "{head}");
         assert!(head.contains(&format!("host: {address}\r\n")) && head.contains("x-y: z\r\n"), "{head}");
@@ -236,6 +236,7 @@ fn the_address_that_was_judged_is_the_one_that_is_connected_to() {
     rig.run(async |line| {
         let served = smol::spawn(async move {
             let (mut stream, _) = inside.accept().await.unwrap();
+            until(&mut stream, "\r\n\r\n").await;
             stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await.unwrap();
         });
         assert!(outcome(line, get(&format!("http://{host}/"))).await.is_ok());
@@ -251,10 +252,8 @@ fn a_redirect_is_a_response() {
         answering(b"HTTP/1.1 302 Found\r\nlocation: http://127.0.0.1:1/\r\ncontent-length: 2\r\n\r\nno");
     rig(&[address.to_string()], &[]).run(async |line| {
         let response = outcome(line, get(&format!("http://{address}/"))).await.unwrap();
-        assert_eq!(
-            (response.status().as_u16(), &response.headers()["location"]),
-            (302, &"http://127.0.0.1:1/")
-        );
+        assert_eq!(response.status(), 302);
+        assert_eq!(response.headers()["location"], "http://127.0.0.1:1/");
         assert_eq!(read(response.body()).await.unwrap().0, b"no");
         served.await;
     });
@@ -318,6 +317,7 @@ fn who_waits_too_long_is_told_what_for() {
         let _first = listener.accept().await.unwrap();
         let stuck = line.send(get(&url), Within::new(None, None, short));
         let (mut stream, _) = listener.accept().await.unwrap();
+        until(&mut stream, "\r\n\r\n").await;
         stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nabc").await.unwrap();
         let response = settled(&stuck).await.unwrap();
         assert_eq!(read(response.body()).await.err(), Some(ErrorCode::ConnectionReadTimeout));
