@@ -21,6 +21,7 @@ use crate::identity::{ProgramHash, Subject};
 use crate::limits;
 use crate::model::Model;
 use crate::observe;
+use crate::outgoing;
 use crate::program::{Program, Store};
 use crate::runtime::serve::Serve;
 use crate::runtime::{Ending, Runtime, RuntimeParts, Workers};
@@ -52,6 +53,8 @@ pub struct Appliance {
     serving: server::http::Serving,
     /// Where the API of OpenAI is served, if it is.
     openai: Option<u16>,
+    /// The requests that programs make.
+    sending: outgoing::Sending,
     runtime: Runtime,
     exchange: Arc<Exchange>,
     /// Instances that the engine has given up.
@@ -127,12 +130,14 @@ impl Appliance {
             .map_err(failed("The engine's thread cannot be started"))?;
         announce(&model, &engine, &config);
 
+        let (outgoing, sending) = outgoing::outgoing(config.allow);
         let runtime = Runtime::new(RuntimeParts {
             engine: engine.clone(),
             model: model.clone(),
             workers,
             exchange: exchange.clone(),
             quotas: config.quotas,
+            outgoing,
             seed: config.engine.seed,
         });
         let store = Store::open(&config.state.join("programs")).map_err(Failure::config)?;
@@ -145,7 +150,7 @@ impl Appliance {
             .transpose()?;
         let served = Served { store, runtime: runtime.clone(), engine, hall, model: model.name.clone() };
         let door = Door::new(served, verifier, names);
-        Ok(Appliance { door, serving, openai, runtime, exchange, given_up, failing })
+        Ok(Appliance { door, serving, openai, sending, runtime, exchange, given_up, failing })
     }
 
     /// Closes when the engine's thread has given the model's memory back, which is some time after [`run`](Self::run).
@@ -155,11 +160,11 @@ impl Appliance {
 
     /// Serves `listener` until `told`, or until the device fails, which is the error.
     pub async fn run(self, listener: TcpListener, told: impl Future<Output = ()>) -> Result<(), Failure> {
-        let Appliance { door, serving, openai: _, runtime, exchange, given_up, failing } = self;
+        let Appliance { door, serving, openai: _, sending, runtime, exchange, given_up, failing } = self;
         let broken = Fault::default();
         let until = smol::future::or(told, device_fails(failing, runtime.clone(), broken.clone()));
         let kept = smol::future::or(end_given_up(runtime.clone(), given_up), give_memory_back(runtime));
-        let beside = smol::future::or(serving.run(), kept);
+        let beside = smol::future::or(smol::future::or(serving.run(), sending.run()), kept);
         smol::future::or(server::run(listener, door, until), beside).await;
         exchange.kvs.close(); // guests that still run hold it too
         match broken.take() {
@@ -196,7 +201,15 @@ async fn open_openai(
         return Err(refused("it does not export wasi:http/incoming-handler, so it answers no requests"));
     }
     let quotas = *runtime.quotas();
-    let serve = Serve { program, arguments: Vec::new(), subject, quotas, port, expires: None };
+    let serve = Serve {
+        program,
+        arguments: Vec::new(),
+        subject,
+        quotas,
+        http: Default::default(),
+        port,
+        expires: None,
+    };
     hall.open(serve).await.map_err(|why| Failure::new(format!("The API of OpenAI is not served: {why}.")))
 }
 

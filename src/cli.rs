@@ -5,6 +5,7 @@
 
 use crate::backend::cpu::KvFormat;
 use crate::backend::cuda;
+use crate::outgoing::Allowed;
 use crate::quota::Caps;
 use crate::{appliance, auth, bench, client, config, eval, model, selftest};
 use std::ffi::OsString;
@@ -164,6 +165,7 @@ request is an instance of its own.
                 "NAME=VALUE",
                 "lower a quota of what is launched with it; NAME as under [quotas] of tartlet.toml; may be repeated",
             ),
+            values("http", "HOST[:PORT]", "a host that its programs may call; may be repeated"),
             value("out", "FILE", "write the token to FILE (mode 0600) instead of standard output"),
         ],
         summary: "sign a token",
@@ -433,7 +435,9 @@ fn mint(words: &Words) -> Result<ExitCode, Failure> {
     let quotas = words.texts("quota")?;
     let quotas = Caps::read(quotas.iter().map(String::as_str))
         .map_err(|what| Failure::usage(format!("--quota: {what}.")))?;
-    let claims = auth::Claims { quotas, ..auth::Claims::new(&sub, role, ttl) };
+    let http =
+        Allowed::new(&words.texts("http")?).map_err(|what| Failure::usage(format!("--http: {what}.")))?;
+    let claims = auth::Claims { quotas, http, ..auth::Claims::new(&sub, role, ttl) };
     let token = auth::mint(&key, &claims).map_err(Failure::new)?;
     match words.path("out") {
         Some(path) => auth::write_private(&path, token.expose()).map_err(Failure::new)?,

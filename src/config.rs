@@ -6,6 +6,7 @@
 use crate::auth::{self, PublicKey};
 use crate::backend::cpu::KvFormat;
 use crate::limits;
+use crate::outgoing::Allowed;
 use crate::quota::{self, Name, Quotas};
 use serde::de::{self, Visitor};
 use serde::{Deserialize, Deserializer};
@@ -51,6 +52,8 @@ pub struct Config {
     pub quotas: Quotas,
     /// None: that API is not served.
     pub openai: Option<OpenaiConfig>,
+    /// Whom every program may call.
+    pub allow: Allowed,
     pub log: tracing::Level,
 }
 
@@ -112,6 +115,13 @@ struct Raw {
     engine: RawEngine,
     quotas: BTreeMap<String, Number>,
     openai: RawOpenai,
+    http: RawHttp,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default, expecting = "the section [http]")]
+struct RawHttp {
+    allow: Vec<String>,
 }
 
 #[derive(Deserialize, Default)]
@@ -274,6 +284,7 @@ impl Config {
             engine: EngineConfig::check(&raw.engine, seed)?,
             quotas: quotas(&raw.quotas, enabled)?,
             openai,
+            allow: Allowed::new(&raw.http.allow).map_err(|what| format!("[http] allow: {what}."))?,
             log,
         })
     }
@@ -464,7 +475,10 @@ mod tests {
         let sections: Vec<&str> = raw.keys().map(String::as_str).collect();
         assert_eq!(
             sections,
-            ["auth", "engine", "hosts", "listen", "log", "model", "openai", "origins", "quotas", "state"]
+            [
+                "auth", "engine", "hosts", "http", "listen", "log", "model", "openai", "origins", "quotas",
+                "state"
+            ]
         );
         for (section, keys) in [
             ("auth", &["enabled", "public_keys", "revoked"] as &[&str]),
@@ -481,6 +495,7 @@ mod tests {
                     "threads",
                 ],
             ),
+            ("http", &["allow"]),
             ("model", &["name", "path", "public_prefixes", "template"]),
             ("openai", &["port", "program"]),
         ] {
@@ -559,6 +574,16 @@ mod tests {
             ("[quotas]\nfuel = -1", no_auth(), "-1 is below 0"),
             ("[quotas]\nfuel = \"x\"", no_auth(), "expected a whole number"),
             ("log = \"loud\"", no_auth(), "none of error, warn"),
+            (
+                "[http]\nallow = [\"*.a\"]",
+                no_auth(),
+                "[http] allow: \"*.a\" is a pattern; each host is named in full.",
+            ),
+            (
+                "[http]\nallow = [\"https://a\"]",
+                no_auth(),
+                "\"https://a\" names the scheme https; only http is",
+            ),
             ("[auth]\npublic_keys = [\"k4.secret.x\"]", with_model(), "[auth] public_keys: "),
         ] {
             let sentence = checked(text, flags).expect_err(text);

@@ -7,6 +7,7 @@ use crate::engine;
 use crate::exchange::{Exchange, Mailbox};
 use crate::identity::{InstanceId, Subject};
 use crate::model::Model;
+use crate::outgoing::{Allowed, Outgoing};
 use crate::program::Program;
 use crate::transfer::Call;
 use account::All;
@@ -46,6 +47,8 @@ pub struct Launch {
     pub subject: Subject,
     /// What it may use: the box's values, lowered by the token's claims.
     pub quotas: Quotas,
+    /// Whom it may call, besides those that every program may.
+    pub http: Allowed,
     /// Where its events go. A full channel makes the guest wait; a closed one ends it.
     pub events: events::Sender,
 }
@@ -90,6 +93,8 @@ pub struct RuntimeParts {
     pub exchange: Arc<Exchange>,
     /// What the box's configuration lets everyone have; a [`Launch`] has them, lowered.
     pub quotas: Quotas,
+    /// Where the requests go that programs make.
+    pub outgoing: Outgoing,
     /// The seed of every instance, for repeatable runs; each gets a random one otherwise.
     pub seed: Option<u64>,
 }
