@@ -6,10 +6,11 @@
 use crate::auth::{self, PublicKey};
 use crate::backend::cpu::KvFormat;
 use crate::limits;
-use crate::outgoing::policy::Allowed;
+use crate::outgoing::Allowed;
+use crate::quota::{self, Name, Quotas};
 use serde::de::{self, Visitor};
 use serde::{Deserialize, Deserializer};
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -31,6 +32,7 @@ pub struct Flags {
     pub public_keys: Vec<PathBuf>,
     pub no_auth: bool,
     pub seed: Option<String>,
+    pub openai: Option<String>,
 }
 
 /// What the server serves, checked.
@@ -44,10 +46,14 @@ pub struct Config {
     pub state: PathBuf,
     /// None: everyone is let in, on loopback only.
     pub auth: Option<Keys>,
-    /// Whom all programs may ask by HTTP.
-    pub http: Allowed,
     pub model: ModelConfig,
     pub engine: EngineConfig,
+    /// What everyone may use; a token lowers it for its bearer.
+    pub quotas: Quotas,
+    /// None: that API is not served.
+    pub openai: Option<OpenaiConfig>,
+    /// Whom every program may call.
+    pub allow: Allowed,
     pub log: tracing::Level,
 }
 
@@ -67,6 +73,15 @@ pub struct ModelConfig {
     pub template: Option<String>,
     /// Texts whose keys and values any subject may find computed.
     pub public_prefixes: Vec<String>,
+}
+
+/// Our program that speaks the API of OpenAI, as a server instance from the start on.
+#[derive(Debug)]
+pub struct OpenaiConfig {
+    /// On loopback; 0 takes a free one.
+    pub port: u16,
+    /// The program's file.
+    pub program: PathBuf,
 }
 
 #[derive(Clone, Debug)]
@@ -96,9 +111,17 @@ struct Raw {
     state: Option<PathBuf>,
     log: Option<String>,
     auth: RawAuth,
-    http: RawHttp,
     model: RawModel,
     engine: RawEngine,
+    quotas: BTreeMap<String, Number>,
+    openai: RawOpenai,
+    http: RawHttp,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default, expecting = "the section [http]")]
+struct RawHttp {
+    allow: Vec<String>,
 }
 
 #[derive(Deserialize, Default)]
@@ -107,12 +130,6 @@ struct RawAuth {
     enabled: Option<bool>,
     public_keys: Vec<String>,
     revoked: Vec<String>,
-}
-
-#[derive(Deserialize, Default)]
-#[serde(deny_unknown_fields, default, expecting = "the section [http]")]
-struct RawHttp {
-    allow: Vec<String>,
 }
 
 #[derive(Deserialize, Default)]
@@ -141,6 +158,23 @@ struct RawEngine {
     threads: Option<usize>,
     #[serde(deserialize_with = "whole")]
     seed: Option<u64>,
+}
+
+/// A whole number, zero or more.
+struct Number(u64);
+
+impl<'de> Deserialize<'de> for Number {
+    fn deserialize<D: Deserializer<'de>>(value: D) -> Result<Number, D::Error> {
+        whole(value).map(|number| Number(number.unwrap_or_default()))
+    }
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default, expecting = "the section [openai]")]
+struct RawOpenai {
+    #[serde(deserialize_with = "whole")]
+    port: Option<u16>,
+    program: Option<PathBuf>,
 }
 
 /// A number that is there, refused in words that are not Rust's.
@@ -233,15 +267,24 @@ impl Config {
                 Some(text.parse().map_err(|_| format!("--seed {text} is not a whole number below 2^64."))?)
             }
         };
+        let port = match flags.openai {
+            None => raw.openai.port,
+            Some(text) => Some(text.parse().map_err(|_| format!("--openai {text} is no port: 0 to 65535."))?),
+        };
+        let program = raw.openai.program.map(|path| beside.join(path));
+        let openai =
+            port.map(|port| OpenaiConfig { port, program: program.unwrap_or_else(installed_openai) });
         Ok(Config {
             listen,
             hosts: raw.hosts.iter().map(|host| host.to_ascii_lowercase()).collect(),
             origins: raw.origins,
             state: flags.state.or(raw.state.map(|path| beside.join(path))).map_or_else(default_state, Ok)?,
             auth,
-            http: Allowed::parse(&raw.http.allow).map_err(|what| format!("[http] allow: {what}."))?,
             model: ModelConfig { path: model, name: raw.model.name, template, public_prefixes },
             engine: EngineConfig::check(&raw.engine, seed)?,
+            quotas: quotas(&raw.quotas, enabled)?,
+            openai,
+            allow: Allowed::new(&raw.http.allow).map_err(|what| format!("[http] allow: {what}."))?,
             log,
         })
     }
@@ -314,6 +357,30 @@ fn thread_count(threads: usize) -> Result<usize, String> {
     }
 }
 
+/// Where everyone is let in, there is one subject, which may have all that there is.
+fn quotas(raw: &BTreeMap<String, Number>, enabled: bool) -> Result<Quotas, String> {
+    let mut quotas = Quotas::default();
+    for (key, &Number(value)) in raw {
+        let name = Name::of(key).ok_or_else(|| format!("[quotas] {key}: {}.", quota::unknown(key)))?;
+        let most = name.row().most;
+        if value > most {
+            return Err(format!("[quotas] {key} = {value} is above {most}, the most that can be had."));
+        }
+        quotas = quotas.with(name, value);
+    }
+    let of_all = [
+        (Name::SubjectInstances, Name::TotalInstances),
+        (Name::SubjectMemoryBytes, Name::TotalMemoryBytes),
+        (Name::SubjectUnreadBytes, Name::TotalUnreadBytes),
+    ];
+    for (own, total) in of_all {
+        if !enabled && !raw.contains_key(own.row().key) {
+            quotas = quotas.with(own, quotas.get(total));
+        }
+    }
+    Ok(quotas)
+}
+
 /// The texts of the public prefixes.
 fn prefixes(paths: impl Iterator<Item = PathBuf>) -> Result<Vec<String>, String> {
     let mut bytes = 0;
@@ -360,6 +427,15 @@ fn keys(inline: &[String], files: &[PathBuf], revoked: Vec<String>) -> Result<Ke
     Ok(Keys { public, revoked: revoked.into_iter().collect() })
 }
 
+/// Beside the binary, as `make` leaves it, or where a box has what belongs to `bin/tartlet`: in `lib/tartlet/`.
+fn installed_openai() -> PathBuf {
+    const FILE: &str = "openai.wasm";
+    let binary = std::env::current_exe().unwrap_or_default();
+    let folder = binary.parent().unwrap_or(Path::new(""));
+    let beside = folder.join(FILE);
+    if beside.exists() { beside } else { folder.with_file_name("lib").join("tartlet").join(FILE) }
+}
+
 /// systemd's StateDirectory, else the user's state folder by the XDG rules.
 fn default_state() -> Result<PathBuf, String> {
     let folder = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
@@ -375,6 +451,7 @@ fn default_state() -> Result<PathBuf, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::quota::NONE;
 
     fn checked(text: &str, flags: Flags) -> Result<Config, String> {
         let raw: Raw = toml::from_str(text).map_err(|e| e.message().to_owned())?;
@@ -398,7 +475,10 @@ mod tests {
         let sections: Vec<&str> = raw.keys().map(String::as_str).collect();
         assert_eq!(
             sections,
-            ["auth", "engine", "hosts", "http", "listen", "log", "model", "origins", "state"]
+            [
+                "auth", "engine", "hosts", "http", "listen", "log", "model", "openai", "origins", "quotas",
+                "state"
+            ]
         );
         for (section, keys) in [
             ("auth", &["enabled", "public_keys", "revoked"] as &[&str]),
@@ -417,6 +497,7 @@ mod tests {
             ),
             ("http", &["allow"]),
             ("model", &["name", "path", "public_prefixes", "template"]),
+            ("openai", &["port", "program"]),
         ] {
             let found: Vec<&str> =
                 raw[section].as_table().expect("a table").keys().map(String::as_str).collect();
@@ -424,6 +505,40 @@ mod tests {
         }
         let (template, empty) = (checked(TEMPLATE, no_auth()).unwrap(), checked("", no_auth()).unwrap());
         assert_eq!(format!("{template:?}"), format!("{empty:?}"));
+        // Every quota in the table's order; those that have a value with it, the others commented out.
+        let (_, section) = TEMPLATE.split_once("[quotas]\n").expect("the section is there");
+        let section = section.split("\n[").next().unwrap_or(section);
+        let lines = section.lines().filter(|line| line.contains(" = "));
+        let told: Vec<String> = lines.map(str::to_owned).collect();
+        let rows = Name::TABLE.iter().zip(&told).map(|(row, told)| match row.default {
+            NONE => told.strip_prefix(&format!("# {} = ", row.key)).map(|_| told.clone()).unwrap_or_default(),
+            _ if of_one_subject(row.name) => format!("# {} = {}", row.key, row.default),
+            value => format!("{} = {value}", row.key),
+        });
+        assert_eq!(rows.collect::<Vec<_>>(), told);
+        assert_eq!(told.len(), Name::TABLE.len());
+    }
+
+    /// Quotas whose value depends on whether there are several subjects.
+    fn of_one_subject(name: Name) -> bool {
+        matches!(name, Name::SubjectInstances | Name::SubjectMemoryBytes | Name::SubjectUnreadBytes)
+    }
+
+    #[test]
+    fn quotas_are_set_by_name_and_one_subject_alone_may_have_everything() {
+        let text =
+            "[quotas]\nfuel = 5\nsubject_fuel_per_second = 7\nsubject_memory_bytes = 9\ntotal_instances = 3";
+        let quotas = checked(text, no_auth()).unwrap().quotas;
+        let get = |name| quotas.get(name);
+        assert_eq!(
+            (get(Name::Fuel), get(Name::SubjectFuelPerSecond), get(Name::SubjectMemoryBytes)),
+            (5, 7, 9)
+        );
+        assert_eq!((get(Name::SubjectInstances), get(Name::LogBytes)), (3, limits::LOG_BYTES as u64));
+        let key = crate::auth::SecretKey::generate().unwrap().public();
+        let flags = || Flags { model: Some("m.gguf".into()), state: Some("/s".into()), ..Flags::default() };
+        let text = format!("[auth]\npublic_keys = [\"{key}\"]");
+        assert_eq!(checked(&text, flags()).unwrap().quotas, Quotas::default());
     }
 
     #[test]
@@ -445,11 +560,8 @@ mod tests {
             ("[engine]\nthreads = -1", no_auth(), "-1 is below 0"),
             ("[engine]\nseed = \"x\"", no_auth(), "expected a whole number"),
             ("[engine]\nkv_tokens = 5000000000", no_auth(), "or too large"),
-            (
-                "[http]\nallow = [\"http://a\"]",
-                no_auth(),
-                "[http] allow: \"http://a\" is no host to allow; write",
-            ),
+            ("[openai]\nport = 65536", no_auth(), "65536 is below 0 or too large"),
+            ("", Flags { openai: Some("http".into()), ..no_auth() }, "--openai http is no port"),
             ("engine = 3", no_auth(), "expected the section [engine]"),
             ("[model]\nname = \"\"", no_auth(), "[model] name = \"\" is no name"),
             (
@@ -457,7 +569,21 @@ mod tests {
                 no_auth(),
                 "public_prefixes: /etc/tartlet/none.txt cannot",
             ),
+            ("[quotas]\nfule = 5", no_auth(), "[quotas] fule: there is no quota \"fule\"; there are fuel, "),
+            ("[quotas]\nhandles = 70000", no_auth(), "handles = 70000 is above 65536"),
+            ("[quotas]\nfuel = -1", no_auth(), "-1 is below 0"),
+            ("[quotas]\nfuel = \"x\"", no_auth(), "expected a whole number"),
             ("log = \"loud\"", no_auth(), "none of error, warn"),
+            (
+                "[http]\nallow = [\"*.a\"]",
+                no_auth(),
+                "[http] allow: \"*.a\" is a pattern; each host is named in full.",
+            ),
+            (
+                "[http]\nallow = [\"https://a\"]",
+                no_auth(),
+                "\"https://a\" names the scheme https; only http is",
+            ),
             ("[auth]\npublic_keys = [\"k4.secret.x\"]", with_model(), "[auth] public_keys: "),
         ] {
             let sentence = checked(text, flags).expect_err(text);
@@ -482,5 +608,7 @@ mod tests {
             Flags { state: Some("/s".into()), ..Flags::default() },
         );
         assert_eq!(config.unwrap().model.path, Path::new("/etc/tartlet/a.gguf"));
+        let config = checked("[openai]\nport = 1\nprogram = \"o.wasm\"", no_auth()).unwrap();
+        assert_eq!(config.openai.unwrap().program, Path::new("/etc/tartlet/o.wasm"));
     }
 }

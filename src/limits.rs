@@ -176,6 +176,7 @@ pub const QUEUED_WORDS_PER_INSTANCE: usize = 1 << 20;
 pub const OPERATIONS_PER_SUBJECT: usize = 32 * OPERATIONS_PER_INSTANCE;
 /// Words that these take: 64 MiB.
 pub const QUEUED_WORDS_PER_SUBJECT: usize = 16 * QUEUED_WORDS_PER_INSTANCE;
+const _: () = assert!(QUEUED_WORDS_PER_SUBJECT < 1 << 32); // counted in 32 bits
 /// Queues of one instance that are open at a time. The SDK opens one per context and fork. More ends the guest.
 pub const QUEUES_PER_INSTANCE: usize = 1024;
 /// Pages (and, apart, embeds) that one instance can name at a time, imports included: 1 Mi tokens at 16 a page. An
@@ -207,6 +208,9 @@ pub const BACKLOG_PER_INSTANCE: usize = 2 * OPERATIONS_PER_INSTANCE;
 pub const MAILBOX_MESSAGES: usize = 1024;
 /// Bytes of those messages: four of the longest a client can send.
 pub const MAILBOX_MESSAGE_BYTES: usize = 4 * CLIENT_FRAME_BYTES;
+/// Messages, and apart blobs, that an instance waits for at a time: the SDK asks for one after the other. Giving one of them
+/// up in the middle moves the later ones.
+pub const RECEIVES: usize = 4096;
 /// Blobs an instance has not read yet.
 pub const MAILBOX_BLOBS: usize = 64;
 /// Bytes of those blobs; as much as one guest's memory.
@@ -330,8 +334,9 @@ pub const INSTANCES: usize = 256;
 pub const INSTANCES_PER_SUBJECT: usize = INSTANCES / 2;
 /// Pollables in one `poll`: every handle could be one, but nobody waits for more than the passes it has in flight.
 pub const POLLED: usize = 4096;
-/// Bytes of one write to a guest's output; what `check-write` permits.
-pub const STREAM_WRITE_BYTES: usize = 64 * 1024;
+/// Bytes of one write to a guest's output; what `check-write` permits, and the most that WASI asks of a blocking write.
+/// Each may be a line of the log of its own, of two bytes.
+pub const STREAM_WRITE_BYTES: usize = 4096;
 /// Bytes of one line of a guest in the log; a longer one is printed in pieces.
 pub const LOG_LINE_BYTES: usize = 4096;
 /// Random bytes of one call.
@@ -388,30 +393,36 @@ pub const HTTP_READ_STALL: Duration = Duration::from_secs(60);
 pub const SERVERS_LAUNCHING: usize = 8;
 /// Bytes of a request's path and query, and of its authority, that a guest sets.
 pub const URI_BYTES: usize = 8 * 1024;
-/// Hosts in one list of those that programs may ask: a configuration's or a token's.
-pub const OUTGOING_HOSTS: usize = 256;
-/// Requests of all instances that are on their way, each with a socket and two bodies.
-pub const OUTGOING_REQUESTS: usize = 128;
-/// Requests of one instance that are on their way: an agent that asks several sources at once.
-pub const OUTGOING_REQUESTS_PER_INSTANCE: usize = 16;
-/// Names that are looked up at a time, each by a thread that waits.
-pub const OUTGOING_LOOKUPS: usize = 8;
-/// Addresses of a name that are tried one after the other; large sites have 8 or so.
-pub const OUTGOING_ADDRESSES: usize = 8;
-/// From a request to its connection, the lookup included: two retries of a lost packet.
-pub const OUTGOING_CONNECT_WITHIN: Duration = Duration::from_secs(15);
-/// From the connection to the response's head: as long as another model may think before its first word.
-pub const OUTGOING_FIRST_BYTE_WITHIN: Duration = Duration::from_secs(120);
-/// Between two reads of a response's body.
-pub const OUTGOING_BETWEEN_BYTES: Duration = Duration::from_secs(60);
-/// From a request to the last byte of its response: a guest that does not read keeps no socket for ever.
-pub const OUTGOING_WITHIN: Duration = Duration::from_secs(600);
-/// Bytes of a body, in either direction: what a guest's memory could take.
+
+// ---- HTTP that guests send ----
+
+/// Hosts that programs may call, of the configuration and again of one token: a box knows its neighbours by name.
+pub const HTTP_ALLOWED: usize = 64;
+/// Requests that one instance may have on their way, bodies included: a guest that fans out to a few services.
+pub const OUTGOING_PER_INSTANCE: usize = 8;
+/// Requests of one subject's instances on their way: half of all, so that none takes them all.
+pub const OUTGOING_PER_SUBJECT: usize = OUTGOING / 2;
+/// Requests of all instances on their way, each with a socket and two bodies: 64 KiB each way.
+pub const OUTGOING: usize = 64;
+/// Names that are looked up at a time. Each takes a thread, which cannot be interrupted when nobody waits any more.
+pub const LOOKUPS: usize = 8;
+/// Addresses of one name that are tried.
+pub const ADDRESSES_TRIED: usize = 8;
+/// From a request to a connection, the lookup of the name included.
+pub const OUTGOING_CONNECT_WITHIN: Duration = Duration::from_secs(10);
+/// From a connection to a response's head: as long as another model may think.
+pub const OUTGOING_ANSWER_WITHIN: Duration = HTTP_ANSWER_WITHIN;
+/// Silence within a response's body.
+pub const OUTGOING_SILENCE: Duration = Duration::from_secs(120);
+/// From a request to the end of its response's body, however busily it comes: a guest that reads nothing keeps no socket.
+pub const OUTGOING_WITHIN: Duration = Duration::from_secs(3600);
+/// Bytes of a body, each way.
 pub const OUTGOING_BODY_BYTES: u64 = HTTP_BODY_BYTES;
-/// Warnings in the log about requests of one instance that were denied.
-pub const OUTGOING_WARNINGS: usize = 8;
-/// Characters of a resolver's error that a guest is shown.
-pub const OUTGOING_ERROR_CHARS: usize = 200;
+
+const _: () = assert!(
+    OUTGOING_PER_INSTANCE <= OUTGOING_PER_SUBJECT
+        && OUTGOING_ANSWER_WITHIN.as_secs() < OUTGOING_WITHIN.as_secs()
+);
 
 // ---- programs ----
 

@@ -1,142 +1,210 @@
-//! Programs that ask hosts by HTTP, from outside: `inferlets/fetch` against servers of this test's own, on loopback.
+//! Programs that call HTTP, as seen from both ends: the program `call` on one, a server of the test's own on the other.
 
 mod support;
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use support::client::Client;
+use std::net::{TcpListener, TcpStream};
+use std::sync::mpsc;
+use std::thread;
+use support::client::{Client, Event};
 use support::{Server, mint};
 
-/// A host that answers by the path of the request, and counts who came.
+/// A server on loopback that answers by the path of a request; each request's head is told to the test.
 struct Peer {
-    address: SocketAddr,
-    came: Arc<AtomicUsize>,
+    address: String,
+    heads: mpsc::Receiver<String>,
 }
 
 impl Peer {
-    fn new() -> Peer {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-        let (address, came) = (listener.local_addr().expect("bound"), Arc::new(AtomicUsize::new(0)));
-        let counted = came.clone();
-        std::thread::spawn(move || {
+    fn open() -> Peer {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = listener.local_addr().expect("it is bound").to_string();
+        let (told, heads) = mpsc::channel();
+        thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                counted.fetch_add(1, Ordering::Relaxed);
-                std::thread::spawn(move || answer(&stream));
+                let told = told.clone();
+                thread::spawn(move || answer(stream, &told));
             }
         });
-        Peer { address, came }
+        Peer { address, heads }
     }
 
     fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.address)
     }
 
-    fn came(&self) -> usize {
-        self.came.load(Ordering::Relaxed)
+    /// Heads of requests that came, and were not asked for yet.
+    fn requests(&self) -> Vec<String> {
+        self.heads.try_iter().collect()
+    }
+
+    fn config(&self) -> String {
+        format!("[http]\nallow = [\"{}\"]\n", self.address)
     }
 }
 
-/// What a client does not want any more it may leave, so nothing here has to succeed.
-fn answer(mut stream: &TcpStream) {
-    let mut reader = BufReader::new(stream);
+/// One connection, one request. A client that goes away ends it.
+fn answer(stream: TcpStream, told: &mpsc::Sender<String>) -> Option<()> {
+    let mut reader = BufReader::new(stream.try_clone().ok()?);
+    let mut stream = stream;
     let mut head = String::new();
-    while matches!(reader.read_line(&mut head), Ok(3..)) {}
-    let mut bytes = 0;
-    if head.to_ascii_lowercase().contains("transfer-encoding: chunked") {
-        let mut size = String::new();
-        while matches!(reader.read_line(&mut size), Ok(1..)) {
-            let chunk = usize::from_str_radix(size.trim(), 16).unwrap_or(0);
-            let mut taken = vec![0; chunk + 2];
-            if reader.read_exact(&mut taken).is_err() || chunk == 0 {
-                break;
+    while !head.ends_with("\r\n\r\n") {
+        if reader.read_line(&mut head).ok()? == 0 {
+            return None;
+        }
+    }
+    let path = head.split(' ').nth(1)?.to_owned();
+    let _ = told.send(head); // the test is over
+    let mut say = |text: &str| stream.write_all(text.as_bytes()).ok();
+    match path.as_str() {
+        "/hello" => say("HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello"),
+        "/moved" => say("HTTP/1.1 302 Found\r\nlocation: /hello\r\ncontent-length: 0\r\n\r\n"),
+        // Gives each piece back as it comes.
+        "/echo" => {
+            say("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")?;
+            loop {
+                let mut size = String::new();
+                reader.read_line(&mut size).ok()?;
+                let bytes = usize::from_str_radix(size.trim(), 16).ok()?;
+                let mut piece = vec![0; bytes + 2];
+                reader.read_exact(&mut piece).ok()?;
+                stream.write_all(size.as_bytes()).and_then(|()| stream.write_all(&piece)).ok()?;
+                if bytes == 0 {
+                    return Some(());
+                }
             }
-            bytes += chunk;
-            size.clear();
         }
+        "/short" => say("HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nabc"),
+        "/huge" => say("HTTP/1.1 200 OK\r\ncontent-length: 99999999999\r\n\r\n"),
+        "/stuck" => {
+            say("HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nabc")?;
+            gone(reader, told)
+        }
+        // Says nothing until the client gives up.
+        _ => gone(reader, told),
     }
-    let path = head.split(' ').nth(1).unwrap_or_default();
-    let _ = match path {
-        "/silent" => reader.read(&mut [0; 16]).map(drop),
-        "/short" => stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nshort"),
-        "/away" => stream
-            .write_all(b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1/\r\nContent-Length: 0\r\n\r\n"),
-        "/flood" => stream
-            .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 5000000\r\n\r\n")
-            .and_then(|()| (0..50).try_for_each(|_| stream.write_all(&[b'f'; 100_000]))),
-        _ => {
-            let marked = head.contains("x-program: fetch");
-            let text = format!("{} marked {marked}, {bytes} bytes", head.lines().next().unwrap_or_default());
-            write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{text}", text.len())
-        }
-    };
 }
 
-/// The messages of one request.
-fn fetch(server: &Server, token: Option<&str>, arguments: &[&str]) -> Vec<String> {
+fn gone(mut reader: BufReader<TcpStream>, told: &mpsc::Sender<String>) -> Option<()> {
+    let _ = reader.read(&mut [0]); // an end or a reset
+    told.send("gone".to_owned()).ok()
+}
+
+async fn call(client: &mut Client, arguments: &[&str]) -> String {
+    let ended = client.run("call", arguments).await;
+    assert_eq!(ended.event, 1, "{arguments:?}: {}", ended.text);
+    ended.text
+}
+
+#[test]
+fn a_program_calls_whom_the_configuration_names() {
+    let peer = Peer::open();
+    let server = Server::small_with(&peer.config());
     smol::block_on(async {
-        let mut client = Client::connect_to(&server.url, token).await;
-        let ended = client.run("fetch", arguments).await;
-        assert_eq!(ended.event, 1, "{ended:?}");
-        ended.messages
-    })
+        let mut client = Client::connect(&server).await;
+        assert_eq!(call(&mut client, &["get", &peer.url("/hello")]).await, "200: hello");
+        let heads = peer.requests();
+        let [head] = &heads[..] else { panic!("{heads:?}") };
+        assert!(head.starts_with("GET /hello HTTP/1.1\r\n"), "{head}");
+        assert!(head.contains("x-from: a program\r\n"), "{head}");
+        assert!(head.contains(&format!("host: {}\r\n", peer.address)), "{head}");
+        // More than is ever on its way: both bodies move while neither is complete.
+        let told = call(&mut client, &["post", &peer.url("/echo"), "3000000"]).await;
+        assert_eq!(told, "200: 3000000 bytes in order: true");
+        assert_eq!(call(&mut client, &["get", &peer.url("/moved")]).await, "302 to \"/hello\": ");
+        assert_eq!(peer.requests().len(), 2, "nobody followed the redirect");
+    });
 }
 
 #[test]
-fn a_program_asks_a_host_that_the_configuration_names_and_no_other() {
-    let (named, other) = (Peer::new(), Peer::new());
-    let server = Server::small_with(&format!("[http]\nallow = [\"{}\"]\n", named.address));
-    let ask = |arguments: &[&str]| fetch(&server, None, arguments);
-    assert_eq!(
-        ask(&["GET", &named.url("/a?b")]),
-        ["status 200", "38 bytes, whole", "GET /a?b HTTP/1.1 marked true, 0 bytes"][..].to_vec()
+fn nobody_is_called_whom_nobody_allows() {
+    let peer = Peer::open();
+    let server = Server::small_with("[http]\nallow = [\"localhost:9\", \"api.example.com\"]\n");
+    smol::block_on(async {
+        let mut client = Client::connect(&server).await;
+        let port = peer.address.rsplit(':').next().expect("a port");
+        for url in [peer.url("/hello"), format!("http://localhost:{port}/"), "http://[::1]:9/".to_owned()] {
+            let told = call(&mut client, &["get", &url]).await;
+            assert!(told.contains("HttpRequestDenied"), "{url}: {told}");
+            let told = call(&mut client, &["post", &url, "200000"]).await;
+            assert!(told.contains("HttpRequestDenied"), "{url}: {told}");
+        }
+        // Its name is allowed, its address is not.
+        let told = call(&mut client, &["get", "http://localhost:9/"]).await;
+        assert!(told.contains("DestinationIpProhibited"), "{told}");
+        let told = call(&mut client, &["get", "https://api.example.com/"]).await;
+        assert!(told.contains("https is not spoken by this server") && told.contains("TLS proxy"), "{told}");
+        // However often a program asks, the log stays short.
+        call(&mut client, &["insist", &peer.url("/"), "1000"]).await;
+    });
+    assert_eq!(peer.requests(), Vec::<String>::new());
+    let log = server.log();
+    assert!(log.contains(&format!("add \"{}\" to allow under [http]", peer.address)), "{log}");
+    assert!(
+        log.contains("localhost:9 is at 127.0.0.1:9") || log.contains("localhost:9 is at [::1]:9"),
+        "{log}"
     );
-    let posted = ask(&["POST", &named.url("/"), "--body", "3000000"]);
-    assert_eq!(posted.last().map(String::as_str), Some("POST / HTTP/1.1 marked true, 3000000 bytes"));
-    assert_eq!(ask(&["GET", &named.url("/flood")])[..2], ["status 200", "5000000 bytes, whole"]);
-    assert_eq!(ask(&["GET", &named.url("/away")])[0], "status 302");
-    let short = ask(&["GET", &named.url("/short")]);
-    assert!(short[0] == "status 200" && short[1].starts_with("5 bytes, broken"), "{short:?}");
-    let silent = ask(&["GET", &named.url("/silent"), "--first-byte", "100"]);
-    assert!(silent[0].contains("ConnectionReadTimeout"), "{silent:?}");
-
-    let port = named.address.port();
-    for url in [other.url("/"), format!("http://localhost:{port}/"), format!("http://127.1:{port}/")] {
-        let denied = ask(&["GET", &url]);
-        assert!(denied[0].contains("HttpRequestDenied"), "{url}: {denied:?}");
-    }
-    let secure = ask(&["GET", &format!("https://{}/", named.address)]);
-    assert!(secure[0].contains("run a TLS proxy"), "{secure:?}");
-    assert_eq!(other.came(), 0);
-    let mend = format!(
-        "{} is not asked for a program that may not: add \"{0}\" to allow under [http]",
-        other.address
-    );
-    assert!(server.log().contains(&mend), "{}", server.log());
-}
-
-/// The name is allowed, and leads to this machine, which is not.
-#[test]
-fn a_name_is_no_way_to_this_machine() {
-    let peer = Peer::new();
-    let port = peer.address.port();
-    let server = Server::small_with(&format!("[http]\nallow = [\"localhost:{port}\"]\n"));
-    let denied = fetch(&server, None, &["GET", &format!("http://localhost:{port}/")]);
-    assert!(denied[0].contains("DestinationIpProhibited"), "{denied:?}");
-    assert_eq!(peer.came(), 0);
-    assert!(server.log().contains("which is no address of the public internet: add \""), "{}", server.log());
+    assert!(log.matches("may not be called").count() < 30, "{log}");
 }
 
 #[test]
-fn a_token_may_name_a_host_for_whoever_holds_it() {
-    let peer = Peer::new();
-    let server = Server::guarded_small();
-    let more = mint(Path::new(&server.key()), "asker", &["--http", &peer.address.to_string()]);
-    let asked = fetch(&server, Some(&more), &["GET", &peer.url("/")]);
-    assert_eq!(asked[0], "status 200");
-    let denied = fetch(&server, server.token.as_deref(), &["GET", &peer.url("/")]);
-    assert!(denied[0].contains("HttpRequestDenied"), "{denied:?}");
-    assert_eq!(peer.came(), 1);
+fn a_token_may_allow_more_to_its_bearer_alone() {
+    let peer = Peer::open();
+    let mut server = Server::guarded();
+    let plain = server.token.take();
+    server.token = Some(mint(&server.key(), "tester", &["--http", &peer.address]));
+    smol::block_on(async {
+        let mut client = Client::connect(&server).await;
+        assert_eq!(call(&mut client, &["get", &peer.url("/hello")]).await, "200: hello");
+    });
+    server.token = plain;
+    smol::block_on(async {
+        let mut client = Client::connect(&server).await;
+        let told = call(&mut client, &["get", &peer.url("/hello")]).await;
+        assert!(told.contains("HttpRequestDenied"), "{told}");
+    });
+    assert_eq!(peer.requests().len(), 1);
+}
+
+#[test]
+fn what_goes_wrong_is_told_to_the_program() {
+    let peer = Peer::open();
+    let closed = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port");
+    let server = Server::small_with(&format!("[http]\nallow = [\"{}\", \"{closed}\"]\n", peer.address));
+    smol::block_on(async {
+        let mut client = Client::connect(&server).await;
+        for (arguments, part) in [
+            (&["get", &format!("http://{closed}/")] as &[&str], "ConnectionRefused"),
+            (&["get", &peer.url("/huge")], "HttpResponseBodySize"),
+            (&["get", &peer.url("/silent"), "--first-byte", "50"], "HttpResponseTimeout"),
+            (&["get", &peer.url("/stuck"), "--between", "50"], "200, then failed"),
+            (&["get", &peer.url("/short")], "200, then failed"),
+        ] {
+            let told = call(&mut client, arguments).await;
+            assert!(told.contains(part), "{arguments:?}: {told}");
+        }
+        // As many at once as an instance may have; the others are told so, and the time of those runs out.
+        let told = call(&mut client, &["crowd", &peer.url("/silent"), "11", "--first-byte", "300"]).await;
+        assert!(told.contains("ConnectionLimitReached") && told.contains("\": 3"), "{told}");
+        assert!(told.contains("HttpResponseTimeout") && told.contains("\": 8"), "{told}");
+    });
+}
+
+#[test]
+fn a_program_that_is_ended_leaves_no_request_behind() {
+    let peer = Peer::open();
+    let server = Server::small_with(&peer.config());
+    smol::block_on(async {
+        let mut client = Client::connect(&server).await;
+        for (mode, path) in [("get", "/silent"), ("hold", "/stuck")] {
+            let instance = client.launch("call", &[mode, &peer.url(path)]).await;
+            assert!(peer.heads.recv().expect("the peer runs").contains(path));
+            if mode == "hold" {
+                assert_eq!(client.event(&instance).await, Event::Message("the head is there".to_owned()));
+            }
+            client.terminate(&instance).await;
+            assert_eq!(client.end(&instance).await.event, 2);
+            assert_eq!(peer.heads.recv().expect("the peer runs"), "gone", "{mode}");
+        }
+    });
 }

@@ -7,7 +7,7 @@ use super::AuthError;
 use super::paseto::{self, Malformed, PublicKey, SecretKey, Token};
 use crate::identity::Subject;
 use crate::limits;
-use crate::outgoing::policy::Allowed;
+use crate::outgoing::Allowed;
 use crate::quota::Caps;
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
@@ -49,7 +49,7 @@ pub struct Claims {
     /// What of the box's quotas is lowered for the bearer.
     #[serde(default, skip_serializing_if = "Caps::is_empty")]
     pub quotas: Caps,
-    /// Whom the bearer's programs may ask by HTTP beside those that everyone may.
+    /// Whom the bearer's programs may call, besides those that the box lets everyone's call.
     #[serde(default, skip_serializing_if = "Allowed::is_empty")]
     pub http: Allowed,
     /// Required; RFC 3339.
@@ -101,7 +101,7 @@ pub struct Grant {
     pub role: Role,
     /// What is lowered for all that is launched with these rights.
     pub quotas: Caps,
-    /// Whom all that is launched with these rights may ask by HTTP beside those that everyone may.
+    /// Whom they may call, besides those that everyone's may.
     pub http: Allowed,
     /// None: never (authentication is off).
     pub expires: Option<OffsetDateTime>,
@@ -272,8 +272,41 @@ mod tests {
         let expires = Some(now() + Duration::from_secs(1));
         assert_eq!(
             grant,
-            Ok(Grant { subject: Subject::new("app"), role: Role::User, expires, ..Grant::everyone() })
+            Ok(Grant {
+                subject: Subject::new("app"),
+                role: Role::User,
+                quotas: Caps::default(),
+                http: Allowed::default(),
+                expires
+            })
         );
+    }
+
+    #[test]
+    fn a_quota_that_nobody_knows_refuses_the_token() {
+        let exp = r#""exp":"2027-01-01T00:00:00Z""#;
+        let with = |quotas: &str| granted(&format!(r#"{{"sub":"a",{exp},"quotas":{quotas}}}"#));
+        let known = with(r#"{"fuel":7,"subject_instances":2}"#).map(|grant| grant.quotas);
+        assert_eq!(known, Ok(Caps::read(["fuel=7", "subject_instances=2"]).unwrap()));
+        for (quotas, part) in [
+            (r#"{"fule":7}"#, "there is no quota \"fule\"; there are fuel"),
+            (r#"{"total_instances":7}"#, "only the server's configuration sets it"),
+            (r#"{"fuel":-7}"#, "-7"),
+            ("[]", "map"),
+        ] {
+            let denial = with(quotas).expect_err(quotas).to_string();
+            assert!(denial.contains("claims do not read") && denial.contains(part), "{quotas}: {denial}");
+        }
+    }
+
+    #[test]
+    fn a_token_may_name_hosts_to_call() {
+        let hosts = Allowed::new(&["api.example.com".to_owned(), "10.0.0.7:8080".to_owned()]).unwrap();
+        let payload =
+            r#"{"sub":"a","http":["API.example.com:80","10.0.0.7:8080"],"exp":"2027-01-01T00:00:00Z"}"#;
+        assert_eq!(granted(payload).map(|grant| grant.http), Ok(hosts.clone()));
+        let shown = serde_json::to_string(&hosts).unwrap();
+        assert_eq!(shown, r#"["api.example.com","10.0.0.7:8080"]"#);
     }
 
     #[test]
@@ -304,6 +337,7 @@ mod tests {
             r#"{"sub":"a","exp":1798761600}"#,
             r#"{"sub":1,"exp":"2027-01-01T00:00:00Z"}"#,
             r#"{"sub":"a","role":"root","exp":"2027-01-01T00:00:00Z"}"#,
+            r#"{"sub":"a","http":["*"],"exp":"2027-01-01T00:00:00Z"}"#,
             r#"{"sub":"a","sub":"b","exp":"2027-01-01T00:00:00Z"}"#,
         ] {
             assert!(matches!(granted(payload), Err(Denial::Claims(_))), "{payload}");
@@ -313,7 +347,8 @@ mod tests {
     #[test]
     fn what_is_minted_is_granted_and_shown() {
         let key = SecretKey::generate().unwrap();
-        let claims = Claims::new("kitchen", Role::Admin, Duration::from_secs(3600));
+        let quotas = Caps::read(["kv_pages=12"]).unwrap();
+        let claims = Claims { quotas, ..Claims::new("kitchen", Role::Admin, Duration::from_secs(3600)) };
         let token = mint(&key, &claims).unwrap();
         let now = OffsetDateTime::now_utc();
         let grant = Verifier::new(vec![key.public()], HashSet::new()).grant(token.expose(), now).unwrap();
@@ -323,6 +358,7 @@ mod tests {
         assert_eq!(verifier.grant(token.expose(), now), Err(Denial::Revoked));
 
         let shown = inspect(&token, Some(&key.public())).unwrap();
+        assert!(shown.contains("\"kv_pages\": 12"), "{shown}");
         assert!(shown.contains("\"kitchen\"") && shown.contains("signature: good"), "{shown}");
         assert!(inspect(&token, None).unwrap().contains("not checked"));
         let other = SecretKey::generate().unwrap().public();

@@ -18,7 +18,7 @@ use crate::engine::{Handle, credit::Credits};
 use crate::exchange::{Exchange, Mailbox};
 use crate::identity::{InstanceId, Subject};
 use crate::model::Model;
-use crate::outgoing::Asking;
+use crate::outgoing::Line;
 use crate::runtime::quota::Allowance;
 use crate::runtime::table::Table;
 use crate::runtime::{Directory, Servers, events};
@@ -35,6 +35,7 @@ pub mod function;
 mod fuzz;
 pub mod held;
 pub mod kvs;
+mod lists;
 pub mod message;
 pub mod runtime;
 pub mod shape;
@@ -80,10 +81,10 @@ pub struct Cx {
     /// Who else runs.
     pub directory: Directory,
     pub servers: Servers,
-    /// Where its HTTP requests go.
-    pub outgoing: Asking,
     /// The generator behind `wasi:random/insecure`.
     pub insecure: wasi::random::Insecure,
+    /// Where its HTTP requests go.
+    pub line: Line,
     /// What it prints.
     pub log: wasi::cli::Log,
     /// What the guest may use and has used.
@@ -94,6 +95,13 @@ pub struct Cx {
     pub may_leave: bool,
     /// Fuel for host work that the slice could not pay.
     pub owed_fuel: u64,
+}
+
+impl Cx {
+    /// Charges the guest for work that the host does for it beside crossing the border; the call's end collects it.
+    pub fn owe(&mut self, units: usize, fuel_each: u64) {
+        self.owed_fuel = self.owed_fuel.saturating_add((units as u64).saturating_mul(fuel_each));
+    }
 }
 
 /// Every interface that a guest may import.

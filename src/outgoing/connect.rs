@@ -1,90 +1,84 @@
-//! From a host that may be asked to a socket at an address that may be connected to.
+//! From a host to a socket: look its name up once, judge each address, connect to the very address that was judged.
 //!
-//! Owns: the one lookup of a request, the check of each address that it gives, and the connection to the very address that
-//! was checked; a name that means something else a moment later changes nothing. Never: HTTP, or how long it may take.
+//! Owns: that order, and what a failure on the way is called. Never: what is said over the socket, or who may be called.
 
-use super::policy::{Host, Policy};
+use super::policy::{Allowed, Host, Target};
+use super::{Refusals, timed};
 use crate::limits;
 use crate::transfer::ErrorCode;
+use hyper::rt::{Read, ReadBufCursor, Write};
+use smol::io::{AsyncRead, AsyncWrite};
 use smol::lock::Semaphore;
 use smol::net::TcpStream;
 use std::io;
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
-/// Addresses of a name.
-pub type Found = Pin<Box<dyn Future<Output = io::Result<Vec<SocketAddr>>> + Send>>;
+type Addresses = io::Result<Vec<IpAddr>>;
 
-/// From names to addresses.
-pub trait Resolve: Send + Sync {
-    fn resolve(&self, name: String, port: u16) -> Found;
-}
+/// The addresses of a name. Tests have names of their own.
+pub type Lookup = Arc<dyn Fn(String) -> Pin<Box<dyn Future<Output = Addresses> + Send>> + Send + Sync>;
 
-/// The machine's own resolver.
-pub struct System {
-    /// A lookup cannot be broken off: it keeps its place when nobody waits for it any more.
-    lookups: Arc<Semaphore>,
-}
-
-impl Default for System {
-    fn default() -> System {
-        System { lookups: Arc::new(Semaphore::new(limits::OUTGOING_LOOKUPS)) }
-    }
-}
-
-impl Resolve for System {
-    fn resolve(&self, name: String, port: u16) -> Found {
-        let lookups = self.lookups.clone();
+/// The system's, a bounded number at a time.
+pub fn system() -> Lookup {
+    let places = Arc::new(Semaphore::new(limits::LOOKUPS));
+    Arc::new(move |name| {
+        let places = places.clone();
         Box::pin(async move {
-            let place = lookups.acquire_arc().await;
+            let place = places.acquire_arc().await;
+            // The thread keeps the place: it works on when nobody waits any more.
             smol::unblock(move || {
-                let found = (name, port).to_socket_addrs();
-                drop(place);
-                found.map(Iterator::collect)
+                let _place = place;
+                let found = (name.as_str(), 0).to_socket_addrs()?;
+                Ok(found.map(|address| address.ip()).collect())
             })
             .await
         })
-    }
+    })
 }
 
-/// Why there is no connection.
-#[derive(Debug)]
-pub enum Failure {
-    /// For the guest alone.
-    Code(ErrorCode),
-    /// None of the addresses may be connected to; the first of them.
-    Prohibited(SocketAddr),
-}
-
-/// Connects to the first of the host's addresses that may be connected to and answers.
+/// A socket to `target`, whose host may be called. Addresses are tried one after the other, each for its share of the time.
 pub async fn connect(
-    resolver: &dyn Resolve,
-    policy: &Policy,
-    host: &Host,
-    port: u16,
-) -> Result<TcpStream, Failure> {
-    let addresses = match host {
-        Host::Address(address) => vec![SocketAddr::new(*address, port)],
-        Host::Name(name) => resolver
-            .resolve(name.clone(), port)
-            .await
-            .map_err(|cause| Failure::Code(ErrorCode::DnsError((Some(limited(&cause.to_string())), None))))?,
+    target: &Target,
+    allowed: &Allowed,
+    lookup: &Lookup,
+    within: Duration,
+    refusals: &Refusals,
+) -> Result<Socket, ErrorCode> {
+    let addresses = match &target.host {
+        Host::Address(address) => vec![*address],
+        Host::Name(name) => {
+            let found = async { lookup(name.clone()).await.map_err(|e| dns_error(e.to_string())) };
+            timed(within, ErrorCode::DnsTimeout, found).await?
+        }
     };
-    // What is looked at and what is connected to is one value.
-    let addresses = addresses.into_iter().map(|found| SocketAddr::new(found.ip().to_canonical(), port));
-    let (permitted, prohibited): (Vec<_>, Vec<_>) = addresses.partition(|address| policy.permits(*address));
-    let mut last = match prohibited.first() {
-        Some(address) => Failure::Prohibited(*address),
-        None => Failure::Code(ErrorCode::DestinationNotFound),
-    };
-    for address in permitted.into_iter().take(limits::OUTGOING_ADDRESSES) {
-        match TcpStream::connect(address).await {
-            Ok(stream) => return Ok(stream),
-            Err(cause) => last = Failure::Code(refused(&cause)),
+    let mut failed = dns_error(format!("{target} has no address"));
+    let tried = addresses.len().clamp(1, limits::ADDRESSES_TRIED);
+    for address in addresses.into_iter().take(tried) {
+        let address = SocketAddr::new(address, target.port);
+        if !allowed.address(address) {
+            let entry = Target::literal(address);
+            refusals.tell(&format!(
+                "{target} is at {address}, an address that is not public: if programs may call it, add \"{entry}\" to \
+                 allow under [http], or to the token's claim http"
+            ));
+            failed = ErrorCode::DestinationIpProhibited;
+            continue;
+        }
+        let connected = async { TcpStream::connect(address).await.map_err(|e| refused(&e)) };
+        match timed(within / tried as u32, ErrorCode::ConnectionTimeout, connected).await {
+            Ok(stream) => return Ok(Socket(stream)),
+            Err(why) => failed = why,
         }
     }
-    Err(last)
+    Err(failed)
+}
+
+fn dns_error(what: String) -> ErrorCode {
+    ErrorCode::DnsError((Some(what), None))
 }
 
 fn refused(cause: &io::Error) -> ErrorCode {
@@ -96,6 +90,40 @@ fn refused(cause: &io::Error) -> ErrorCode {
     }
 }
 
-fn limited(text: &str) -> String {
-    text.chars().take(limits::OUTGOING_ERROR_CHARS).collect()
+/// A connection as hyper wants it.
+pub struct Socket(TcpStream);
+
+/// Bytes of one read.
+const READ_BYTES: usize = 8 * 1024;
+
+impl Read for Socket {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        mut buffer: ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
+        let mut bytes = [0; READ_BYTES];
+        let room = buffer.remaining().min(READ_BYTES);
+        let read = ready!(Pin::new(&mut self.0).poll_read(context, &mut bytes[..room]))?;
+        buffer.put_slice(&bytes[..read]);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Write for Socket {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_close(context)
+    }
 }

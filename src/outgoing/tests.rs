@@ -1,340 +1,379 @@
-//! Requests as an instance gives them, to servers on loopback, with a resolver that says what the test wants.
+//! Requests against servers on loopback, by names that resolve to whatever the test says.
 
 use super::*;
-use crate::transfer::{Outcome, Taken, Writer, empty, pipe};
-use connect::Found;
-use http::{Method, Request};
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::Mutex;
+use crate::transfer::{Outcome, Taken, empty, pipe};
+use bytes::Bytes;
+use http::{HeaderMap, Request};
+use smol::io::{AsyncReadExt, AsyncWriteExt};
+use smol::net::{TcpListener, TcpStream};
+use std::collections::BTreeMap;
+use std::future::poll_fn;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-/// Each lookup has the next of these answers, the last for good; and how many lookups there were.
-struct Zone {
-    answers: Mutex<Vec<Vec<&'static str>>>,
-    lookups: AtomicUsize,
+/// A machine whose names have these addresses; each lookup takes the next list, and the last for ever.
+struct Rig {
+    outgoing: Outgoing,
+    sending: Sending,
+    lookups: Arc<AtomicU32>,
 }
 
-impl Zone {
-    fn new(answers: &[&[&'static str]]) -> Arc<Zone> {
-        let answers = answers.iter().rev().map(|answer| answer.to_vec()).collect();
-        Arc::new(Zone { answers: Mutex::new(answers), lookups: AtomicUsize::new(0) })
-    }
-}
-
-impl Resolve for Zone {
-    fn resolve(&self, _: String, port: u16) -> Found {
-        self.lookups.fetch_add(1, Ordering::Relaxed);
-        let mut answers = self.answers.lock().unwrap();
-        let answer = if answers.len() > 1 { answers.pop().unwrap() } else { answers[0].clone() };
-        let found = answer.iter().map(|ip| SocketAddr::new(ip.parse().unwrap(), port)).collect();
-        Box::pin(async move { Ok(found) })
-    }
-}
-
-/// A server that answers each connection, one after the other, by `serve`; and how many there were.
-struct Peer {
-    address: SocketAddr,
-    connections: Arc<AtomicUsize>,
-}
-
-impl Peer {
-    fn new(serve: impl Fn(TcpStream, String) + Send + 'static) -> Peer {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let (address, connections) = (listener.local_addr().unwrap(), Arc::new(AtomicUsize::new(0)));
-        let counted = connections.clone();
-        std::thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                counted.fetch_add(1, Ordering::Relaxed);
-                let mut head = String::new();
-                // Byte by byte: what follows is the body's.
-                let mut byte = [0];
-                while !head.ends_with("\r\n\r\n") && matches!((&stream).read(&mut byte), Ok(1)) {
-                    head.push(char::from(byte[0]));
-                }
-                serve(stream, head);
-            }
-        });
-        Peer { address, connections }
-    }
-
-    fn saying(text: &'static str) -> Peer {
-        Peer::new(move |mut stream, _| {
-            let _ = stream.write_all(text.as_bytes()); // a client may be gone
+fn rig(allow: &[String], names: &[(&str, &[&str])]) -> Rig {
+    let names: BTreeMap<String, Vec<Vec<IpAddr>>> = names
+        .iter()
+        .map(|(name, turns)| {
+            let turn = |turn: &&str| turn.split_whitespace().map(|ip| ip.parse().unwrap()).collect();
+            (name.to_string(), turns.iter().map(turn).collect())
         })
+        .collect();
+    let lookups = Arc::new(AtomicU32::new(0));
+    let counted = lookups.clone();
+    let lookup: Lookup = Arc::new(move |name| {
+        let turn = counted.fetch_add(1, Ordering::Relaxed) as usize;
+        let found = names.get(&name).map(|turns| turns[turn.min(turns.len() - 1)].clone());
+        Box::pin(async move { found.ok_or_else(|| std::io::Error::other("no such name")) })
+    });
+    let (outgoing, sending) = with_lookup(Allowed::new(allow).unwrap(), lookup);
+    Rig { outgoing, sending, lookups }
+}
+
+impl Rig {
+    fn line(&self) -> Line {
+        self.outgoing.line(InstanceId::random(), Subject::new("somebody"), &Allowed::default())
     }
 
-    fn url(&self, host: &str) -> String {
-        format!("http://{host}:{}/a?b=c", self.address.port())
-    }
-
-    fn connections(&self) -> usize {
-        self.connections.load(Ordering::Relaxed)
+    /// Does `work` while requests are carried out.
+    fn run<T>(self, work: impl AsyncFnOnce(&Line) -> T) -> T {
+        let line = self.line();
+        let sending = self.sending;
+        smol::block_on(or(async { work(&line).await }, async {
+            sending.run().await;
+            unreachable!("it never ends")
+        }))
     }
 }
 
-/// What an instance with this policy gets for its requests, in turn.
-struct Desk(Asking);
-
-impl Desk {
-    fn of(allow: &[&str], resolver: Arc<dyn Resolve>) -> Desk {
-        let allow: Vec<String> = allow.iter().map(|text| text.to_string()).collect();
-        let (outgoing, sending) = outgoing(Allowed::parse(&allow).unwrap());
-        let sending = sending.with(resolver);
-        std::thread::spawn(move || smol::block_on(sending.run()));
-        Desk(outgoing.instance(InstanceId::random(), Allowed::default()))
-    }
-
-    fn to(peer: &Peer) -> Desk {
-        Desk::of(&[&peer.address.to_string()], Zone::new(&[&[]]))
-    }
-
-    fn get(&self, url: &str) -> Outcome {
-        self.ask(request("GET", url, empty()), Times::default())
-    }
-
-    fn ask(&self, request: Request<Reader>, times: Times) -> Outcome {
-        let (promised, _wanted) = self.0.send(request, times);
-        smol::block_on(std::future::poll_fn(|context| promised.poll_settled(context)));
-        promised.take().unwrap()
-    }
+fn within() -> Within {
+    Within::new(None, None, None)
 }
 
-fn request(method: &str, url: &str, body: Reader) -> Request<Reader> {
-    Request::builder().method(method).uri(url).header("x-mark", "1").body(body).unwrap()
+fn get(url: &str) -> Request<Reader> {
+    Request::get(url).body(empty()).unwrap()
 }
 
-fn refusal(outcome: Outcome) -> ErrorCode {
-    outcome.map(|response| response.status()).expect_err("no response")
+async fn settled(sent: &Sent) -> Outcome {
+    poll_fn(|context| sent.promised.poll_settled(context)).await;
+    sent.promised.take().unwrap_or(Err(ErrorCode::ConnectionTerminated))
 }
 
-/// The whole body.
-fn text(outcome: Outcome) -> Result<String, ErrorCode> {
-    let body = outcome?.into_body();
-    let mut bytes = vec![];
+async fn outcome(line: &Line, request: Request<Reader>) -> Outcome {
+    settled(&line.send(request, within())).await
+}
+
+/// Why the request has no response.
+async fn refused(line: &Line, url: &str) -> ErrorCode {
+    outcome(line, get(url)).await.err().unwrap_or_else(|| panic!("{url} was answered"))
+}
+
+/// All of a body.
+async fn read(body: &Reader) -> Result<(Vec<u8>, Option<HeaderMap>), ErrorCode> {
+    let mut whole = Vec::new();
     loop {
-        smol::block_on(std::future::poll_fn(|context| body.poll_ready(context)));
+        poll_fn(|context| body.poll_ready(context)).await;
         match body.take(usize::MAX) {
-            Taken::Bytes(more) => bytes.extend(more),
-            Taken::End(_) => return Ok(String::from_utf8(bytes).unwrap()),
+            Taken::Bytes(bytes) => whole.extend_from_slice(&bytes),
+            Taken::End(trailers) => return Ok((whole, trailers)),
             Taken::Broken(why) => return Err(why),
             Taken::Nothing => {}
         }
     }
 }
 
-fn write_all(writer: &Writer, bytes: &[u8]) -> Result<(), crate::transfer::Refused> {
-    for chunk in bytes.chunks(4096) {
-        smol::block_on(std::future::poll_fn(|context| writer.poll_room(context)));
-        writer.write(chunk.to_vec().into())?;
+async fn listener() -> (TcpListener, SocketAddr) {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    (listener, address)
+}
+
+/// What arrives up to `end`.
+async fn until(stream: &mut TcpStream, end: &str) -> String {
+    let mut text = Vec::new();
+    while !text.ends_with(end.as_bytes()) {
+        let mut byte = [0];
+        assert_eq!(stream.read(&mut byte).await.unwrap(), 1, "{:?}", String::from_utf8_lossy(&text));
+        text.push(byte[0]);
     }
-    Ok(())
+    String::from_utf8(text).unwrap()
+}
+
+/// A server that answers one request with these bytes and closes.
+fn answering(bytes: &'static [u8]) -> (SocketAddr, smol::Task<()>) {
+    let (listener, address) = smol::block_on(listener());
+    let served = smol::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        until(&mut stream, "\r\n\r\n").await;
+        let _ = stream.write_all(bytes).await; // it may have read enough
+    });
+    (address, served)
 }
 
 #[test]
-fn a_request_goes_out_as_it_was_made_and_its_answer_comes_whole() {
-    let peer = Peer::new(|mut stream, head| {
-        let chunked = head.to_ascii_lowercase().contains("transfer-encoding: chunked");
-        let mut body = Vec::new();
-        // The last chunk, or nothing where there is no body.
-        while chunked && !body.ends_with(b"0\r\n\r\n") {
-            let mut byte = [0; 512];
-            let read = stream.read(&mut byte).unwrap();
-            body.extend(&byte[..read]);
-        }
-        let answer = format!("{head}{} bytes", body.iter().filter(|byte| **byte == b'z').count());
-        let half = answer.len() / 2;
-        let (first, rest) = answer.split_at(half);
-        let chunks = format!("{half:x}\r\n{first}\r\n{:x}\r\n{rest}\r\n0\r\n\r\n", rest.len());
-        write!(stream, "HTTP/1.1 201 Created\r\nTransfer-Encoding: chunked\r\n\r\n{chunks}").unwrap();
+fn a_request_and_its_response_stream_both_ways() {
+    let (listener, address) = smol::block_on(listener());
+    let server = smol::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let head = until(&mut stream, "\r\n\r\n").await;
+        assert_eq!(until(&mut stream, "\r\n").await, "3\r\n");
+        assert_eq!(until(&mut stream, "\r\n").await, "one\r\n");
+        stream.write_all(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\neno\r\n").await.unwrap();
+        assert_eq!(until(&mut stream, "0\r\n\r\n").await, "3\r\ntwo\r\n0\r\n\r\n");
+        stream.write_all(b"3\r\nowt\r\n0\r\nsum: 6\r\n\r\n").await.unwrap();
+        head
     });
-    let desk = Desk::to(&peer);
-    let got = desk.get(&peer.url("127.0.0.1"));
-    assert_eq!(got.as_ref().unwrap().status(), 201);
-    let got = text(got).unwrap();
-    assert!(got.starts_with("GET /a?b=c HTTP/1.1\r\n") && got.ends_with("0 bytes"), "{got}");
-    assert!(got.contains(&format!("host: {}\r\n", peer.address)) && got.contains("x-mark: 1\r\n"), "{got}");
-
-    let (writer, reader) = pipe(None);
-    let writing = std::thread::spawn(move || {
-        write_all(&writer, &[b'z'; 200_000]).unwrap();
+    rig(&[address.to_string()], &[]).run(async |line| {
+        let (writer, reader) = pipe(None);
+        let url = format!("http://{address}/a/b?c=d");
+        let sent = line.send(Request::post(&url).header("x-y", "z").body(reader).unwrap(), within());
+        writer.write(Bytes::from_static(b"one")).unwrap();
+        let response = settled(&sent).await.unwrap();
+        assert_eq!(response.status(), 200);
+        let Sent { hold, .. } = sent;
+        drop(hold); // as a guest that has its response
+        let body = response.into_body();
+        poll_fn(|context| body.poll_ready(context)).await;
+        assert_eq!(body.take(9), Taken::Bytes(Bytes::from_static(b"eno")), "before the request is complete");
+        writer.write(Bytes::from_static(b"two")).unwrap();
         writer.finish(None).unwrap();
+        let (rest, trailers) = read(&body).await.unwrap();
+        assert_eq!((&rest[..], trailers.unwrap()["sum"].as_bytes()), (&b"owt"[..], &b"6"[..]));
+        let head = server.await;
+        assert!(head.starts_with("POST /a/b?c=d HTTP/1.1\r\n"), "{head}");
+        assert!(head.contains(&format!("host: {address}\r\n")) && head.contains("x-y: z\r\n"), "{head}");
     });
-    let got = text(desk.ask(request("POST", &peer.url("127.0.0.1"), reader), Times::default())).unwrap();
-    writing.join().unwrap();
-    assert!(got.starts_with("POST ") && got.ends_with("200000 bytes"), "{got}");
-}
-
-/// The story of DNS rebinding: a name leads to a good address when it is judged, and to another when it is connected to.
-#[test]
-fn a_name_that_is_rebound_reaches_nothing_of_this_machine() {
-    let peer = Peer::saying("HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nsecret");
-    let allow = format!("evil.example:{}", peer.address.port());
-    let inside: &[&[&'static str]] =
-        &[&["127.0.0.1"], &["::1"], &["::ffff:127.0.0.1"], &["10.0.0.1", "169.254.169.254"]];
-    let desk = Desk::of(&[&allow], Zone::new(inside));
-    for _ in inside {
-        assert_eq!(refusal(desk.get(&peer.url("evil.example"))), ErrorCode::DestinationIpProhibited);
-    }
-    // The first answer may be connected to, the second not. Each request asks once, and goes where it was told then.
-    let zone = Zone::new(&[&["127.0.0.1"], &["127.0.0.2"]]);
-    let desk = Desk::of(&[&allow, &peer.address.to_string()], zone.clone());
-    assert_eq!(text(desk.get(&peer.url("evil.example"))), Ok("secret".to_owned()));
-    assert_eq!((zone.lookups.load(Ordering::Relaxed), peer.connections()), (1, 1));
-    assert_eq!(refusal(desk.get(&peer.url("evil.example"))), ErrorCode::DestinationIpProhibited);
-    assert_eq!((zone.lookups.load(Ordering::Relaxed), peer.connections()), (2, 1));
-}
-
-/// A name may lead to this network where the address is named too; what else it leads to is passed over.
-#[test]
-fn a_name_leads_to_an_address_that_is_named() {
-    let peer = Peer::saying("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi");
-    let port = peer.address.port();
-    let allow = [format!("nas.lan:{port}"), format!("127.0.0.1:{port}")];
-    let zone = Zone::new(&[&["10.0.0.7", "::1", "127.0.0.1"]]);
-    let desk = Desk::of(&[&allow[0], &allow[1]], zone);
-    assert_eq!(text(desk.get(&peer.url("NAS.lan"))), Ok("hi".to_owned()));
-    assert_eq!(refusal(desk.get("http://nas.lan/")), ErrorCode::HttpRequestDenied, "another port");
 }
 
 #[test]
-fn what_is_not_allowed_or_makes_no_sense_reaches_nobody() {
-    let peer = Peer::saying("HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nsecret");
-    let port = peer.address.port();
-    let zone = Zone::new(&[&["127.0.0.1"]]);
-    let desk = Desk::of(&[], zone.clone());
-    for host in [
-        "127.0.0.1",
-        "localhost",
-        "127.1",
-        "2130706433",
-        "[::1]",
-        "[::ffff:127.0.0.1]",
-        "0.0.0.0",
-        "example.com",
-    ] {
-        assert_eq!(
-            refusal(desk.get(&format!("http://{host}:{port}/"))),
-            ErrorCode::HttpRequestDenied,
-            "{host}"
-        );
-    }
-    let desk = Desk::of(&[&format!("127.0.0.1:{port}")], zone.clone());
-    assert_eq!(refusal(desk.get(&format!("http://a@127.0.0.1:{port}/"))), ErrorCode::HttpRequestUriInvalid);
-    assert_eq!(refusal(desk.get(&format!("ftp://127.0.0.1:{port}/"))), ErrorCode::HttpRequestUriInvalid);
-    let secure = refusal(desk.get(&format!("https://127.0.0.1:{port}/")));
-    assert!(
-        matches!(&secure, ErrorCode::InternalError(Some(what)) if what.contains("run a TLS proxy")),
-        "{secure:?}"
-    );
-    let mut connect = request("GET", &peer.url("127.0.0.1"), empty());
-    *connect.method_mut() = Method::CONNECT;
-    assert_eq!(refusal(desk.ask(connect, Times::default())), ErrorCode::HttpRequestMethodInvalid);
-    assert_eq!((peer.connections(), zone.lookups.load(Ordering::Relaxed)), (0, 0));
-}
-
-#[test]
-fn what_goes_wrong_at_the_other_end_has_its_own_code() {
-    let many = format!("HTTP/1.1 200 OK\r\n{}\r\n", "a: b\r\n".repeat(limits::HTTP_HEAD_FIELDS + 1));
-    let long = format!("HTTP/1.1 200 OK\r\na: {}", "b".repeat(2 * limits::HTTP_HEAD_BYTES));
-    let huge = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", limits::OUTGOING_BODY_BYTES + 1);
-    let head_size = ErrorCode::HttpResponseHeaderSectionSize(Some(limits::HTTP_HEAD_BYTES as u32));
-    for (says, code) in [
-        ("", ErrorCode::HttpResponseIncomplete),
-        ("HTTP/1.1 20", ErrorCode::HttpResponseIncomplete),
-        ("SSH-2.0-OpenSSH_9.2\r\n\r\n", ErrorCode::HttpProtocolError),
-        (&many, head_size.clone()),
-        (&long, head_size),
-        (
-            "HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n",
-            ErrorCode::HttpUpgradeFailed,
-        ),
-        (&huge, ErrorCode::HttpResponseBodySize(Some(limits::OUTGOING_BODY_BYTES + 1))),
-    ] {
-        let answer = says.to_owned();
-        let peer = Peer::new(move |mut stream, _| {
-            let _ = stream.write_all(answer.as_bytes()); // the client may have seen enough
-            let _ = stream.shutdown(std::net::Shutdown::Write);
-            let _ = stream.read(&mut [0; 16]);
-        });
-        assert_eq!(
-            refusal(Desk::to(&peer).get(&peer.url("127.0.0.1"))),
-            code,
-            "{}",
-            &says[..says.len().min(40)]
-        );
-    }
-    let short = Peer::saying("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nshort");
-    let broken = text(Desk::to(&short).get(&short.url("127.0.0.1")));
-    assert_eq!(broken, Err(ErrorCode::HttpResponseIncomplete));
-    // Bound and given back: nobody listens there.
-    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
-    let desk = Desk::of(&[&free, "no.example"], Zone::new(&[&[]]));
-    assert_eq!(refusal(desk.get(&format!("http://{free}/"))), ErrorCode::ConnectionRefused);
-    assert_eq!(refusal(desk.get("http://no.example/")), ErrorCode::DestinationNotFound);
-}
-
-#[test]
-fn a_redirect_is_the_guests_to_follow() {
-    let peer = Peer::saying("HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1/\r\nContent-Length: 0\r\n\r\n");
-    let response = Desk::to(&peer).get(&peer.url("127.0.0.1")).unwrap();
-    assert_eq!((response.status().as_u16(), peer.connections()), (302, 1));
-}
-
-/// The peer holds each connection until the other side ends it, and counts those ends.
-#[test]
-fn a_guest_waits_no_longer_than_it_says_and_what_it_drops_ends() {
-    let ends = Arc::new(AtomicUsize::new(0));
-    let counted = ends.clone();
-    let peer = Peer::new(move |mut stream, head| {
-        let counted = counted.clone();
-        std::thread::spawn(move || {
-            if head.starts_with("PUT") {
-                stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nab").unwrap();
-            }
-            while matches!(stream.read(&mut [0; 64]), Ok(1..)) {}
-            counted.fetch_add(1, Ordering::Relaxed);
-        });
-    });
-    let until = |what: &str, done: &dyn Fn() -> bool| {
-        let since = std::time::Instant::now();
-        while !done() {
-            assert!(since.elapsed() < Duration::from_secs(60), "{what}");
-            std::thread::sleep(Duration::from_millis(5));
+fn what_is_not_allowed_is_denied_and_nobody_is_asked() {
+    let rig = rig(&["api.example.com".to_owned(), "127.0.0.1:9".to_owned()], &[]);
+    let lookups = rig.lookups.clone();
+    rig.run(async |line| {
+        for (url, why) in [
+            ("http://other.example.com/", ErrorCode::HttpRequestDenied),
+            ("http://api.example.com:81/", ErrorCode::HttpRequestDenied),
+            ("http://127.0.0.1/", ErrorCode::HttpRequestDenied),
+            ("http://[::1]:9/", ErrorCode::HttpRequestDenied),
+            ("http://[::ffff:127.0.0.1]:9/", ErrorCode::HttpRequestDenied),
+            ("http://localhost:9/", ErrorCode::HttpRequestDenied),
+            ("http://127.1:9/", ErrorCode::HttpRequestUriInvalid),
+            ("http://user@api.example.com/", ErrorCode::HttpRequestUriInvalid),
+            ("ftp://api.example.com/", ErrorCode::HttpRequestUriInvalid),
+            ("https://api.example.com/", ErrorCode::internal(NO_TLS)),
+        ] {
+            assert_eq!(refused(line, url).await, why, "{url}");
         }
-    };
-    let ended = |count| until("a connection lives on", &|| ends.load(Ordering::Relaxed) == count);
-    let desk = Desk::to(&peer);
-    let ask = |method| request(method, &peer.url("127.0.0.1"), empty());
-    let soon = Some(Duration::from_millis(100));
-    let late = desk.ask(ask("GET"), Times { first_byte: soon, ..Times::default() });
-    assert_eq!(refusal(late), ErrorCode::ConnectionReadTimeout);
-    ended(1);
-    let stalled = text(desk.ask(ask("PUT"), Times { between_bytes: soon, ..Times::default() }));
-    assert_eq!(stalled, Err(ErrorCode::ConnectionReadTimeout));
-    ended(2);
-    let (_promised, wanted) = desk.0.send(ask("GET"), Times::default());
-    until("no connection", &|| peer.connections() == 3);
-    drop(wanted);
-    ended(3);
-    let response = desk.ask(ask("PUT"), Times::default()).unwrap();
-    let (_promised, _wanted) = desk.0.send(ask("GET"), Times::default());
-    until("no connection", &|| peer.connections() == 5);
-    drop(desk);
-    ended(5);
-    drop(response);
+        let mut tunnel = get("http://api.example.com/");
+        *tunnel.method_mut() = Method::CONNECT;
+        assert_eq!(outcome(line, tunnel).await.err(), Some(ErrorCode::HttpRequestMethodInvalid));
+        // The body of a denied request goes nowhere, and its writer is not told before its reader is.
+        let (writer, reader) = pipe(None);
+        let sent = line.send(Request::post("http://other.example.com/").body(reader).unwrap(), within());
+        assert_eq!(writer.write(Bytes::from_static(b"x")), Ok(()));
+        assert_eq!(settled(&sent).await.err(), Some(ErrorCode::HttpRequestDenied));
+    });
+    assert_eq!(lookups.load(Ordering::Relaxed), 0);
+}
+
+/// The story: a name is allowed, and whoever answers for it lets it lead into the box's own network, at the second lookup
+/// (after a check) or among honest addresses.
+#[test]
+fn a_name_does_not_lead_into_the_boxs_own_network() {
+    let (inside, address) = smol::block_on(listener());
+    let port = address.port();
+    let hosts: Vec<String> = ["evil", "mixed", "mapped", "none", "unknown"]
+        .iter()
+        .map(|name| format!("{name}.example:{port}"))
+        .chain([format!("named.example:{port}"), format!("127.0.0.1:{port}")])
+        .collect();
+    let names: &[(&str, &[&str])] = &[
+        ("evil.example", &["127.0.0.2"]),
+        ("mixed.example", &["10.0.0.1 169.254.169.254 ::1 fd00::1 64:ff9b::7f00:1"]),
+        ("mapped.example", &["::ffff:127.0.0.1"]),
+        ("none.example", &[""]),
+        ("named.example", &["127.0.0.1"]),
+    ];
+    let rig = rig(&hosts, names);
+    let lookups = rig.lookups.clone();
+    rig.run(async |line| {
+        for name in ["evil", "mixed", "mapped"] {
+            let why = refused(line, &format!("http://{name}.example:{port}/")).await;
+            assert_eq!(why, ErrorCode::DestinationIpProhibited, "{name}");
+        }
+        for name in ["none", "unknown"] {
+            let why = refused(line, &format!("http://{name}.example:{port}/")).await;
+            assert!(matches!(why, ErrorCode::DnsError(_)), "{name}: {why}");
+        }
+        // An address that the list names itself may be found by a name, too.
+        let served = smol::spawn(async move {
+            let (mut stream, _) = inside.accept().await.unwrap();
+            let head = until(&mut stream, "\r\n\r\n").await;
+            stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await.unwrap();
+            head
+        });
+        let response = outcome(line, get(&format!("http://named.example:{port}/"))).await.unwrap();
+        assert_eq!(response.status(), 204);
+        let head = served.await; // the first that came through the door
+        assert!(head.contains(&format!("host: named.example:{port}\r\n")), "{head}");
+    });
+    assert_eq!(lookups.load(Ordering::Relaxed), 6, "each name is looked up once a request");
+}
+
+/// A lookup that changes its mind is not asked a second time between the check and the connection.
+#[test]
+fn the_address_that_was_judged_is_the_one_that_is_connected_to() {
+    let (inside, address) = smol::block_on(listener());
+    let host = format!("rebinds.example:{}", address.port());
+    let turns: &[&str] = &["127.0.0.1", "127.0.0.9"];
+    let rig = rig(&[host.clone(), address.to_string()], &[("rebinds.example", turns)]);
+    rig.run(async |line| {
+        let served = smol::spawn(async move {
+            let (mut stream, _) = inside.accept().await.unwrap();
+            until(&mut stream, "\r\n\r\n").await;
+            stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await.unwrap();
+        });
+        assert!(outcome(line, get(&format!("http://{host}/"))).await.is_ok());
+        served.await;
+        let why = refused(line, &format!("http://{host}/")).await;
+        assert_eq!(why, ErrorCode::DestinationIpProhibited, "the second request's lookup is judged anew");
+    });
 }
 
 #[test]
-fn an_instance_has_so_many_requests_on_their_way_and_a_place_comes_back() {
-    let peer = Peer::new(|stream, _| std::mem::forget(stream));
-    let desk = Desk::to(&peer);
-    let send = || desk.0.send(request("GET", &peer.url("127.0.0.1"), empty()), Times::default());
-    let mut sent: Vec<_> = (0..limits::OUTGOING_REQUESTS_PER_INSTANCE).map(|_| send()).collect();
-    assert_eq!(refusal(desk.get(&peer.url("127.0.0.1"))), ErrorCode::ConnectionLimitReached);
-    sent.pop();
-    let since = std::time::Instant::now();
-    while send().0.take().is_some() {
-        assert!(since.elapsed() < Duration::from_secs(60), "no place comes back");
-        std::thread::sleep(Duration::from_millis(5));
+fn a_redirect_is_a_response() {
+    let (address, served) =
+        answering(b"HTTP/1.1 302 Found\r\nlocation: http://127.0.0.1:1/\r\ncontent-length: 2\r\n\r\nno");
+    rig(&[address.to_string()], &[]).run(async |line| {
+        let response = outcome(line, get(&format!("http://{address}/"))).await.unwrap();
+        assert_eq!(response.status(), 302);
+        assert_eq!(response.headers()["location"], "http://127.0.0.1:1/");
+        assert_eq!(read(response.body()).await.unwrap().0, b"no");
+        served.await;
+    });
+}
+
+#[test]
+fn what_a_server_does_wrong_has_its_name() {
+    let long: &'static [u8] =
+        [b"HTTP/1.1 200 OK\r\nx: ", &[b'a'; 2 * limits::HTTP_HEAD_BYTES][..]].concat().leak();
+    let many: &'static [u8] =
+        ["HTTP/1.1 200 OK\r\n".to_owned(), "a: b\r\n".repeat(limits::HTTP_HEAD_FIELDS + 1), "\r\n".into()]
+            .concat()
+            .leak()
+            .as_bytes();
+    let huge = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", limits::OUTGOING_BODY_BYTES + 1);
+    let too_large = ErrorCode::HttpResponseBodySize(Some(limits::OUTGOING_BODY_BYTES + 1));
+    let head = ErrorCode::HttpResponseHeaderSectionSize(Some(limits::HTTP_HEAD_BYTES as u32));
+    for (bytes, expected) in [
+        (b"SSH-2.0-x\r\n\r\n" as &[u8], ErrorCode::HttpProtocolError),
+        (b"", ErrorCode::HttpResponseIncomplete),
+        (b"HTTP/1.1 200 OK\r\nx", ErrorCode::HttpResponseIncomplete),
+        (b"HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\n\r\n", ErrorCode::HttpUpgradeFailed),
+        (long, head.clone()),
+        (many, head),
+        (huge.leak().as_bytes(), too_large),
+    ] {
+        let (address, served) = answering(bytes);
+        rig(&[address.to_string()], &[]).run(async |line| {
+            let why = refused(line, &format!("http://{address}/")).await;
+            assert_eq!(why, expected, "{:?}", String::from_utf8_lossy(&bytes[..bytes.len().min(40)]));
+            served.await;
+        });
     }
+    for (bytes, expected) in [
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nabc" as &[u8], ErrorCode::HttpResponseIncomplete),
+        (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n", ErrorCode::HttpProtocolError),
+    ] {
+        let (address, served) = answering(bytes);
+        rig(&[address.to_string()], &[]).run(async |line| {
+            let response = outcome(line, get(&format!("http://{address}/"))).await.unwrap();
+            assert_eq!(read(response.body()).await.err(), Some(expected));
+            served.await;
+        });
+    }
+    let (gone, address) = smol::block_on(listener());
+    drop(gone);
+    rig(&[address.to_string()], &[]).run(async |line| {
+        let why = refused(line, &format!("http://{address}/")).await;
+        assert_eq!(why, ErrorCode::ConnectionRefused);
+    });
+}
+
+#[test]
+fn who_waits_too_long_is_told_what_for() {
+    let (listener, address) = smol::block_on(listener());
+    let short = Some(Duration::from_millis(20));
+    rig(&[address.to_string()], &[]).run(async |line| {
+        let url = format!("http://{address}/");
+        let silent = line.send(get(&url), Within::new(None, short, None));
+        assert_eq!(settled(&silent).await.err(), Some(ErrorCode::HttpResponseTimeout));
+        let _first = listener.accept().await.unwrap();
+        let stuck = line.send(get(&url), Within::new(None, None, short));
+        let (mut stream, _) = listener.accept().await.unwrap();
+        until(&mut stream, "\r\n\r\n").await;
+        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nabc").await.unwrap();
+        let response = settled(&stuck).await.unwrap();
+        assert_eq!(read(response.body()).await.err(), Some(ErrorCode::ConnectionReadTimeout));
+    });
+    let never: Lookup = Arc::new(|_| Box::pin(std::future::pending()));
+    let (outgoing, sending) = with_lookup(Allowed::new(&["slow.example".to_owned()]).unwrap(), never);
+    Rig { outgoing, sending, lookups: Arc::default() }.run(async |line| {
+        let lost = line.send(get("http://slow.example/"), Within::new(short, None, None));
+        assert_eq!(settled(&lost).await.err(), Some(ErrorCode::DnsTimeout));
+    });
+    let longer = Within::new(Some(Duration::MAX), Some(Duration::MAX), Some(Duration::MAX));
+    assert_eq!(format!("{longer:?}"), format!("{:?}", within()), "never longer than the box would wait");
+}
+
+#[test]
+fn places_are_bounded_for_each_and_for_all_and_come_back() {
+    let (listener, address) = smol::block_on(listener());
+    let url = format!("http://{address}/");
+    let rig = rig(&[address.to_string()], &[]);
+    let (outgoing, places) = (rig.outgoing.clone(), rig.outgoing.places.clone());
+    rig.run(async |_| {
+        let full =
+            |sent: Sent| async move { settled(&sent).await.err() == Some(ErrorCode::ConnectionLimitReached) };
+        let mut held = Vec::new();
+        for subject in ["a", "b"] {
+            for _ in 0..limits::OUTGOING_PER_SUBJECT / limits::OUTGOING_PER_INSTANCE {
+                let line = outgoing.line(InstanceId::random(), Subject::new(subject), &Allowed::default());
+                held.extend((0..limits::OUTGOING_PER_INSTANCE).map(|_| line.send(get(&url), within())));
+                assert!(full(line.send(get(&url), within())).await, "the instance has its share");
+            }
+            let line = outgoing.line(InstanceId::random(), Subject::new(subject), &Allowed::default());
+            assert!(full(line.send(get(&url), within())).await, "{subject} has its share");
+        }
+        let line = outgoing.line(InstanceId::random(), Subject::new("c"), &Allowed::default());
+        assert!(full(line.send(get(&url), within())).await, "all are taken");
+        assert_eq!(places.lock().len(), limits::OUTGOING);
+        // A guest that lets go, or has ended, gives its places back, and its sockets with them.
+        let (mut stream, _) = listener.accept().await.unwrap();
+        until(&mut stream, "\r\n\r\n").await;
+        held.clear();
+        assert_eq!(stream.read(&mut [0]).await.unwrap_or(0), 0, "the connection is closed");
+        while !places.lock().is_empty() {
+            smol::future::yield_now().await;
+        }
+    });
+}
+
+#[test]
+fn a_response_that_nobody_reads_any_more_ends_its_connection() {
+    let (listener, address) = smol::block_on(listener());
+    rig(&[address.to_string()], &[]).run(async |line| {
+        let sent = line.send(get(&format!("http://{address}/")), within());
+        let (mut stream, _) = listener.accept().await.unwrap();
+        until(&mut stream, "\r\n\r\n").await;
+        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n").await.unwrap();
+        drop(settled(&sent).await.unwrap());
+        assert_eq!(stream.read(&mut [0]).await.unwrap_or(0), 0, "the connection is closed");
+    });
 }

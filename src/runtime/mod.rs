@@ -7,19 +7,23 @@ use crate::engine;
 use crate::exchange::{Exchange, Mailbox};
 use crate::identity::{InstanceId, Subject};
 use crate::model::Model;
-use crate::outgoing::{Outgoing, policy::Allowed};
+use crate::outgoing::{Allowed, Outgoing};
 use crate::program::Program;
 use crate::transfer::Call;
+use account::All;
 use directory::Entry;
 use smol::channel::Receiver;
 use smol::lock::OnceCell;
 use std::fmt;
 use std::sync::Arc;
 
+pub mod account;
 pub mod directory;
 pub mod ending;
 pub mod events;
+mod fair;
 pub mod instance;
+pub mod pace;
 #[cfg(test)]
 mod preview1;
 pub mod quota;
@@ -43,7 +47,7 @@ pub struct Launch {
     pub subject: Subject,
     /// What it may use: the box's values, lowered by the token's claims.
     pub quotas: Quotas,
-    /// Whom it may ask by HTTP beside those that everyone may.
+    /// Whom it may call, besides those that every program may.
     pub http: Allowed,
     /// Where its events go. A full channel makes the guest wait; a closed one ends it.
     pub events: events::Sender,
@@ -89,7 +93,7 @@ pub struct RuntimeParts {
     pub exchange: Arc<Exchange>,
     /// What the box's configuration lets everyone have; a [`Launch`] has them, lowered.
     pub quotas: Quotas,
-    /// Where requests by HTTP are given.
+    /// Where the requests go that programs make.
     pub outgoing: Outgoing,
     /// The seed of every instance, for repeatable runs; each gets a random one otherwise.
     pub seed: Option<u64>,
@@ -106,16 +110,16 @@ enum Errand {
 pub struct Runtime {
     parts: Arc<RuntimeParts>,
     directory: Directory,
+    all: Arc<All>,
     servers: Servers,
-    memory: quota::Pool,
     leaving: Receiver<()>,
 }
 
 impl Runtime {
     pub fn new(parts: RuntimeParts) -> Runtime {
-        let (memory, leaving) = quota::Pool::new();
+        let (all, leaving) = All::new();
         let (directory, servers) = (Directory::default(), Servers::default());
-        Runtime { parts: Arc::new(parts), directory, servers, memory, leaving }
+        Runtime { parts: Arc::new(parts), directory, servers, all, leaving }
     }
 
     /// Hears when instances have gone and their memory is about to be free, of several at least once. For one listener.
@@ -130,15 +134,16 @@ impl Runtime {
 
     /// Under an id that nobody has.
     pub(crate) fn prepare_as(&self, instance: InstanceId, launch: Launch) -> Result<Prepared, LaunchRefusal> {
-        let entry = Entry {
+        let entry = self.directory.enter(&launch.subject, &launch.quotas, &self.all, |account| Entry {
             instance,
             program: launch.program.hash,
             subject: launch.subject.clone(),
-            mailbox: Arc::new(Mailbox::default()),
+            mailbox: Arc::new(Mailbox::new(&launch.quotas, account.unread(&launch.quotas))),
+            account,
             end: Arc::new(OnceCell::new()),
+            seat: self.parts.workers.seat(&launch.subject),
             ended: false,
-        };
-        self.directory.enter(entry.clone(), &launch.quotas)?;
+        })?;
         Ok(Prepared { runtime: self.clone(), entry, launch: Some(launch) })
     }
 
@@ -155,14 +160,14 @@ impl Runtime {
     /// Ends the instance, wherever it is, soon; its last event says how. The first ending decided on counts.
     pub fn end(&self, instance: InstanceId, ending: Ending) {
         if let Some(entry) = self.directory.find(instance) {
-            let _ = entry.end.set_blocking(ending); // decided already
+            entry.end(ending);
         }
     }
 
     /// Ends every instance, as [`Runtime::end`] ends one.
     pub fn end_all(&self, ending: Ending) {
         for entry in self.directory.all() {
-            let _ = entry.end.set_blocking(ending.clone()); // decided already
+            entry.end(ending.clone());
         }
     }
 
@@ -175,14 +180,10 @@ impl Runtime {
         &self.directory
     }
 
-    fn deliver(
-        &self,
-        instance: InstanceId,
-        push: impl FnOnce(&Mailbox) -> Result<(), crate::exchange::mailbox::Full>,
-    ) {
+    fn deliver(&self, instance: InstanceId, push: impl FnOnce(&Mailbox) -> Result<(), Quota>) {
         let Some(entry) = self.directory.find(instance) else { return };
-        if let Err(full) = push(&entry.mailbox) {
-            let _ = entry.end.set_blocking(Ending::OutOfResources(full.to_string()));
+        if let Err(quota) = push(&entry.mailbox) {
+            entry.end(Ending::quota(quota));
         }
     }
 }
@@ -212,7 +213,8 @@ impl Prepared {
     fn set_off(mut self, errand: Errand) {
         if let Some(launch) = self.launch.take() {
             let (runtime, entry) = (self.runtime.clone(), self.entry.clone());
-            self.runtime.parts.workers.spawn(|slice| async move {
+            let seat = entry.seat.clone();
+            self.runtime.parts.workers.spawn(&seat, |slice| async move {
                 let events = launch.events.clone();
                 let quotas = launch.quotas;
                 let run = instance::run(&runtime, &entry, launch, errand, slice);
@@ -232,7 +234,7 @@ impl Prepared {
         async move {
             let (events, quotas) = (launch.events.clone(), launch.quotas);
             let run = async {
-                match instance::join(&runtime, &entry).await {
+                match instance::join(&runtime, &entry, &quotas).await {
                     Ok(_) => guest(entry.clone(), launch).await,
                     Err(gone) => Ending::ServerError(gone.to_string()),
                 }

@@ -6,7 +6,7 @@
 use super::{Ending, InstanceEvent, Launch, LaunchRefusal, Quotas, Runtime, events};
 use crate::identity::{InstanceId, Subject};
 use crate::limits;
-use crate::outgoing::policy::Allowed;
+use crate::outgoing::Allowed;
 use crate::program::Program;
 use crate::transfer::Call;
 use smol::channel::{Receiver, Sender};
@@ -25,7 +25,7 @@ pub struct Serve {
     pub arguments: Vec<String>,
     pub subject: Subject,
     pub quotas: Quotas,
-    /// Whom its instances may ask by HTTP beside those that everyone may.
+    /// Whom they may call, besides those that every program may.
     pub http: Allowed,
     pub port: u16,
     /// When the token that launched it does; none: never.

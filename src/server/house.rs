@@ -142,7 +142,8 @@ impl House for Served {
         }
         let quotas = self.runtime.quotas().lowered(&grant.quotas);
         let (subject, http, expires) = (grant.subject.clone(), grant.http.clone(), grant.expires);
-        self.hall.open(Serve { program, arguments, subject, quotas, http, port, expires }).await
+        self.hall.open(Serve { program, arguments, subject, quotas, http, port, expires }).await?;
+        Ok(())
     }
 
     fn servers(&self, grant: &Grant) -> Vec<ServerInstance> {

@@ -4,11 +4,11 @@
 //! the border at which a panic of one connection stops. Never: what a connection says.
 
 use super::over::Closing;
+use super::paced::Paced;
 use super::upgrade::{self, Judgement};
 use super::{Door, House};
 use super::{carrier, connection};
 use crate::limits;
-use crate::socket::Paced;
 use async_tungstenite::WebSocketStream;
 use async_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 use rustix::net::sockopt;

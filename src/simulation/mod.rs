@@ -279,7 +279,7 @@ impl World {
             workers: fixed.workers.clone(),
             exchange: fixed.exchange.clone(),
             quotas,
-            outgoing: crate::outgoing::Outgoing::to_nobody(),
+            outgoing: crate::outgoing::outgoing(Default::default()).0,
             seed: Some(seed),
         });
         let tasks = Tasks::default();

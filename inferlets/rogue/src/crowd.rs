@@ -2,6 +2,7 @@
 
 use crate::Mode;
 use inferlet::api::{self, forward, message, tokenize};
+use std::time::Duration;
 
 pub const MODES: &[Mode] = &[
     ("send-giant", || {
@@ -13,6 +14,11 @@ pub const MODES: &[Mode] = &[
             message::send(&format!("{i}"));
         }
         "sent".to_string()
+    }),
+    ("send-forever", || {
+        loop {
+            message::send("once more");
+        }
     }),
     ("blob-giant", || {
         message::send_blob(api::Blob::new(&vec![7u8; 24 << 20]));
@@ -57,6 +63,13 @@ pub const MODES: &[Mode] = &[
             api::allocate_resources(&queue, 0, 64);
         }
     }),
+    ("page-keep", || {
+        let queue = model().create_queue();
+        let pages = api::allocate_resources(&queue, 0, 64);
+        message::send(&format!("{} pages", pages.len()));
+        std::thread::sleep(Duration::from_secs(1 << 40));
+        "survived".to_string()
+    }),
     ("input-giant", || {
         let pass = forward::create_forward_pass(&model().create_queue());
         let tokens = vec![1u32; 1 << 22];
@@ -67,6 +80,12 @@ pub const MODES: &[Mode] = &[
     ("tokenize-giant", || tokenize(64 << 20)),
     // As much as is allowed, of the kind that costs a byte-pair encoder most: one word without a break.
     ("tokenize-large", || tokenize(4 << 20)),
+    ("tokenize-forever", || {
+        let (tokenizer, text) = (tokenize::get_tokenizer(&model()), "a few words ".repeat(1 << 12));
+        loop {
+            tokenizer.tokenize(&text);
+        }
+    }),
     ("vocabulary-flood", || {
         let tokenizer = tokenize::get_tokenizer(&model());
         for _ in 0..8 {
@@ -110,7 +129,7 @@ fn tokenize(bytes: usize) -> String {
     format!("{} tokens", tokens.len())
 }
 
-fn model() -> api::Model {
+pub fn model() -> api::Model {
     let name = api::runtime::get_all_models().swap_remove(0);
     api::runtime::get_model(&name).expect("a listed model is there")
 }

@@ -1,18 +1,18 @@
 //! What goes out, as a guest makes it: responses, requests of its own, and their bodies.
 //!
 //! Owns: `outgoing-response`, `outgoing-request`, `request-options`, `outgoing-body`, `future-incoming-response`, and the
-//! function that sends a request off. Never: where they go, which is [`outgoing`](crate::outgoing)'s to say.
+//! function that sends a request off. Never: where they go.
 
 use super::fields::Fields;
 use super::incoming::IncomingResponse;
 use super::words::{Method, Scheme};
 use crate::host::abi::{Borrow, Own};
-use crate::host::held::Meter;
+use crate::host::held::{Charge, Meter};
 use crate::host::wasi::io::{Pollable, Readiness};
 use crate::host::wasi::streams::OutputStream;
 use crate::host::{Cx, Interface, Trap};
 use crate::limits;
-use crate::outgoing::{Times, Wanted};
+use crate::outgoing::{Hold, Sent, Within};
 use crate::runtime::table::Resource;
 use crate::transfer::{ErrorCode, Promised, Reader, Refused, Writer, empty, pipe};
 use http::header::CONTENT_LENGTH;
@@ -73,20 +73,28 @@ pub fn functions(interface: Interface) -> Interface {
 
 /// `wasi:http/outgoing-handler`, where a request that a guest has made is sent off.
 pub fn handler() -> Interface {
-    Interface::new("wasi:http/outgoing-handler@0.2").call("handle", send)
+    Interface::new("wasi:http/outgoing-handler@0.2").call("handle", handle)
 }
 
-/// An error at once is a request that makes no sense. Whatever else may come of it, the future says.
-fn send(
+/// Fuel of one request: a connection and the heads of two messages take the io thread some 100 µs.
+const REQUEST_FUEL: u64 = 100_000;
+
+/// A request that is not made, for whatever reason, has that reason as its response: programs look for it there.
+fn handle(
     cx: &mut Cx,
     Own(request): Own<OutgoingRequest>,
     options: Option<Own<RequestOptions>>,
 ) -> Result<Result<Own<FutureIncomingResponse>, ErrorCode>, Trap> {
-    let times = options.map(|Own(RequestOptions(times))| times).unwrap_or_default();
-    Ok(request.into_request().map(|request| {
-        let (promised, wanted) = cx.outgoing.send(request, times);
-        Own(FutureIncomingResponse { promised, taken: false, _wanted: wanted })
-    }))
+    cx.owed_fuel += REQUEST_FUEL;
+    let options = options.map_or_else(RequestOptions::default, |Own(options)| options);
+    let request = match request.into_request() {
+        Ok(request) => request,
+        Err(why) => return Ok(Err(why)),
+    };
+    let charge = cx.held.charge(limits::BODY_BYTES_IN_FLIGHT)?;
+    let within = Within::new(options.connect, options.first_byte, options.between_bytes);
+    let Sent { promised, hold } = cx.line.send(request, within);
+    Ok(Ok(Own(FutureIncomingResponse { promised, waiting: Some(Waiting { charge, _hold: hold }) })))
 }
 
 // ---- what a message is made of ----
@@ -299,7 +307,11 @@ fn request_body(cx: &mut Cx, request: Request) -> Result<Result<Own<OutgoingBody
 
 /// How long the guest would wait for each step.
 #[derive(Default)]
-pub struct RequestOptions(Times);
+pub struct RequestOptions {
+    pub connect: Option<Duration>,
+    pub first_byte: Option<Duration>,
+    pub between_bytes: Option<Duration>,
+}
 
 impl Resource for RequestOptions {
     const NAME: &'static str = "request-options";
@@ -309,18 +321,18 @@ impl Resource for RequestOptions {
 fn get(
     cx: &mut Cx,
     options: Borrow<RequestOptions>,
-    time: impl FnOnce(&Times) -> Option<Duration>,
+    time: impl FnOnce(&RequestOptions) -> Option<Duration>,
 ) -> Result<Option<u64>, Trap> {
-    Ok(time(&cx.table.get(&options)?.0).map(|time| time.as_nanos() as u64))
+    Ok(time(cx.table.get(&options)?).map(|time| time.as_nanos() as u64))
 }
 
 fn set(
     cx: &mut Cx,
     options: Borrow<RequestOptions>,
     nanoseconds: Option<u64>,
-    time: impl FnOnce(&mut Times) -> &mut Option<Duration>,
+    time: impl FnOnce(&mut RequestOptions) -> &mut Option<Duration>,
 ) -> Result<Result<(), ()>, Trap> {
-    *time(&mut cx.table.get_mut(&options)?.0) = nanoseconds.map(Duration::from_nanos);
+    *time(cx.table.get_mut(&options)?) = nanoseconds.map(Duration::from_nanos);
     Ok(Ok(()))
 }
 
@@ -369,11 +381,17 @@ fn finish(
 
 // ---- the answer to a request ----
 
-/// The response that a request of the guest will have.
+/// The response that a request of the guest will have. Dropping it untaken gives the request up.
 pub struct FutureIncomingResponse {
     promised: Arc<Promised>,
-    taken: bool,
-    _wanted: Wanted,
+    /// None: the response was taken.
+    waiting: Option<Waiting>,
+}
+
+struct Waiting {
+    /// For the response's body.
+    charge: Charge,
+    _hold: Hold,
 }
 
 impl Resource for FutureIncomingResponse {
@@ -401,16 +419,16 @@ fn response(
     future: Borrow<FutureIncomingResponse>,
 ) -> Result<Option<Result<Response, ()>>, Trap> {
     let future = cx.table.get_mut(&future)?;
-    if future.taken {
-        return Ok(Some(Err(())));
-    }
     if !future.promised.is_settled() {
         return Ok(None);
     }
-    future.taken = true;
+    let Some(Waiting { charge, .. }) = future.waiting.take() else { return Ok(Some(Err(()))) };
     let outcome = future.promised.take().unwrap_or(Err(ErrorCode::ConnectionTerminated));
     let response = match outcome {
-        Ok(response) => Ok(Own(IncomingResponse::new(&cx.held, response)?)),
+        Ok(response) => {
+            response.body().carry(Box::new(charge));
+            Ok(Own(IncomingResponse::new(&cx.held, response)?))
+        }
         Err(why) => Err(why),
     };
     Ok(Some(Ok(response)))

@@ -1,12 +1,8 @@
 //! A socket and a clock as hyper wants them.
 //!
-//! Owns: the adapter from smol's traits to hyper's, the end of a peer that takes nothing, and [`Paced`], fairness between
-//! sockets. Never: HTTP, or who connects to whom.
+//! Owns: the adapter from smol's traits to hyper's, and the end of a peer that takes nothing. Never: HTTP.
 
-mod paced;
-
-pub use paced::Paced;
-
+use super::paced::Paced;
 use crate::limits;
 use hyper::rt::{Read, ReadBufCursor, Sleep, Timer, Write};
 use smol::io::{AsyncRead, AsyncWrite};
