@@ -21,7 +21,7 @@ use crate::model::Model;
 use crate::observe;
 use crate::program::Store;
 use crate::runtime::{Ending, Runtime, RuntimeParts, Workers};
-use crate::server::{self, Door, Served};
+use crate::server::{self, Door, Names, Served};
 use async_signal::{Signal, Signals};
 use smol::channel::Receiver;
 use smol::net::TcpListener;
@@ -45,6 +45,8 @@ struct Fault(Arc<Mutex<Option<String>>>);
 /// All parts behind the listener, built and connected; nobody is let in yet.
 pub struct Appliance {
     door: Door<Served>,
+    /// The server instances of programs.
+    serving: server::http::Serving,
     runtime: Runtime,
     exchange: Arc<Exchange>,
     /// Instances that the engine has given up.
@@ -127,9 +129,11 @@ impl Appliance {
         });
         let store = Store::open(&config.state.join("programs")).map_err(Failure::config)?;
         let verifier = config.auth.map(|keys| Verifier::new(keys.public, keys.revoked));
-        let served = Served { store, runtime: runtime.clone(), engine, model: model.name.clone() };
-        let door = Door::new(served, verifier, config.hosts, config.origins);
-        Ok(Appliance { door, runtime, exchange, given_up, failing })
+        let names = Names { hosts: config.hosts, origins: config.origins };
+        let (hall, serving) = server::http::hall(runtime.clone(), names.clone());
+        let served = Served { store, runtime: runtime.clone(), engine, hall, model: model.name.clone() };
+        let door = Door::new(served, verifier, names);
+        Ok(Appliance { door, serving, runtime, exchange, given_up, failing })
     }
 
     /// Closes when the engine's thread has given the model's memory back, which is some time after [`run`](Self::run).
@@ -139,11 +143,12 @@ impl Appliance {
 
     /// Serves `listener` until `told`, or until the device fails, which is the error.
     pub async fn run(self, listener: TcpListener, told: impl Future<Output = ()>) -> Result<(), Failure> {
-        let Appliance { door, runtime, exchange, given_up, failing } = self;
+        let Appliance { door, serving, runtime, exchange, given_up, failing } = self;
         let broken = Fault::default();
         let until = smol::future::or(told, device_fails(failing, runtime.clone(), broken.clone()));
         let kept = smol::future::or(end_given_up(runtime.clone(), given_up), give_memory_back(runtime));
-        smol::future::or(server::run(listener, door, until), kept).await;
+        let beside = smol::future::or(serving.run(), kept);
+        smol::future::or(server::run(listener, door, until), beside).await;
         exchange.kvs.close(); // guests that still run hold it too
         match broken.take() {
             None => Ok(()),

@@ -54,6 +54,10 @@ const fn switch(long: &'static str, help: &'static str) -> Flag {
     Flag { long, value: None, help, many: false }
 }
 
+const SERVER: Flag = value("server", "URL", "the server (default ws://127.0.0.1:8080)");
+const TOKEN_FILE: Flag =
+    value("token-file", "FILE", "the token to authenticate with (else the environment's TARTLET_TOKEN)");
+
 const VERBS: &[Verb] = &[
     Verb {
         name: "serve",
@@ -90,20 +94,45 @@ clients may connect; SIGINT or SIGTERM ends the server cleanly.
         name: "run",
         positional: &["PROGRAM.wasm"],
         rest: Some("arguments of the program"),
-        flags: &[
-            value("server", "URL", "the server (default ws://127.0.0.1:8080)"),
-            value(
-                "token-file",
-                "FILE",
-                "the token to authenticate with (else the environment's TARTLET_TOKEN)",
-            ),
-        ],
+        flags: &[SERVER, TOKEN_FILE],
         summary: "upload a program when needed, launch it, print what it sends",
         about: "\
 Messages of the program go to standard output as they come. Ctrl-C terminates the program. The exit status
 is 0 when it completed, 1 when it failed; the reason goes to standard error.
 
   tartlet run chat.wasm -- --user \"Tell me the capital of France.\"",
+    },
+    Verb {
+        name: "instances start",
+        positional: &["PROGRAM.wasm"],
+        rest: Some("arguments of the program"),
+        flags: &[
+            value("port", "PORT", "where it answers HTTP, on the server's loopback address alone"),
+            SERVER,
+            TOKEN_FILE,
+        ],
+        summary: "launch a program that answers HTTP",
+        about: "\
+The program is uploaded when needed. It answers until it is stopped, the token expires, or the server ends; each
+request is an instance of its own.
+
+  tartlet instances start --port 8090 hello.wasm && curl http://127.0.0.1:8090/",
+    },
+    Verb {
+        name: "instances list",
+        positional: &[],
+        rest: None,
+        flags: &[SERVER, TOKEN_FILE],
+        summary: "list the programs that answer HTTP",
+        about: "Those of the token's subject; with an admin's token, everybody's.\n\n  tartlet instances list",
+    },
+    Verb {
+        name: "instances stop",
+        positional: &["ID"],
+        rest: None,
+        flags: &[SERVER, TOKEN_FILE],
+        summary: "stop one of them",
+        about: "Requests that it answers are broken off.\n\n  tartlet instances stop 7f0c2a1e-6b1d-4a53-9c0e-2f7d8e4b6a10",
     },
     Verb {
         name: "token keygen",
@@ -261,6 +290,9 @@ fn dispatch(arguments: Vec<OsString>) -> Result<ExitCode, Failure> {
     match words.verb.name {
         "serve" => serve(&words),
         "run" => run(words),
+        "instances start" => start_server(words),
+        "instances list" => list_servers(&words),
+        "instances stop" => stop_server(&words),
         "token keygen" => keygen(&words),
         "token mint" => mint(&words),
         "token inspect" => inspect(&words),
@@ -340,11 +372,40 @@ fn serve(words: &Words) -> Result<ExitCode, Failure> {
 }
 
 fn run(words: Words) -> Result<ExitCode, Failure> {
-    let server = words.text("server")?.unwrap_or_else(|| client::DEFAULT_SERVER.to_owned());
-    let token = auth::find_token(words.path("token-file").as_deref()).map_err(Failure::new)?;
+    let (server, token) = whom(&words)?;
     let code = client::run_program(&server, token, words.positional[0].as_ref(), words.rest)
         .map_err(Failure::new)?;
     Ok(ExitCode::from(code))
+}
+
+/// The server, and the token for it.
+fn whom(words: &Words) -> Result<(String, Option<auth::Token>), Failure> {
+    let server = words.text("server")?.unwrap_or_else(|| client::DEFAULT_SERVER.to_owned());
+    Ok((server, auth::find_token(words.path("token-file").as_deref()).map_err(Failure::new)?))
+}
+
+fn start_server(words: Words) -> Result<ExitCode, Failure> {
+    words.required("port")?;
+    let port = words.text("port")?.unwrap_or_default();
+    let number = port.parse().ok().filter(|port: &u16| *port > 0);
+    let port = number.ok_or_else(|| Failure::usage(format!("--port {port} is not between 1 and 65535.")))?;
+    let (server, token) = whom(&words)?;
+    let started = client::start_server(&server, token, words.positional[0].as_ref(), port, words.rest);
+    print(&started.map_err(Failure::new)?);
+    Ok(ExitCode::SUCCESS)
+}
+
+fn list_servers(words: &Words) -> Result<ExitCode, Failure> {
+    let (server, token) = whom(words)?;
+    print(&client::list_servers(&server, token).map_err(Failure::new)?);
+    Ok(ExitCode::SUCCESS)
+}
+
+fn stop_server(words: &Words) -> Result<ExitCode, Failure> {
+    let (server, token) = whom(words)?;
+    let id = words.positional[0].to_string_lossy();
+    client::stop_server(&server, token, &id).map_err(Failure::new)?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn keygen(words: &Words) -> Result<ExitCode, Failure> {

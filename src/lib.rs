@@ -48,6 +48,7 @@
 //! | [`program`] | the store of components; component to instantiation plan |
 //! | [`runtime`] | guests: fuel slices, run queues, handles, quotas, who runs |
 //! | [`host`] | the guest contract: the canonical ABI, WASI, one file per interface |
+//! | [`transfer`] | HTTP as plain data: bodies as bounded pipes, between a guest and who speaks HTTP for it |
 //! | [`exchange`] | mailboxes, topics, the durable key-value pairs |
 //! | [`engine`] | queues, pages, batches |
 //! | [`model`], [`eval`] | GGUF, shape, tokenizer, prompt template; comparison with golden logits |
@@ -82,4 +83,5 @@ pub mod selftest;
 pub mod server;
 #[cfg(test)]
 mod simulation;
+pub mod transfer;
 pub mod wire;

@@ -19,7 +19,7 @@ use time::format_description::well_known::Rfc3339;
 /// How far the clock of who signs may be ahead of ours, for `iat`. `exp` and `nbf` are taken at their word.
 const CLOCK_AHEAD: time::Duration = time::Duration::seconds(60);
 
-/// What the bearer may do. Both roles run programs; no request of the protocol asks for an admin yet.
+/// What the bearer may do. Both roles run programs; an admin also sees and stops the server instances of others.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
@@ -101,6 +101,11 @@ pub struct Grant {
 }
 
 impl Grant {
+    /// Whose server instances the bearer sees and stops; none: everybody's.
+    pub fn scope(&self) -> Option<&Subject> {
+        (self.role == Role::User).then_some(&self.subject)
+    }
+
     /// Authentication is off: everyone shares one scope.
     pub fn everyone() -> Grant {
         Grant { subject: Subject::everyone(), role: Role::Admin, quotas: Caps::default(), expires: None }

@@ -172,6 +172,7 @@ impl Bed {
             mailbox: Arc::new(Mailbox::new(&quotas, account.unread(&quotas))),
             events: sender,
             directory: Directory::default(),
+            servers: Default::default(),
             insecure: super::wasi::random::Insecure::seeded(seed),
             log: super::wasi::cli::Log::new(instance, &quotas, account.log(&quotas)),
             allowance: Allowance::new(quotas, account),

@@ -20,7 +20,7 @@ use crate::identity::{InstanceId, Subject};
 use crate::model::Model;
 use crate::runtime::quota::Allowance;
 use crate::runtime::table::Table;
-use crate::runtime::{Directory, events};
+use crate::runtime::{Directory, Servers, events};
 use std::sync::Arc;
 use std::sync::LazyLock;
 
@@ -44,6 +44,7 @@ pub mod tokenize;
 pub mod trap;
 pub mod unsupported;
 pub mod values;
+mod variant;
 pub mod wasi;
 #[cfg(test)]
 mod wit_check;
@@ -78,6 +79,7 @@ pub struct Cx {
     pub events: events::Sender,
     /// Who else runs.
     pub directory: Directory,
+    pub servers: Servers,
     /// The generator behind `wasi:random/insecure`.
     pub insecure: wasi::random::Insecure,
     /// What it prints.

@@ -8,6 +8,7 @@ use crate::exchange::{Exchange, Mailbox};
 use crate::identity::{InstanceId, Subject};
 use crate::model::Model;
 use crate::program::Program;
+use crate::transfer::Call;
 use account::All;
 use directory::Entry;
 use smol::channel::Receiver;
@@ -24,6 +25,7 @@ pub mod pace;
 #[cfg(test)]
 mod preview1;
 pub mod quota;
+pub mod serve;
 pub mod slice;
 pub mod table;
 #[cfg(test)]
@@ -33,6 +35,7 @@ pub mod worker;
 pub use directory::Directory;
 pub use ending::Ending;
 pub use quota::{Name, Quota, Quotas};
+pub use serve::Servers;
 pub use worker::Workers;
 
 /// What one instance is launched with.
@@ -90,11 +93,18 @@ pub struct RuntimeParts {
     pub seed: Option<u64>,
 }
 
+/// What an instance lives for.
+enum Errand {
+    Run,
+    Answer(Call),
+}
+
 /// Launches, feeds and ends instances. Cheap to clone.
 #[derive(Clone)]
 pub struct Runtime {
     parts: Arc<RuntimeParts>,
     directory: Directory,
+    servers: Servers,
     all: Arc<All>,
     leaving: Receiver<()>,
 }
@@ -102,7 +112,8 @@ pub struct Runtime {
 impl Runtime {
     pub fn new(parts: RuntimeParts) -> Runtime {
         let (all, leaving) = All::new();
-        Runtime { parts: Arc::new(parts), directory: Directory::default(), all, leaving }
+        let (directory, servers) = (Directory::default(), Servers::default());
+        Runtime { parts: Arc::new(parts), directory, servers, all, leaving }
     }
 
     /// Hears when instances have gone and their memory is about to be free, of several at least once. For one listener.
@@ -183,13 +194,22 @@ impl Prepared {
     }
 
     /// Lets it run. Its last event is sent whatever happens from now on.
-    pub fn start(mut self) {
+    pub fn start(self) {
+        self.set_off(Errand::Run);
+    }
+
+    /// Lets it answer a request, which is all its life.
+    pub fn answer(self, call: Call) {
+        self.set_off(Errand::Answer(call));
+    }
+
+    fn set_off(mut self, errand: Errand) {
         if let Some(launch) = self.launch.take() {
             let (runtime, entry) = (self.runtime.clone(), self.entry.clone());
             self.runtime.parts.workers.spawn(|slice| async move {
                 let events = launch.events.clone();
                 let quotas = launch.quotas;
-                let run = instance::run(&runtime, &entry, launch, slice);
+                let run = instance::run(&runtime, &entry, launch, errand, slice);
                 instance::live(&runtime, &entry, &quotas, events, run).await;
             });
         }

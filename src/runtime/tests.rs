@@ -386,8 +386,12 @@ fn slices_of_any_size_give_the_same_result() {
         let (done, finished) = bounded(1);
         let code = smol::block_on(program.code()).unwrap();
         bench.runtime.parts.workers.spawn(move |slice| async move {
-            let mut built =
-                Built::in_guest(&code, Guest::with_slices(instance::store(cx), slice, fuel)).unwrap();
+            let mut built = Built::in_guest(
+                &code,
+                code.plan.run.as_ref().unwrap(),
+                Guest::with_slices(instance::store(cx), slice, fuel),
+            )
+            .unwrap();
             let outcome = built.run().await;
             done.send((outcome, built.returned())).await.unwrap();
         });

@@ -2,7 +2,7 @@
 //!
 //! Owns: [`Log`], a guest's output as lines. Never: a terminal; there is none.
 
-use super::io::{InputStream, OutputStream};
+use super::streams::{InputStream, OutputStream};
 use crate::host::abi::Own;
 use crate::host::{Cx, Interface, Trap};
 use crate::identity::InstanceId;
@@ -51,15 +51,15 @@ fn exit_with_code(_: &mut Cx, code: u8) -> Result<(), Trap> {
 }
 
 fn stdin(_: &mut Cx) -> Result<Own<InputStream>, Trap> {
-    Ok(Own(InputStream))
+    Ok(Own(InputStream::Closed))
 }
 
 fn stdout(_: &mut Cx) -> Result<Own<OutputStream>, Trap> {
-    Ok(Own(OutputStream(Stream::Out)))
+    Ok(Own(OutputStream::Log(Stream::Out)))
 }
 
 fn stderr(_: &mut Cx) -> Result<Own<OutputStream>, Trap> {
-    Ok(Own(OutputStream(Stream::Err)))
+    Ok(Own(OutputStream::Log(Stream::Err)))
 }
 
 /// No value of it exists.
@@ -85,6 +85,17 @@ fn terminal_output(_: &mut Cx) -> Result<Option<Own<TerminalOutput>>, Trap> {
 }
 
 // ---- the log ----
+
+/// Fuel of a byte that is escaped, and of a line of the log that is written: some 5 µs.
+const PRINTED_BYTE_FUEL: u64 = 8;
+const PRINTED_LINE_FUEL: u64 = 4_000;
+
+/// Prints for a guest, which pays for it.
+pub fn print(cx: &mut Cx, stream: Stream, bytes: &[u8]) -> Result<(), Trap> {
+    cx.owe(bytes.len(), PRINTED_BYTE_FUEL);
+    cx.owe(bytes.iter().filter(|byte| **byte == b'\n').count(), PRINTED_LINE_FUEL);
+    cx.log.write(stream, bytes)
+}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stream {
