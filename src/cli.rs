@@ -4,6 +4,7 @@
 //! appliance serves, the client runs programs, `auth` makes tokens), and never a token as an argument (`ps` shows those).
 
 use crate::backend::cpu::KvFormat;
+use crate::backend::cuda;
 use crate::{appliance, auth, bench, client, config, eval, model, selftest};
 use std::ffi::OsString;
 use std::fmt::Write as _;
@@ -232,6 +233,7 @@ serve it. Temporary files lie in TMPDIR, and what keeping a program adds is time
         flags: &[
             value("backend", "cuda|cpu", "what to check (default: the GPU, or without one the processor)"),
             value("libcuda", "PATH", "the CUDA driver's library, where it is not found by itself"),
+            switch("untimed", "measure no rates and give every step 10 minutes: under compute-sanitizer, say"),
             switch("json", "print one JSON object instead of a table"),
         ],
         summary: "check that this machine's GPU or processor computes what it should",
@@ -271,6 +273,7 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
         Ok(code) => code,
         Err(failure) => {
             eprintln!("tartlet: {}", failure.sentence);
+            cuda::leave(failure.status);
             ExitCode::from(failure.status)
         }
     }
@@ -495,7 +498,8 @@ fn measure(words: &Words) -> Result<ExitCode, Failure> {
 
 fn check(words: &Words) -> Result<ExitCode, Failure> {
     let backend = words.text("backend")?.map(|name| name.parse()).transpose().map_err(Failure::usage)?;
-    let options = selftest::Options { backend, libcuda: words.path("libcuda") };
+    let timed = !words.has("untimed");
+    let options = selftest::Options { backend, libcuda: words.path("libcuda"), timed };
     let report = selftest::run(&options, |sentence| eprintln!("tartlet: {sentence}"))
         .map_err(|error| Failure { sentence: error.to_string(), status: EXIT_DEVICE })?;
     print(&if words.has("json") { selftest::json(&report) } else { selftest::table(&report) });
