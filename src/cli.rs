@@ -5,6 +5,7 @@
 
 use crate::backend::cpu::KvFormat;
 use crate::backend::cuda;
+use crate::quota::Caps;
 use crate::{appliance, auth, bench, client, config, eval, model, selftest};
 use std::ffi::OsString;
 use std::fmt::Write as _;
@@ -155,10 +156,16 @@ request is an instance of its own.
             value("sub", "NAME", "whose token: scopes its programs' keys, exports and topics"),
             value("role", "ROLE", "user or admin (default user)"),
             value("ttl", "TIME", "how long it is valid: 90s, 15m, 12h or 30d (default 30d)"),
+            values(
+                "quota",
+                "NAME=VALUE",
+                "lower a quota of what is launched with it; NAME as under [quotas] of tartlet.toml; may be repeated",
+            ),
             value("out", "FILE", "write the token to FILE (mode 0600) instead of standard output"),
         ],
         summary: "sign a token",
-        about: "  tartlet token mint --key box.key --sub kitchen-app --ttl 12h --out app.token",
+        about: "  tartlet token mint --key box.key --sub kitchen-app --ttl 12h --out app.token
+  tartlet token mint --key box.key --sub guest --quota subject_instances=2 --quota subject_kv_pages=256",
     },
     Verb {
         name: "token inspect",
@@ -419,7 +426,11 @@ fn mint(words: &Words) -> Result<ExitCode, Failure> {
     let role = role.parse().map_err(Failure::usage)?;
     let ttl = words.text("ttl")?.unwrap_or_else(|| "30d".to_owned());
     let ttl = auth::parse_ttl(&ttl).map_err(Failure::usage)?;
-    let token = auth::mint(&key, &auth::Claims::new(&sub, role, ttl)).map_err(Failure::new)?;
+    let quotas = words.texts("quota")?;
+    let quotas = Caps::read(quotas.iter().map(String::as_str))
+        .map_err(|what| Failure::usage(format!("--quota: {what}.")))?;
+    let claims = auth::Claims { quotas, ..auth::Claims::new(&sub, role, ttl) };
+    let token = auth::mint(&key, &claims).map_err(Failure::new)?;
     match words.path("out") {
         Some(path) => auth::write_private(&path, token.expose()).map_err(Failure::new)?,
         None => print(&format!("{}\n", token.expose())),

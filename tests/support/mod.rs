@@ -144,13 +144,22 @@ impl Server {
 
     /// A server with a key pair of its own; the token is for the subject `tester`.
     pub fn guarded() -> Server {
+        Server::guarded_with(model(), "")
+    }
+
+    /// The same with this model and configuration.
+    pub fn guarded_with(model: PathBuf, config: &str) -> Server {
         let folder = Folder::new();
+        let path = folder.path("tartlet.toml");
+        std::fs::write(&path, config).expect("the folder can be written to");
+        let path = path.to_str().expect("UTF-8").to_owned();
         let key = folder.path("key");
         let key = key.to_str().expect("UTF-8");
         let made = tartlet_output(&["token", "keygen", "--out", key]);
         assert!(made.status.success(), "keygen: {}", String::from_utf8_lossy(&made.stderr));
         let token = mint(Path::new(key), "tester", &[]);
-        Server::start(folder, model(), Some(token), &["--public-key", &format!("{key}.pub")])
+        let key = format!("{key}.pub");
+        Server::start(folder, model, Some(token), &["--config", &path, "--public-key", &key])
     }
 
     /// A second life on the same state.
