@@ -38,6 +38,11 @@ test: toolchain inferlets model venv ptxas ## run every test, the Python client'
 	@TARTLET_MODEL="$(abspath $(MODEL))" TARTLET_PYTHON="$(abspath $(VENV))/bin/python" \
 	  TARTLET_PTXAS="$(abspath $(PTXAS))" $(CARGO) test --locked --no-fail-fast --workspace
 
+.PHONY: test-release
+test-release: release ## run the tests of the GPU's path against target/release/tartlet, on the stand-in driver
+	$(call say,tests of the release binary)
+	@TARTLET_BIN="$(abspath $(TARGET))/release/tartlet" $(CARGO) test --locked --test cuda --test device
+
 # The suite has a small one; this takes minutes.
 LAUNCHES  ?= 10000
 
@@ -106,10 +111,11 @@ gpu-check: release ## pack target/gpu-check.tar.gz: checks a GPU, on a machine w
 	@echo "$(TARGET)/gpu-check.tar.gz: unpack it where the GPU is, and run gpu-check/check.sh"
 
 .PHONY: inferlets
-inferlets: toolchain ## build our guest programs: inferlets/target/wasm32-wasip2/release/*.wasm
+inferlets: toolchain ## build our guest programs: inferlets/target/wasm32-wasip2/release/*.wasm, openai.wasm also beside the server
 	$(call say,inferlets)
 	@$(CARGO) build --locked --manifest-path inferlets/Cargo.toml --target-dir inferlets/target \
 	  --release --target $(GUEST)
+	@for folder in debug release; do mkdir -p $(TARGET)/$$folder; cp $(GUESTS)/openai.wasm $(TARGET)/$$folder; done
 
 .PHONY: bench
 bench: release inferlets model ## measure speed on the demo model; ARGS='--against before.json' and the like
@@ -185,4 +191,4 @@ clean: ## remove what was built; the model stays (`rm -r models` removes it)
 
 .PHONY: help
 help:
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

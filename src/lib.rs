@@ -49,6 +49,8 @@
 //! | [`program`] | the store of components; component to instantiation plan |
 //! | [`runtime`] | guests: fuel slices, run queues, handles, quotas, who runs |
 //! | [`host`] | the guest contract: the canonical ABI, WASI, one file per interface |
+//! | [`transfer`] | HTTP as plain data: bodies as bounded pipes, between a guest and who speaks HTTP for it |
+//! | [`outgoing`] | HTTP requests that guests make: whom they may call, and the client |
 //! | [`exchange`] | mailboxes, topics, the durable key-value pairs |
 //! | [`engine`] | queues, pages, batches |
 //! | [`model`], [`eval`] | GGUF, shape, tokenizer, prompt template; comparison with golden logits |
@@ -76,6 +78,7 @@ pub mod identity;
 pub mod limits;
 pub mod model;
 pub mod observe;
+pub mod outgoing;
 pub mod program;
 pub mod quota;
 pub mod runtime;
@@ -83,4 +86,5 @@ pub mod selftest;
 pub mod server;
 #[cfg(test)]
 mod simulation;
+pub mod transfer;
 pub mod wire;

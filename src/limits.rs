@@ -355,6 +355,75 @@ pub const TEMPLATE_STACK_BYTES: usize = 64 * 1024 * 1024;
 /// minijinja instructions for one message in a template's trial; ours take about 50, published ones under 5,000.
 pub const TEMPLATE_STEPS: u64 = 100_000;
 
+// ---- HTTP ----
+
+/// Bytes of a body between who makes it and who takes it: one write of a guest.
+pub const BODY_BYTES_IN_FLIGHT: usize = STREAM_WRITE_BYTES;
+/// Bytes of all names and values of one set of HTTP fields.
+pub const FIELDS_BYTES: usize = 64 * 1024;
+/// Fields of one set, each with a name and a value; browsers send some 20.
+pub const FIELDS: usize = 256;
+/// Server instances in all, each a port and its connections.
+pub const SERVERS: usize = 64;
+/// Server instances of one subject: an app has one or two, a developer a few more.
+pub const SERVERS_PER_SUBJECT: usize = 16;
+/// Connections to one server instance, idle ones that are kept alive included.
+pub const HTTP_CONNECTIONS: usize = 128;
+/// Requests that one server instance answers at a time, each by an instance: a quarter of all there may be.
+pub const HTTP_REQUESTS: usize = INSTANCES / 4;
+/// How long a request waits for a place before it is answered 503: the instances of earlier ones may be ending.
+pub const HTTP_PLACE_WAIT: Duration = Duration::from_millis(500);
+/// Bytes of a request's head, and what is read ahead of a body.
+pub const HTTP_HEAD_BYTES: usize = 32 * 1024;
+/// Fields of a request's head; browsers send some 20.
+pub const HTTP_HEAD_FIELDS: usize = 100;
+/// From the first byte that could be of a head to its last, and between requests of a connection that is kept alive.
+pub const HTTP_HEAD_WITHIN: Duration = Duration::from_secs(20);
+/// From a request's head to its response's: as long as a program may think before its first word.
+pub const HTTP_ANSWER_WITHIN: Duration = Duration::from_secs(600);
+/// Bytes of a request's body: what a guest's memory could take.
+pub const HTTP_BODY_BYTES: u64 = 64 << 20;
+/// Time that a client may let a server wait for its body in all, beside what [`HTTP_BODY_BYTES_PER_SECOND`] earns it.
+pub const HTTP_BODY_PATIENCE: Duration = Duration::from_secs(30);
+/// How fast a body must come at least, beyond that patience: a modem.
+pub const HTTP_BODY_BYTES_PER_SECOND: u64 = 4096;
+/// How long a client may take nothing of a response that is being sent.
+pub const HTTP_READ_STALL: Duration = Duration::from_secs(60);
+/// Server instances that are launched and not yet served: each is taken at once.
+pub const SERVERS_LAUNCHING: usize = 8;
+/// Bytes of a request's path and query, and of its authority, that a guest sets.
+pub const URI_BYTES: usize = 8 * 1024;
+
+// ---- HTTP that guests send ----
+
+/// Hosts that programs may call, of the configuration and again of one token: a box knows its neighbours by name.
+pub const HTTP_ALLOWED: usize = 64;
+/// Requests that one instance may have on their way, bodies included: a guest that fans out to a few services.
+pub const OUTGOING_PER_INSTANCE: usize = 8;
+/// Requests of one subject's instances on their way: half of all, so that none takes them all.
+pub const OUTGOING_PER_SUBJECT: usize = OUTGOING / 2;
+/// Requests of all instances on their way, each with a socket and two bodies: 64 KiB each way.
+pub const OUTGOING: usize = 64;
+/// Names that are looked up at a time. Each takes a thread, which cannot be interrupted when nobody waits any more.
+pub const LOOKUPS: usize = 8;
+/// Addresses of one name that are tried.
+pub const ADDRESSES_TRIED: usize = 8;
+/// From a request to a connection, the lookup of the name included.
+pub const OUTGOING_CONNECT_WITHIN: Duration = Duration::from_secs(10);
+/// From a connection to a response's head: as long as another model may think.
+pub const OUTGOING_ANSWER_WITHIN: Duration = HTTP_ANSWER_WITHIN;
+/// Silence within a response's body.
+pub const OUTGOING_SILENCE: Duration = Duration::from_secs(120);
+/// From a request to the end of its response's body, however busily it comes: a guest that reads nothing keeps no socket.
+pub const OUTGOING_WITHIN: Duration = Duration::from_secs(3600);
+/// Bytes of a body, each way.
+pub const OUTGOING_BODY_BYTES: u64 = HTTP_BODY_BYTES;
+
+const _: () = assert!(
+    OUTGOING_PER_INSTANCE <= OUTGOING_PER_SUBJECT
+        && OUTGOING_ANSWER_WITHIN.as_secs() < OUTGOING_WITHIN.as_secs()
+);
+
 // ---- programs ----
 
 /// Bytes of a component: ten times the largest stock program; a JavaScript engine (12 MB) still fits.

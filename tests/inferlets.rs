@@ -1,5 +1,5 @@
 //! What each of our example programs is for, seen from outside with the real model: a tree search, a shared prefix, a
-//! beam search, an attention sink, instances that talk.
+//! beam search, an attention sink, guesses that are checked, instances that talk.
 
 mod support;
 
@@ -186,6 +186,50 @@ fn a_sink_goes_on_with_bounded_pages() {
         assert_eq!(all.text, "100 tokens behind 4: at most 7 pages, of 7 without dropping");
         assert!(all.messages.concat().starts_with(&plain), "{all:?}");
     });
+}
+
+/// Guesses change how many passes it takes, and not one token; neither do pages that a wrong guess was cut off, nor other
+/// drafts. A text that repeats itself takes far fewer.
+#[test]
+fn guesses_save_passes_and_change_no_token() {
+    const ROUND: &str = "The cat sat. The cat sat. The cat sat.";
+    const CODE: &str = "def add(a, b):\n    return a + b\n\ndef sub(a, b):";
+    /// (tokens, passes) of the report, the tokens, and the text.
+    async fn speculate(
+        client: &mut Client,
+        arguments: &[&str],
+        prompt: &str,
+    ) -> (usize, usize, String, String) {
+        let arguments = [&["--ids", "--max-tokens", "64"], arguments, &[prompt]].concat();
+        let Ended { messages, text, .. } = run(client, "speculate", &arguments).await;
+        let [report, ids] = &messages[..] else { panic!("a report and the tokens: {messages:?}") };
+        let words: Vec<&str> = report.split(' ').collect();
+        let number = |at: usize| words[at].parse().unwrap_or_else(|_| panic!("{report:?}"));
+        assert_eq!(ids.split_whitespace().count(), number(0), "{report:?}");
+        (number(0), number(3), ids.clone(), text)
+    }
+    for kv_cache in ["f32", "f16", "q8"] {
+        let server = Server::configured(&format!("[engine]\nkv_cache = \"{kv_cache}\"\n"));
+        smol::block_on(async {
+            let mut client = Client::connect(&server).await;
+            for prompt in [STORY, "The capital of France is", "Water boils at", ROUND, CODE] {
+                let (tokens, passes, plain, text) = speculate(&mut client, &["--plain"], prompt).await;
+                assert_eq!(passes, tokens, "{prompt:?}: a pass each");
+                assert_eq!(text, greedy(&mut client, "64", prompt).await);
+                // Long drafts of one token of context are wrong most of the time, across several pages.
+                for wild in [&["--ngram", "1", "--draft", "40"][..], &["--draft", "1"], &[]] {
+                    let (_, passes, ids, _) = speculate(&mut client, wild, prompt).await;
+                    assert_eq!(ids, plain, "{prompt:?} {wild:?} of {kv_cache}");
+                    assert!(passes <= tokens, "{prompt:?} {wild:?}: {passes} passes for {tokens} tokens");
+                    println!("{prompt:?} {wild:?} of {kv_cache}: {tokens} tokens in {passes} passes");
+                }
+                let (_, passes, _, _) = speculate(&mut client, &[], prompt).await;
+                if prompt == ROUND || prompt == CODE {
+                    assert!(2 * passes < tokens, "{prompt:?}: {passes} passes for {tokens} tokens");
+                }
+            }
+        });
+    }
 }
 
 /// The leader hears each worker whole, in order and once, whoever is there first.

@@ -473,6 +473,8 @@ impl Servers<'_> {
             },
             engine: self.engine.clone(),
             quotas: Quotas::default(),
+            openai: None,
+            allow: Default::default(),
             log: tracing::Level::WARN,
         }
     }

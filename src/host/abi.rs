@@ -104,7 +104,8 @@ const BYTES_PER_FUEL: usize = 16;
 /// of a million short rows would cost its guest what a few hundred instructions do.
 const LIST_FUEL: u64 = 32;
 
-fn fuel_of_bytes(bytes: usize) -> u64 {
+/// What crossing costs, as fuel: for bytes that the host moves on a guest's behalf.
+pub fn fuel_of_bytes(bytes: usize) -> u64 {
     (bytes / BYTES_PER_FUEL) as u64
 }
 

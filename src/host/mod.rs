@@ -18,9 +18,10 @@ use crate::engine::{Handle, credit::Credits};
 use crate::exchange::{Exchange, Mailbox};
 use crate::identity::{InstanceId, Subject};
 use crate::model::Model;
+use crate::outgoing::Line;
 use crate::runtime::quota::Allowance;
 use crate::runtime::table::Table;
-use crate::runtime::{Directory, events};
+use crate::runtime::{Directory, Servers, events};
 use std::sync::Arc;
 use std::sync::LazyLock;
 
@@ -44,6 +45,7 @@ pub mod tokenize;
 pub mod trap;
 pub mod unsupported;
 pub mod values;
+mod variant;
 pub mod wasi;
 #[cfg(test)]
 mod wit_check;
@@ -78,8 +80,11 @@ pub struct Cx {
     pub events: events::Sender,
     /// Who else runs.
     pub directory: Directory,
+    pub servers: Servers,
     /// The generator behind `wasi:random/insecure`.
     pub insecure: wasi::random::Insecure,
+    /// Where its HTTP requests go.
+    pub line: Line,
     /// What it prints.
     pub log: wasi::cli::Log,
     /// What the guest may use and has used.

@@ -70,7 +70,7 @@ fn debug_query(cx: &mut Cx, query: String) -> Result<Own<DebugQueryResult>, Trap
     let answer = match query.as_str() {
         "ping" => "pong".to_owned(),
         "get_instance_count" => cx.directory.count_of(&cx.subject).to_string(),
-        "get_server_instance_count" => "0".to_owned(),
+        "get_server_instance_count" => cx.servers.of(Some(&cx.subject)).len().to_string(),
         "list_running_instances" => lines(
             running()
                 .iter()

@@ -202,7 +202,7 @@ const fn align_up(at: usize, align: usize) -> usize {
     at.next_multiple_of(align)
 }
 
-const fn max(a: usize, b: usize) -> usize {
+pub(super) const fn max(a: usize, b: usize) -> usize {
     if a > b { a } else { b }
 }
 
@@ -281,7 +281,7 @@ const fn payload(align: usize) -> usize {
     align_up(1, align)
 }
 
-fn bad_case<T>(case: usize, of: &str) -> Result<T, Trap> {
+pub(super) fn bad_case<T>(case: usize, of: &str) -> Result<T, Trap> {
     Err(Trap::error(format!("{case} is no case of {of}")))
 }
 

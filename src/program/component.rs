@@ -386,17 +386,22 @@ impl Reader {
                     parameters: vec![],
                     result: Some(Shape::Result(None, Some(Box::new(Shape::String)))),
                 };
-                let runs = match types.component_any_type_at(type_index) {
+                let own = |name: &str| Shape::Own(name.to_owned());
+                let handle = Signature {
+                    parameters: vec![own("incoming-request"), own("response-outparam")],
+                    result: None,
+                };
+                let (runs, handles) = match types.component_any_type_at(type_index) {
                     wasmparser::component_types::ComponentAnyTypeId::Func(id) => {
-                        self.resources.same(&run, id, &types)
+                        (self.resources.same(&run, id, &types), self.resources.same(&handle, id, &types))
                     }
-                    _ => false,
+                    _ => (false, false),
                 };
                 let frame = self.frame()?;
                 let options = frame.options(&options)?;
                 let function = at(&frame.core_functions, core_func_index)?.clone();
                 let entry = Entry { function, memory: options.memory, post_return: options.post_return };
-                frame.functions.push(Function::Lifted(Arc::new(Lifted { entry, runs })));
+                frame.functions.push(Function::Lifted(Arc::new(Lifted { entry, runs, handles })));
             }
             CanonicalFunction::ResourceDrop { resource } => {
                 let ours = self.resources.of(&self.types()?, resource);
@@ -428,7 +433,7 @@ impl Reader {
         if !self.complaints.other_types.is_empty() {
             return Err(Rejected::OtherTypes(self.complaints.other_types));
         }
-        let entry = frame.entry()?;
+        let (run, handle) = frame.entries()?;
         // What each instance of the program costs, over all the modules it is made of.
         let of = |count: fn(&Module) -> usize| {
             self.steps.iter().map(|step| count(&self.modules[step.module])).sum()
@@ -438,7 +443,7 @@ impl Reader {
         bounded("core imports", of(|module| module.imports.len()), limits::PROGRAM_IMPORTS)?;
         bounded("core exports", of(|module| module.exports), limits::PROGRAM_EXPORTS)?;
         let modules = self.modules.into_iter().map(|module| module.range).collect();
-        Ok(Plan { modules, steps: self.steps, entry })
+        Ok(Plan { modules, steps: self.steps, run, handle })
     }
 }
 
@@ -498,7 +503,9 @@ pub mod tests {
     fn the_smallest_inferlet_is_one_step() {
         let plan = read(&wat::parse_str(MINIMAL).unwrap()).unwrap();
         assert_eq!((plan.modules.len(), plan.steps.len()), (1, 1));
-        assert!(matches!(&plan.entry.function, Item::Export { instance: 0, name } if &**name == "run"));
+        assert!(
+            matches!(&plan.run.unwrap().function, Item::Export { instance: 0, name } if &**name == "run")
+        );
     }
 
     #[test]

@@ -44,8 +44,9 @@ pub enum Function {
 
 pub struct Lifted {
     pub entry: Entry,
-    /// Whether its type is that of `run`.
+    /// Whether its type is that of `run`, or of `handle`.
     pub runs: bool,
+    pub handles: bool,
 }
 
 pub type Exports = HashMap<String, Entity>;
@@ -111,29 +112,46 @@ impl Frame {
         Ok(resolved)
     }
 
-    pub fn entry(&self) -> Result<Entry, Rejected> {
-        let run = self.exports.iter().find_map(|(name, entity)| match entity {
-            Entity::Instance(exports) if ENTRIES.contains(&name.split('@').next().unwrap_or(name)) => {
-                exports.get("run")
+    /// What starts a program (`run`), what answers a request (`handle`): one of them at least.
+    pub fn entries(&self) -> Result<(Option<Entry>, Option<Entry>), Rejected> {
+        let run = self.entry(&RUNS, "run", |lifted| lifted.runs, "() -> result<_, string>")?;
+        let handle = self.entry(&HANDLES, "handle", |lifted| lifted.handles, HANDLE_TYPE)?;
+        if run.is_none() && handle.is_none() {
+            let mut names: Vec<String> = self.exports.keys().cloned().collect();
+            names.sort_unstable();
+            return Err(Rejected::NoEntry(names));
+        }
+        Ok((run, handle))
+    }
+
+    fn entry(
+        &self,
+        interfaces: &[&str],
+        function: &str,
+        fits: impl Fn(&Lifted) -> bool,
+        ty: &str,
+    ) -> Result<Option<Entry>, Rejected> {
+        let found = self.exports.iter().find_map(|(name, entity)| match entity {
+            Entity::Instance(exports) if interfaces.contains(&name.split('@').next().unwrap_or(name)) => {
+                exports.get(function)
             }
             _ => None,
         });
-        match run {
-            Some(Entity::Function(Function::Lifted(lifted))) if lifted.runs => Ok(lifted.entry.clone()),
-            Some(_) => {
-                Err(Rejected::OtherTypes(vec!["the export run is () -> result<_, string> here".into()]))
+        match found {
+            Some(Entity::Function(Function::Lifted(lifted))) if fits(lifted) => {
+                Ok(Some(lifted.entry.clone()))
             }
-            None => {
-                let mut names: Vec<String> = self.exports.keys().cloned().collect();
-                names.sort_unstable();
-                Err(Rejected::NoEntry(names))
-            }
+            Some(_) => Err(Rejected::OtherTypes(vec![format!("the export {function} is {ty} here")])),
+            None => Ok(None),
         }
     }
 }
 
 /// The interfaces whose `run` starts a program, without version.
-pub const ENTRIES: [&str; 2] = ["inferlet:core/run", "pie:inferlet/run"];
+const RUNS: [&str; 2] = ["inferlet:core/run", "pie:inferlet/run"];
+/// The one whose `handle` answers a request.
+const HANDLES: [&str; 1] = ["wasi:http/incoming-handler"];
+const HANDLE_TYPE: &str = "(incoming-request, response-outparam)";
 
 pub fn at<T>(space: &[T], index: u32) -> Result<&T, Rejected> {
     space.get(index as usize).ok_or_else(inconsistent)

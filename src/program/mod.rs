@@ -21,6 +21,13 @@ pub use rejected::Rejected;
 pub use store::{Store, StoreError};
 pub use translate::Code;
 
+/// What a program is for; one of the two at least.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Kinds {
+    pub runs: bool,
+    pub answers: bool,
+}
+
 /// A program in the store: validated and translated once, shared by its instances.
 pub struct Program {
     pub hash: ProgramHash,
@@ -40,6 +47,12 @@ impl Program {
         let code = OnceCell::new();
         let _ = code.set_blocking(Arc::new(Code::of(component)?));
         Ok(Arc::new(Program { hash: ProgramHash::of(component), path: PathBuf::new(), code }))
+    }
+
+    /// Whether an instance can be run for its own sake, and whether one can answer HTTP requests.
+    pub async fn kinds(&self) -> Result<Kinds, Rejected> {
+        let code = self.code().await?;
+        Ok(Kinds { runs: code.plan.run.is_some(), answers: code.plan.handle.is_some() })
     }
 
     /// The translated program. Translated by the first caller, off its thread; the others wait. A failure (of the

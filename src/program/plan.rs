@@ -14,7 +14,10 @@ pub struct Plan {
     pub modules: Vec<Range<usize>>,
     /// To be done in this order. Step i makes core instance i.
     pub steps: Vec<Step>,
-    pub entry: Entry,
+    /// `inferlet:core/run`: () -> result<_, string>.
+    pub run: Option<Entry>,
+    /// `wasi:http/incoming-handler`: (incoming-request, response-outparam). One of the two is there.
+    pub handle: Option<Entry>,
 }
 
 /// Instantiate one module.
@@ -52,7 +55,7 @@ pub struct Lowered {
     pub realloc: Option<Item>,
 }
 
-/// The lifted `run`: `() -> result<_, string>`, its core function and options.
+/// A lifted function that starts a program: its core function and options.
 #[derive(Clone)]
 pub struct Entry {
     pub function: Item,

@@ -22,7 +22,7 @@ pub enum Rejected {
     UnknownImports(Vec<String>),
     /// Imports declared with another type than ours.
     OtherTypes(Vec<String>),
-    /// No `run` export; what it exports instead.
+    /// Neither a `run` nor a `handle` export; what it exports instead.
     NoEntry(Vec<String>),
     /// A bound of `limits.rs`: what, how much it is, how much it may be.
     TooLarge(&'static str, usize, usize),
@@ -64,11 +64,13 @@ impl fmt::Display for Rejected {
                 some(names)
             ),
             Rejected::NoEntry(exports) => {
-                f.write_str("The component does not export inferlet:core/run, which is how an inferlet is started")?;
-                match exports.iter().find(|name| name.starts_with("wasi:http/incoming-handler")) {
-                    Some(_) => f.write_str("; it exports wasi:http/incoming-handler: an HTTP server, not an inferlet"),
-                    None if exports.is_empty() => f.write_str("; it exports nothing"),
-                    None => write!(f, "; it exports {}", some(exports)),
+                f.write_str(
+                    "The component exports neither inferlet:core/run, which is how an inferlet is started, nor \
+                     wasi:http/incoming-handler, which is how one answers HTTP",
+                )?;
+                match exports.is_empty() {
+                    true => f.write_str("; it exports nothing"),
+                    false => write!(f, "; it exports {}", some(exports)),
                 }
             }
             Rejected::TooLarge(what, is, limit) => {

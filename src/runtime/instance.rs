@@ -11,20 +11,22 @@ use super::quota::{Allowance, Name, Quotas};
 use super::slice::Guest;
 use super::table::Table;
 use super::worker::Slice;
-use super::{Ending, InstanceEvent, Launch, Runtime, What, events};
+use super::{Ending, Errand, InstanceEvent, Launch, Runtime, What, events};
 use crate::clock;
 use crate::engine::Gone;
 use crate::engine::credit::Credits;
 use crate::engine::operation::{Command, Leave, PageQuotas};
 use crate::host::abi::{Canon, Source};
+use crate::host::wasi::http::{IncomingRequest, ResponseOutparam};
 use crate::host::wasi::{cli::Log, random::Insecure};
 use crate::host::{Cx, Trap, common, held};
 use crate::limits;
-use crate::program::Code;
 use crate::program::plan::Item;
 use crate::program::translate::interpreter;
+use crate::program::{self, Code};
 #[cfg(test)]
 use crate::simulation::plant::{Bug, planted};
+use crate::transfer::Call;
 use smol::future::{FutureExt, or};
 use std::panic::AssertUnwindSafe;
 use std::time::Duration;
@@ -79,7 +81,13 @@ pub(super) async fn live(
 }
 
 /// From the program to its own end.
-pub(super) async fn run(runtime: &Runtime, entry: &Entry, launch: Launch, slice: Slice) -> Ending {
+pub(super) async fn run(
+    runtime: &Runtime,
+    entry: &Entry,
+    launch: Launch,
+    errand: Errand,
+    slice: Slice,
+) -> Ending {
     let code = match launch.program.code().await {
         Ok(code) => code,
         Err(rejected) => return Ending::ServerError(rejected.to_string()),
@@ -89,11 +97,23 @@ pub(super) async fn run(runtime: &Runtime, entry: &Entry, launch: Launch, slice:
         Err(gone) => return Ending::ServerError(gone.to_string()),
     };
     let cx = context(runtime, entry, launch, seed);
-    let mut guest = match Built::new(&code, cx, slice) {
+    let start = match &errand {
+        Errand::Run => &code.plan.run,
+        Errand::Answer(_) => &code.plan.handle,
+    };
+    let built = match start {
+        Some(start) => Built::new(&code, start, cx, slice),
+        None => Err(missing("entry")), // whoever launches has asked for its kinds
+    };
+    let mut guest = match built {
         Ok(guest) => guest,
         Err(trap) => return Ending::not_instantiated(trap),
     };
-    match guest.run().await {
+    let outcome = match errand {
+        Errand::Run => guest.run().await,
+        Errand::Answer(call) => guest.answer(call).await.map(Ok),
+    };
+    match outcome {
         Ok(Ok(())) | Err(Trap::Exit { ok: true }) => Ending::Completed(guest.returned()),
         Ok(Err(text)) => Ending::failed(&text),
         Err(trap) => Ending::trapped(trap),
@@ -118,6 +138,7 @@ pub(super) fn context(runtime: &Runtime, entry: &Entry, launch: Launch, seed: u6
     let parts = &runtime.parts;
     Cx {
         instance: entry.instance,
+        line: parts.outgoing.line(entry.instance, launch.subject.clone(), &launch.http),
         subject: launch.subject,
         arguments: launch.arguments,
         seed,
@@ -133,6 +154,7 @@ pub(super) fn context(runtime: &Runtime, entry: &Entry, launch: Launch, seed: u6
         mailbox: entry.mailbox.clone(),
         events: launch.events,
         directory: runtime.directory.clone(),
+        servers: runtime.servers.clone(),
         insecure: Insecure::seeded(seed),
         log: Log::new(entry.instance, &launch.quotas, entry.account.log(&launch.quotas)),
         allowance: Allowance::new(launch.quotas, entry.account.clone()),
@@ -151,18 +173,27 @@ pub(super) fn store(cx: Cx) -> Store<Cx> {
 /// A guest with all its core modules instantiated.
 pub(super) struct Built {
     guest: Guest,
-    run: Func,
+    start: Func,
     post_return: Option<Func>,
     memory: Option<Memory>,
 }
 
 impl Built {
     /// Follows the program's plan.
-    pub(super) fn new(code: &Code, cx: Cx, slice: Slice) -> Result<Built, Trap> {
-        Built::in_guest(code, Guest::new(store(cx), slice))
+    pub(super) fn new(
+        code: &Code,
+        start: &program::plan::Entry,
+        cx: Cx,
+        slice: Slice,
+    ) -> Result<Built, Trap> {
+        Built::in_guest(code, start, Guest::new(store(cx), slice))
     }
 
-    pub(super) fn in_guest(code: &Code, mut guest: Guest) -> Result<Built, Trap> {
+    pub(super) fn in_guest(
+        code: &Code,
+        start: &program::plan::Entry,
+        mut guest: Guest,
+    ) -> Result<Built, Trap> {
         let mut instances: Vec<Instance> = Vec::with_capacity(code.plan.steps.len());
         for step in &code.plan.steps {
             let module = code.modules.get(step.module).ok_or_else(|| missing("module"))?;
@@ -173,17 +204,16 @@ impl Built {
             let instance = Instance::new(&mut guest.store, module, &imports);
             instances.push(instance.map_err(|error| Trap::of(error, guest.store.data_mut()))?);
         }
-        let entry = &code.plan.entry;
-        let run = function(&mut guest.store, &instances, &entry.function)?;
-        let post_return = entry.post_return.as_ref().map(|item| function(&mut guest.store, &instances, item));
-        let memory = entry.memory.as_ref().map(|item| memory(&mut guest.store, &instances, item));
-        Ok(Built { run, post_return: post_return.transpose()?, memory: memory.transpose()?, guest })
+        let run = function(&mut guest.store, &instances, &start.function)?;
+        let post_return = start.post_return.as_ref().map(|item| function(&mut guest.store, &instances, item));
+        let memory = start.memory.as_ref().map(|item| memory(&mut guest.store, &instances, item));
+        Ok(Built { start: run, post_return: post_return.transpose()?, memory: memory.transpose()?, guest })
     }
 
     /// Calls `run` and lifts what it returns.
     pub(super) async fn run(&mut self) -> Result<Result<(), String>, Trap> {
         let mut place = [Val::I32(0)];
-        self.guest.call(self.run, &[], &mut place).await?;
+        self.guest.call(self.start, &[], &mut place).await?;
         let [Val::I32(pointer)] = place else { return Err(missing("result")) };
         let outcome = {
             let mut ctx = self.guest.store.as_context_mut();
@@ -195,6 +225,22 @@ impl Built {
             self.guest.store.data_mut().may_leave = true;
         }
         Ok(outcome)
+    }
+
+    /// Calls `handle`.
+    pub(super) async fn answer(&mut self, call: Call) -> Result<(), Trap> {
+        let cx = self.guest.store.data_mut();
+        let request = IncomingRequest::new(&cx.held, call.request)?;
+        let (request, answer) = (cx.table.insert(request)?, cx.table.insert(ResponseOutparam(call.answer))?);
+        let handles = [Val::I32(request as i32), Val::I32(answer as i32)];
+        self.guest.call(self.start, &handles, &mut []).await?;
+        match self.post_return {
+            Some(post_return) => {
+                self.guest.store.data_mut().may_leave = false;
+                self.guest.call(post_return, &[], &mut []).await
+            }
+            None => Ok(()),
+        }
     }
 
     /// What the guest gave to `set-return`.

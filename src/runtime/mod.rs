@@ -7,7 +7,9 @@ use crate::engine;
 use crate::exchange::{Exchange, Mailbox};
 use crate::identity::{InstanceId, Subject};
 use crate::model::Model;
+use crate::outgoing::{Allowed, Outgoing};
 use crate::program::Program;
+use crate::transfer::Call;
 use account::All;
 use directory::Entry;
 use smol::channel::Receiver;
@@ -25,6 +27,7 @@ pub mod pace;
 #[cfg(test)]
 mod preview1;
 pub mod quota;
+pub mod serve;
 pub mod slice;
 pub mod table;
 #[cfg(test)]
@@ -34,6 +37,7 @@ pub mod worker;
 pub use directory::Directory;
 pub use ending::Ending;
 pub use quota::{Name, Quota, Quotas};
+pub use serve::Servers;
 pub use worker::Workers;
 
 /// What one instance is launched with.
@@ -43,6 +47,8 @@ pub struct Launch {
     pub subject: Subject,
     /// What it may use: the box's values, lowered by the token's claims.
     pub quotas: Quotas,
+    /// Whom it may call, besides those that every program may.
+    pub http: Allowed,
     /// Where its events go. A full channel makes the guest wait; a closed one ends it.
     pub events: events::Sender,
 }
@@ -87,8 +93,16 @@ pub struct RuntimeParts {
     pub exchange: Arc<Exchange>,
     /// What the box's configuration lets everyone have; a [`Launch`] has them, lowered.
     pub quotas: Quotas,
+    /// Where the requests go that programs make.
+    pub outgoing: Outgoing,
     /// The seed of every instance, for repeatable runs; each gets a random one otherwise.
     pub seed: Option<u64>,
+}
+
+/// What an instance lives for.
+enum Errand {
+    Run,
+    Answer(Call),
 }
 
 /// Launches, feeds and ends instances. Cheap to clone.
@@ -97,13 +111,15 @@ pub struct Runtime {
     parts: Arc<RuntimeParts>,
     directory: Directory,
     all: Arc<All>,
+    servers: Servers,
     leaving: Receiver<()>,
 }
 
 impl Runtime {
     pub fn new(parts: RuntimeParts) -> Runtime {
         let (all, leaving) = All::new();
-        Runtime { parts: Arc::new(parts), directory: Directory::default(), all, leaving }
+        let (directory, servers) = (Directory::default(), Servers::default());
+        Runtime { parts: Arc::new(parts), directory, servers, all, leaving }
     }
 
     /// Hears when instances have gone and their memory is about to be free, of several at least once. For one listener.
@@ -185,14 +201,23 @@ impl Prepared {
     }
 
     /// Lets it run. Its last event is sent whatever happens from now on.
-    pub fn start(mut self) {
+    pub fn start(self) {
+        self.set_off(Errand::Run);
+    }
+
+    /// Lets it answer a request, which is all its life.
+    pub fn answer(self, call: Call) {
+        self.set_off(Errand::Answer(call));
+    }
+
+    fn set_off(mut self, errand: Errand) {
         if let Some(launch) = self.launch.take() {
             let (runtime, entry) = (self.runtime.clone(), self.entry.clone());
             let seat = entry.seat.clone();
             self.runtime.parts.workers.spawn(&seat, |slice| async move {
                 let events = launch.events.clone();
                 let quotas = launch.quotas;
-                let run = instance::run(&runtime, &entry, launch, slice);
+                let run = instance::run(&runtime, &entry, launch, errand, slice);
                 instance::live(&runtime, &entry, &quotas, events, run).await;
             });
         }

@@ -217,12 +217,20 @@ impl<H: House> Io<'_, H> {
                 };
                 return self.launch(session, corr_id, hash, arguments).await;
             }
-            Effect::LaunchServer { corr_id, program } => {
-                let why = match known(&program) {
-                    None => no_such_program(&program),
-                    Some(_) => "This server does not serve HTTP programs; use launch_instance".to_owned(),
+            Effect::LaunchServer { corr_id, program, arguments, port } => {
+                let served = match known(&program) {
+                    None => Err(no_such_program(&program)),
+                    Some(hash) => house.serve(&hash, arguments, session.grant()?, port).await,
                 };
-                (corr_id, Err(why))
+                (corr_id, served.map(|()| "server launched".to_owned()))
+            }
+            Effect::Servers { corr_id } => {
+                let servers = house.servers(session.grant()?);
+                (corr_id, serde_json::to_string(&servers).map_err(|e| e.to_string()))
+            }
+            Effect::StopServer { corr_id, server } => {
+                let stopped = house.stop(&server, session.grant()?).await;
+                (corr_id, stopped.map(|()| "server stopped".to_owned()))
             }
             #[cfg(test)]
             Effect::Signal { .. } if planted(Bug::SignalsDropped) && self.frames.is_full() => {
@@ -253,7 +261,7 @@ impl<H: House> Io<'_, H> {
         arguments: Vec<String>,
     ) -> Option<()> {
         let (events, received) = events::channel();
-        let ready = match self.door.house.prepare(&program, arguments, session.grant()?, events) {
+        let ready = match self.door.house.prepare(&program, arguments, session.grant()?, events).await {
             Ok(ready) => ready,
             Err(refusal) => return self.answer(corr_id, Err(refusal)).await,
         };

@@ -3,18 +3,23 @@
 //! Owns: the seam ([`House`]) through which a connection asks for anything, and the real house ([`Served`]). Never: frames, or
 //! who may come in; whoever asks has been let in and may do what it asks for. Tests put a scripted house behind the door.
 
+use super::http::Hall;
 use crate::auth::Grant;
 use crate::clock;
 use crate::engine;
 use crate::engine::operation::{Command, Reply, Status};
 use crate::identity::{InstanceId, ProgramHash};
 use crate::limits;
-use crate::program::Store;
+use crate::program::{Kinds, Program, Store};
+use crate::runtime::serve::{Serve, Server};
 use crate::runtime::{Ending, Launch, Runtime, events};
+use crate::wire::ServerInstance;
 use crate::wire::upload::Upload;
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use time::format_description::well_known::Rfc3339;
 
 /// What a connection needs of the box. Errors are sentences for the client.
 pub trait House: Send + Sync + 'static {
@@ -29,7 +34,19 @@ pub trait House: Send + Sync + 'static {
         arguments: Vec<String>,
         grant: &Grant,
         events: events::Sender,
-    ) -> Result<Ready, String>;
+    ) -> impl Future<Output = Result<Ready, String>> + Send;
+    /// Launches a server instance of a program that [`House::contains`]; its port is bound when this answers.
+    fn serve(
+        &self,
+        program: &ProgramHash,
+        arguments: Vec<String>,
+        grant: &Grant,
+        port: u16,
+    ) -> impl Future<Output = Result<(), String>> + Send;
+    /// The server instances that the grant shows: its subject's, to an admin all.
+    fn servers(&self, grant: &Grant) -> Vec<ServerInstance>;
+    /// Ends one of those; its port is free when this answers.
+    fn stop(&self, server: &str, grant: &Grant) -> impl Future<Output = Result<(), String>> + Send;
     fn signal(&self, instance: InstanceId, message: String);
     fn give_blob(&self, instance: InstanceId, blob: Arc<[u8]>);
     fn end(&self, instance: InstanceId, ending: Ending);
@@ -48,8 +65,33 @@ pub struct Served {
     pub store: Store,
     pub runtime: Runtime,
     pub engine: engine::Handle,
+    /// Where server instances are launched.
+    pub hall: Hall,
     /// The name clients and guests know the model by.
     pub model: String,
+}
+
+/// As its owner sees it.
+fn shown(server: &Server) -> ServerInstance {
+    let Serve { program, subject, port, expires, .. } = &server.serve;
+    ServerInstance {
+        id: server.id.to_string(),
+        port: *port,
+        program: program.hash.to_string(),
+        subject: subject.as_str().to_owned(),
+        answering: server.answering.load(Ordering::Relaxed),
+        requests: server.requests.load(Ordering::Relaxed),
+        expires: expires.and_then(|at| at.format(&Rfc3339).ok()),
+    }
+}
+
+impl Served {
+    /// The program, and what it is for. Of one that was found on the disk this takes its translation.
+    async fn program(&self, hash: &ProgramHash) -> Result<(Arc<Program>, Kinds), String> {
+        let program = self.store.get(hash).ok_or_else(|| format!("No such program with hash={hash}"))?;
+        let kinds = program.kinds().await.map_err(|rejected| rejected.to_string())?;
+        Ok((program, kinds))
+    }
 }
 
 impl House for Served {
@@ -61,19 +103,59 @@ impl House for Served {
         self.store.put(program).await.map_err(|rejected| rejected.to_string())
     }
 
-    fn prepare(
+    async fn prepare(
         &self,
         program: &ProgramHash,
         arguments: Vec<String>,
         grant: &Grant,
         events: events::Sender,
     ) -> Result<Ready, String> {
-        let program =
-            self.store.get(program).ok_or_else(|| format!("No such program with hash={program}"))?;
+        let (program, kinds) = self.program(program).await?;
+        if !kinds.runs {
+            return Err(format!(
+                "The program {} exports wasi:http/incoming-handler and no inferlet:core/run: it answers HTTP; launch it \
+                 with launch_server_instance",
+                program.hash
+            ));
+        }
         let quotas = self.runtime.quotas().lowered(&grant.quotas);
-        let launch = Launch { program, arguments, subject: grant.subject.clone(), quotas, events };
+        let (subject, http) = (grant.subject.clone(), grant.http.clone());
+        let launch = Launch { program, arguments, subject, quotas, http, events };
         let prepared = self.runtime.prepare(launch).map_err(|refusal| refusal.to_string())?;
         Ok(Ready { instance: prepared.id(), start: Box::new(move || prepared.start()) })
+    }
+
+    async fn serve(
+        &self,
+        program: &ProgramHash,
+        arguments: Vec<String>,
+        grant: &Grant,
+        port: u16,
+    ) -> Result<(), String> {
+        let (program, kinds) = self.program(program).await?;
+        if !kinds.answers {
+            return Err(format!(
+                "The program {} does not export wasi:http/incoming-handler: it is no server; launch it with \
+                 launch_instance",
+                program.hash
+            ));
+        }
+        let quotas = self.runtime.quotas().lowered(&grant.quotas);
+        let (subject, http, expires) = (grant.subject.clone(), grant.http.clone(), grant.expires);
+        self.hall.open(Serve { program, arguments, subject, quotas, http, port, expires }).await?;
+        Ok(())
+    }
+
+    fn servers(&self, grant: &Grant) -> Vec<ServerInstance> {
+        self.runtime.servers().of(grant.scope()).iter().map(|server| shown(server)).collect()
+    }
+
+    async fn stop(&self, server: &str, grant: &Grant) -> Result<(), String> {
+        let found = self.runtime.servers().of(grant.scope()).into_iter().find(|s| s.id.to_string() == server);
+        let found = found.ok_or_else(|| format!("There is no server instance {server} of yours"))?;
+        found.end(Ending::Aborted);
+        found.gone().await;
+        Ok(())
     }
 
     fn signal(&self, instance: InstanceId, message: String) {

@@ -66,7 +66,7 @@ async fn accept<H: House>(
             }
         };
         let Some(place) = places.try_acquire_arc() else {
-            turn_away(&stream);
+            turn_away(&stream, limits::CONNECTIONS);
             continue;
         };
         let (door, closing) = (door.clone(), closing.clone());
@@ -104,7 +104,7 @@ async fn shake_hands<H: House>(
     let local = stream.local_addr()?.ip();
     let mut read = Vec::with_capacity(1024);
     loop {
-        match upgrade::judge(&read, &door.hosts, &door.origins, local) {
+        match upgrade::judge(&read, &door.names, local) {
             Judgement::More => {
                 let mut more = [0; 1024];
                 match stream.read(&mut more).await? {
@@ -143,7 +143,7 @@ fn frame_limits() -> WebSocketConfig {
 }
 
 /// A peer that has vanished is found by its kernel's silence, never by its program's.
-fn set_options(stream: &TcpStream) -> io::Result<()> {
+pub(super) fn set_options(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     sockopt::set_socket_keepalive(stream, true)?;
     sockopt::set_tcp_keepidle(stream, limits::KEEPALIVE_IDLE)?;
@@ -154,8 +154,8 @@ fn set_options(stream: &TcpStream) -> io::Result<()> {
 }
 
 /// Says that there is no place, if that can be said at once.
-fn turn_away(stream: &TcpStream) {
-    tracing::warn!("{} connections are open; another one is turned away", limits::CONNECTIONS);
+pub(super) fn turn_away(stream: &TcpStream, limit: usize) {
+    tracing::warn!("{limit} connections are open; another one is turned away");
     let reply = upgrade::refusal(
         "503 Service Unavailable",
         "The server has as many connections as it may; try again.",

@@ -2,7 +2,7 @@
 //!
 //! Owns: [`listener`] sockets and how many may be open, [`upgrade`] from an HTTP request to a WebSocket, [`session`] the
 //! pure state of one connection, [`connection`] its I/O over a [`carrier`] of frames, [`forward`] and [`download`] events and blobs to frames, [`over`] why and
-//! when a connection ends, [`paced`] fairness between sockets; [`house`] names all that the door needs of the box behind it. Never: how programs are kept or run.
+//! when a connection ends, [`paced`] fairness between sockets, [`names`] whose requests may pass; [`http`] the server instances of programs, over a [`socket`] for hyper; [`house`] names all that the door needs of the box behind it. Never: how programs are kept or run.
 //!
 //! One connection is one future with an executor of its own: dropping it, or a panic in it, ends that connection, its
 //! uploads and its instances, and nothing else.
@@ -12,10 +12,14 @@ pub(crate) mod connection;
 mod download;
 mod forward;
 pub mod house;
+pub mod http;
 mod listener;
+mod names;
 mod over;
 mod paced;
+mod request;
 mod session;
+mod socket;
 #[cfg(test)]
 mod tests;
 mod upgrade;
@@ -26,21 +30,19 @@ use std::sync::Arc;
 
 pub use house::{House, Ready, Served};
 pub use listener::run;
+pub use names::Names;
 
 /// What all connections share.
 pub struct Door<H> {
     pub house: H,
     /// None: everyone is let in, in one scope.
     pub verifier: Option<Verifier>,
-    /// `Host` names that are ours besides loopback ones and the address connected to; lower case, without port.
-    pub hosts: Vec<String>,
-    /// `Origin` values of web pages that may connect, exactly as browsers send them.
-    pub origins: Vec<String>,
+    pub names: Names,
     pub(crate) uploads: Arc<Budget>,
 }
 
 impl<H: House> Door<H> {
-    pub fn new(house: H, verifier: Option<Verifier>, hosts: Vec<String>, origins: Vec<String>) -> Door<H> {
-        Door { house, verifier, hosts, origins, uploads: Arc::default() }
+    pub fn new(house: H, verifier: Option<Verifier>, names: Names) -> Door<H> {
+        Door { house, verifier, names, uploads: Arc::default() }
     }
 }

@@ -49,6 +49,16 @@ pub enum Effect {
     LaunchServer {
         corr_id: u32,
         program: String,
+        arguments: Vec<String>,
+        port: u16,
+    },
+    /// Answer with the server instances.
+    Servers {
+        corr_id: u32,
+    },
+    StopServer {
+        corr_id: u32,
+        server: String,
     },
     Signal {
         instance: InstanceId,
@@ -162,6 +172,7 @@ impl<'v> Session<'v> {
             M::Query { corr_id, .. }
             | M::LaunchInstance { corr_id, .. }
             | M::LaunchServerInstance { corr_id, .. }
+            | M::StopServerInstance { corr_id, .. }
             | M::AttachRemoteService { corr_id, .. }
                 if stranger.is_some() =>
             {
@@ -170,15 +181,19 @@ impl<'v> Session<'v> {
             M::Query { corr_id, subject, record } => match subject.as_str() {
                 "program_exists" => Some(Effect::Exists { corr_id, program: record }),
                 "model_status" => Some(Effect::Status { corr_id }),
+                "server_instances" => Some(Effect::Servers { corr_id }),
                 other => answer(corr_id, Err(format!("Unknown query subject: {other}"))),
             },
             M::LaunchInstance { corr_id, program_hash: program, arguments } => {
                 Some(Effect::Launch { corr_id, program, arguments })
             }
-            M::LaunchServerInstance { corr_id, port, program_hash: program, .. } => match port {
-                1..=65_535 => Some(Effect::LaunchServer { corr_id, program }),
+            M::LaunchServerInstance { corr_id, port, program_hash: program, arguments } => match port {
+                1..=65_535 => Some(Effect::LaunchServer { corr_id, program, arguments, port: port as u16 }),
                 _ => answer(corr_id, Err(format!("Port {port} is not between 1 and 65535"))),
             },
+            M::StopServerInstance { corr_id, server_id: server } => {
+                Some(Effect::StopServer { corr_id, server })
+            }
             M::AttachRemoteService { corr_id, service_type, .. } => match service_type.as_str() {
                 "model" => answer(corr_id, Err("Failed to attach to model backend".to_owned())),
                 other => answer(corr_id, Err(format!("Unknown service type: {other}"))),

@@ -6,6 +6,7 @@ use crate::client::{Client, Event};
 use crate::identity::{InstanceId, ProgramHash, Subject};
 use crate::limits;
 use crate::runtime::{Ending, InstanceEvent, What, events};
+use crate::wire::ServerInstance;
 use crate::wire::upload::Upload;
 use crate::wire::{ClientMessage, ServerMessage};
 use async_tungstenite::WebSocketStream;
@@ -53,7 +54,25 @@ impl House for Script {
         Ok(hash)
     }
 
-    fn prepare(
+    async fn serve(
+        &self,
+        _program: &ProgramHash,
+        arguments: Vec<String>,
+        grant: &Grant,
+        port: u16,
+    ) -> Result<(), String> {
+        Err(format!("{} would serve {arguments:?} at {port}", grant.subject.as_str()))
+    }
+
+    fn servers(&self, _grant: &Grant) -> Vec<ServerInstance> {
+        vec![]
+    }
+
+    async fn stop(&self, server: &str, _grant: &Grant) -> Result<(), String> {
+        Err(format!("{server} is no server instance"))
+    }
+
+    async fn prepare(
         &self,
         _program: &ProgramHash,
         arguments: Vec<String>,
@@ -143,7 +162,11 @@ impl Server {
         let listener = smol::block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
         let url = format!("ws://{}", listener.local_addr().unwrap());
         let house = Script::default();
-        let door = Door::new(house.clone(), verifier, vec![], vec!["https://app.example".to_owned()]);
+        let door = Door::new(
+            house.clone(),
+            verifier,
+            Names { hosts: vec![], origins: vec!["https://app.example".to_owned()] },
+        );
         let (stop, stopped) = smol::channel::bounded::<()>(1);
         let shutdown = async move {
             let _ = stopped.recv().await; // closed

@@ -1,9 +1,9 @@
 //! From an HTTP request to a WebSocket, or a small refusal.
 //!
-//! Owns: which requests may pass. A request whose `Host` is not ours or whose `Origin` is foreign is refused on every path:
-//! any web page can open ws://localhost, and a page whose name is made to resolve to this machine sends its own name
-//! as `Host`. Absence of either is fine; programs send no Origin. Never: sockets; this is a pure judgement of bytes.
+//! Owns: which requests become a WebSocket. Never: sockets, this is a pure judgement of bytes; nor whose requests may pass
+//! at all, which is `names.rs`.
 
+use super::names::Names;
 use crate::limits;
 use async_tungstenite::tungstenite::handshake::derive_accept_key;
 use std::net::IpAddr;
@@ -23,7 +23,7 @@ pub enum Judgement {
 }
 
 /// Judges the head of a request that came in on the address `local`.
-pub fn judge(read: &[u8], hosts: &[String], origins: &[String], local: IpAddr) -> Judgement {
+pub fn judge(read: &[u8], names: &Names, local: IpAddr) -> Judgement {
     let mut headers = [httparse::EMPTY_HEADER; HEADERS];
     let mut request = httparse::Request::new(&mut headers);
     let head = match request.parse(read) {
@@ -39,24 +39,10 @@ pub fn judge(read: &[u8], hosts: &[String], origins: &[String], local: IpAddr) -
         |name: &'static str| headers.iter().filter(move |header| header.name.eq_ignore_ascii_case(name));
     let one = |name| all(name).next().and_then(|header| str::from_utf8(header.value).ok()).map(str::trim);
 
-    if all("host").count() > 1 || all("origin").count() > 1 {
-        return refused("400 Bad Request", "", "The request names more than one Host or Origin.");
-    }
-    if all("host").next().is_some() && !one("host").is_some_and(|host| is_ours(host, hosts, local)) {
-        return refused(
-            "403 Forbidden",
-            "",
-            "This Host is not served here; add it to hosts in tartlet.toml.",
-        );
-    }
-    if all("origin").next().is_some()
-        && !one("origin").is_some_and(|origin| origins.iter().any(|ours| ours == origin))
-    {
-        return refused(
-            "403 Forbidden",
-            "",
-            "This Origin may not connect; add it to origins in tartlet.toml.",
-        );
+    let values = |name| all(name).map(|header| header.value);
+    if let Err(stranger) = names.admit(values("host"), values("origin"), local) {
+        let status = if stranger.malformed { "400 Bad Request" } else { "403 Forbidden" };
+        return refused(status, "", stranger.sentence);
     }
     if request.method != Some("GET") || request.version != Some(1) {
         return refused("400 Bad Request", "", "A WebSocket starts with a GET request of HTTP/1.1.");
@@ -110,22 +96,6 @@ fn reply(status: &str, headers: &str, sentence: &str) -> Vec<u8> {
     .into_bytes()
 }
 
-/// Loopback names and addresses, the address the client connected to, and the configured names; with any port.
-fn is_ours(host: &str, hosts: &[String], local: IpAddr) -> bool {
-    let (name, port) = match host.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
-        Some((v6, after)) => (v6, after.strip_prefix(':').unwrap_or(after)),
-        None => host.split_once(':').unwrap_or((host, "")),
-    };
-    if !port.bytes().all(|byte| byte.is_ascii_digit()) {
-        return false;
-    }
-    let name = name.to_ascii_lowercase();
-    match name.parse::<IpAddr>() {
-        Ok(address) => address.is_loopback() || address.to_canonical() == local.to_canonical(),
-        Err(_) => name == "localhost" || hosts.contains(&name),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -134,8 +104,9 @@ mod tests {
                         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
 
     fn of(request: &str) -> Judgement {
-        let (hosts, origins) = (["box.lan".to_owned()], ["https://app.example".to_owned()]);
-        judge(request.as_bytes(), &hosts, &origins, "192.168.1.7".parse().unwrap())
+        let names =
+            Names { hosts: vec!["box.lan".to_owned()], origins: vec!["https://app.example".to_owned()] };
+        judge(request.as_bytes(), &names, "192.168.1.7".parse().unwrap())
     }
 
     /// "101", "403" and so on; "more".

@@ -15,6 +15,7 @@ use crate::identity::{InstanceId, ProgramHash};
 use crate::program::Program;
 use crate::runtime::{Ending, Launch, Runtime, events};
 use crate::server::{House, Ready, house};
+use crate::wire::ServerInstance;
 use crate::wire::upload::Upload;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -47,7 +48,26 @@ impl House for Scripted {
         }
     }
 
-    fn prepare(
+    /// Sockets are not simulated.
+    async fn serve(
+        &self,
+        _program: &ProgramHash,
+        _arguments: Vec<String>,
+        _grant: &Grant,
+        _port: u16,
+    ) -> Result<(), String> {
+        Err("no server instances here".to_owned())
+    }
+
+    fn servers(&self, _grant: &Grant) -> Vec<ServerInstance> {
+        vec![]
+    }
+
+    async fn stop(&self, _server: &str, _grant: &Grant) -> Result<(), String> {
+        Err("no server instances here".to_owned())
+    }
+
+    async fn prepare(
         &self,
         program: &ProgramHash,
         arguments: Vec<String>,
@@ -64,7 +84,14 @@ impl House for Scripted {
         let id = InstanceId::from_bits(u128::from(mix(self.seed, number)) << 32);
         let program = Arc::new(Program::on_disk(*program, Default::default()));
         let quotas = self.runtime.quotas().lowered(&grant.quotas);
-        let launch = Launch { program, arguments, subject: grant.subject.clone(), quotas, events };
+        let launch = Launch {
+            program,
+            arguments,
+            subject: grant.subject.clone(),
+            quotas,
+            http: Default::default(),
+            events,
+        };
         let prepared = self.runtime.prepare_as(id, launch).map_err(|refusal| refusal.to_string())?;
         let entry = self.runtime.directory().find(id).expect("it has just entered");
         lock(&self.ledger).launched(play.client, entry, play.talks());

@@ -279,6 +279,7 @@ impl World {
             workers: fixed.workers.clone(),
             exchange: fixed.exchange.clone(),
             quotas,
+            outgoing: crate::outgoing::outgoing(Default::default()).0,
             seed: Some(seed),
         });
         let tasks = Tasks::default();
@@ -292,7 +293,7 @@ impl World {
             launched: Mutex::new(0),
         };
         let guarded = random.one_in(2);
-        let door = Door::new(house, guarded.then(|| fixed.verifier.clone()), vec![], vec![]);
+        let door = Door::new(house, guarded.then(|| fixed.verifier.clone()), Default::default());
         let (notices, given_up) = smol::channel::bounded(1 + random.below(3) as usize);
         tasks.spawner().spawn("notices".to_owned(), end_given_up(runtime.clone(), given_up));
         let (stop, closing) = smol::channel::bounded(1);

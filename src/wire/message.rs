@@ -55,6 +55,11 @@ pub enum ClientMessage {
     TerminateInstance {
         instance_id: String,
     },
+    /// An addition to the contract, like the query `server_instances` that gives the id.
+    StopServerInstance {
+        corr_id: u32,
+        server_id: String,
+    },
     AttachRemoteService {
         corr_id: u32,
         endpoint: String,
@@ -91,6 +96,21 @@ pub enum ServerMessage {
     ServerEvent {
         message: String,
     },
+}
+
+/// One of the answer to the query `server_instances`, which is a JSON list of them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServerInstance {
+    pub id: String,
+    pub port: u16,
+    /// The program's hash.
+    pub program: String,
+    pub subject: String,
+    /// Requests that are being answered, and all that there were.
+    pub answering: usize,
+    pub requests: u64,
+    /// When the token that launched it does, as RFC 3339; none: never.
+    pub expires: Option<String>,
 }
 
 /// A frame that is no message.
@@ -189,6 +209,7 @@ mod tests {
                 arguments: arguments.clone(),
             },
             ClientMessage::LaunchServerInstance { corr_id, port: u32::MAX, program_hash, arguments },
+            ClientMessage::StopServerInstance { corr_id, server_id: "s".into() },
             ClientMessage::SignalInstance { instance_id: instance_id.clone(), message: "m".repeat(70_000) },
             ClientMessage::UploadBlob {
                 corr_id,

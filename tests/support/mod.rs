@@ -19,9 +19,14 @@ use std::time::{Duration, Instant};
 /// How long a test waits for anything before it fails: far beyond what a loaded machine takes.
 pub const PATIENCE: Duration = Duration::from_secs(120);
 
+/// The binary under test: the one that was built with the tests, or the one that TARTLET_BIN names.
+pub fn binary() -> PathBuf {
+    std::env::var_os("TARTLET_BIN").map_or_else(|| env!("CARGO_BIN_EXE_tartlet").into(), PathBuf::from)
+}
+
 /// A command of the binary under test.
 pub fn tartlet() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_tartlet"));
+    let mut command = Command::new(binary());
     command.env_remove("TARTLET_TOKEN").env_remove("NOTIFY_SOCKET").stdin(Stdio::null());
     command
 }

@@ -2,7 +2,7 @@
 //!
 //! Owns: [`Log`], a guest's output as lines. Never: a terminal; there is none.
 
-use super::io::{InputStream, OutputStream};
+use super::streams::{InputStream, OutputStream};
 use crate::host::abi::Own;
 use crate::host::{Cx, Interface, Trap};
 use crate::identity::InstanceId;
@@ -51,15 +51,15 @@ fn exit_with_code(_: &mut Cx, code: u8) -> Result<(), Trap> {
 }
 
 fn stdin(_: &mut Cx) -> Result<Own<InputStream>, Trap> {
-    Ok(Own(InputStream))
+    Ok(Own(InputStream::Closed))
 }
 
 fn stdout(_: &mut Cx) -> Result<Own<OutputStream>, Trap> {
-    Ok(Own(OutputStream(Stream::Out)))
+    Ok(Own(OutputStream::Log(Stream::Out)))
 }
 
 fn stderr(_: &mut Cx) -> Result<Own<OutputStream>, Trap> {
-    Ok(Own(OutputStream(Stream::Err)))
+    Ok(Own(OutputStream::Log(Stream::Err)))
 }
 
 /// No value of it exists.

@@ -3,7 +3,8 @@
 //! No directory is given, so no descriptor ever exists and nothing here but `get-directories` can be reached with a
 //! valid handle; the functions are there to be linked.
 
-use super::io::{InputStream, IoError, OutputStream};
+use super::io::IoError;
+use super::streams::{InputStream, OutputStream};
 use crate::host::abi::{Borrow, Flat, Lift, Lower, Own, Source, Target, Value};
 use crate::host::shape::Shape;
 use crate::host::{Cx, Interface, Trap};

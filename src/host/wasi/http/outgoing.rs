@@ -1,0 +1,435 @@
+//! What goes out, as a guest makes it: responses, requests of its own, and their bodies.
+//!
+//! Owns: `outgoing-response`, `outgoing-request`, `request-options`, `outgoing-body`, `future-incoming-response`, and the
+//! function that sends a request off. Never: where they go.
+
+use super::fields::Fields;
+use super::incoming::IncomingResponse;
+use super::words::{Method, Scheme};
+use crate::host::abi::{Borrow, Own};
+use crate::host::held::{Charge, Meter};
+use crate::host::wasi::io::{Pollable, Readiness};
+use crate::host::wasi::streams::OutputStream;
+use crate::host::{Cx, Interface, Trap};
+use crate::limits;
+use crate::outgoing::{Hold, Sent, Within};
+use crate::runtime::table::Resource;
+use crate::transfer::{ErrorCode, Promised, Reader, Refused, Writer, empty, pipe};
+use http::header::CONTENT_LENGTH;
+use http::{StatusCode, Uri};
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+pub fn functions(interface: Interface) -> Interface {
+    let interface = interface
+        .resource::<OutgoingResponse>()
+        .call("[constructor]outgoing-response", new_response)
+        .call("[method]outgoing-response.status-code", status_code)
+        .call("[method]outgoing-response.set-status-code", set_status_code)
+        .call("[method]outgoing-response.headers", response_headers)
+        .call("[method]outgoing-response.body", response_body)
+        .resource::<OutgoingRequest>()
+        .call("[constructor]outgoing-request", new_request)
+        .call("[method]outgoing-request.method", method)
+        .call("[method]outgoing-request.set-method", set_method)
+        .call("[method]outgoing-request.path-with-query", path_with_query)
+        .call("[method]outgoing-request.set-path-with-query", set_path_with_query)
+        .call("[method]outgoing-request.scheme", scheme)
+        .call("[method]outgoing-request.set-scheme", set_scheme)
+        .call("[method]outgoing-request.authority", authority)
+        .call("[method]outgoing-request.set-authority", set_authority)
+        .call("[method]outgoing-request.headers", request_headers)
+        .call("[method]outgoing-request.body", request_body)
+        .resource::<OutgoingBody>()
+        .call("[method]outgoing-body.write", write)
+        .call("[static]outgoing-body.finish", finish)
+        .resource::<FutureIncomingResponse>()
+        .call("[method]future-incoming-response.subscribe", subscribe)
+        .call("[method]future-incoming-response.get", response);
+    interface
+        .resource::<RequestOptions>()
+        .call("[constructor]request-options", |_: &mut Cx| Ok(Own(RequestOptions::default())))
+        .call("[method]request-options.connect-timeout", |cx: &mut Cx, options| {
+            get(cx, options, |o| o.connect)
+        })
+        .call("[method]request-options.set-connect-timeout", |cx: &mut Cx, options, time| {
+            set(cx, options, time, |o| &mut o.connect)
+        })
+        .call("[method]request-options.first-byte-timeout", |cx: &mut Cx, options| {
+            get(cx, options, |o| o.first_byte)
+        })
+        .call("[method]request-options.set-first-byte-timeout", |cx: &mut Cx, options, time| {
+            set(cx, options, time, |o| &mut o.first_byte)
+        })
+        .call("[method]request-options.between-bytes-timeout", |cx: &mut Cx, options| {
+            get(cx, options, |o| o.between_bytes)
+        })
+        .call("[method]request-options.set-between-bytes-timeout", |cx: &mut Cx, options, time| {
+            set(cx, options, time, |o| &mut o.between_bytes)
+        })
+}
+
+/// `wasi:http/outgoing-handler`, where a request that a guest has made is sent off.
+pub fn handler() -> Interface {
+    Interface::new("wasi:http/outgoing-handler@0.2").call("handle", handle)
+}
+
+/// Fuel of one request: a connection and the heads of two messages take the io thread some 100 µs.
+const REQUEST_FUEL: u64 = 100_000;
+
+/// A request that is not made, for whatever reason, has that reason as its response: programs look for it there.
+fn handle(
+    cx: &mut Cx,
+    Own(request): Own<OutgoingRequest>,
+    options: Option<Own<RequestOptions>>,
+) -> Result<Result<Own<FutureIncomingResponse>, ErrorCode>, Trap> {
+    cx.owed_fuel += REQUEST_FUEL;
+    let options = options.map_or_else(RequestOptions::default, |Own(options)| options);
+    let request = match request.into_request() {
+        Ok(request) => request,
+        Err(why) => return Ok(Err(why)),
+    };
+    let charge = cx.held.charge(limits::BODY_BYTES_IN_FLIGHT)?;
+    let within = Within::new(options.connect, options.first_byte, options.between_bytes);
+    let Sent { promised, hold } = cx.line.send(request, within);
+    Ok(Ok(Own(FutureIncomingResponse { promised, waiting: Some(Waiting { charge, _hold: hold }) })))
+}
+
+// ---- what a message is made of ----
+
+/// Fields and body of a message in the making.
+struct Content {
+    fields: Fields,
+    /// What its body is read from, once the guest has asked for it.
+    body: Option<Reader>,
+}
+
+impl Content {
+    fn new(fields: Fields) -> Content {
+        Content { fields, body: None }
+    }
+
+    /// The body to write, once. A `Content-Length` among the fields is what it must come to.
+    fn open(&mut self, meter: &Meter) -> Result<Result<Own<OutgoingBody>, ()>, Trap> {
+        let declared = match self.fields.map().get(CONTENT_LENGTH) {
+            None => None,
+            Some(value) => match value.to_str().ok().and_then(|text| text.parse().ok()) {
+                Some(length) => Some(length),
+                None => return Ok(Err(())),
+            },
+        };
+        if self.body.is_some() {
+            return Ok(Err(()));
+        }
+        let (writer, reader) = pipe(declared);
+        reader.carry(Box::new(meter.charge(limits::BODY_BYTES_IN_FLIGHT)?));
+        self.body = Some(reader);
+        Ok(Ok(Own(OutgoingBody { body: Arc::new(writer), streamed: false, finished: false })))
+    }
+
+    fn body(&mut self) -> Reader {
+        self.body.take().unwrap_or_else(empty)
+    }
+}
+
+// ---- responses ----
+
+/// A response in the making.
+pub struct OutgoingResponse {
+    status: StatusCode,
+    content: Content,
+}
+
+impl Resource for OutgoingResponse {
+    const NAME: &'static str = "outgoing-response";
+}
+
+impl OutgoingResponse {
+    pub fn into_response(mut self) -> http::Response<Reader> {
+        let mut response = http::Response::new(self.content.body());
+        *response.status_mut() = self.status;
+        *response.headers_mut() = self.content.fields.into_map();
+        response
+    }
+}
+
+fn new_response(_: &mut Cx, Own(fields): Own<Fields>) -> Result<Own<OutgoingResponse>, Trap> {
+    Ok(Own(OutgoingResponse { status: StatusCode::OK, content: Content::new(fields) }))
+}
+
+fn status_code(cx: &mut Cx, response: Borrow<OutgoingResponse>) -> Result<u16, Trap> {
+    Ok(cx.table.get(&response)?.status.as_u16())
+}
+
+/// A final one: informational ones are the protocol's.
+fn set_status_code(
+    cx: &mut Cx,
+    response: Borrow<OutgoingResponse>,
+    status: u16,
+) -> Result<Result<(), ()>, Trap> {
+    let response = cx.table.get_mut(&response)?;
+    match StatusCode::from_u16(status) {
+        Ok(status) if !status.is_informational() => {
+            response.status = status;
+            Ok(Ok(()))
+        }
+        _ => Ok(Err(())),
+    }
+}
+
+fn response_headers(cx: &mut Cx, response: Borrow<OutgoingResponse>) -> Result<Own<Fields>, Trap> {
+    cx.table.get(&response)?.content.fields.shown(&cx.held).map(Own)
+}
+
+fn response_body(
+    cx: &mut Cx,
+    response: Borrow<OutgoingResponse>,
+) -> Result<Result<Own<OutgoingBody>, ()>, Trap> {
+    cx.table.get_mut(&response)?.content.open(&cx.held)
+}
+
+// ---- requests ----
+
+/// A request in the making.
+pub struct OutgoingRequest {
+    method: Method,
+    path_with_query: Option<String>,
+    scheme: Option<Scheme>,
+    authority: Option<String>,
+    content: Content,
+}
+
+impl Resource for OutgoingRequest {
+    const NAME: &'static str = "outgoing-request";
+}
+
+impl OutgoingRequest {
+    /// With an absolute URI: `https` and `/` stand for what the guest left out.
+    pub fn into_request(mut self) -> Result<http::Request<Reader>, ErrorCode> {
+        let scheme = self.scheme.as_ref().map_or(Some(http::uri::Scheme::HTTPS), Scheme::as_http);
+        let authority = self.authority.take().ok_or(ErrorCode::HttpRequestUriInvalid)?;
+        let uri = Uri::builder()
+            .scheme(scheme.ok_or(ErrorCode::HttpRequestUriInvalid)?)
+            .authority(authority)
+            .path_and_query(self.path_with_query.take().unwrap_or_else(|| "/".to_owned()))
+            .build()
+            .map_err(|_| ErrorCode::HttpRequestUriInvalid)?;
+        let mut request = http::Request::new(self.content.body());
+        *request.method_mut() = self.method.as_http().ok_or(ErrorCode::HttpRequestMethodInvalid)?;
+        *request.uri_mut() = uri;
+        *request.headers_mut() = self.content.fields.into_map();
+        Ok(request)
+    }
+}
+
+fn new_request(_: &mut Cx, Own(fields): Own<Fields>) -> Result<Own<OutgoingRequest>, Trap> {
+    Ok(Own(OutgoingRequest {
+        method: Method::Get,
+        path_with_query: None,
+        scheme: None,
+        authority: None,
+        content: Content::new(fields),
+    }))
+}
+
+type Request = Borrow<OutgoingRequest>;
+
+fn method(cx: &mut Cx, request: Request) -> Result<Method, Trap> {
+    Ok(cx.table.get(&request)?.method.clone())
+}
+
+fn set_method(cx: &mut Cx, request: Request, method: Method) -> Result<Result<(), ()>, Trap> {
+    let request = cx.table.get_mut(&request)?;
+    Ok(keep(&mut request.method, method, |method| method.as_http().is_some() && bounded(method_text(method))))
+}
+
+fn method_text(method: &Method) -> &str {
+    match method {
+        Method::Other(name) => name,
+        _ => "",
+    }
+}
+
+fn path_with_query(cx: &mut Cx, request: Request) -> Result<Option<String>, Trap> {
+    Ok(cx.table.get(&request)?.path_with_query.clone())
+}
+
+fn set_path_with_query(cx: &mut Cx, request: Request, path: Option<String>) -> Result<Result<(), ()>, Trap> {
+    let request = cx.table.get_mut(&request)?;
+    Ok(keep(&mut request.path_with_query, path, |path| match path {
+        Some(path) => bounded(path) && path.parse::<http::uri::PathAndQuery>().is_ok(),
+        None => true,
+    }))
+}
+
+fn scheme(cx: &mut Cx, request: Request) -> Result<Option<Scheme>, Trap> {
+    Ok(cx.table.get(&request)?.scheme.clone())
+}
+
+fn set_scheme(cx: &mut Cx, request: Request, scheme: Option<Scheme>) -> Result<Result<(), ()>, Trap> {
+    let request = cx.table.get_mut(&request)?;
+    Ok(keep(&mut request.scheme, scheme, |scheme| scheme.as_ref().is_none_or(|s| s.as_http().is_some())))
+}
+
+fn authority(cx: &mut Cx, request: Request) -> Result<Option<String>, Trap> {
+    Ok(cx.table.get(&request)?.authority.clone())
+}
+
+fn set_authority(cx: &mut Cx, request: Request, authority: Option<String>) -> Result<Result<(), ()>, Trap> {
+    let request = cx.table.get_mut(&request)?;
+    Ok(keep(&mut request.authority, authority, |authority| match authority {
+        Some(authority) => bounded(authority) && authority.parse::<http::uri::Authority>().is_ok(),
+        None => true,
+    }))
+}
+
+fn bounded(text: &str) -> bool {
+    text.len() <= limits::URI_BYTES
+}
+
+fn keep<T>(place: &mut T, value: T, valid: impl FnOnce(&T) -> bool) -> Result<(), ()> {
+    if !valid(&value) {
+        return Err(());
+    }
+    *place = value;
+    Ok(())
+}
+
+fn request_headers(cx: &mut Cx, request: Request) -> Result<Own<Fields>, Trap> {
+    cx.table.get(&request)?.content.fields.shown(&cx.held).map(Own)
+}
+
+fn request_body(cx: &mut Cx, request: Request) -> Result<Result<Own<OutgoingBody>, ()>, Trap> {
+    cx.table.get_mut(&request)?.content.open(&cx.held)
+}
+
+/// How long the guest would wait for each step.
+#[derive(Default)]
+pub struct RequestOptions {
+    pub connect: Option<Duration>,
+    pub first_byte: Option<Duration>,
+    pub between_bytes: Option<Duration>,
+}
+
+impl Resource for RequestOptions {
+    const NAME: &'static str = "request-options";
+}
+
+/// In nanoseconds.
+fn get(
+    cx: &mut Cx,
+    options: Borrow<RequestOptions>,
+    time: impl FnOnce(&RequestOptions) -> Option<Duration>,
+) -> Result<Option<u64>, Trap> {
+    Ok(time(cx.table.get(&options)?).map(|time| time.as_nanos() as u64))
+}
+
+fn set(
+    cx: &mut Cx,
+    options: Borrow<RequestOptions>,
+    nanoseconds: Option<u64>,
+    time: impl FnOnce(&mut RequestOptions) -> &mut Option<Duration>,
+) -> Result<Result<(), ()>, Trap> {
+    *time(cx.table.get_mut(&options)?) = nanoseconds.map(Duration::from_nanos);
+    Ok(Ok(()))
+}
+
+// ---- bodies ----
+
+/// A body to write. Dropped unfinished, it is broken.
+pub struct OutgoingBody {
+    body: Arc<Writer>,
+    streamed: bool,
+    finished: bool,
+}
+
+impl Resource for OutgoingBody {
+    const NAME: &'static str = "outgoing-body";
+}
+
+impl Drop for OutgoingBody {
+    fn drop(&mut self) {
+        if !self.finished {
+            self.body.fail(ErrorCode::ConnectionTerminated); // its stream may live on
+        }
+    }
+}
+
+fn write(cx: &mut Cx, body: Borrow<OutgoingBody>) -> Result<Result<Own<OutputStream>, ()>, Trap> {
+    let body = cx.table.get_mut(&body)?;
+    match std::mem::replace(&mut body.streamed, true) {
+        true => Ok(Err(())),
+        false => Ok(Ok(Own(OutputStream::Body(body.body.clone())))),
+    }
+}
+
+fn finish(
+    _: &mut Cx,
+    Own(mut body): Own<OutgoingBody>,
+    trailers: Option<Own<Fields>>,
+) -> Result<Result<(), ErrorCode>, Trap> {
+    body.finished = true;
+    let trailers = trailers.map(|Own(fields)| fields.into_map());
+    Ok(match body.body.finish(trailers) {
+        Err(Refused::Length(bytes)) => Err(ErrorCode::HttpResponseBodySize(Some(bytes))),
+        // Somebody who has stopped reading wants no end either.
+        Ok(()) | Err(Refused::Closed) => Ok(()),
+    })
+}
+
+// ---- the answer to a request ----
+
+/// The response that a request of the guest will have. Dropping it untaken gives the request up.
+pub struct FutureIncomingResponse {
+    promised: Arc<Promised>,
+    /// None: the response was taken.
+    waiting: Option<Waiting>,
+}
+
+struct Waiting {
+    /// For the response's body.
+    charge: Charge,
+    _hold: Hold,
+}
+
+impl Resource for FutureIncomingResponse {
+    const NAME: &'static str = "future-incoming-response";
+}
+
+impl Readiness for Promised {
+    fn ready(&self) -> bool {
+        self.is_settled()
+    }
+    fn wait(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        Box::pin(poll_fn(|context| self.poll_settled(context)))
+    }
+}
+
+fn subscribe(cx: &mut Cx, future: Borrow<FutureIncomingResponse>) -> Result<Own<Pollable>, Trap> {
+    Ok(Own(Pollable::new(cx.table.get(&future)?.promised.clone())))
+}
+
+type Response = Result<Own<IncomingResponse>, ErrorCode>;
+
+/// None: not there yet. `Err(())`: it was taken.
+fn response(
+    cx: &mut Cx,
+    future: Borrow<FutureIncomingResponse>,
+) -> Result<Option<Result<Response, ()>>, Trap> {
+    let future = cx.table.get_mut(&future)?;
+    if !future.promised.is_settled() {
+        return Ok(None);
+    }
+    let Some(Waiting { charge, .. }) = future.waiting.take() else { return Ok(Some(Err(()))) };
+    let outcome = future.promised.take().unwrap_or(Err(ErrorCode::ConnectionTerminated));
+    let response = match outcome {
+        Ok(response) => {
+            response.body().carry(Box::new(charge));
+            Ok(Own(IncomingResponse::new(&cx.held, response)?))
+        }
+        Err(why) => Err(why),
+    };
+    Ok(Some(Ok(response)))
+}
