@@ -4,10 +4,10 @@
 //!
 //! Owns: what the third tries. Never: what becomes of it, which `hostile.rs` and `isolation.rs` look at one by one.
 //!
-//! `TARTLET_SIEGE` says for how many seconds (60); `make hostile` takes five minutes. How fast the honest ones are is
-//! printed, not asserted: the attackers are threads of this process and take time from the same cores. Two subjects that
-//! always ask have half of the box each and three a third, so beside the third they are as fast as is fair at 2/3 of
-//! what they are without it.
+//! `TARTLET_SIEGE` says for how many seconds (60), and that the real model is to answer: `make hostile` takes five minutes.
+//! How fast the honest ones are is printed, not asserted: the attackers are threads of this process and take time from
+//! the same cores. Two subjects that always ask have half of the box each and three a third, so beside the third they
+//! are as fast as is fair at 2/3 of what they are without it.
 
 #[path = "support/gguf.rs"]
 #[allow(dead_code)] // of which only the random numbers are used
@@ -303,9 +303,11 @@ fn median(rounds: &[f64]) -> f64 {
 
 #[test]
 fn honest_apps_lose_nothing_beside_one_that_tries_everything() {
-    let seconds = std::env::var("TARTLET_SIEGE").map_or(SECONDS, |text| text.parse().expect("a number"));
+    let asked = std::env::var("TARTLET_SIEGE").ok();
+    let seconds = asked.as_ref().map_or(SECONDS, |text| text.parse().expect("a number"));
+    let model = if asked.is_some() { support::model() } else { support::small_model() };
     // Every instance draws from one seed, so that the same run gives the same tokens.
-    let mut server = Server::guarded_with(support::model(), "[engine]\nseed = 7\n");
+    let mut server = Server::guarded_with(model, "[engine]\nseed = 7\n");
     let targets = [Arc::new(Mutex::default()), Arc::new(Mutex::default())];
     let mut honest: Vec<(Honest, Round)> = ["alice", "bob"]
         .into_iter()
