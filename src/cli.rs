@@ -4,7 +4,9 @@
 //! appliance serves, the client runs programs, `auth` makes tokens), and never a token as an argument (`ps` shows those).
 
 use crate::backend::cpu::KvFormat;
+use crate::backend::cuda;
 use crate::outgoing::Allowed;
+use crate::quota::Caps;
 use crate::{appliance, auth, bench, client, config, eval, model, selftest};
 use std::ffi::OsString;
 use std::fmt::Write as _;
@@ -156,10 +158,16 @@ request is an instance of its own.
             value("role", "ROLE", "user or admin (default user)"),
             value("ttl", "TIME", "how long it is valid: 90s, 15m, 12h or 30d (default 30d)"),
             values("http", "HOST[:PORT]", "a host that its programs may call; may be repeated"),
+            values(
+                "quota",
+                "NAME=VALUE",
+                "lower a quota of what is launched with it; NAME as under [quotas] of tartlet.toml; may be repeated",
+            ),
             value("out", "FILE", "write the token to FILE (mode 0600) instead of standard output"),
         ],
         summary: "sign a token",
-        about: "  tartlet token mint --key box.key --sub kitchen-app --ttl 12h --out app.token",
+        about: "  tartlet token mint --key box.key --sub kitchen-app --ttl 12h --out app.token
+  tartlet token mint --key box.key --sub guest --quota subject_instances=2 --quota subject_kv_pages=256",
     },
     Verb {
         name: "token inspect",
@@ -234,6 +242,7 @@ serve it. Temporary files lie in TMPDIR, and what keeping a program adds is time
         flags: &[
             value("backend", "cuda|cpu", "what to check (default: the GPU, or without one the processor)"),
             value("libcuda", "PATH", "the CUDA driver's library, where it is not found by itself"),
+            switch("untimed", "measure no rates and give every step 10 minutes: under compute-sanitizer, say"),
             switch("json", "print one JSON object instead of a table"),
         ],
         summary: "check that this machine's GPU or processor computes what it should",
@@ -273,6 +282,7 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
         Ok(code) => code,
         Err(failure) => {
             eprintln!("tartlet: {}", failure.sentence);
+            cuda::leave(failure.status);
             ExitCode::from(failure.status)
         }
     }
@@ -420,7 +430,10 @@ fn mint(words: &Words) -> Result<ExitCode, Failure> {
     let ttl = auth::parse_ttl(&ttl).map_err(Failure::usage)?;
     let http =
         Allowed::new(&words.texts("http")?).map_err(|what| Failure::usage(format!("--http: {what}.")))?;
-    let claims = auth::Claims { http, ..auth::Claims::new(&sub, role, ttl) };
+    let quotas = words.texts("quota")?;
+    let quotas = Caps::read(quotas.iter().map(String::as_str))
+        .map_err(|what| Failure::usage(format!("--quota: {what}.")))?;
+    let claims = auth::Claims { quotas, http, ..auth::Claims::new(&sub, role, ttl) };
     let token = auth::mint(&key, &claims).map_err(Failure::new)?;
     match words.path("out") {
         Some(path) => auth::write_private(&path, token.expose()).map_err(Failure::new)?,
@@ -500,7 +513,8 @@ fn measure(words: &Words) -> Result<ExitCode, Failure> {
 
 fn check(words: &Words) -> Result<ExitCode, Failure> {
     let backend = words.text("backend")?.map(|name| name.parse()).transpose().map_err(Failure::usage)?;
-    let options = selftest::Options { backend, libcuda: words.path("libcuda") };
+    let timed = !words.has("untimed");
+    let options = selftest::Options { backend, libcuda: words.path("libcuda"), timed };
     let report = selftest::run(&options, |sentence| eprintln!("tartlet: {sentence}"))
         .map_err(|error| Failure { sentence: error.to_string(), status: EXIT_DEVICE })?;
     print(&if words.has("json") { selftest::json(&report) } else { selftest::table(&report) });
