@@ -51,6 +51,14 @@ soak: toolchain inferlets ## launch mixed programs by the thousand and see that 
 	$(call say,soak)
 	@TARTLET_SOAK=$(LAUNCHES) $(CARGO) test --locked --test soak -- --nocapture
 
+# The suite has a minute of it.
+SECONDS_OF_SIEGE ?= 300
+
+.PHONY: hostile
+hostile: toolchain inferlets model ## five minutes of every attack we can name beside two honest apps; SECONDS_OF_SIEGE=300
+	$(call say,hostile)
+	@TARTLET_MODEL="$(abspath $(MODEL))" TARTLET_SIEGE=$(SECONDS_OF_SIEGE) $(CARGO) test --locked --test siege -- --nocapture
+
 # Vector kernels read and write by pointers; this finds one that leaves its array. Leaks are no such thing, and a test
 # makes some on purpose.
 .PHONY: sanitize
@@ -103,10 +111,11 @@ gpu-check: release ## pack target/gpu-check.tar.gz: checks a GPU, on a machine w
 	@echo "$(TARGET)/gpu-check.tar.gz: unpack it where the GPU is, and run gpu-check/check.sh"
 
 .PHONY: inferlets
-inferlets: toolchain ## build our guest programs: inferlets/target/wasm32-wasip2/release/*.wasm
+inferlets: toolchain ## build our guest programs: inferlets/target/wasm32-wasip2/release/*.wasm, openai.wasm also beside the server
 	$(call say,inferlets)
 	@$(CARGO) build --locked --manifest-path inferlets/Cargo.toml --target-dir inferlets/target \
 	  --release --target $(GUEST)
+	@for folder in debug release; do mkdir -p $(TARGET)/$$folder; cp $(GUESTS)/openai.wasm $(TARGET)/$$folder; done
 
 .PHONY: bench
 bench: release inferlets model ## measure speed on the demo model; ARGS='--against before.json' and the like
@@ -167,6 +176,16 @@ $(PTXAS)/ready: kernels/requirements.txt
 	@mv $(PTXAS)/wheels/nvidia/cu13/bin/ptxas $(PTXAS)/wheels/nvidia/cu13/bin/nvdisasm $(PTXAS)
 	@rm -r $(PTXAS)/wheels
 	@touch $@
+
+# Debian's headless Chromium, by its signed packages; another one by BROWSER=PATH.
+BROWSER   ?= $(shell command -v chromium-headless-shell chromium | head -n 1)
+
+.PHONY: test-browser
+test-browser: toolchain inferlets ## try from a page of another origin, in a real browser (needs chromium-headless-shell)
+	$(call say,browser)
+	@[[ -x "$(BROWSER)" ]] || { \
+	  echo "no browser is there: apt-get install chromium-headless-shell, or give BROWSER=PATH" >&2; exit 1; }
+	@TARTLET_BROWSER="$(BROWSER)" $(CARGO) test --locked --test browser
 
 .PHONY: toolchain
 toolchain: # the channel of rust-toolchain.toml with the target of the guests

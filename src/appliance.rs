@@ -7,19 +7,23 @@
 //! packed), worker threads, backend (it borrows the workers), engine (it owns the backend), runtime, programs, door. An
 //! upper part holds handles of those below it; nothing below names anything above.
 
+use crate::auth::Grant;
 use crate::auth::Verifier;
 use crate::backend::cpu::{Cpu, CpuOptions};
 use crate::backend::heap;
 use crate::cli::{EXIT_DEVICE, Failure};
-use crate::config::Config;
+use crate::config::{Config, OpenaiConfig};
 use crate::engine::operation::Notice;
 use crate::engine::{self, Engine, Reuse};
 use crate::exchange::Exchange;
 use crate::host::Trap;
+use crate::identity::{ProgramHash, Subject};
 use crate::limits;
 use crate::model::Model;
 use crate::observe;
-use crate::program::Store;
+use crate::outgoing;
+use crate::program::{Program, Store};
+use crate::runtime::serve::Serve;
 use crate::runtime::{Ending, Runtime, RuntimeParts, Workers};
 use crate::server::{self, Door, Names, Served};
 use async_signal::{Signal, Signals};
@@ -47,6 +51,10 @@ pub struct Appliance {
     door: Door<Served>,
     /// The server instances of programs.
     serving: server::http::Serving,
+    /// Where the API of OpenAI is served, if it is.
+    openai: Option<u16>,
+    /// The requests that programs make.
+    sending: outgoing::Sending,
     runtime: Runtime,
     exchange: Arc<Exchange>,
     /// Instances that the engine has given up.
@@ -71,6 +79,9 @@ pub fn serve(config: Config) -> Result<ExitCode, Failure> {
             Signals::new([Signal::Int, Signal::Term]).map_err(failed("Signals cannot be awaited"))?;
         // A supervisor that closed our output may still connect.
         let mut output = std::io::stdout();
+        if let Some(port) = appliance.openai {
+            let _ = writeln!(output, "openai on http://127.0.0.1:{port}/v1");
+        }
         let _ = writeln!(output, "listening on ws://{address}").and_then(|()| output.flush());
         let told = async {
             signals.next().await;
@@ -119,21 +130,27 @@ impl Appliance {
             .map_err(failed("The engine's thread cannot be started"))?;
         announce(&model, &engine, &config);
 
+        let (outgoing, sending) = outgoing::outgoing(config.allow);
         let runtime = Runtime::new(RuntimeParts {
             engine: engine.clone(),
             model: model.clone(),
             workers,
             exchange: exchange.clone(),
             quotas: config.quotas,
+            outgoing,
             seed: config.engine.seed,
         });
         let store = Store::open(&config.state.join("programs")).map_err(Failure::config)?;
+        let openai = config.openai.map(|openai| (openai, of_openai(config.auth.is_some())));
         let verifier = config.auth.map(|keys| Verifier::new(keys.public, keys.revoked));
         let names = Names { hosts: config.hosts, origins: config.origins };
         let (hall, serving) = server::http::hall(runtime.clone(), names.clone());
+        let openai = openai
+            .map(|(openai, subject)| smol::block_on(open_openai(openai, subject, &runtime, &hall)))
+            .transpose()?;
         let served = Served { store, runtime: runtime.clone(), engine, hall, model: model.name.clone() };
         let door = Door::new(served, verifier, names);
-        Ok(Appliance { door, serving, runtime, exchange, given_up, failing })
+        Ok(Appliance { door, serving, openai, sending, runtime, exchange, given_up, failing })
     }
 
     /// Closes when the engine's thread has given the model's memory back, which is some time after [`run`](Self::run).
@@ -143,11 +160,11 @@ impl Appliance {
 
     /// Serves `listener` until `told`, or until the device fails, which is the error.
     pub async fn run(self, listener: TcpListener, told: impl Future<Output = ()>) -> Result<(), Failure> {
-        let Appliance { door, serving, runtime, exchange, given_up, failing } = self;
+        let Appliance { door, serving, openai: _, sending, runtime, exchange, given_up, failing } = self;
         let broken = Fault::default();
         let until = smol::future::or(told, device_fails(failing, runtime.clone(), broken.clone()));
         let kept = smol::future::or(end_given_up(runtime.clone(), given_up), give_memory_back(runtime));
-        let beside = smol::future::or(serving.run(), kept);
+        let beside = smol::future::or(smol::future::or(serving.run(), sending.run()), kept);
         smol::future::or(server::run(listener, door, until), beside).await;
         exchange.kvs.close(); // guests that still run hold it too
         match broken.take() {
@@ -155,6 +172,45 @@ impl Appliance {
             Some(why) => Err(Failure { sentence: why, status: EXIT_DEVICE }),
         }
     }
+}
+
+/// Whose the server instance of that API is.
+fn of_openai(authenticated: bool) -> Subject {
+    if authenticated { Subject::new("openai") } else { Grant::everyone().subject }
+}
+
+/// Launches our program that speaks the API of OpenAI, from its file; returns its port.
+async fn open_openai(
+    config: OpenaiConfig,
+    subject: Subject,
+    runtime: &Runtime,
+    hall: &server::http::Hall,
+) -> Result<u16, Failure> {
+    let OpenaiConfig { port, program: path } = config;
+    let bytes = std::fs::read(&path).map_err(|cause| {
+        Failure::config(format!(
+            "The program of --openai, {}, cannot be read: {cause}. Build it with `make inferlets`, or say where it is: \
+             program under [openai] in the configuration.",
+            path.display()
+        ))
+    })?;
+    let program = Arc::new(Program::on_disk(ProgramHash::of(&bytes), path.clone()));
+    let refused = |why: &str| Failure::config(format!("The program of --openai, {}: {why}.", path.display()));
+    let kinds = program.kinds().await.map_err(|rejected| refused(&rejected.to_string()))?;
+    if !kinds.answers {
+        return Err(refused("it does not export wasi:http/incoming-handler, so it answers no requests"));
+    }
+    let quotas = *runtime.quotas();
+    let serve = Serve {
+        program,
+        arguments: Vec::new(),
+        subject,
+        quotas,
+        http: Default::default(),
+        port,
+        expires: None,
+    };
+    hall.open(serve).await.map_err(|why| Failure::new(format!("The API of OpenAI is not served: {why}.")))
 }
 
 /// Turns the cause of a failed step into a sentence.

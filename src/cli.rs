@@ -5,6 +5,7 @@
 
 use crate::backend::cpu::KvFormat;
 use crate::backend::cuda;
+use crate::outgoing::Allowed;
 use crate::quota::Caps;
 use crate::{appliance, auth, bench, client, config, eval, model, selftest};
 use std::ffi::OsString;
@@ -80,16 +81,19 @@ const VERBS: &[Verb] = &[
             values("public-key", "FILE", "accept tokens signed by this key (k4.public.…); may be repeated"),
             switch("no-auth", "accept everyone; only on a loopback address"),
             value("seed", "N", "make sampling repeatable: every instance draws from N"),
+            value("openai", "PORT", "serve the API of OpenAI on this port of 127.0.0.1 (port 0 takes a free one)"),
             switch("print-config", "print the default configuration, every key explained, and end"),
         ],
         summary: "serve a model to local apps over a WebSocket",
         about: "\
 Flags win over the configuration file. The line `listening on ws://ADDR:PORT` on standard output says that
-clients may connect; SIGINT or SIGTERM ends the server cleanly.
+clients may connect, `openai on http://127.0.0.1:PORT/v1` where apps find that API; SIGINT or SIGTERM ends the
+server cleanly.
 
   tartlet token keygen --out box.key
   tartlet serve --model models/SmolLM2-135M-Instruct.Q4_1.gguf --public-key box.key.pub
-  tartlet serve --model model.gguf --no-auth          # a trial on your own machine",
+  tartlet serve --model model.gguf --no-auth          # a trial on your own machine
+  tartlet serve --model model.gguf --no-auth --openai 8081",
     },
     Verb {
         name: "run",
@@ -161,6 +165,7 @@ request is an instance of its own.
                 "NAME=VALUE",
                 "lower a quota of what is launched with it; NAME as under [quotas] of tartlet.toml; may be repeated",
             ),
+            values("http", "HOST[:PORT]", "a host that its programs may call; may be repeated"),
             value("out", "FILE", "write the token to FILE (mode 0600) instead of standard output"),
         ],
         summary: "sign a token",
@@ -217,7 +222,7 @@ top1_clear, mean_kl, and the same for each prompt.
                 "measure what this tartlet.toml serves: its model, and its [engine] in place of the defaults",
             ),
             value("threads", "N", "threads for batches and programs (default: the configuration's, or one per core)"),
-            value("inferlets", "DIR", "the folder with completion.wasm and echo.wasm, as `make inferlets` fills it"),
+            value("inferlets", "DIR", "the folder that `make inferlets` fills: completion, echo and rogue are run"),
             values("only", "SECTION", "measure this section alone, or this figure (prefill.300); may be repeated"),
             switch("json", "print one JSON object instead of a table"),
             value("against", "FILE", "also say what changed beyond noise since the run whose --json is FILE"),
@@ -225,8 +230,8 @@ top1_clear, mean_kl, and the same for each prompt.
         summary: "measure this machine, the backend, and what programs cost",
         about: "\
 Medians and quartiles of at least five samples, and shares of what this machine does at most. The sections:
-roof (memory, int8), prefill, decode, sequences, tax (what a program costs per token, by stage), launch, socket,
-server (start, memory, idleness). Measure on a machine that does nothing else. Without --inferlets, what needs
+roof (memory, int8), prefill, decode, sequences, tax (what a program costs per token, by stage), launch, kill (how
+soon a program is gone), fair (a chat beside loops), socket, server (start, memory, idleness). Measure on a machine that does nothing else. Without --inferlets, what needs
 programs is left out. Without --model and --config, /etc/tartlet/tartlet.toml is measured, as `tartlet serve` would
 serve it. Temporary files lie in TMPDIR, and what keeping a program adds is timed there.
 
@@ -370,6 +375,7 @@ fn serve(words: &Words) -> Result<ExitCode, Failure> {
         public_keys: words.paths("public-key"),
         no_auth: words.has("no-auth"),
         seed: words.text("seed")?,
+        openai: words.text("openai")?,
     };
     appliance::serve(config::Config::read(flags).map_err(Failure::config)?)
 }
@@ -429,7 +435,9 @@ fn mint(words: &Words) -> Result<ExitCode, Failure> {
     let quotas = words.texts("quota")?;
     let quotas = Caps::read(quotas.iter().map(String::as_str))
         .map_err(|what| Failure::usage(format!("--quota: {what}.")))?;
-    let claims = auth::Claims { quotas, ..auth::Claims::new(&sub, role, ttl) };
+    let http =
+        Allowed::new(&words.texts("http")?).map_err(|what| Failure::usage(format!("--http: {what}.")))?;
+    let claims = auth::Claims { quotas, http, ..auth::Claims::new(&sub, role, ttl) };
     let token = auth::mint(&key, &claims).map_err(Failure::new)?;
     match words.path("out") {
         Some(path) => auth::write_private(&path, token.expose()).map_err(Failure::new)?,

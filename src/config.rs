@@ -6,6 +6,7 @@
 use crate::auth::{self, PublicKey};
 use crate::backend::cpu::KvFormat;
 use crate::limits;
+use crate::outgoing::Allowed;
 use crate::quota::{self, Name, Quotas};
 use serde::de::{self, Visitor};
 use serde::{Deserialize, Deserializer};
@@ -31,6 +32,7 @@ pub struct Flags {
     pub public_keys: Vec<PathBuf>,
     pub no_auth: bool,
     pub seed: Option<String>,
+    pub openai: Option<String>,
 }
 
 /// What the server serves, checked.
@@ -48,6 +50,10 @@ pub struct Config {
     pub engine: EngineConfig,
     /// What everyone may use; a token lowers it for its bearer.
     pub quotas: Quotas,
+    /// None: that API is not served.
+    pub openai: Option<OpenaiConfig>,
+    /// Whom every program may call.
+    pub allow: Allowed,
     pub log: tracing::Level,
 }
 
@@ -67,6 +73,15 @@ pub struct ModelConfig {
     pub template: Option<String>,
     /// Texts whose keys and values any subject may find computed.
     pub public_prefixes: Vec<String>,
+}
+
+/// Our program that speaks the API of OpenAI, as a server instance from the start on.
+#[derive(Debug)]
+pub struct OpenaiConfig {
+    /// On loopback; 0 takes a free one.
+    pub port: u16,
+    /// The program's file.
+    pub program: PathBuf,
 }
 
 #[derive(Clone, Debug)]
@@ -99,6 +114,14 @@ struct Raw {
     model: RawModel,
     engine: RawEngine,
     quotas: BTreeMap<String, Number>,
+    openai: RawOpenai,
+    http: RawHttp,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default, expecting = "the section [http]")]
+struct RawHttp {
+    allow: Vec<String>,
 }
 
 #[derive(Deserialize, Default)]
@@ -144,6 +167,14 @@ impl<'de> Deserialize<'de> for Number {
     fn deserialize<D: Deserializer<'de>>(value: D) -> Result<Number, D::Error> {
         whole(value).map(|number| Number(number.unwrap_or_default()))
     }
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default, expecting = "the section [openai]")]
+struct RawOpenai {
+    #[serde(deserialize_with = "whole")]
+    port: Option<u16>,
+    program: Option<PathBuf>,
 }
 
 /// A number that is there, refused in words that are not Rust's.
@@ -236,6 +267,13 @@ impl Config {
                 Some(text.parse().map_err(|_| format!("--seed {text} is not a whole number below 2^64."))?)
             }
         };
+        let port = match flags.openai {
+            None => raw.openai.port,
+            Some(text) => Some(text.parse().map_err(|_| format!("--openai {text} is no port: 0 to 65535."))?),
+        };
+        let program = raw.openai.program.map(|path| beside.join(path));
+        let openai =
+            port.map(|port| OpenaiConfig { port, program: program.unwrap_or_else(installed_openai) });
         Ok(Config {
             listen,
             hosts: raw.hosts.iter().map(|host| host.to_ascii_lowercase()).collect(),
@@ -245,6 +283,8 @@ impl Config {
             model: ModelConfig { path: model, name: raw.model.name, template, public_prefixes },
             engine: EngineConfig::check(&raw.engine, seed)?,
             quotas: quotas(&raw.quotas, enabled)?,
+            openai,
+            allow: Allowed::new(&raw.http.allow).map_err(|what| format!("[http] allow: {what}."))?,
             log,
         })
     }
@@ -387,6 +427,15 @@ fn keys(inline: &[String], files: &[PathBuf], revoked: Vec<String>) -> Result<Ke
     Ok(Keys { public, revoked: revoked.into_iter().collect() })
 }
 
+/// Beside the binary, as `make` leaves it, or where a box has what belongs to `bin/tartlet`: in `lib/tartlet/`.
+fn installed_openai() -> PathBuf {
+    const FILE: &str = "openai.wasm";
+    let binary = std::env::current_exe().unwrap_or_default();
+    let folder = binary.parent().unwrap_or(Path::new(""));
+    let beside = folder.join(FILE);
+    if beside.exists() { beside } else { folder.with_file_name("lib").join("tartlet").join(FILE) }
+}
+
 /// systemd's StateDirectory, else the user's state folder by the XDG rules.
 fn default_state() -> Result<PathBuf, String> {
     let folder = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
@@ -426,7 +475,10 @@ mod tests {
         let sections: Vec<&str> = raw.keys().map(String::as_str).collect();
         assert_eq!(
             sections,
-            ["auth", "engine", "hosts", "listen", "log", "model", "origins", "quotas", "state"]
+            [
+                "auth", "engine", "hosts", "http", "listen", "log", "model", "openai", "origins", "quotas",
+                "state"
+            ]
         );
         for (section, keys) in [
             ("auth", &["enabled", "public_keys", "revoked"] as &[&str]),
@@ -443,7 +495,9 @@ mod tests {
                     "threads",
                 ],
             ),
+            ("http", &["allow"]),
             ("model", &["name", "path", "public_prefixes", "template"]),
+            ("openai", &["port", "program"]),
         ] {
             let found: Vec<&str> =
                 raw[section].as_table().expect("a table").keys().map(String::as_str).collect();
@@ -506,6 +560,8 @@ mod tests {
             ("[engine]\nthreads = -1", no_auth(), "-1 is below 0"),
             ("[engine]\nseed = \"x\"", no_auth(), "expected a whole number"),
             ("[engine]\nkv_tokens = 5000000000", no_auth(), "or too large"),
+            ("[openai]\nport = 65536", no_auth(), "65536 is below 0 or too large"),
+            ("", Flags { openai: Some("http".into()), ..no_auth() }, "--openai http is no port"),
             ("engine = 3", no_auth(), "expected the section [engine]"),
             ("[model]\nname = \"\"", no_auth(), "[model] name = \"\" is no name"),
             (
@@ -518,6 +574,16 @@ mod tests {
             ("[quotas]\nfuel = -1", no_auth(), "-1 is below 0"),
             ("[quotas]\nfuel = \"x\"", no_auth(), "expected a whole number"),
             ("log = \"loud\"", no_auth(), "none of error, warn"),
+            (
+                "[http]\nallow = [\"*.a\"]",
+                no_auth(),
+                "[http] allow: \"*.a\" is a pattern; each host is named in full.",
+            ),
+            (
+                "[http]\nallow = [\"https://a\"]",
+                no_auth(),
+                "\"https://a\" names the scheme https; only http is",
+            ),
             ("[auth]\npublic_keys = [\"k4.secret.x\"]", with_model(), "[auth] public_keys: "),
         ] {
             let sentence = checked(text, flags).expect_err(text);
@@ -542,5 +608,7 @@ mod tests {
             Flags { state: Some("/s".into()), ..Flags::default() },
         );
         assert_eq!(config.unwrap().model.path, Path::new("/etc/tartlet/a.gguf"));
+        let config = checked("[openai]\nport = 1\nprogram = \"o.wasm\"", no_auth()).unwrap();
+        assert_eq!(config.openai.unwrap().program, Path::new("/etc/tartlet/o.wasm"));
     }
 }

@@ -20,6 +20,7 @@
 //! `io`: smol, sockets, sessions and HTTP. `engine`: alone owns the model's pages and device; no locks inside. `worker`, as
 //! many as cores: runs slices of guests and, on the CPU backend, the shares of a batch, never both at once; while batches
 //! follow each other the engine's thread stands in for the first worker, so that no token waits for a thread to wake.
+//! `ender`: tells the clients of those whose end was decided and drops what there is of them, whatever the workers do.
 //! `disk`: alone writes key-value pairs, all that wait in one transaction with one sync.
 //! Heavy work on a program or a blob (hashes, validation, translation, its file) runs on smol's blocking pool. A
 //! panic is caught at the guest's and the session's border; one in the engine ends the process.
@@ -50,6 +51,7 @@
 //! | [`runtime`] | guests: fuel slices, run queues, handles, quotas, who runs |
 //! | [`host`] | the guest contract: the canonical ABI, WASI, one file per interface |
 //! | [`transfer`] | HTTP as plain data: bodies as bounded pipes, between a guest and who speaks HTTP for it |
+//! | [`outgoing`] | HTTP requests that guests make: whom they may call, and the client |
 //! | [`exchange`] | mailboxes, topics, the durable key-value pairs |
 //! | [`engine`] | queues, pages, batches |
 //! | [`model`], [`eval`] | GGUF, shape, tokenizer, prompt template; comparison with golden logits |
@@ -77,6 +79,7 @@ pub mod identity;
 pub mod limits;
 pub mod model;
 pub mod observe;
+pub mod outgoing;
 pub mod program;
 pub mod quota;
 pub mod runtime;

@@ -334,9 +334,11 @@ pub const INSTANCES: usize = 256;
 pub const INSTANCES_PER_SUBJECT: usize = INSTANCES / 2;
 /// Pollables in one `poll`: every handle could be one, but nobody waits for more than the passes it has in flight.
 pub const POLLED: usize = 4096;
-/// Bytes of one write to a guest's output; what `check-write` permits, and the most that WASI asks of a blocking write.
-/// Each may be a line of the log of its own, of two bytes.
-pub const STREAM_WRITE_BYTES: usize = 4096;
+/// Bytes of one write to a body; what `check-write` permits.
+pub const STREAM_WRITE_BYTES: usize = 64 * 1024;
+/// The same for standard output and error, and the most that WASI asks of a blocking write: every two bytes may be a line of
+/// the log.
+pub const LOG_WRITE_BYTES: usize = 4096;
 /// Bytes of one line of a guest in the log; a longer one is printed in pieces.
 pub const LOG_LINE_BYTES: usize = 4096;
 /// Random bytes of one call.
@@ -393,6 +395,36 @@ pub const HTTP_READ_STALL: Duration = Duration::from_secs(60);
 pub const SERVERS_LAUNCHING: usize = 8;
 /// Bytes of a request's path and query, and of its authority, that a guest sets.
 pub const URI_BYTES: usize = 8 * 1024;
+
+// ---- HTTP that guests send ----
+
+/// Hosts that programs may call, of the configuration and again of one token: a box knows its neighbours by name.
+pub const HTTP_ALLOWED: usize = 64;
+/// Requests that one instance may have on their way, bodies included: a guest that fans out to a few services.
+pub const OUTGOING_PER_INSTANCE: usize = 8;
+/// Requests of one subject's instances on their way: half of all, so that none takes them all.
+pub const OUTGOING_PER_SUBJECT: usize = OUTGOING / 2;
+/// Requests of all instances on their way, each with a socket and two bodies: 64 KiB each way.
+pub const OUTGOING: usize = 64;
+/// Names that are looked up at a time. Each takes a thread, which cannot be interrupted when nobody waits any more.
+pub const LOOKUPS: usize = 8;
+/// Addresses of one name that are tried.
+pub const ADDRESSES_TRIED: usize = 8;
+/// From a request to a connection, the lookup of the name included.
+pub const OUTGOING_CONNECT_WITHIN: Duration = Duration::from_secs(10);
+/// From a connection to a response's head: as long as another model may think.
+pub const OUTGOING_ANSWER_WITHIN: Duration = HTTP_ANSWER_WITHIN;
+/// Silence within a response's body.
+pub const OUTGOING_SILENCE: Duration = Duration::from_secs(120);
+/// From a request to the end of its response's body, however busily it comes: a guest that reads nothing keeps no socket.
+pub const OUTGOING_WITHIN: Duration = Duration::from_secs(3600);
+/// Bytes of a body, each way.
+pub const OUTGOING_BODY_BYTES: u64 = HTTP_BODY_BYTES;
+
+const _: () = assert!(
+    OUTGOING_PER_INSTANCE <= OUTGOING_PER_SUBJECT
+        && OUTGOING_ANSWER_WITHIN.as_secs() < OUTGOING_WITHIN.as_secs()
+);
 
 // ---- programs ----
 

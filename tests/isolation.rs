@@ -249,6 +249,7 @@ fn too_many_and_too_large() {
     fates(&[
         ("send-giant", Trap("send")),
         ("send-flood", Lives("sent")),
+        ("send-forever", Endless),
         ("blob-giant", Lives("sent")),
         ("blob-hoard", Quota("bytes held by the host")),
         ("return-giant", Trap("set-return")),
@@ -259,6 +260,7 @@ fn too_many_and_too_large() {
         ("input-giant", Trap("input-tokens")),
         ("tokenize-giant", Trap("tokenize")),
         ("tokenize-large", Lives("2097152 tokens")),
+        ("tokenize-forever", Endless),
         ("vocabulary-flood", Lives("read")),
         ("store-flood", Trap("store-set")),
         ("store-giant", Trap("store-set")),

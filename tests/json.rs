@@ -39,6 +39,8 @@ fn schemas() -> Vec<Value> {
         json!({"type": "object", "additionalProperties": {"type": "array", "items": {"type": "boolean"}}}),
         json!({"type": "object", "properties": {"a": {}, "b": {"allOf": [{"type": "string"}]}}, "required": ["c", "b"]}),
         json!({"type": "integer", "minimum": -7, "maximum": -7}),
+        json!({"type": "integer", "exclusiveMinimum": 3, "exclusiveMaximum": 5}),
+        json!({"type": "array", "minItems": 3, "maxItems": 5, "items": {"type": "integer", "minimum": 17, "maximum": 2300}}),
         json!({"type": "string", "minLength": 5}),
         json!({}),
     ]

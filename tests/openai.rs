@@ -14,7 +14,94 @@ mod stops;
 
 use request::{Prompt, Role, read};
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::process::Command;
+use std::time::{Duration, Instant};
 use stops::Stops;
+use support::client::Client;
+use support::{Folder, PATIENCE, Server, guest, python, root, small_model, tartlet};
+
+/// Runs one check of `openai_client.py` against this server.
+fn check(name: &str, server: &mut Server) {
+    let log = server.log();
+    let url = log.lines().find_map(|line| line.strip_prefix("openai on ")).expect("it says where");
+    let output = Command::new(python())
+        .arg(root().join("tests/openai_client.py"))
+        .arg(name)
+        .env("PYTHONDONTWRITEBYTECODE", "1")
+        .env("TARTLET_OPENAI", url)
+        .output()
+        .expect("Python runs");
+    server.assert_alive();
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{name}: {out}\n{err}");
+}
+
+macro_rules! checks {
+    ($($name:ident)*) => {
+        $(#[test] fn $name() { check(stringify!($name), &mut Server::open_with(&["--openai", "0"])); })*
+    };
+}
+
+checks! {
+    models
+    a_chat_streamed_and_whole
+    a_text_goes_on
+    stop_strings_end_it
+    seeds_repeat_themselves
+    mistakes_are_answered_in_its_form
+    answers_follow_a_schema
+    thirty_two_at_once_all_finish
+}
+
+/// Whoever goes away in the middle of an answer ends it, and its pages are back.
+#[test]
+fn who_leaves_stops_it() {
+    let mut server = Server::open_with(&["--openai", "0"]);
+    check("who_leaves_stops_it", &mut server);
+    smol::block_on(async {
+        let mut client = Client::connect(&server).await;
+        let since = Instant::now();
+        loop {
+            let status = client.query("model_status", "").await.expect("a status");
+            let status: BTreeMap<String, String> = serde_json::from_str(&status).expect("JSON");
+            let busy = ["instances.active_count", "resource.0.used"]
+                .map(|key| status.iter().find(|(name, _)| name.ends_with(key)).expect("the key").1.clone());
+            if busy == ["0", "0"] {
+                return;
+            }
+            assert!(since.elapsed() < PATIENCE, "{status:?}");
+            smol::Timer::after(Duration::from_millis(20)).await;
+        }
+    });
+}
+
+/// A program that is not there, or is no server, ends the start with a sentence.
+#[test]
+fn what_cannot_serve_is_said_at_the_start() {
+    let folder = Folder::new();
+    for (program, said) in [
+        (folder.path("none.wasm"), "cannot be read: No such file or directory"),
+        (guest("echo"), "it does not export wasi:http/incoming-handler, so it answers no requests."),
+        (small_model(), "kquants-00001-of-00003.gguf: "),
+    ] {
+        let config = folder.path("tartlet.toml");
+        let text = format!("[openai]\nport = 0\nprogram = {:?}\n", program.display().to_string());
+        std::fs::write(&config, text).expect("the folder can be written to");
+        let output = tartlet()
+            .args(["serve", "--no-auth", "--listen", "127.0.0.1:0", "--config"])
+            .arg(&config)
+            .arg("--state")
+            .arg(folder.path("state"))
+            .arg("--model")
+            .arg(small_model())
+            .output()
+            .expect("the binary runs");
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(78), "{error}");
+        assert!(error.contains("The program of --openai, ") && error.contains(said), "{error}");
+    }
+}
 
 fn body(more: Value) -> Vec<u8> {
     let mut body = json!({"model": "m", "messages": [{"role": "user", "content": "x"}], "prompt": "x"});

@@ -493,3 +493,36 @@ fn nothing_is_left_of_many_launches() {
     });
     soak.server.assert_alive();
 }
+
+/// What an instance takes beside the pages of its context, which this model hardly has: its own memory, and what the host
+/// keeps for it.
+const LIVE: usize = 200;
+const LIVE_KIB: usize = 320 * 1000;
+
+#[test]
+fn two_hundred_live_chats_fit() {
+    let mut server = Server::small();
+    let own = |server: &Server| server.memory_kib("RssAnon") + server.memory_kib("RssShmem");
+    smol::block_on(async {
+        let mut client = Client::connect(&server).await;
+        let mut live = Vec::new();
+        let chat = ["--max-tokens", "1000000", "--user", "the"];
+        let first = client.launch("chat", &chat).await;
+        client.event(&first).await;
+        let hash = blake3::hash(&guest_bytes("chat")).to_hex().to_string();
+        let before = own(&server);
+        let mut second = Client::connect(&server).await;
+        for number in 0..LIVE {
+            let client = if number % 2 == 0 { &mut client } else { &mut second };
+            live.push(client.launch_hash(&hash, &chat).await);
+        }
+        for (number, instance) in live.iter().enumerate() {
+            let client = if number % 2 == 0 { &mut client } else { &mut second };
+            assert!(matches!(client.event(instance).await, Event::Message(_)), "it lives and says something");
+        }
+        let taken = own(&server).saturating_sub(before);
+        println!("{LIVE} live chats take {taken} KiB, {} KiB each", taken / LIVE);
+        assert!(taken <= LIVE_KIB, "{LIVE} live chats take {taken} KiB");
+    });
+    server.assert_alive();
+}

@@ -1,12 +1,13 @@
 //! From claims to rights: who a token speaks for, as what, and until when.
 //!
-//! Owns: the claims (`sub`, `role`, `quotas`, `exp`, `nbf`, `iat`, `jti`; times as RFC 3339), their checks against a clock that is
+//! Owns: the claims (`sub`, `role`, `quotas`, `http`, `exp`, `nbf`, `iat`, `jti`; times as RFC 3339), their checks against a clock that is
 //! passed in, and the list of withdrawn tokens. Never: signatures' arithmetic, sockets, the system clock.
 
 use super::AuthError;
 use super::paseto::{self, Malformed, PublicKey, SecretKey, Token};
 use crate::identity::Subject;
 use crate::limits;
+use crate::outgoing::Allowed;
 use crate::quota::Caps;
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
@@ -48,6 +49,9 @@ pub struct Claims {
     /// What of the box's quotas is lowered for the bearer.
     #[serde(default, skip_serializing_if = "Caps::is_empty")]
     pub quotas: Caps,
+    /// Whom the bearer's programs may call, besides those that the box lets everyone's call.
+    #[serde(default, skip_serializing_if = "Allowed::is_empty")]
+    pub http: Allowed,
     /// Required; RFC 3339.
     pub exp: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -75,6 +79,7 @@ impl Claims {
             sub: sub.to_owned(),
             role,
             quotas: Caps::default(),
+            http: Allowed::default(),
             exp: rfc3339(end),
             nbf: None,
             iat: Some(rfc3339(now)),
@@ -96,6 +101,8 @@ pub struct Grant {
     pub role: Role,
     /// What is lowered for all that is launched with these rights.
     pub quotas: Caps,
+    /// Whom they may call, besides those that everyone's may.
+    pub http: Allowed,
     /// None: never (authentication is off).
     pub expires: Option<OffsetDateTime>,
 }
@@ -108,7 +115,13 @@ impl Grant {
 
     /// Authentication is off: everyone shares one scope.
     pub fn everyone() -> Grant {
-        Grant { subject: Subject::everyone(), role: Role::Admin, quotas: Caps::default(), expires: None }
+        Grant {
+            subject: Subject::everyone(),
+            role: Role::Admin,
+            quotas: Caps::default(),
+            http: Allowed::default(),
+            expires: None,
+        }
     }
 }
 
@@ -201,6 +214,7 @@ fn check(claims: &Claims, now: OffsetDateTime) -> Result<Grant, Denial> {
         subject: Subject::new(sub),
         role: claims.role,
         quotas: claims.quotas.clone(),
+        http: claims.http.clone(),
         expires: Some(expires),
     })
 }
@@ -258,7 +272,13 @@ mod tests {
         let expires = Some(now() + Duration::from_secs(1));
         assert_eq!(
             grant,
-            Ok(Grant { subject: Subject::new("app"), role: Role::User, quotas: Caps::default(), expires })
+            Ok(Grant {
+                subject: Subject::new("app"),
+                role: Role::User,
+                quotas: Caps::default(),
+                http: Allowed::default(),
+                expires
+            })
         );
     }
 
@@ -277,6 +297,16 @@ mod tests {
             let denial = with(quotas).expect_err(quotas).to_string();
             assert!(denial.contains("claims do not read") && denial.contains(part), "{quotas}: {denial}");
         }
+    }
+
+    #[test]
+    fn a_token_may_name_hosts_to_call() {
+        let hosts = Allowed::new(&["api.example.com".to_owned(), "10.0.0.7:8080".to_owned()]).unwrap();
+        let payload =
+            r#"{"sub":"a","http":["API.example.com:80","10.0.0.7:8080"],"exp":"2027-01-01T00:00:00Z"}"#;
+        assert_eq!(granted(payload).map(|grant| grant.http), Ok(hosts.clone()));
+        let shown = serde_json::to_string(&hosts).unwrap();
+        assert_eq!(shown, r#"["api.example.com","10.0.0.7:8080"]"#);
     }
 
     #[test]
@@ -307,6 +337,7 @@ mod tests {
             r#"{"sub":"a","exp":1798761600}"#,
             r#"{"sub":1,"exp":"2027-01-01T00:00:00Z"}"#,
             r#"{"sub":"a","role":"root","exp":"2027-01-01T00:00:00Z"}"#,
+            r#"{"sub":"a","http":["*"],"exp":"2027-01-01T00:00:00Z"}"#,
             r#"{"sub":"a","sub":"b","exp":"2027-01-01T00:00:00Z"}"#,
         ] {
             assert!(matches!(granted(payload), Err(Denial::Claims(_))), "{payload}");

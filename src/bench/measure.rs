@@ -119,6 +119,7 @@ impl Unit {
     pub const US: Unit = Unit { name: "µs", better: Better::Less };
     pub const MS: Unit = Unit { name: "ms", better: Better::Less };
     pub const MB: Unit = Unit { name: "MB", better: Better::Less };
+    pub const TIMES: Unit = Unit { name: "times", better: Better::Less };
     pub const PERCENT: Unit = Unit { name: "%", better: Better::Less };
 }
 

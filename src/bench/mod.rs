@@ -8,12 +8,14 @@
 //! work.rs             what a batch needs: bytes, operations           table.rs     the report for people
 //! steps.rs            the backend alone: prefill, decode, sequences   against.rs   what changed since another run
 //! rig.rs              a server in this process: the tax, launches
+//! fair.rs             the same beside programs that mean harm, and how soon these are gone
 //! child.rs            a server as a process: start, memory, idleness, the socket        leavings.rs  nothing stays behind
 //! others.rs           what else ran meanwhile
 //! ```
 
 mod against;
 mod child;
+mod fair;
 mod leavings;
 mod measure;
 mod others;
@@ -55,7 +57,7 @@ const FIGURE_MOST: usize = 1 << 17;
 
 /// What is measured, in order.
 pub const SECTIONS: &[&str] =
-    &["roof", "prefill", "decode", "sequences", "tax", "launch", "socket", "server"];
+    &["roof", "prefill", "decode", "sequences", "tax", "launch", "kill", "fair", "socket", "server"];
 
 /// What the command line asks for.
 #[derive(Clone, Debug)]
@@ -63,7 +65,7 @@ pub struct Options {
     pub model: PathBuf,
     /// What the backend and the servers run with.
     pub engine: EngineConfig,
-    /// The folder with `completion.wasm` and `echo.wasm`.
+    /// The folder with `completion.wasm`, `echo.wasm` and `rogue.wasm`.
     pub inferlets: Option<PathBuf>,
     /// Some of [`SECTIONS`], or a figure of the backend by its number (`prefill.512`); empty: all.
     pub only: Vec<String>,
@@ -131,6 +133,8 @@ pub struct Programs {
     completion: Vec<u8>,
     /// Sends back what it gets.
     echo: Vec<u8>,
+    /// Does wrong, as its first argument says.
+    rogue: Vec<u8>,
 }
 
 impl Programs {
@@ -152,7 +156,7 @@ impl Programs {
                 "it takes more than one upload chunk, so its launch cannot be timed".into(),
             ));
         }
-        Ok(Programs { completion, echo: read("echo.wasm")? })
+        Ok(Programs { completion, echo: read("echo.wasm")?, rogue: read("rogue.wasm")? })
     }
 }
 
@@ -286,9 +290,12 @@ fn measured(options: &Options, selection: &Selection) -> Result<Report, BenchErr
     let among = Servers { model: &options.model, engine, leavings: &leavings };
     match programs {
         Some(programs) => among.with_programs(&programs, selection, &mut report)?,
-        None if ["tax", "launch", "socket"].iter().any(|section| selection.wants(section)) => {
+        None if ["tax", "launch", "kill", "fair", "socket"]
+            .iter()
+            .any(|section| selection.wants(section)) =>
+        {
             report.notes.push(
-                "The tax, launches and the socket were left out, for they need programs: give --inferlets DIR, the \
+                "The tax, launches, kills, fairness and the socket were left out, for they need programs: give --inferlets DIR, the \
                  folder that `make inferlets` fills."
                     .to_owned(),
             );
@@ -414,7 +421,7 @@ impl Servers<'_> {
         selection: &Selection,
         report: &mut Report,
     ) -> Result<(), BenchError> {
-        if selection.wants("tax") || selection.wants("launch") {
+        if ["tax", "launch", "kill", "fair"].iter().any(|section| selection.wants(section)) {
             tell("what programs cost");
             let mut rig = rig::Rig::start(self.config())?;
             if selection.wants("tax") {
@@ -431,6 +438,14 @@ impl Servers<'_> {
                     );
                 }
                 report.measures.extend(rig.launch(programs, self.leavings.folder())?);
+            }
+            if selection.wants("kill") {
+                tell("how soon a program is gone");
+                report.measures.extend(rig.kill(programs)?);
+            }
+            if selection.wants("fair") {
+                tell("a chat beside loops");
+                report.measures.extend(rig.fair(programs)?);
             }
             rig.stop()?;
         }
@@ -458,6 +473,8 @@ impl Servers<'_> {
             },
             engine: self.engine.clone(),
             quotas: Quotas::default(),
+            openai: None,
+            allow: Default::default(),
             log: tracing::Level::WARN,
         }
     }

@@ -19,9 +19,9 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// Counting on has no end, so that no program stops early.
-const PROMPT: &str = "1 2 3 4 5 6 7 8 9 10 11 12";
+pub(super) const PROMPT: &str = "1 2 3 4 5 6 7 8 9 10 11 12";
 /// Tokens that one run of the program generates.
-const TOKENS: usize = 64;
+pub(super) const TOKENS: usize = 64;
 /// Launches of each kind, beside the one that warms up.
 const LAUNCHES: usize = 9;
 /// Programs of one client that decode side by side, ...
@@ -148,12 +148,17 @@ impl Rig {
         ])
     }
 
-    async fn upload(&mut self, component: &[u8]) -> Result<String, BenchError> {
+    pub(super) async fn upload(&mut self, component: &[u8]) -> Result<String, BenchError> {
         within(self.client.upload_program(component)).await
     }
 
     /// Runs so many instances side by side to their ends.
-    async fn generate(&mut self, program: &str, count: usize, tokens: usize) -> Result<Run, BenchError> {
+    pub(super) async fn generate(
+        &mut self,
+        program: &str,
+        count: usize,
+        tokens: usize,
+    ) -> Result<Run, BenchError> {
         let arguments = ["--max-tokens", &tokens.to_string(), PROMPT].map(str::to_owned);
         stages::start(MARKS);
         let mut instances = Vec::new();
@@ -204,8 +209,8 @@ impl Rig {
 }
 
 /// What one recording of running instances gave.
-struct Run {
-    intervals: Vec<(InstanceId, Interval)>,
+pub(super) struct Run {
+    pub(super) intervals: Vec<(InstanceId, Interval)>,
     /// For each token, on average.
     marks: f64,
 }
@@ -274,7 +279,7 @@ fn kept_in(folder: &Path, bytes: &[u8]) -> Result<Duration, BenchError> {
     Ok(started.elapsed())
 }
 
-fn milliseconds(time: Duration) -> f64 {
+pub(super) fn milliseconds(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
 }
 

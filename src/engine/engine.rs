@@ -47,8 +47,9 @@ const SETTLE_MOST: Duration = Duration::from_millis(10);
 
 /// How long a long prompt's chunk may hold up the decodes that run beside it, ...
 const CHUNK_BESIDE: Duration = Duration::from_millis(100);
-/// ... and how long a chunk may run alone: what a newcomer waits at most.
-const CHUNK_ALONE: Duration = Duration::from_millis(400);
+/// ... and how long a batch may run at all. The pages of one who is ended come back after it, which is promised within
+/// 200 ms, and a newcomer waits for it; the estimate may be off by a third.
+const CHUNK_ALONE: Duration = Duration::from_millis(150);
 /// Rows in a chunk at least: fewer would read all weights for next to nothing.
 const CHUNK_LEAST: u32 = 16;
 /// The first chunk's rows, before anything was measured.
@@ -268,6 +269,8 @@ struct Pace {
     most: u32,
     /// None yet: no estimate.
     cost: Option<Cost>,
+    /// Nanoseconds that a step of one row takes, nearly all of it for the weights; smoothed, once there was a small one.
+    lone: Option<f64>,
 }
 
 /// Nanoseconds, smoothed.
@@ -279,13 +282,13 @@ struct Cost {
 
 impl Pace {
     fn new(most: u32) -> Pace {
-        Pace { most, cost: None }
+        Pace { most, cost: None, lone: None }
     }
 
     fn budget(&self) -> Budget {
         let Some(cost) = self.cost else {
             let work = (f64::from(CHUNK_FIRST) * ROW_FIRST) as u64;
-            return Budget { rows: self.most, row: ROW_FIRST as u64, work, beside: work };
+            return Budget { rows: self.most, row: ROW_FIRST as u64, work, beside: work, apart: work };
         };
         let row = (cost.row / cost.slot) as u64;
         let within = |time: Duration| (time.as_nanos() as f64 / cost.slot) as u64;
@@ -295,6 +298,8 @@ impl Pace {
             row,
             work: within(CHUNK_ALONE).max(least),
             beside: within(CHUNK_BESIDE).max(least),
+            // At least one row, as of everything.
+            apart: ((self.lone.unwrap_or(cost.row) / cost.slot) as u64).max(row + 1),
         }
     }
 
@@ -308,7 +313,15 @@ impl Pace {
         let cost = self.cost.unwrap_or(Cost { row: ROW_FIRST, slot: 1.0 }); // Before: in proportion only.
         let (of_rows, of_slots) = (rows * cost.row, slots * cost.slot);
         if of_rows + of_slots < f64::from(CHUNK_LEAST) * cost.row {
-            return; // A few rows cost what reading the weights costs, not what a row costs.
+            // A few rows cost what reading the weights costs, not what a row costs.
+            if rows > 0.0 {
+                let took = took.as_nanos() as f64;
+                let others =
+                    if self.cost.is_some() { (of_rows + of_slots) * (1.0 - 1.0 / rows) } else { 0.0 };
+                let lone = (took - others).max(took / rows);
+                self.lone = Some(self.lone.map_or(lone, |before| smooth(before, lone)));
+            }
+            return;
         }
         let took = took.as_nanos() as f64;
         let Some(before) = self.cost else {
@@ -317,14 +330,16 @@ impl Pace {
             return;
         };
         // The batch teaches about what it was mostly made of.
-        let smooth =
-            |before: f64, now: f64| (before * 3.0 + now.clamp(before / SURPRISE, before * SURPRISE)) / 4.0;
         self.cost = Some(if of_rows >= of_slots {
             Cost { row: smooth(before.row, (took - of_slots) / rows), ..before }
         } else {
             Cost { slot: smooth(before.slot, (took - of_rows) / slots), ..before }
         });
     }
+}
+
+fn smooth(before: f64, now: f64) -> f64 {
+    (before * 3.0 + now.clamp(before / SURPRISE, before * SURPRISE)) / 4.0
 }
 
 #[cfg(test)]

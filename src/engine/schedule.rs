@@ -3,11 +3,7 @@
 //! Owns: the queued jobs, the order among them, and who is served next. Never: a tensor, a clock, a name of a page
 //! (it sees physical ids), a reply. Pure: the same calls give the same plans.
 //!
-//! The choice: moves of pages first; then passes, higher priority first (a pass that gets nothing rises a level every
-//! [`AGE_BATCHES`] batches), short before long, the instance served least recently first. A batch is bounded in rows
-//! and in work, so that it ends soon whatever the contexts are, and each pass goes as far as there is room. Neither
-//! kind keeps the other waiting: beside short passes (decodes) the long ones (prompts) have at most [`Budget::beside`],
-//! and for a long one that is as urgent as they, a part of the batch is kept.
+//! Moves of pages go first, then the passes that `choose.rs` takes.
 
 use crate::backend::{Batch, Fault, Outcome};
 use crate::engine::credit::Credit;
@@ -15,24 +11,17 @@ use crate::engine::hazards::{Edge, Hazards, JobId, Touch};
 use crate::engine::job::{Job, Move, PassWork, Then, Work};
 use crate::engine::operation::{Kind, Priority, QueueId, Reply};
 use crate::engine::pages::Physical;
-use crate::identity::InstanceId;
+use crate::identity::{InstanceId, Subject};
 use crate::limits::QUEUES_PER_INSTANCE;
 #[cfg(test)]
 use crate::simulation::plant::{Bug, planted};
-use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 
-/// A pass with at most this many rows left is short: a decode, a few speculated tokens, the end of a prompt.
-const SHORT_ROWS: u32 = 8;
-/// Batches without service after which a pass counts as one priority level higher.
-const AGE_BATCHES: u64 = 16;
+mod choose;
+
 /// Moves of one turn: of pages of a large model, some 25 ms. Whoever found a long prefix waits a few turns, not everybody
 /// for it.
 const MOVES: usize = 64;
-/// One part in so many of a batch is kept for a long pass; else decodes, each a whole batch's work deep in its context
-/// or as many as a batch has rows, would leave it nothing.
-const KEPT: u32 = 4;
-
 /// What the next batch may cost. Work is counted in attended slots: a row costs as much as [`Budget::row`] of them, and
 /// one for each slot that it sees, so a row deep in a context is dear however short its pass.
 #[derive(Clone, Copy, Debug)]
@@ -46,6 +35,8 @@ pub struct Budget {
     pub work: u64,
     /// Work of long passes together, when short ones run beside them.
     pub beside: u64,
+    /// Work of one subject's passes, when another's run beside them: what a step of one row takes.
+    pub apart: u64,
 }
 
 impl Budget {
@@ -90,6 +81,7 @@ pub struct Schedule {
     hazards: Hazards,
     queues: HashMap<QueueId, Queue>,
     guests: HashMap<InstanceId, Guest>,
+    shares: HashMap<Subject, Share>,
     /// Passes that may run now.
     ready: BTreeSet<JobId>,
     /// Moves that may run now, in the order they became so.
@@ -99,6 +91,8 @@ pub struct Schedule {
     batch: u64,
     /// Sequences planned so far.
     services: u64,
+    /// What the subject chosen last had been served before.
+    pace: u64,
     next: u64,
 }
 
@@ -112,13 +106,22 @@ struct Queue {
     closed: bool,
 }
 
-#[derive(Default)]
 struct Guest {
+    subject: Subject,
     /// `services` when it was last served.
     served: u64,
     jobs: u32,
     queues: usize,
     left: bool,
+}
+
+/// What one subject has of the device.
+#[derive(Default)]
+struct Share {
+    /// Work done for it. It saves nothing up: once it has been idle it is where the others are.
+    served: u64,
+    jobs: u32,
+    guests: u32,
 }
 
 impl Schedule {
@@ -128,19 +131,24 @@ impl Schedule {
             hazards: Hazards::new(pages, embeds),
             queues: HashMap::new(),
             guests: HashMap::new(),
+            shares: HashMap::new(),
             ready: BTreeSet::new(),
             moves: VecDeque::new(),
             done: Vec::new(),
             batch: 0,
             services: 0,
+            pace: 0,
             next: 0,
         }
     }
 
     // ---- submitting ----
 
-    pub fn join(&mut self, instance: InstanceId) {
-        self.guests.entry(instance).or_default();
+    /// Once for each instance, before all else of it.
+    pub fn join(&mut self, instance: InstanceId, subject: Subject) {
+        self.shares.entry(subject.clone()).or_default().guests += 1;
+        let guest = Guest { subject, served: 0, jobs: 0, queues: 0, left: false };
+        self.guests.insert(instance, guest);
     }
 
     /// Opens the queue if it is new. False: the instance has too many open.
@@ -148,7 +156,7 @@ impl Schedule {
         if self.queues.contains_key(&queue) {
             return true;
         }
-        let guest = self.guests.entry(queue.instance).or_default();
+        let Some(guest) = self.guests.get_mut(&queue.instance) else { return false };
         if guest.queues >= QUEUES_PER_INSTANCE {
             return false;
         }
@@ -209,7 +217,14 @@ impl Schedule {
     ) -> JobId {
         let id = JobId(self.next);
         self.next += 1;
-        self.guests.entry(instance).or_default().jobs += 1;
+        if let Some(guest) = self.guests.get_mut(&instance) {
+            guest.jobs += 1;
+            let share = self.shares.entry(guest.subject.clone()).or_default();
+            if share.jobs == 0 {
+                share.served = share.served.max(self.pace);
+            }
+            share.jobs += 1;
+        }
         let is_pass = matches!(work, Work::Pass(..));
         let mut edges = self.hazards.enter(id, &touches);
         if let Some(first) = before
@@ -262,81 +277,6 @@ impl Schedule {
         let some = !plan.moves.is_empty() || !plan.runs.is_empty();
         self.batch += u64::from(some);
         some.then_some(plan)
-    }
-
-    fn choose(&mut self, budget: Budget, plan: &mut Plan) {
-        let mut rank: BinaryHeap<Rank> = self.ready.iter().filter_map(|&id| self.rank(id)).collect();
-        // Not their levels: with many decodes some have always waited long, and a prompt would never be as urgent.
-        let top = rank.iter().filter_map(|r| self.priority(r.job.0)).max().unwrap_or_default() as u64;
-        let any_short = rank.iter().any(|r| !r.long.0);
-        let prompt = rank.iter().filter(|r| r.long.0 && r.level >= top).max();
-        let mut kept = prompt.and_then(|r| self.kept(r.job.0, budget));
-        let (mut rows, mut work) = (budget.rows, budget.work);
-        let mut long_work = if any_short { budget.beside } else { budget.work };
-        while rows > 0
-            && (work > 0 || kept.is_some() || plan.runs.is_empty())
-            && let Some(best) = rank.pop()
-        {
-            let id = best.job.0;
-            match self.rank(id) {
-                Some(now) if now < best => rank.push(now), // Its instance was served since.
-                Some(now) => {
-                    let long = now.long.0;
-                    let Some(context) = self.context(id) else { continue };
-                    // However deep its context, the first gets on; else it would never.
-                    let mut least = u32::from(plan.runs.is_empty());
-                    let (rows_left, work_left) = if long {
-                        least |= u32::from(now.level >= top && kept.take().is_some());
-                        (rows, work.min(long_work))
-                    } else {
-                        let (kept_rows, kept_work) = kept.unwrap_or_default();
-                        (rows.saturating_sub(kept_rows), work.saturating_sub(kept_work))
-                    };
-                    let allowed = budget.rows_for(work_left, context).max(least).min(rows_left);
-                    let Some((taken, freed)) = self.take(id, allowed, plan) else { continue };
-                    let cost = budget.cost(context, taken);
-                    rows -= taken;
-                    work = work.saturating_sub(cost);
-                    long_work = long_work.saturating_sub(if long { cost } else { 0 });
-                    rank.extend(freed.into_iter().filter_map(|id| self.rank(id)));
-                }
-                None => {}
-            }
-        }
-    }
-
-    /// Rows and work that short passes leave to this long one.
-    fn kept(&self, id: JobId, budget: Budget) -> Option<(u32, u64)> {
-        let Work::Pass(_, pass) = &self.jobs.get(&id)?.work else { return None };
-        // Of a batch of one row nothing can be kept; there only age helps.
-        let rows = pass.left().min((budget.rows / KEPT).max(1)).min(budget.rows.saturating_sub(1));
-        let work = budget.beside.min(budget.work / u64::from(KEPT));
-        Some((rows, work.min(budget.cost(pass.context, rows))))
-    }
-
-    /// Slots that the next row of the pass sees behind it.
-    fn context(&self, id: JobId) -> Option<u32> {
-        match &self.jobs.get(&id)?.work {
-            Work::Pass(_, pass) => Some(pass.context),
-            _ => None,
-        }
-    }
-
-    fn priority(&self, id: JobId) -> Option<Priority> {
-        let Work::Pass(queue, _) = &self.jobs.get(&id)?.work else { return None };
-        Some(self.queues.get(queue).map_or(Priority::Normal, |q| q.priority))
-    }
-
-    fn rank(&self, id: JobId) -> Option<Rank> {
-        let job = self.jobs.get(&id)?;
-        let Work::Pass(_, pass) = &job.work else { return None };
-        let waited = self.batch - job.since;
-        Some(Rank {
-            level: self.priority(id)? as u64 + waited / AGE_BATCHES,
-            long: Reverse(pass.left() > SHORT_ROWS),
-            served: Reverse(self.guests.get(&job.instance).map_or(0, |g| g.served)),
-            job: Reverse(id),
-        })
     }
 
     /// Puts up to `allowed` rows of the pass into the plan. Rows taken, and the passes that may now follow it.
@@ -427,9 +367,10 @@ impl Schedule {
         }
         if let Some(guest) = self.guests.get_mut(&job.instance) {
             guest.jobs -= 1;
-            if guest.left && guest.jobs == 0 {
-                self.guests.remove(&job.instance);
+            if let Some(share) = self.shares.get_mut(&guest.subject) {
+                share.jobs -= 1;
             }
+            self.forget_if_gone(job.instance);
         }
         Some(job)
     }
@@ -497,10 +438,21 @@ impl Schedule {
         }
         if let Some(guest) = self.guests.get_mut(&instance) {
             guest.left = true;
-            if guest.jobs == 0 {
-                self.guests.remove(&instance);
+        }
+        self.forget_if_gone(instance);
+    }
+
+    fn forget_if_gone(&mut self, instance: InstanceId) {
+        let Some(guest) = self.guests.get(&instance).filter(|guest| guest.left && guest.jobs == 0) else {
+            return;
+        };
+        if let Some(share) = self.shares.get_mut(&guest.subject) {
+            share.guests -= 1;
+            if share.guests == 0 {
+                self.shares.remove(&guest.subject);
             }
         }
+        self.guests.remove(&instance);
     }
 
     fn drop_job(&mut self, id: JobId) -> Option<Job> {
@@ -522,6 +474,8 @@ impl Schedule {
         self.moves.clear();
         let mut all = self.take_done();
         all.extend(std::mem::take(&mut self.jobs).into_values());
+        self.guests.clear();
+        self.shares.clear();
         all
     }
 }
@@ -544,15 +498,6 @@ impl Schedule {
         }
         holds
     }
-}
-
-/// Who goes first: the greatest.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Rank {
-    level: u64,
-    long: Reverse<bool>,
-    served: Reverse<u64>,
-    job: Reverse<JobId>,
 }
 
 #[cfg(test)]

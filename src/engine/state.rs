@@ -231,9 +231,9 @@ impl State {
         self.members.insert(instance, Member { seed });
         self.pages.join(instance, subject.clone(), self.joined, pages);
         self.embeds.join(instance, subject.clone(), self.joined, PageQuotas::default());
-        self.schedule.join(instance);
         #[cfg(test)]
-        self.trace.push(Trace::Joined(instance, subject, seed));
+        self.trace.push(Trace::Joined(instance, subject.clone(), seed));
+        self.schedule.join(instance, subject);
     }
 
     fn allocate(

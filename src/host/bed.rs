@@ -155,8 +155,10 @@ impl Bed {
         let join = Command::Join { instance, subject: subject.clone(), pages: PageQuotas::default(), seed };
         assert!(house.engine.try_send(join).is_ok(), "the inbox has room");
         let (quotas, account) = (Quotas::default(), Account::alone());
+        let (outgoing, _) = crate::outgoing::outgoing(Default::default());
         let cx = Cx {
             instance,
+            line: outgoing.line(instance, subject.clone(), &Default::default()),
             subject,
             arguments: vec!["--name".to_owned(), "wert äöü".to_owned()],
             seed,

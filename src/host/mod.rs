@@ -18,6 +18,7 @@ use crate::engine::{Handle, credit::Credits};
 use crate::exchange::{Exchange, Mailbox};
 use crate::identity::{InstanceId, Subject};
 use crate::model::Model;
+use crate::outgoing::Line;
 use crate::runtime::quota::Allowance;
 use crate::runtime::table::Table;
 use crate::runtime::{Directory, Servers, events};
@@ -82,6 +83,8 @@ pub struct Cx {
     pub servers: Servers,
     /// The generator behind `wasi:random/insecure`.
     pub insecure: wasi::random::Insecure,
+    /// Where its HTTP requests go.
+    pub line: Line,
     /// What it prints.
     pub log: wasi::cli::Log,
     /// What the guest may use and has used.

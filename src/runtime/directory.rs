@@ -9,6 +9,7 @@
 use super::LaunchRefusal;
 use super::account::{Account, All};
 use super::ending::Ending;
+use super::worker::Seat;
 use crate::exchange::Mailbox;
 use crate::identity::{InstanceId, ProgramHash, Subject};
 use crate::quota::{Name, Quotas};
@@ -27,8 +28,19 @@ pub struct Entry {
     pub(crate) mailbox: Arc<Mailbox>,
     /// Written once: the ending that somebody else decided on.
     pub(crate) end: Arc<OnceCell<Ending>>,
+    /// Where it waits for a thread.
+    pub(crate) seat: Seat,
     /// Only its last event is still to be sent.
     pub(crate) ended: bool,
+}
+
+impl Entry {
+    /// Ends the instance, if nobody has decided on another end: wherever it is, and before anything else that waits.
+    pub(crate) fn end(&self, ending: Ending) {
+        if self.end.set_blocking(ending).is_ok() {
+            self.seat.end(); // It may wait behind many for a turn, or for a batch.
+        }
+    }
 }
 
 /// Cheap to clone; all clones are one directory.

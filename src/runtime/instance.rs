@@ -138,6 +138,7 @@ pub(super) fn context(runtime: &Runtime, entry: &Entry, launch: Launch, seed: u6
     let parts = &runtime.parts;
     Cx {
         instance: entry.instance,
+        line: parts.outgoing.line(entry.instance, launch.subject.clone(), &launch.http),
         subject: launch.subject,
         arguments: launch.arguments,
         seed,

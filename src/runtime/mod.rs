@@ -7,6 +7,7 @@ use crate::engine;
 use crate::exchange::{Exchange, Mailbox};
 use crate::identity::{InstanceId, Subject};
 use crate::model::Model;
+use crate::outgoing::{Allowed, Outgoing};
 use crate::program::Program;
 use crate::transfer::Call;
 use account::All;
@@ -20,6 +21,7 @@ pub mod account;
 pub mod directory;
 pub mod ending;
 pub mod events;
+mod fair;
 pub mod instance;
 pub mod pace;
 #[cfg(test)]
@@ -45,6 +47,8 @@ pub struct Launch {
     pub subject: Subject,
     /// What it may use: the box's values, lowered by the token's claims.
     pub quotas: Quotas,
+    /// Whom it may call, besides those that every program may.
+    pub http: Allowed,
     /// Where its events go. A full channel makes the guest wait; a closed one ends it.
     pub events: events::Sender,
 }
@@ -89,6 +93,8 @@ pub struct RuntimeParts {
     pub exchange: Arc<Exchange>,
     /// What the box's configuration lets everyone have; a [`Launch`] has them, lowered.
     pub quotas: Quotas,
+    /// Where the requests go that programs make.
+    pub outgoing: Outgoing,
     /// The seed of every instance, for repeatable runs; each gets a random one otherwise.
     pub seed: Option<u64>,
 }
@@ -104,8 +110,8 @@ enum Errand {
 pub struct Runtime {
     parts: Arc<RuntimeParts>,
     directory: Directory,
-    servers: Servers,
     all: Arc<All>,
+    servers: Servers,
     leaving: Receiver<()>,
 }
 
@@ -135,6 +141,7 @@ impl Runtime {
             mailbox: Arc::new(Mailbox::new(&launch.quotas, account.unread(&launch.quotas))),
             account,
             end: Arc::new(OnceCell::new()),
+            seat: self.parts.workers.seat(&launch.subject),
             ended: false,
         })?;
         Ok(Prepared { runtime: self.clone(), entry, launch: Some(launch) })
@@ -153,14 +160,14 @@ impl Runtime {
     /// Ends the instance, wherever it is, soon; its last event says how. The first ending decided on counts.
     pub fn end(&self, instance: InstanceId, ending: Ending) {
         if let Some(entry) = self.directory.find(instance) {
-            let _ = entry.end.set_blocking(ending); // decided already
+            entry.end(ending);
         }
     }
 
     /// Ends every instance, as [`Runtime::end`] ends one.
     pub fn end_all(&self, ending: Ending) {
         for entry in self.directory.all() {
-            let _ = entry.end.set_blocking(ending.clone()); // decided already
+            entry.end(ending.clone());
         }
     }
 
@@ -176,7 +183,7 @@ impl Runtime {
     fn deliver(&self, instance: InstanceId, push: impl FnOnce(&Mailbox) -> Result<(), Quota>) {
         let Some(entry) = self.directory.find(instance) else { return };
         if let Err(quota) = push(&entry.mailbox) {
-            let _ = entry.end.set_blocking(Ending::quota(quota));
+            entry.end(Ending::quota(quota));
         }
     }
 }
@@ -206,7 +213,8 @@ impl Prepared {
     fn set_off(mut self, errand: Errand) {
         if let Some(launch) = self.launch.take() {
             let (runtime, entry) = (self.runtime.clone(), self.entry.clone());
-            self.runtime.parts.workers.spawn(|slice| async move {
+            let seat = entry.seat.clone();
+            self.runtime.parts.workers.spawn(&seat, |slice| async move {
                 let events = launch.events.clone();
                 let quotas = launch.quotas;
                 let run = instance::run(&runtime, &entry, launch, errand, slice);

@@ -6,6 +6,7 @@
 use super::{Ending, InstanceEvent, Launch, LaunchRefusal, Quotas, Runtime, events};
 use crate::identity::{InstanceId, Subject};
 use crate::limits;
+use crate::outgoing::Allowed;
 use crate::program::Program;
 use crate::transfer::Call;
 use smol::channel::{Receiver, Sender};
@@ -24,6 +25,8 @@ pub struct Serve {
     pub arguments: Vec<String>,
     pub subject: Subject,
     pub quotas: Quotas,
+    /// Whom they may call, besides those that every program may.
+    pub http: Allowed,
     pub port: u16,
     /// When the token that launched it does; none: never.
     pub expires: Option<OffsetDateTime>,
@@ -148,13 +151,14 @@ impl Runtime {
     /// Starts an instance that answers `call` for `server`. What it sends to a client of its own, it has none, is read by
     /// nobody but the caller; dropping the answer unread tells it that nobody wants it.
     pub fn answer(&self, server: &Arc<Server>, call: Call) -> Result<Answering, LaunchRefusal> {
-        let Serve { program, arguments, subject, quotas, .. } = &server.serve;
+        let Serve { program, arguments, subject, quotas, http, .. } = &server.serve;
         let (events, received) = events::channel();
         let launch = Launch {
             program: program.clone(),
             arguments: arguments.clone(),
             subject: subject.clone(),
             quotas: *quotas,
+            http: http.clone(),
             events,
         };
         let prepared = self.prepare(launch)?;
@@ -224,6 +228,7 @@ mod tests {
             arguments: vec![],
             subject: Subject::new(subject),
             quotas: Quotas::default(),
+            http: Allowed::default(),
             port,
             expires: None,
         }

@@ -103,6 +103,7 @@ impl Bench {
             workers: Workers::start(threads).unwrap(),
             exchange: house.exchange.clone(),
             quotas,
+            outgoing: crate::outgoing::outgoing(Default::default()).0,
             seed: Some(1),
         });
         Bench { runtime, house }
@@ -113,7 +114,14 @@ impl Bench {
         let program = Program::in_memory(component).unwrap_or_else(|rejected| panic!("{rejected}"));
         let arguments = arguments.iter().map(|argument| argument.to_string()).collect();
         let quotas = *self.runtime.quotas();
-        let launch = Launch { program, arguments, subject: Subject::everyone(), quotas, events };
+        let launch = Launch {
+            program,
+            arguments,
+            subject: Subject::everyone(),
+            quotas,
+            http: Default::default(),
+            events,
+        };
         let prepared = self.runtime.prepare(launch).unwrap();
         let id = prepared.id();
         prepared.start();
@@ -123,7 +131,8 @@ impl Bench {
     fn prepare(&self, subject: &str, quotas: Quotas) -> Result<(Prepared, events::Receiver), LaunchRefusal> {
         let (events, receiver) = events::bounded(1);
         let program = Program::in_memory(&simple(&[], "")).unwrap();
-        let launch = Launch { program, arguments: vec![], subject: Subject::new(subject), quotas, events };
+        let (subject, http) = (Subject::new(subject), Default::default());
+        let launch = Launch { program, arguments: vec![], subject, quotas, http, events };
         self.runtime.prepare(launch).map(|prepared| (prepared, receiver))
     }
 
@@ -374,6 +383,7 @@ fn slices_of_any_size_give_the_same_result() {
             arguments: vec!["x".into(); 20],
             subject: Subject::everyone(),
             quotas: Quotas::default(),
+            http: Default::default(),
             events,
         };
         let entry = bench
@@ -385,13 +395,10 @@ fn slices_of_any_size_give_the_same_result() {
         let cx = instance::context(&bench.runtime, &entry, launch, 1);
         let (done, finished) = bounded(1);
         let code = smol::block_on(program.code()).unwrap();
-        bench.runtime.parts.workers.spawn(move |slice| async move {
-            let mut built = Built::in_guest(
-                &code,
-                code.plan.run.as_ref().unwrap(),
-                Guest::with_slices(instance::store(cx), slice, fuel),
-            )
-            .unwrap();
+        let seat = bench.runtime.parts.workers.seat(&Subject::everyone());
+        bench.runtime.parts.workers.spawn(&seat, move |slice| async move {
+            let guest = Guest::with_slices(instance::store(cx), slice, fuel);
+            let mut built = Built::in_guest(&code, code.plan.run.as_ref().unwrap(), guest).unwrap();
             let outcome = built.run().await;
             done.send((outcome, built.returned())).await.unwrap();
         });
@@ -415,6 +422,7 @@ fn copy(launch: &Launch) -> Launch {
         arguments: launch.arguments.clone(),
         subject: launch.subject.clone(),
         quotas: launch.quotas,
+        http: launch.http.clone(),
         events: launch.events.clone(),
     }
 }

@@ -4,21 +4,26 @@
 //!
 //! Freshly woken guests go first: they wait for a model's answer no longer and will soon wait again. One that needs a few
 //! slices for what it asks next (a pass for each branch of a tree) still counts as woken, or the batch would start with
-//! half of it. Those that use up slice after slice go last, though not never. Between two slices a worker looks whether
-//! the crew wants it for a batch, so guests and kernels do not fight for a core. A worker with nothing to do sleeps on a
-//! condition variable.
+//! half of it. Those that use up slice after slice take what is left over, and a small part of the time if nothing is.
+//! In both queues subjects take turns (`fair.rs`). Between two slices a worker looks whether the crew wants it for a
+//! batch, so guests and kernels do not fight for a core. A worker with nothing to do sleeps on a condition variable.
+//!
+//! Whoever is ended need not wait for a turn: a thread apart, the ender, drops what there is of it and tells its client,
+//! though every worker has part in a batch. It runs no guest's code.
 //!
 //! Waking a thread takes some 30 µs, and a token would need it four times: the engine, a worker, the engine, the workers.
 //! So while batches follow each other the engine's thread stands in for the first worker: it runs that worker's share
 //! of the batch, then the guests whom the batch woke, then the next batch; and the other workers, once their share is
-//! done, look out for the next one for a few microseconds before they sleep. There are never more threads at work
-//! than there are workers.
+//! done, look out for the next one for a few microseconds before they sleep. There are never more threads that run
+//! guests or batches than there are workers.
 
+use super::fair::Fair;
 use crate::backend::crew::Crew;
 use crate::engine::Settle;
+use crate::identity::Subject;
 use crate::limits;
 use async_task::Runnable;
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
@@ -31,8 +36,10 @@ use std::time::{Duration, Instant};
 #[cfg(test)]
 mod tests;
 
-/// One slice in this many goes to a guest that used its last one up, even while others are freshly woken.
-const EXHAUSTED_TURN: u32 = 16;
+/// Of so much time of the woken, as much as one part goes to guests that used their last slice up, ...
+const EXHAUSTED_PART: i64 = 16;
+/// ... saved up for no more than a slice.
+const EXHAUSTED_SAVED: i64 = 200_000; // ns
 /// Slices in a row, up to a millisecond, after which a guest that was woken counts as one that only computes. The engine
 /// waits for the woken a bounded time, so what this can cost others is bounded too.
 const BURST_SLICES: u32 = 4;
@@ -59,6 +66,10 @@ struct Shared {
     first: Condvar,
     /// A slice or a share of a batch is over: for a stand-in that waits until the woken have run.
     settled: Condvar,
+    /// Somebody is to be ended, or this is the end.
+    ends: Condvar,
+    /// Numbers of subjects. Never held while `state` is waited for.
+    subjects: Mutex<Subjects>,
     /// Copies of the state's counts, for those who look without the lock.
     woken: AtomicUsize,
     running: AtomicUsize,
@@ -68,12 +79,14 @@ struct Shared {
 
 #[derive(Default)]
 struct State {
-    woken: VecDeque<Runnable>,
-    exhausted: VecDeque<Runnable>,
+    woken: Fair<Waiting>,
+    exhausted: Fair<Waiting>,
+    /// Those whose end was decided: for the ender.
+    ending: VecDeque<Runnable>,
     /// Guests that run now and came from `woken`.
     running: usize,
-    /// Slices started, to give the exhausted their turn.
-    slices: u32,
+    /// Nanoseconds that the exhausted have coming, or that they were given too many.
+    owed: i64,
     /// The thread that stands in for the first worker, ...
     stand_in: Option<ThreadId>,
     /// ... and whether it is busy: with a batch, in a slice, or asleep until others have settled.
@@ -91,6 +104,61 @@ struct State {
     ended: bool,
 }
 
+/// A guest that has something to run.
+struct Waiting {
+    runnable: Runnable,
+    seat: Arc<Place>,
+}
+
+/// The number of each subject that has a seat.
+#[derive(Default)]
+struct Subjects {
+    numbers: HashMap<Subject, (usize, usize)>, // number, seats
+    free: Vec<usize>,
+    used: usize,
+}
+
+/// A guest's place in the run queues. Cheap to clone.
+#[derive(Clone)]
+pub struct Seat(Arc<Place>);
+
+struct Place {
+    // Weak: a guest that waits for ever must not keep the queues of a dropped pool alive.
+    shared: Weak<Shared>,
+    subject: Subject,
+    /// Its number.
+    number: usize,
+    /// The guest's next turn comes because a slice ended, and not because it was woken.
+    slice_ended: AtomicBool,
+    /// Slices that it used up in a row.
+    in_a_row: AtomicU32,
+    /// It needs no turn any more, only an end.
+    ending: AtomicBool,
+}
+
+impl Seat {
+    /// Whoever polls the guest from now on must find that it is over. Its next turn is the ender's, at once.
+    pub fn end(&self) {
+        self.0.ending.store(true, Ordering::Relaxed); // `state`'s lock orders it
+        if let Some(shared) = self.0.shared.upgrade() {
+            shared.hurry(&self.0);
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let Some(shared) = self.shared.upgrade() else { return };
+        let mut subjects = shared.subjects.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some((_, seats)) = subjects.numbers.get_mut(&self.subject) else { return };
+        *seats -= 1;
+        if *seats == 0 {
+            subjects.numbers.remove(&self.subject);
+            subjects.free.push(self.number);
+        }
+    }
+}
+
 impl Workers {
     /// Starts `size` (at least 1) threads and the crew that they form.
     pub fn start(size: usize) -> io::Result<Workers> {
@@ -100,6 +168,8 @@ impl Workers {
             work: Condvar::new(),
             first: Condvar::new(),
             settled: Condvar::new(),
+            ends: Condvar::new(),
+            subjects: Mutex::default(),
             woken: AtomicUsize::new(0),
             running: AtomicUsize::new(0),
             elsewhere: AtomicUsize::new(0),
@@ -126,7 +196,31 @@ impl Workers {
                 .stack_size(limits::WORKER_STACK_BYTES)
                 .spawn(move || shared.work(&crew, rank))?;
         }
+        let shared = pool.0.shared.clone();
+        thread::Builder::new().name("ender".into()).spawn(move || shared.end_guests())?;
         Ok(pool)
+    }
+
+    /// A place for a guest of this subject.
+    pub fn seat(&self, subject: &Subject) -> Seat {
+        let shared = &self.0.shared;
+        let (number, new) = {
+            let mut subjects = shared.subjects.lock().unwrap_or_else(PoisonError::into_inner);
+            subjects.enter(subject)
+        };
+        if new {
+            let mut state = shared.lock();
+            state.woken.begin(number);
+            state.exhausted.begin(number);
+        }
+        Seat(Arc::new(Place {
+            shared: Arc::downgrade(shared),
+            subject: subject.clone(),
+            number,
+            slice_ended: AtomicBool::new(false),
+            in_a_row: AtomicU32::new(0),
+            ending: AtomicBool::new(false),
+        }))
     }
 
     /// The crew of these threads, for a backend.
@@ -135,20 +229,17 @@ impl Workers {
     }
 
     /// Runs a future to its end. It gets a [`Slice`] to give its thread up with.
-    pub fn spawn<F: Future<Output = ()> + Send + 'static>(&self, make: impl FnOnce(Slice) -> F) {
-        let ended = Arc::new(AtomicBool::new(false));
-        let future = make(Slice { ended: ended.clone() });
-        let in_a_row = AtomicU32::new(0);
-        // Weak: a guest that waits for ever must not keep the threads of a dropped pool alive.
-        let shared: Weak<Shared> = Arc::downgrade(&self.0.shared);
+    pub fn spawn<F: Future<Output = ()> + Send + 'static>(&self, seat: &Seat, make: impl FnOnce(Slice) -> F) {
+        let seat = seat.0.clone();
+        let future = make(Slice(seat.clone()));
         let schedule = move |runnable| {
-            if let Some(shared) = shared.upgrade() {
-                let slices = match ended.swap(false, Ordering::Relaxed) {
-                    true => in_a_row.load(Ordering::Relaxed).saturating_add(1),
+            if let Some(shared) = seat.shared.upgrade() {
+                let slices = match seat.slice_ended.swap(false, Ordering::Relaxed) {
+                    true => seat.in_a_row.load(Ordering::Relaxed).saturating_add(1),
                     false => 0,
                 };
-                in_a_row.store(slices, Ordering::Relaxed);
-                shared.push(runnable, slices >= BURST_SLICES);
+                seat.in_a_row.store(slices, Ordering::Relaxed);
+                shared.push(Waiting { runnable, seat: seat.clone() }, slices >= BURST_SLICES);
             }
         };
         let (runnable, task) = async_task::spawn(future, schedule);
@@ -157,31 +248,42 @@ impl Workers {
     }
 }
 
+impl Subjects {
+    /// The subject's number, and whether it has just been given it.
+    fn enter(&mut self, subject: &Subject) -> (usize, bool) {
+        if let Some((number, seats)) = self.numbers.get_mut(subject) {
+            *seats += 1;
+            return (*number, false);
+        }
+        let number = self.free.pop().unwrap_or_else(|| {
+            self.used += 1;
+            self.used - 1
+        });
+        self.numbers.insert(subject.clone(), (number, 1));
+        (number, true)
+    }
+}
+
 /// What a guest has of the thread it runs on.
 #[derive(Clone)]
-pub struct Slice {
-    /// The guest's next turn comes because a slice ended, and not because it was woken.
-    ended: Arc<AtomicBool>,
-}
+pub struct Slice(Arc<Place>);
 
 impl Slice {
     /// Gives the thread up and queues behind the freshly woken.
     pub fn end(&self) -> impl Future<Output = ()> + Send + use<> {
-        EndSlice { ended: Some(self.ended.clone()) }
+        EndSlice(Some(self.0.clone()))
     }
 }
 
-struct EndSlice {
-    ended: Option<Arc<AtomicBool>>,
-}
+struct EndSlice(Option<Arc<Place>>);
 
 impl Future for EndSlice {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
-        match self.ended.take() {
-            Some(ended) => {
-                ended.store(true, Ordering::Relaxed);
+        match self.0.take() {
+            Some(seat) => {
+                seat.slice_ended.store(true, Ordering::Relaxed);
                 context.waker().wake_by_ref();
                 Poll::Pending
             }
@@ -207,21 +309,29 @@ impl Settle for Workers {
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        let (woken, exhausted) = {
+        let guests = {
             let mut state = self.shared.lock();
             state.ended = true;
-            (std::mem::take(&mut state.woken), std::mem::take(&mut state.exhausted))
+            let State { woken, exhausted, ending, .. } = &mut *state;
+            (std::mem::take(woken), std::mem::take(exhausted), std::mem::take(ending))
         };
         // Outside the lock: dropping a guest may wake another.
-        drop((woken, exhausted));
+        drop(guests);
+        self.shared.ends.notify_all();
         self.shared.work.notify_all();
         self.shared.first.notify_all();
         self.shared.settled.notify_all();
     }
 }
 
-/// A guest to run, and whether it counts as woken.
-type Turn = (Runnable, bool);
+/// A guest to run.
+struct Turn {
+    guest: Waiting,
+    /// Whether it counts as woken.
+    woken: bool,
+    /// It is one of the exhausted, and those who were woken wait for it.
+    owed: bool,
+}
 
 impl State {
     fn settled(&self) -> bool {
@@ -233,8 +343,7 @@ impl State {
     }
 
     fn next(&mut self) -> Option<Turn> {
-        self.slices = self.slices.wrapping_add(1);
-        let turn = self.slices.is_multiple_of(EXHAUSTED_TURN).then(|| self.next_exhausted()).flatten();
+        let turn = (self.owed > 0).then(|| self.next_exhausted()).flatten();
         turn.or_else(|| self.next_woken()).or_else(|| self.next_exhausted())
     }
 
@@ -255,16 +364,31 @@ impl State {
     }
 
     fn next_woken(&mut self) -> Option<Turn> {
-        self.woken.pop_front().map(|runnable| (runnable, true))
+        self.woken.pop().map(|(_, guest)| Turn { guest, woken: true, owed: false })
     }
 
     fn next_exhausted(&mut self) -> Option<Turn> {
-        self.exhausted.pop_front().map(|runnable| (runnable, false))
+        let owed = !self.woken.is_empty();
+        self.exhausted.pop().map(|(_, guest)| Turn { guest, woken: false, owed })
     }
 
     /// Threads that will look at the queues without being told.
     fn looking(&self) -> usize {
         self.looking + usize::from(self.stand_in_free())
+    }
+
+    /// A turn took so many nanoseconds.
+    fn over(&mut self, seat: &Place, woken: bool, owed: bool, took: u64) {
+        let number = seat.number;
+        let time = took.min(u64::from(u32::MAX)) as i64; // four seconds
+        if woken {
+            self.running -= 1;
+            self.woken.over(number, took);
+            self.owed = (self.owed + time / (EXHAUSTED_PART - 1)).min(EXHAUSTED_SAVED);
+        } else {
+            self.exhausted.over(number, took);
+            self.owed -= if owed { time } else { 0 };
+        }
     }
 
     fn stand_in_free(&self) -> bool {
@@ -285,15 +409,20 @@ impl Shared {
         self.elsewhere.store(state.elsewhere(), Ordering::Relaxed);
     }
 
-    fn push(&self, runnable: Runnable, exhausted: bool) {
+    fn push(&self, guest: Waiting, exhausted: bool) {
         let mut state = self.lock();
         if state.ended {
             drop(state);
             return; // and the guest with it
         }
+        if guest.seat.ending.load(Ordering::Relaxed) {
+            state.ending.push_back(guest.runnable);
+            return self.ends.notify_one();
+        }
+        let number = guest.seat.number;
         match exhausted {
-            true => state.exhausted.push_back(runnable),
-            false => state.woken.push_back(runnable),
+            true => state.exhausted.push(number, guest),
+            false => state.woken.push(number, guest),
         }
         self.publish(&state);
         if state.settling {
@@ -301,6 +430,34 @@ impl Shared {
         }
         if state.queued() > state.looking() {
             self.wake_one(&mut state);
+        }
+    }
+
+    /// Gives a guest that waits for a turn to the ender.
+    fn hurry(&self, seat: &Arc<Place>) {
+        let mut state = self.lock();
+        let is_it = |guest: &Waiting| Arc::ptr_eq(&guest.seat, seat);
+        let woken = state.woken.take(seat.number, is_it);
+        let Some(guest) = woken.or_else(|| state.exhausted.take(seat.number, is_it)) else { return };
+        state.ending.push_back(guest.runnable);
+        self.publish(&state);
+        if state.settling {
+            self.settled.notify_all();
+        }
+        self.ends.notify_one();
+    }
+
+    /// The ender.
+    fn end_guests(&self) {
+        let mut state = self.lock();
+        while !state.ended {
+            if let Some(runnable) = state.ending.pop_front() {
+                drop(state);
+                run(runnable);
+                state = self.lock();
+            } else {
+                state = self.ends.wait(state).unwrap_or_else(PoisonError::into_inner);
+            }
         }
     }
 
@@ -400,21 +557,16 @@ impl Shared {
     }
 
     /// Runs one slice of a guest.
-    fn slice<'s>(
-        &'s self,
-        mut state: MutexGuard<'s, State>,
-        (runnable, woken): Turn,
-    ) -> MutexGuard<'s, State> {
-        state.running += woken as usize;
+    fn slice<'s>(&'s self, mut state: MutexGuard<'s, State>, turn: Turn) -> MutexGuard<'s, State> {
+        state.running += turn.woken as usize;
         self.publish(&state);
         drop(state);
-        // A panic for a guest ends at the guest's border (`instance.rs`); this keeps the thread whatever comes.
-        let outcome = catch_unwind(AssertUnwindSafe(|| runnable.run()));
-        if outcome.is_err() {
-            tracing::error!(target: "runtime", "a guest's future panicked past its border");
-        }
+        let Turn { guest: Waiting { runnable, seat }, woken, owed } = turn;
+        let since = Instant::now();
+        run(runnable);
+        let took = since.elapsed().as_nanos() as u64;
         let mut state = self.lock();
-        state.running -= woken as usize;
+        state.over(&seat, woken, owed, took);
         self.publish(&state);
         if state.settling {
             self.settled.notify_all();
@@ -481,6 +633,13 @@ impl Shared {
                 state.sleeping -= 1;
             }
         }
+    }
+}
+
+/// A turn of a guest. A panic for it ends at the guest's border (`instance.rs`); this keeps the thread whatever comes.
+fn run(runnable: Runnable) {
+    if catch_unwind(AssertUnwindSafe(|| runnable.run())).is_err() {
+        tracing::error!(target: "runtime", "a guest's future panicked past its border");
     }
 }
 

@@ -131,7 +131,8 @@ impl House for Served {
             ));
         }
         let quotas = self.runtime.quotas().lowered(&grant.quotas);
-        let launch = Launch { program, arguments, subject: grant.subject.clone(), quotas, events };
+        let (subject, http) = (grant.subject.clone(), grant.http.clone());
+        let launch = Launch { program, arguments, subject, quotas, http, events };
         let prepared = self.runtime.prepare(launch).map_err(|refusal| refusal.to_string())?;
         Ok(Ready { instance: prepared.id(), start: Box::new(move || prepared.start()) })
     }
@@ -152,8 +153,9 @@ impl House for Served {
             ));
         }
         let quotas = self.runtime.quotas().lowered(&grant.quotas);
-        let (subject, expires) = (grant.subject.clone(), grant.expires);
-        self.hall.open(Serve { program, arguments, subject, quotas, port, expires }).await
+        let (subject, http, expires) = (grant.subject.clone(), grant.http.clone(), grant.expires);
+        self.hall.open(Serve { program, arguments, subject, quotas, http, port, expires }).await?;
+        Ok(())
     }
 
     fn servers(&self, grant: &Grant) -> Vec<ServerInstance> {

@@ -52,16 +52,18 @@ pub fn hall(runtime: Runtime, names: Names) -> (Hall, Serving) {
 }
 
 impl Hall {
-    /// Binds the port; from then on it is served. The error is for the client.
-    pub async fn open(&self, serve: Serve) -> Result<(), String> {
+    /// Binds the port (0: a free one) and returns it; from then on it is served. The error is for the client.
+    pub async fn open(&self, mut serve: Serve) -> Result<u16, String> {
         let port = serve.port;
+        let refused = |cause| format!("Port {port} cannot be listened on: {cause}");
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await.map_err(refused)?;
+        let port = listener.local_addr().map_err(refused)?.port();
+        serve.port = port;
         let place = self.runtime.servers().enter(serve).map_err(|refusal| refusal.to_string())?;
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port))
-            .await
-            .map_err(|cause| format!("Port {port} cannot be listened on: {cause}"))?;
         tracing::info!(target: "http", server = %place.server.id, port, "a server instance is launched");
         let stopping = |_| "The server is stopping".to_owned();
-        self.bound.send(Bound { place, listener }).await.map_err(stopping)
+        self.bound.send(Bound { place, listener }).await.map_err(stopping)?;
+        Ok(port)
     }
 }
 

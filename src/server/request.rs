@@ -135,7 +135,8 @@ impl Desk {
     ) -> Result<(), Refusal> {
         let origins = request.headers().get_all(header::ORIGIN);
         let origins = origins.iter().map(HeaderValue::as_bytes);
-        self.names.admit(hosts, origins, IpAddr::V4(Ipv4Addr::LOCALHOST)).map_err(|stranger| {
+        let sites = request.headers().get_all("sec-fetch-site").iter().map(HeaderValue::as_bytes);
+        self.names.admit(hosts, origins, sites, IpAddr::V4(Ipv4Addr::LOCALHOST)).map_err(|stranger| {
             let status = if stranger.malformed { StatusCode::BAD_REQUEST } else { StatusCode::FORBIDDEN };
             Refusal(status, stranger.sentence.into())
         })

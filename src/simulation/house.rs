@@ -64,7 +64,14 @@ impl House for Scripted {
         let id = InstanceId::from_bits(u128::from(mix(self.seed, number)) << 32);
         let program = Arc::new(Program::on_disk(*program, Default::default()));
         let quotas = self.runtime.quotas().lowered(&grant.quotas);
-        let launch = Launch { program, arguments, subject: grant.subject.clone(), quotas, events };
+        let launch = Launch {
+            program,
+            arguments,
+            subject: grant.subject.clone(),
+            quotas,
+            http: Default::default(),
+            events,
+        };
         let prepared = self.runtime.prepare_as(id, launch).map_err(|refusal| refusal.to_string())?;
         let entry = self.runtime.directory().find(id).expect("it has just entered");
         lock(&self.ledger).launched(play.client, entry, play.talks());

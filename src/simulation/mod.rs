@@ -279,6 +279,7 @@ impl World {
             workers: fixed.workers.clone(),
             exchange: fixed.exchange.clone(),
             quotas,
+            outgoing: crate::outgoing::outgoing(Default::default()).0,
             seed: Some(seed),
         });
         let tasks = Tasks::default();

@@ -99,6 +99,16 @@ impl Writer {
         Poll::Pending
     }
 
+    /// Ready once nobody reads any more. For the task that also waits for room.
+    pub fn poll_unread(&self, context: &mut Context<'_>) -> Poll<()> {
+        let mut state = self.0.lock();
+        if state.unread {
+            return Poll::Ready(());
+        }
+        state.writer = Some(context.waker().clone());
+        Poll::Pending
+    }
+
     /// Adds bytes. More than there is room for are taken too: who writes by chunks waits for any room.
     pub fn write(&self, bytes: Bytes) -> Result<(), Refused> {
         let mut state = self.0.lock();

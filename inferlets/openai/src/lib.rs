@@ -81,7 +81,7 @@ async fn route(request: Request<IncomingBody>) -> Result<Answer, (Refusal, Optio
     let chat = match path {
         "/v1/chat/completions" => true,
         "/v1/completions" => false,
-        _ => return Err((Refusal::no_path(path), None)),
+        _ => return Err((Refusal::no_path(parts.uri.path()), None)),
     };
     only("POST")?;
     let work = match read(body).await {

@@ -15,6 +15,11 @@ pub const MODES: &[Mode] = &[
         }
         "sent".to_string()
     }),
+    ("send-forever", || {
+        loop {
+            message::send("once more");
+        }
+    }),
     ("blob-giant", || {
         message::send_blob(api::Blob::new(&vec![7u8; 24 << 20]));
         "sent".to_string()
@@ -75,6 +80,12 @@ pub const MODES: &[Mode] = &[
     ("tokenize-giant", || tokenize(64 << 20)),
     // As much as is allowed, of the kind that costs a byte-pair encoder most: one word without a break.
     ("tokenize-large", || tokenize(4 << 20)),
+    ("tokenize-forever", || {
+        let (tokenizer, text) = (tokenize::get_tokenizer(&model()), "a few words ".repeat(1 << 12));
+        loop {
+            tokenizer.tokenize(&text);
+        }
+    }),
     ("vocabulary-flood", || {
         let tokenizer = tokenize::get_tokenizer(&model());
         for _ in 0..8 {

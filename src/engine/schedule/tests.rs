@@ -1,5 +1,6 @@
 //! What the choice of a batch promises: order, fairness, and its bound in work.
 
+use super::choose::{AGE_BATCHES, SHORT_ROWS};
 use super::*;
 use crate::backend::{DrawKey, Input, Mask, TokenId};
 
@@ -11,11 +12,16 @@ struct World {
 
 impl World {
     fn new(guests: usize) -> World {
+        World::of(&vec![0; guests])
+    }
+
+    /// Guests of these subjects.
+    fn of(subjects: &[usize]) -> World {
         let mut schedule = Schedule::new(0, 0);
         let guests: Vec<QueueId> =
-            (0..guests).map(|_| QueueId { instance: InstanceId::random(), ordinal: 0 }).collect();
-        for queue in &guests {
-            schedule.join(queue.instance);
+            subjects.iter().map(|_| QueueId { instance: InstanceId::random(), ordinal: 0 }).collect();
+        for (queue, subject) in guests.iter().zip(subjects) {
+            schedule.join(queue.instance, Subject::new(&subject.to_string()));
             assert!(schedule.open(*queue));
         }
         World { schedule, guests }
@@ -48,7 +54,7 @@ impl World {
     fn batch(&mut self, rows: u32, beside: u32) -> Vec<(usize, u32)> {
         let row = 1 << 28; // Rows are all that counts, and half a row more for what they see.
         let work = |rows| u64::from(rows) * row + row / 2;
-        self.batch_of(Budget { rows, row, work: work(rows), beside: work(beside) })
+        self.batch_of(Budget { rows, row, work: work(rows), beside: work(beside), apart: u64::MAX })
     }
 
     fn batch_of(&mut self, budget: Budget) -> Vec<(usize, u32)> {
@@ -80,7 +86,7 @@ fn a_long_prompt_runs_in_chunks_and_never_holds_up_a_decode() {
 
 #[test]
 fn rows_for_is_the_inverse_of_cost() {
-    let budget = Budget { rows: 0, row: 700, work: 0, beside: 0 };
+    let budget = Budget { rows: 0, row: 700, work: 0, beside: 0, apart: u64::MAX };
     for context in [0, 1, 4096, 1 << 20, u32::MAX] {
         for work in [0, 1, 700, 701, 100_000, 1 << 30, u64::from(u32::MAX) * 1000] {
             let rows = budget.rows_for(work, context);
@@ -93,7 +99,7 @@ fn rows_for_is_the_inverse_of_cost() {
 #[test]
 fn a_batch_is_bounded_in_attended_slots_too_and_everyone_gets_on() {
     let (row, deep) = (1000, 1 << 16);
-    let budget = Budget { rows: 512, row, work: 200_000, beside: 50_000 };
+    let budget = Budget { rows: 512, row, work: 200_000, beside: 50_000, apart: u64::MAX };
     let mut w = World::new(17);
     (0..15).for_each(|guest| w.submit_behind(deep, guest, 8));
     w.submit(15, 1);
@@ -115,8 +121,8 @@ fn a_batch_is_bounded_in_attended_slots_too_and_everyone_gets_on() {
 /// Decodes that would fill every batch, by their number or by the depth of their contexts, and a prompt beside them.
 #[test]
 fn decodes_that_fill_the_batches_leave_a_prompt_its_part() {
-    let many = Budget { rows: 64, row: 1000, work: 1 << 40, beside: 1 << 40 };
-    let deep = Budget { rows: 512, row: 1000, work: 400_000, beside: 100_000 };
+    let many = Budget { rows: 64, row: 1000, work: 1 << 40, beside: 1 << 40, apart: u64::MAX };
+    let deep = Budget { rows: 512, row: 1000, work: 400_000, beside: 100_000, apart: u64::MAX };
     for (budget, context, least) in [(many, 0, 16), (deep, 1 << 16, 24)] {
         let mut w = World::new(81);
         (0..80).for_each(|guest| w.submit_behind(context, guest, 1));
@@ -151,7 +157,8 @@ fn a_prompt_gets_on_in_the_smallest_batches() {
     (0..2).for_each(|guest| w.submit(guest, 1));
     w.submit(2, 3000);
     for _ in 0..10 {
-        let chosen = w.batch_of(Budget { rows: 2, row: 1000, work: 1 << 40, beside: 1 << 40 });
+        let chosen =
+            w.batch_of(Budget { rows: 2, row: 1000, work: 1 << 40, beside: 1 << 40, apart: u64::MAX });
         assert!(chosen.len() == 2 && chosen.contains(&(2, 1)), "{chosen:?}");
         chosen.iter().filter(|(guest, _)| *guest < 2).for_each(|(guest, _)| w.submit(*guest, 1));
     }
@@ -164,7 +171,10 @@ fn a_decode_dearer_than_a_batch_does_not_shut_a_prompt_out() {
     w.submit(1, 20);
     for _ in 0..12 {
         w.submit_behind(1 << 16, 0, 1);
-        assert_eq!(w.batch_of(Budget { rows: 512, row: 1000, work: 5000, beside: 5000 }), [(0, 1), (1, 1)]);
+        assert_eq!(
+            w.batch_of(Budget { rows: 512, row: 1000, work: 5000, beside: 5000, apart: u64::MAX }),
+            [(0, 1), (1, 1)]
+        );
     }
 }
 
@@ -176,7 +186,8 @@ fn a_prompt_of_lower_priority_waits_for_the_decodes_but_not_for_ever() {
     let mut served = 0;
     for _ in 0..4 * AGE_BATCHES {
         w.submit_behind(1 << 16, 0, 1);
-        let chosen = w.batch_of(Budget { rows: 512, row: 1000, work: 60_000, beside: 15_000 });
+        let chosen =
+            w.batch_of(Budget { rows: 512, row: 1000, work: 60_000, beside: 15_000, apart: u64::MAX });
         served += u64::from(chosen.iter().any(|(guest, _)| *guest == 1));
     }
     assert_eq!(served, 3, "once in {AGE_BATCHES} batches");
@@ -234,4 +245,75 @@ fn passes_of_one_queue_share_a_batch_in_order_and_synchronize_waits_for_them() {
     assert_eq!(w.batch(8, 8), [(0, 8)], "the second may not overtake the first");
     assert_eq!(w.batch(13, 13), [(0, 12), (0, 1)]);
     assert!(w.schedule.is_idle());
+}
+
+/// A subject with a hundred decodes and prompts beside one with a single decode: a step takes what both have apart.
+#[test]
+fn however_much_a_subject_asks_another_has_its_row_in_every_batch_and_the_batch_ends_soon() {
+    let mut subjects = vec![0; 101];
+    subjects[100] = 1;
+    let mut w = World::of(&subjects);
+    (0..50).for_each(|guest| w.submit(guest, 1));
+    (50..100).for_each(|guest| w.submit(guest, 2000));
+    (0..100).for_each(|guest| w.schedule.set_priority(w.guests[guest], Priority::High));
+    w.schedule.set_priority(w.guests[100], Priority::Low);
+    let budget = Budget { rows: 512, row: 1000, work: 1 << 20, beside: 1 << 19, apart: 6000 };
+    for _ in 0..200 {
+        w.submit(100, 1);
+        let chosen = w.batch_of(budget);
+        assert!(chosen.contains(&(100, 1)), "{chosen:?}");
+        let rows: u32 = chosen.iter().map(|(_, rows)| rows).sum();
+        assert!((4..=7).contains(&rows), "{chosen:?}");
+        chosen.iter().filter(|(guest, _)| *guest < 50).for_each(|(guest, _)| w.submit(*guest, 1));
+    }
+    // Alone again it may have the whole batch.
+    let rows: u32 = w.batch_of(budget).iter().map(|(_, rows)| rows).sum();
+    assert!(rows > 100, "{rows}");
+}
+
+/// Subjects of random sizes, with passes of random lengths at random priorities, in batches too small for all: each
+/// subject gets the same work, within what one batch can hold, and within a subject nobody is forgotten.
+#[test]
+fn subjects_share_the_device_equally_whatever_they_ask() {
+    for seed in 1..=40u64 {
+        println!("seed {seed}");
+        let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        let mut below = |n: u64| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state % n
+        };
+        let sizes: Vec<usize> = (0..2 + below(4)).map(|_| 8 + below(40) as usize).collect();
+        let subjects: Vec<usize> = sizes.iter().enumerate().flat_map(|(s, n)| vec![s; *n]).collect();
+        let mut w = World::of(&subjects);
+        let row = 1 << 20; // What a row sees costs next to nothing, and no more than the half row that is over.
+        let rows = |n: u64| row * n + row / 2;
+        let work = rows(1 + below(sizes.len() as u64 * 2));
+        let budget = Budget { rows: 64, row, work, beside: work, apart: rows(1 + below(8)) };
+        let long: Vec<bool> = subjects.iter().map(|_| below(4) == 0).collect();
+        for (guest, queue) in w.guests.clone().into_iter().enumerate() {
+            let priority = [Priority::Low, Priority::Normal, Priority::High][below(3) as usize];
+            w.schedule.set_priority(queue, priority);
+            w.submit(guest, if long[guest] { 40 } else { 1 });
+        }
+        let (mut served, mut rows_of) = (vec![0u64; sizes.len()], vec![0u32; subjects.len()]);
+        let mut left: Vec<u32> = long.iter().map(|long| if *long { 40 } else { 1 }).collect();
+        for _ in 0..3000 {
+            let chosen = w.batch_of(budget);
+            assert!(!chosen.is_empty());
+            for (guest, rows) in chosen {
+                served[subjects[guest]] += u64::from(rows);
+                rows_of[guest] += rows;
+                left[guest] -= rows;
+                if left[guest] == 0 {
+                    left[guest] = if long[guest] { 40 } else { 1 };
+                    w.submit(guest, left[guest]);
+                }
+            }
+        }
+        let (least, most) = (served.iter().min().unwrap(), served.iter().max().unwrap());
+        assert!(most - least <= 64, "{served:?} of {sizes:?}");
+        assert!(rows_of.iter().all(|rows| *rows > 0), "{rows_of:?}");
+    }
 }

@@ -4,12 +4,17 @@ use super::*;
 use smol::channel;
 use std::sync::atomic::AtomicUsize;
 
+/// A guest of a subject that all of a test's share.
+fn spawn<F: Future<Output = ()> + Send + 'static>(workers: &Workers, make: impl FnOnce(Slice) -> F) {
+    workers.spawn(&workers.seat(&Subject::everyone()), make);
+}
+
 #[test]
 fn a_guest_that_spins_does_not_starve_others_nor_they_it() {
     let workers = Workers::start(1).unwrap();
     let stop = Arc::new(AtomicBool::new(false));
     let spins = Arc::new(AtomicUsize::new(0));
-    workers.spawn(|slice| {
+    spawn(&workers, |slice| {
         let (stop, spins) = (stop.clone(), spins.clone());
         async move {
             while !stop.load(Ordering::Relaxed) {
@@ -22,14 +27,14 @@ fn a_guest_that_spins_does_not_starve_others_nor_they_it() {
     let (to_b, from_a) = channel::bounded::<()>(1);
     let (to_a, from_b) = channel::bounded::<()>(1);
     let (done, finished) = channel::bounded(1);
-    workers.spawn(|_| async move {
+    spawn(&workers, |_| async move {
         for _ in 0..10_000 {
             to_b.send(()).await.unwrap();
             from_b.recv().await.unwrap();
         }
         done.send(()).await.unwrap();
     });
-    workers.spawn(|_| async move { while from_a.recv().await.is_ok() && to_a.send(()).await.is_ok() {} });
+    spawn(&workers, |_| async move { while from_a.recv().await.is_ok() && to_a.send(()).await.is_ok() {} });
     smol::block_on(finished.recv()).unwrap();
     assert!(spins.load(Ordering::Relaxed) > 100);
     stop.store(true, Ordering::Relaxed);
@@ -38,7 +43,7 @@ fn a_guest_that_spins_does_not_starve_others_nor_they_it() {
 #[test]
 fn settling_waits_for_the_woken_and_not_for_the_spinning() {
     let workers = Workers::start(2).unwrap();
-    workers.spawn(|slice| async move {
+    spawn(&workers, |slice| async move {
         loop {
             slice.end().await;
         }
@@ -47,7 +52,7 @@ fn settling_waits_for_the_woken_and_not_for_the_spinning() {
         let ran = Arc::new(AtomicUsize::new(0));
         for _ in 0..8 {
             let ran = ran.clone();
-            workers.spawn(move |_| async move {
+            spawn(&workers, move |_| async move {
                 ran.fetch_add(1, Ordering::Relaxed);
             });
         }
@@ -63,7 +68,7 @@ fn settling_waits_for_a_burst_of_a_few_slices() {
         let workers = Workers::start(size).unwrap();
         let (question, asked) = channel::bounded::<()>(1);
         let rounds = Arc::new(AtomicUsize::new(0));
-        workers.spawn(|slice| {
+        spawn(&workers, |slice| {
             let rounds = rounds.clone();
             async move {
                 while asked.recv().await.is_ok() {
@@ -91,7 +96,7 @@ fn settling_waits_for_a_burst_of_a_few_slices() {
 fn batches_and_guests_share_the_threads() {
     let workers = Workers::start(2).unwrap();
     let (sender, receiver) = channel::bounded::<()>(1);
-    workers.spawn(|slice| async move {
+    spawn(&workers, |slice| async move {
         while receiver.try_recv().is_err() {
             slice.end().await;
         }
@@ -115,7 +120,7 @@ fn while_batches_follow_each_other_one_thread_stands_in_and_nobody_starves() {
         let workers = Workers::start(size).unwrap();
         let crew = workers.crew();
         let spins = Arc::new(AtomicUsize::new(0));
-        workers.spawn(|slice| {
+        spawn(&workers, |slice| {
             let spins = spins.clone();
             async move {
                 loop {
@@ -127,7 +132,7 @@ fn while_batches_follow_each_other_one_thread_stands_in_and_nobody_starves() {
         let (question, asked) = channel::bounded::<usize>(1);
         let (answer, answers) = channel::bounded(1);
         let here = thread::current().id();
-        workers.spawn(|_| async move {
+        spawn(&workers, |_| async move {
             while let Ok(round) = asked.recv().await {
                 answer.send((round, thread::current().id() == here)).await.unwrap();
             }
@@ -168,7 +173,7 @@ fn dropping_the_pool_drops_its_guests() {
     let workers = Workers::start(1).unwrap();
     let alive = Arc::new(());
     let guest = alive.clone();
-    workers.spawn(|slice| async move {
+    spawn(&workers, |slice| async move {
         let _guest = guest;
         loop {
             slice.end().await;
@@ -178,4 +183,97 @@ fn dropping_the_pool_drops_its_guests() {
     while Arc::strong_count(&alive) > 1 {
         std::thread::yield_now();
     }
+}
+
+/// The count of turns that each of some guests has had.
+type Turns = Arc<Vec<AtomicUsize>>;
+
+/// One subject with two hundred guests that spin, and one with a single one: it has as many turns as they together.
+#[test]
+fn a_subject_with_many_guests_has_no_more_than_one_with_one() {
+    for size in [1, 2] {
+        let workers = Workers::start(size).unwrap();
+        let turns: Turns = Arc::new((0..2).map(|_| AtomicUsize::new(0)).collect());
+        let begin = Arc::new(AtomicBool::new(false));
+        for guest in 0..201 {
+            let (subject, turns, begin) = (usize::from(guest == 200), turns.clone(), begin.clone());
+            workers.spawn(&workers.seat(&Subject::new(&subject.to_string())), |slice| async move {
+                loop {
+                    if begin.load(Ordering::Relaxed) {
+                        turns[subject].fetch_add(1, Ordering::Relaxed);
+                    }
+                    thread::sleep(Duration::from_micros(20)); // turns of one length, whatever the machine does
+                    slice.end().await;
+                }
+            });
+        }
+        begin.store(true, Ordering::Relaxed);
+        let had = |subject: usize| turns[subject].load(Ordering::Relaxed);
+        while had(0) < 2000 {
+            thread::yield_now();
+        }
+        // Its only guest cannot be in two places, so of two threads' time it may have less than half, never a 200th.
+        assert!(had(1) > 500, "{} turns beside {}", had(1), had(0));
+    }
+}
+
+/// Nobody runs: every worker has part in a batch that does not end. Whoever is ended hears of it all the same.
+#[test]
+fn an_end_waits_neither_for_a_turn_nor_for_a_batch() {
+    let workers = Workers::start(2).unwrap();
+    let (told, tells) = channel::bounded(400);
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut seats = Vec::new();
+    for guest in 0..200 {
+        let seat = workers.seat(&Subject::everyone());
+        let (ending, told) = (seat.clone(), told.clone());
+        workers.spawn(&seat, |slice| async move {
+            while !ending.0.ending.load(Ordering::Relaxed) {
+                match guest % 2 {
+                    0 => slice.end().await,
+                    _ => {
+                        std::future::poll_fn(|context| {
+                            context.waker().wake_by_ref(); // woken without end
+                            if ending.0.ending.load(Ordering::Relaxed) {
+                                Poll::Ready(())
+                            } else {
+                                Poll::Pending
+                            }
+                        })
+                        .await
+                    }
+                }
+            }
+            told.send((guest, thread::current().name().map(str::to_owned))).await.unwrap();
+        });
+        seats.push(seat);
+    }
+    let crew = workers.crew();
+    let inside = Arc::new(AtomicUsize::new(0));
+    let batch = thread::spawn({
+        let (stop, inside) = (stop.clone(), inside.clone());
+        move || {
+            crew.run(&|_rank| {
+                inside.fetch_add(1, Ordering::Relaxed);
+                while !stop.load(Ordering::Relaxed) {
+                    thread::yield_now();
+                }
+            });
+        }
+    });
+    while inside.load(Ordering::Relaxed) < 2 {
+        thread::yield_now();
+    }
+    seats.iter().rev().for_each(Seat::end);
+    let mut ended: Vec<usize> = (0..200)
+        .map(|_| {
+            let (guest, thread) = tells.recv_blocking().unwrap();
+            assert_eq!(thread.as_deref(), Some("ender"));
+            guest
+        })
+        .collect();
+    stop.store(true, Ordering::Relaxed);
+    batch.join().unwrap();
+    ended.sort_unstable();
+    assert_eq!(ended, (0..200).collect::<Vec<_>>());
 }

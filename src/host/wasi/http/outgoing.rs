@@ -7,11 +7,12 @@ use super::fields::Fields;
 use super::incoming::IncomingResponse;
 use super::words::{Method, Scheme};
 use crate::host::abi::{Borrow, Own};
-use crate::host::held::Meter;
+use crate::host::held::{Charge, Meter};
 use crate::host::wasi::io::{Pollable, Readiness};
 use crate::host::wasi::streams::OutputStream;
 use crate::host::{Cx, Interface, Trap};
 use crate::limits;
+use crate::outgoing::{Hold, Sent, Within};
 use crate::runtime::table::Resource;
 use crate::transfer::{ErrorCode, Promised, Reader, Refused, Writer, empty, pipe};
 use http::header::CONTENT_LENGTH;
@@ -72,12 +73,28 @@ pub fn functions(interface: Interface) -> Interface {
 
 /// `wasi:http/outgoing-handler`, where a request that a guest has made is sent off.
 pub fn handler() -> Interface {
-    type Sent = Result<Own<FutureIncomingResponse>, ErrorCode>;
-    Interface::new("wasi:http/outgoing-handler@0.2")
-        .refuse::<(Own<OutgoingRequest>, Option<Own<RequestOptions>>), Sent>(
-            "handle",
-            "this server sends no requests for programs",
-        )
+    Interface::new("wasi:http/outgoing-handler@0.2").call("handle", handle)
+}
+
+/// Fuel of one request: a connection and the heads of two messages take the io thread some 100 µs.
+const REQUEST_FUEL: u64 = 100_000;
+
+/// A request that is not made, for whatever reason, has that reason as its response: programs look for it there.
+fn handle(
+    cx: &mut Cx,
+    Own(request): Own<OutgoingRequest>,
+    options: Option<Own<RequestOptions>>,
+) -> Result<Result<Own<FutureIncomingResponse>, ErrorCode>, Trap> {
+    cx.owed_fuel += REQUEST_FUEL;
+    let options = options.map_or_else(RequestOptions::default, |Own(options)| options);
+    let request = match request.into_request() {
+        Ok(request) => request,
+        Err(why) => return Ok(Err(why)),
+    };
+    let charge = cx.held.charge(limits::BODY_BYTES_IN_FLIGHT)?;
+    let within = Within::new(options.connect, options.first_byte, options.between_bytes);
+    let Sent { promised, hold } = cx.line.send(request, within);
+    Ok(Ok(Own(FutureIncomingResponse { promised, waiting: Some(Waiting { charge, _hold: hold }) })))
 }
 
 // ---- what a message is made of ----
@@ -364,20 +381,21 @@ fn finish(
 
 // ---- the answer to a request ----
 
-/// The response that a request of the guest will have.
+/// The response that a request of the guest will have. Dropping it untaken gives the request up.
 pub struct FutureIncomingResponse {
     promised: Arc<Promised>,
-    taken: bool,
+    /// None: the response was taken.
+    waiting: Option<Waiting>,
+}
+
+struct Waiting {
+    /// For the response's body.
+    charge: Charge,
+    _hold: Hold,
 }
 
 impl Resource for FutureIncomingResponse {
     const NAME: &'static str = "future-incoming-response";
-}
-
-impl FutureIncomingResponse {
-    pub fn new(promised: Arc<Promised>) -> FutureIncomingResponse {
-        FutureIncomingResponse { promised, taken: false }
-    }
 }
 
 impl Readiness for Promised {
@@ -401,16 +419,16 @@ fn response(
     future: Borrow<FutureIncomingResponse>,
 ) -> Result<Option<Result<Response, ()>>, Trap> {
     let future = cx.table.get_mut(&future)?;
-    if future.taken {
-        return Ok(Some(Err(())));
-    }
     if !future.promised.is_settled() {
         return Ok(None);
     }
-    future.taken = true;
+    let Some(Waiting { charge, .. }) = future.waiting.take() else { return Ok(Some(Err(()))) };
     let outcome = future.promised.take().unwrap_or(Err(ErrorCode::ConnectionTerminated));
     let response = match outcome {
-        Ok(response) => Ok(Own(IncomingResponse::new(&cx.held, response)?)),
+        Ok(response) => {
+            response.body().carry(Box::new(charge));
+            Ok(Own(IncomingResponse::new(&cx.held, response)?))
+        }
         Err(why) => Err(why),
     };
     Ok(Some(Ok(response)))

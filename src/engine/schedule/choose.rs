@@ -1,0 +1,209 @@
+//! Who is in the next batch, and how far.
+//!
+//! Owns: the order among the passes that may run, and the bounds of a batch. Never: what a pass touches, or when it may
+//! run.
+//!
+//! Among subjects the one that was served least goes first, and while several have something ready no one's passes take
+//! more than its part of the rows, or more work than [`Budget::apart`]: whoever has one row to run has it at least as
+//! often as if the device were given to each subject in turn, however many rows the others have. Priorities are a
+//! subject's own: they order its passes and nobody else's.
+//!
+//! Among the passes of one subject higher priority goes first (one that gets nothing rises a level every
+//! [`AGE_BATCHES`] batches), short before long, the instance served least recently first. A batch is bounded in rows
+//! and in work, so that it ends soon whatever the contexts are, and each pass goes as far as there is room. Neither
+//! kind keeps the other waiting: beside short passes (decodes) the long ones (prompts) have at most [`Budget::beside`],
+//! and for a long one that is as urgent as they, a part of what its subject has is kept.
+
+use super::{Budget, Plan, Schedule};
+use crate::engine::hazards::JobId;
+use crate::engine::job::Work;
+use crate::engine::operation::Priority;
+use crate::identity::Subject;
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap};
+
+/// A pass with at most this many rows left is short: a decode, a few speculated tokens, the end of a prompt.
+pub(super) const SHORT_ROWS: u32 = 8;
+/// Batches without service after which a pass counts as one priority level higher.
+pub(super) const AGE_BATCHES: u64 = 16;
+/// One part in so many of a batch is kept for a long pass; else decodes, each a whole batch's work deep in its context
+/// or as many as a batch has rows, would leave it nothing.
+const KEPT: u32 = 4;
+
+/// Who goes first of one subject's: the greatest.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Rank {
+    level: u64,
+    long: Reverse<bool>,
+    served: Reverse<u64>,
+    job: Reverse<JobId>,
+}
+
+/// What one subject may still have of the batch.
+struct Lot {
+    subject: Subject,
+    rank: BinaryHeap<Rank>,
+    /// The highest priority among its passes.
+    top: u64,
+    rows: u32,
+    work: u64,
+    /// Of the work, what long passes may have.
+    long_work: u64,
+    /// Rows and work that short passes leave to a long one.
+    kept: Option<(u32, u64)>,
+    /// Something of it is in the batch.
+    begun: bool,
+}
+
+impl Schedule {
+    pub(super) fn choose(&mut self, budget: Budget, plan: &mut Plan) {
+        let mut lots = self.lots(budget);
+        let alone = lots.len() == 1;
+        let mut order: BinaryHeap<(Reverse<u64>, Reverse<usize>)> = lots
+            .iter()
+            .enumerate()
+            .map(|(at, lot)| (Reverse(self.served(&lot.subject)), Reverse(at)))
+            .collect();
+        let (mut rows, mut work) = (budget.rows, budget.work);
+        while rows > 0
+            && let Some((Reverse(served), Reverse(at))) = order.pop()
+        {
+            let lot = &mut lots[at];
+            if work == 0 && !plan.runs.is_empty() && !(alone && lot.kept.is_some()) {
+                return;
+            }
+            let Some((taken, cost)) = self.choose_of(lot, rows, work, budget, plan) else { continue };
+            rows -= taken;
+            work = work.saturating_sub(cost);
+            self.pace = self.pace.max(served);
+            if let Some(share) = self.shares.get_mut(&lot.subject) {
+                share.served += cost;
+            }
+            order.push((Reverse(served + cost), Reverse(at)));
+        }
+    }
+
+    /// What is ready, by subject; in an order that follows from what was submitted.
+    fn lots(&self, budget: Budget) -> Vec<Lot> {
+        let mut lots: Vec<Lot> = Vec::new();
+        let mut of: HashMap<&Subject, usize> = HashMap::new();
+        for &id in &self.ready {
+            let Some((subject, rank)) = self.subject(id).zip(self.rank(id)) else { continue };
+            let at = *of.entry(subject).or_insert(lots.len());
+            if at == lots.len() {
+                let (subject, rank) = (subject.clone(), BinaryHeap::new());
+                lots.push(Lot {
+                    subject,
+                    rank,
+                    top: 0,
+                    rows: 0,
+                    work: 0,
+                    long_work: 0,
+                    kept: None,
+                    begun: false,
+                });
+            }
+            lots[at].rank.push(rank);
+        }
+        let any_short = lots.iter().any(|lot| lot.rank.iter().any(|r| !r.long.0));
+        let parts = lots.len() as u32;
+        for lot in &mut lots {
+            (lot.rows, lot.work) = match parts {
+                1 => (budget.rows, budget.work),
+                _ => ((budget.rows / parts).max(1), budget.work.min(budget.apart)),
+            };
+            lot.long_work = if any_short { budget.beside.min(lot.work) } else { lot.work };
+            // Not their levels: with many decodes some have always waited long, and a prompt would never be as urgent.
+            lot.top = lot.rank.iter().filter_map(|r| self.priority(r.job.0)).max().unwrap_or_default() as u64;
+            let prompt = lot.rank.iter().filter(|r| r.long.0 && r.level >= lot.top).max();
+            lot.kept = prompt.and_then(|r| self.kept(r.job.0, lot, budget));
+        }
+        lots
+    }
+
+    /// Takes the next pass of the lot into the batch, which has room for so many rows and so much work: rows and work of
+    /// it. None: nothing more of the lot can be taken.
+    fn choose_of(
+        &mut self,
+        lot: &mut Lot,
+        rows: u32,
+        work: u64,
+        budget: Budget,
+        plan: &mut Plan,
+    ) -> Option<(u32, u64)> {
+        while lot.rows > 0
+            && (lot.work > 0 || lot.kept.is_some() || !lot.begun)
+            && let Some(best) = lot.rank.pop()
+        {
+            let id = best.job.0;
+            let Some(now) = self.rank(id) else { continue };
+            if now < best {
+                lot.rank.push(now); // Its instance was served since.
+                continue;
+            }
+            let Some(context) = self.context(id) else { continue };
+            // However deep its context, the first gets on; else it would never.
+            let mut least = u32::from(plan.runs.is_empty() || !lot.begun);
+            let (rows_left, work_left) = if now.long.0 {
+                least |= u32::from(now.level >= lot.top && lot.kept.take().is_some());
+                (lot.rows, lot.work.min(lot.long_work))
+            } else {
+                let (kept_rows, kept_work) = lot.kept.unwrap_or_default();
+                (lot.rows.saturating_sub(kept_rows), lot.work.saturating_sub(kept_work))
+            };
+            let allowed = budget.rows_for(work_left.min(work), context).max(least).min(rows_left).min(rows);
+            let Some((taken, freed)) = self.take(id, allowed, plan) else { continue };
+            let cost = budget.cost(context, taken);
+            lot.begun = true;
+            lot.rows -= taken;
+            lot.work = lot.work.saturating_sub(cost);
+            lot.long_work = lot.long_work.saturating_sub(if now.long.0 { cost } else { 0 });
+            lot.rank.extend(freed.into_iter().filter_map(|id| self.rank(id)));
+            return Some((taken, cost));
+        }
+        None
+    }
+
+    /// Rows and work that short passes of the lot leave to this long one.
+    fn kept(&self, id: JobId, lot: &Lot, budget: Budget) -> Option<(u32, u64)> {
+        let Work::Pass(_, pass) = &self.jobs.get(&id)?.work else { return None };
+        // Of a batch of one row nothing can be kept; there only age helps.
+        let rows = pass.left().min((lot.rows / KEPT).max(1)).min(lot.rows.saturating_sub(1));
+        let work = budget.beside.min(lot.work / u64::from(KEPT));
+        Some((rows, work.min(budget.cost(pass.context, rows))))
+    }
+
+    /// Slots that the next row of the pass sees behind it.
+    fn context(&self, id: JobId) -> Option<u32> {
+        match &self.jobs.get(&id)?.work {
+            Work::Pass(_, pass) => Some(pass.context),
+            _ => None,
+        }
+    }
+
+    fn served(&self, subject: &Subject) -> u64 {
+        self.shares.get(subject).map_or(0, |share| share.served)
+    }
+
+    fn subject(&self, id: JobId) -> Option<&Subject> {
+        let instance = self.jobs.get(&id)?.instance;
+        Some(&self.guests.get(&instance)?.subject)
+    }
+
+    fn priority(&self, id: JobId) -> Option<Priority> {
+        let Work::Pass(queue, _) = &self.jobs.get(&id)?.work else { return None };
+        Some(self.queues.get(queue).map_or(Priority::Normal, |q| q.priority))
+    }
+
+    fn rank(&self, id: JobId) -> Option<Rank> {
+        let job = self.jobs.get(&id)?;
+        let Work::Pass(_, pass) = &job.work else { return None };
+        let waited = self.batch - job.since;
+        Some(Rank {
+            level: self.priority(id)? as u64 + waited / AGE_BATCHES,
+            long: Reverse(pass.left() > SHORT_ROWS),
+            served: Reverse(self.guests.get(&job.instance).map_or(0, |g| g.served)),
+            job: Reverse(id),
+        })
+    }
+}

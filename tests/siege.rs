@@ -1,0 +1,416 @@
+//! Two honest apps beside a third that tries everything it can name. They lose nothing: every event comes, in order, with
+//! the tokens of an undisturbed run; what they exported and stored is there; and when the third has gone, so have its
+//! pages.
+//!
+//! Owns: what the third tries. Never: what becomes of it, which `hostile.rs` and `isolation.rs` look at one by one.
+//!
+//! `TARTLET_SIEGE` says for how many seconds (60), and that the real model is to answer: `make hostile` takes five minutes.
+//! How fast the honest ones are is printed, not asserted: the attackers are threads of this process and take time from
+//! the same cores. Two subjects that always ask have half of the box each and three a third, so beside the third they
+//! are as fast as is fair at 2/3 of what they are without it.
+
+#[path = "support/gguf.rs"]
+#[allow(dead_code)] // of which only the random numbers are used
+mod gguf;
+mod support;
+
+use async_tungstenite::tungstenite::Message;
+use gguf::Random;
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::net::TcpStream;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+use support::client::{CHUNK, Client, Ended};
+use support::frame::Outgoing;
+use support::{PATIENCE, Server, guest_bytes, mint};
+
+/// Seconds of the siege in the suite.
+const SECONDS: u64 = 60;
+/// Of these, one part in so many is spent without it first.
+const PEACE: u64 = 6;
+/// Connections that attack at a time, each of which may open a few more.
+const ATTACKERS: u64 = 6;
+const PREFIX: &str = "Once upon a time there was a pie that nobody could eat.";
+
+/// What an honest app does in one round, and everything that it hears.
+type Round = Vec<Ended>;
+
+/// An app that does the same again and again.
+struct Honest {
+    name: &'static str,
+    client: Client,
+    programs: BTreeMap<&'static str, String>,
+    /// The instance that runs now: for those who want to end other people's.
+    target: Arc<Mutex<String>>,
+}
+
+impl Honest {
+    async fn new(server: &Server, name: &'static str, target: Arc<Mutex<String>>) -> Honest {
+        let token = mint(&server.key(), name, &[]);
+        let mut client = Client::connect_to(&server.url, Some(&token)).await;
+        let mut programs = BTreeMap::new();
+        for program in ["chat", "echo", "ledger", "prefix"] {
+            programs.insert(program, client.upload(&guest_bytes(program)).await.expect("a good program"));
+        }
+        Honest { name, client, programs, target }
+    }
+
+    async fn run(&mut self, program: &str, arguments: &[&str]) -> Ended {
+        let instance = self.client.launch_hash(&self.programs[program], arguments).await;
+        *self.target.lock().expect("unpoisoned") = instance.clone();
+        if program == "echo" {
+            // What is said while it runs comes back, each word once and in order.
+            for word in 0..20 {
+                self.client.signal(&instance, &word.to_string()).await;
+            }
+        }
+        let ended = self.client.end(&instance).await;
+        assert_eq!(ended.event, 1, "{}: {program} {arguments:?}: {ended:?}", self.name);
+        ended
+    }
+
+    /// What it keeps from round to round.
+    async fn settle(&mut self) {
+        self.run("prefix", &["--export", self.name, PREFIX]).await;
+        self.run("ledger", &["write", self.name, "0", "6"]).await;
+    }
+
+    async fn round(&mut self) -> Round {
+        let chat = ["--max-tokens", "24", "--temperature", "0.8", "--user", "Tell me of the sea."];
+        vec![
+            self.run("chat", &chat).await,
+            self.run("prefix", &["--import", self.name, " Then"]).await,
+            self.run("echo", &["--messages", "20"]).await,
+            self.run("ledger", &["read", self.name]).await,
+        ]
+    }
+
+    /// Rounds until `stop`, each equal to the `first`; the seconds of each.
+    fn go_on(mut self, first: Round, stop: Arc<AtomicBool>) -> JoinHandle<(Honest, Vec<f64>)> {
+        std::thread::spawn(move || {
+            let mut rounds = Vec::new();
+            while !stop.load(Ordering::Relaxed) {
+                let since = Instant::now();
+                let round = smol::block_on(self.round());
+                assert_eq!(round, first, "round {} of {}", rounds.len(), self.name);
+                rounds.push(since.elapsed().as_secs_f64());
+            }
+            (self, rounds)
+        })
+    }
+}
+
+/// What the third has tried, and how often.
+type Tally = Arc<Mutex<BTreeMap<&'static str, usize>>>;
+
+struct Attacker {
+    url: String,
+    token: String,
+    /// Hashes of `rogue`, `completion`, `prefix` and `echo`.
+    programs: [String; 4],
+    modes: Vec<String>,
+    targets: [Arc<Mutex<String>>; 2],
+    random: Random,
+    tally: Tally,
+}
+
+impl Attacker {
+    async fn attack(&mut self) {
+        let kinds: [&str; 14] = [
+            "noise",
+            "oversized",
+            "unfinished",
+            "hundred",
+            "unread",
+            "stores",
+            "exports",
+            "races",
+            "decodes",
+            "handshakes",
+            "forged",
+            "blobs",
+            "strangers",
+            "loops",
+        ];
+        let kind = kinds[self.random.below(kinds.len())];
+        *self.tally.lock().expect("unpoisoned").entry(kind).or_default() += 1;
+        let mut client = Client::connect_to(&self.url, Some(&self.token)).await;
+        let [rogue, completion, prefix, echo] = self.programs.clone();
+        let pause = 100 + self.random.below(1500) as u64;
+        match kind {
+            "noise" => {
+                for _ in 0..200 {
+                    let mut bytes = launch(&rogue, &["return"]).with("corr_id", 9).bytes();
+                    for _ in 0..1 + self.random.below(8) {
+                        let at = self.random.below(bytes.len());
+                        bytes[at] = self.random.next() as u8;
+                    }
+                    say(&mut client, bytes).await;
+                }
+            }
+            "oversized" => say(&mut client, vec![0; 3 << 20]).await,
+            "unfinished" => {
+                for number in 0..40 {
+                    let chunk = Outgoing::new("upload_program").with("corr_id", number);
+                    let chunk = chunk.with("program_hash", "x").with("chunk_index", 0);
+                    let chunk = chunk.with("total_chunks", 3).with("chunk_data", &[7u8; CHUNK][..]);
+                    say(&mut client, chunk.bytes()).await;
+                }
+                wait(pause).await;
+            }
+            // Whatever they are, and nobody waits for an answer.
+            "hundred" => {
+                for number in 0..100 {
+                    let mode = self.modes[self.random.below(self.modes.len())].clone();
+                    say(&mut client, launch(&rogue, &[&mode]).with("corr_id", number).bytes()).await;
+                }
+                wait(pause).await;
+            }
+            "unread" => {
+                self.begin(&mut client, &rogue, &["send-forever"], 10).await;
+                self.begin(&mut client, &rogue, &["blob-giant"], 4).await;
+                wait(2 * pause).await;
+            }
+            "stores" => {
+                for mode in ["store-flood", "broadcast-flood", "subscribe-hoard", "log", "vocabulary-flood"] {
+                    self.begin(&mut client, &rogue, &[mode], 3).await;
+                }
+                wait(pause).await;
+            }
+            "exports" => {
+                for _ in 0..8 {
+                    let name = format!("siege {}", self.random.below(50));
+                    self.begin(&mut client, &prefix, &["--export", &name, PREFIX], 1).await;
+                }
+                self.begin(&mut client, &rogue, &["page-hoard"], 4).await;
+                wait(pause).await;
+            }
+            // The end comes, and once, whoever wins.
+            "races" => {
+                for program in [&rogue, &completion, &echo] {
+                    let begun = self.begin(&mut client, program, &["send-flood"], 10).await;
+                    for instance in begun.iter().chain(&begun) {
+                        client.terminate(instance).await;
+                    }
+                    for instance in &begun {
+                        client.end(instance).await;
+                    }
+                    wait(20).await;
+                    let again =
+                        client.early(|frame| begun.iter().any(|i| frame.instance_id.as_ref() == Some(i)));
+                    assert_eq!(again, 0, "an end comes once");
+                }
+            }
+            "decodes" => {
+                let endless = ["--max-tokens", "100000", "--temperature", "1.5", "1 2 3 4 5 6 7"];
+                self.begin(&mut client, &completion, &endless, 40).await;
+                let long = "all work and no play ".repeat(200 + self.random.below(100));
+                self.begin(&mut client, &completion, &["--max-tokens", "3", &long], 4).await;
+                wait(2 * pause).await;
+            }
+            "handshakes" => {
+                let address = self.url.strip_prefix("ws://").expect("a WebSocket address");
+                let streams: Vec<_> = (0..6).filter_map(|_| TcpStream::connect(address).ok()).collect();
+                for mut stream in &streams {
+                    let _ = stream.write_all(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgr");
+                }
+                wait(pause).await;
+            }
+            "forged" => {
+                for _ in 0..4 {
+                    let mut forged = self.token.clone();
+                    forged.replace_range(60..61, if &forged[60..61] == "A" { "B" } else { "A" });
+                    let mut other = Client::connect_only(&self.url).await;
+                    let authenticate = Outgoing::new("authenticate").with("token", forged.as_str());
+                    assert!(other.ask(authenticate).await.is_err(), "a forged token");
+                }
+            }
+            "blobs" => {
+                for instance in self.begin(&mut client, &echo, &["--messages", "forever"], 3).await {
+                    let _ = client.upload_blob(&instance, &vec![7; 6 << 20]).await;
+                    for _ in 0..2000 {
+                        client.signal(&instance, "again").await;
+                    }
+                }
+                wait(pause).await;
+            }
+            // Other people's instances are none of its business.
+            "strangers" => {
+                for _ in 0..20 {
+                    for target in self.targets.clone() {
+                        let target = target.lock().expect("unpoisoned").clone();
+                        client.terminate(&target).await;
+                        client.signal(&target, "not for you").await;
+                        let _ = client.upload_blob(&target, b"nor this").await;
+                    }
+                    wait(10).await;
+                }
+                self.begin(&mut client, &prefix, &["--import", "alice", "mine"], 1).await;
+                self.begin(&mut client, &prefix, &["--release", "bob"], 1).await;
+            }
+            _ => {
+                self.begin(&mut client, &rogue, &["spin"], 30).await;
+                self.begin(&mut client, &rogue, &["tokenize-forever"], 10).await;
+                wait(2 * pause).await;
+            }
+        }
+        if self.random.below(2) == 0 {
+            let _ = client.socket.close(None).await; // else it goes without a word
+        }
+    }
+
+    /// Launches as many as it may; those that were.
+    async fn begin(&self, client: &mut Client, hash: &str, arguments: &[&str], count: usize) -> Vec<String> {
+        let mut begun = Vec::new();
+        for _ in 0..count {
+            begun.extend(client.ask(launch(hash, arguments)).await);
+        }
+        begun
+    }
+}
+
+fn launch(hash: &str, arguments: &[&str]) -> Outgoing {
+    Outgoing::new("launch_instance").with("program_hash", hash).with("arguments", arguments)
+}
+
+/// The connection may be gone by now; that is as good.
+async fn say(client: &mut Client, bytes: Vec<u8>) {
+    let _ = client.socket.send(Message::binary(bytes)).await;
+}
+
+async fn wait(ms: u64) {
+    smol::Timer::after(Duration::from_millis(ms)).await;
+}
+
+/// Instances and KV pages in use, and pages that are exported.
+async fn used(client: &mut Client) -> [usize; 3] {
+    let status = client.query("model_status", "").await.expect("a status");
+    let status: BTreeMap<String, String> = serde_json::from_str(&status).expect("JSON");
+    [".active_count", ".0.used", ".0.exported_count"].map(|count| {
+        let (_, value) = status.iter().find(|(name, _)| name.ends_with(count)).expect("the count");
+        value.parse().expect("a number")
+    })
+}
+
+fn median(rounds: &[f64]) -> f64 {
+    let mut sorted = rounds.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get(sorted.len() / 2).copied().expect("there were rounds")
+}
+
+#[test]
+fn honest_apps_lose_nothing_beside_one_that_tries_everything() {
+    let asked = std::env::var("TARTLET_SIEGE").ok();
+    let seconds = asked.as_ref().map_or(SECONDS, |text| text.parse().expect("a number"));
+    let model = if asked.is_some() { support::model() } else { support::small_model() };
+    // Every instance draws from one seed, so that the same run gives the same tokens.
+    let mut server = Server::guarded_with(model, "[engine]\nseed = 7\n");
+    let targets = [Arc::new(Mutex::default()), Arc::new(Mutex::default())];
+    let mut honest: Vec<(Honest, Round)> = ["alice", "bob"]
+        .into_iter()
+        .zip(&targets)
+        .map(|(name, target)| {
+            smol::block_on(async {
+                let mut honest = Honest::new(&server, name, target.clone()).await;
+                honest.settle().await;
+                let first = honest.round().await;
+                (honest, first)
+            })
+        })
+        .collect();
+    let mut watcher =
+        smol::block_on(Client::connect_to(&server.url, Some(&mint(&server.key(), "watcher", &[]))));
+    let kept = smol::block_on(used(&mut watcher));
+
+    // In peace first, then besieged.
+    let mut medians = Vec::new();
+    for besieged in [false, true] {
+        let stop = Arc::new(AtomicBool::new(false));
+        let firsts: Vec<Round> = honest.iter().map(|(_, first)| first.clone()).collect();
+        let running: Vec<_> =
+            honest.drain(..).map(|(honest, first)| honest.go_on(first, stop.clone())).collect();
+        let tally = Tally::default();
+        let attackers = if besieged { attackers(&server, &targets, &stop, &tally) } else { Vec::new() };
+        let until = Instant::now() + Duration::from_secs(if besieged { seconds } else { seconds / PEACE });
+        while Instant::now() < until && !running.iter().any(JoinHandle::is_finished) {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        stop.store(true, Ordering::Relaxed);
+        for (running, first) in running.into_iter().zip(firsts) {
+            let (one, rounds) = running.join().expect("an honest app heard something else than alone");
+            println!(
+                "besieged {besieged}: {} had {} rounds of {:.2} s",
+                one.name,
+                rounds.len(),
+                median(&rounds)
+            );
+            medians.push(median(&rounds));
+            honest.push((one, first));
+        }
+        attackers.into_iter().for_each(|attacker| attacker.join().expect("an attacker was surprised"));
+        println!("{:?}", tally.lock().expect("unpoisoned"));
+    }
+    for (peace, siege) in medians[..2].iter().zip(&medians[2..]) {
+        let kept = peace / siege;
+        println!("{:.0} % of the speed in peace; a third's fair share is 67 %", 100.0 * kept);
+    }
+
+    // Its instances and pages are gone, but for what it exported; theirs are there.
+    server.assert_alive();
+    smol::block_on(async {
+        let since = Instant::now();
+        loop {
+            let [instances, pages, exported] = used(&mut watcher).await;
+            if instances == 0 && pages == exported && exported >= kept[2] {
+                break;
+            }
+            assert!(since.elapsed() < PATIENCE, "{instances} instances, {pages} pages, {exported} exported");
+            wait(50).await;
+        }
+        for (honest, first) in &mut honest {
+            assert_eq!(honest.round().await, *first, "{} afterwards", honest.name);
+        }
+    });
+}
+
+fn attackers(
+    server: &Server,
+    targets: &[Arc<Mutex<String>>; 2],
+    stop: &Arc<AtomicBool>,
+    tally: &Tally,
+) -> Vec<JoinHandle<()>> {
+    let token = mint(&server.key(), "mallory", &[]);
+    let (programs, modes) = smol::block_on(async {
+        let mut client = Client::connect_to(&server.url, Some(&token)).await;
+        let mut programs = Vec::new();
+        for program in ["rogue", "completion", "prefix", "echo"] {
+            programs.push(client.upload(&guest_bytes(program)).await.expect("a good program"));
+        }
+        let modes = client.run_hash(&programs[0], &["modes"]).await.text;
+        let modes: Vec<String> = modes.split_whitespace().map(str::to_owned).collect();
+        (<[String; 4]>::try_from(programs).expect("four"), modes)
+    });
+    (0..ATTACKERS)
+        .map(|seed| {
+            println!("an attacker with seed {seed}");
+            let mut attacker = Attacker {
+                url: server.url.clone(),
+                token: token.clone(),
+                programs: programs.clone(),
+                modes: modes.clone(),
+                targets: targets.clone(),
+                random: Random::new(seed),
+                tally: tally.clone(),
+            };
+            let stop = stop.clone();
+            std::thread::spawn(move || {
+                while !stop.load(Ordering::Relaxed) {
+                    smol::block_on(attacker.attack());
+                }
+            })
+        })
+        .collect()
+}
