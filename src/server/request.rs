@@ -15,7 +15,7 @@ use bytes::Bytes;
 use http::header::{self, HeaderValue};
 use http::{Method, Request, Response, StatusCode, Uri};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
-use smol::future::or;
+use smol::future::{or, poll_once, yield_now};
 use smol::lock::{OnceCell, Semaphore};
 use smol::{Executor, Task, Timer};
 use std::borrow::Cow;
@@ -64,12 +64,18 @@ impl Desk {
 
     async fn respond(&self, request: Request<Incoming>) -> Result<Response<Answer>, Refusal> {
         self.admit(&request)?;
-        let (mut head, body) = request.into_parts();
+        let (mut head, mut body) = request.into_parts();
         let declared = body.size_hint().exact();
         if declared.is_some_and(|length| length > limits::HTTP_BODY_BYTES) {
             return Err(too_large());
         }
         let place = self.place().await?;
+        // Asked for, the body makes hyper send `100 Continue`, which it does no more once there is an answer.
+        let mut early = None;
+        if head.headers.contains_key(header::EXPECT) {
+            early = poll_once(next(&mut body)).await;
+            yield_now().await;
+        }
         let host = head.headers.get(header::HOST).cloned();
         head.uri = absolute(head.uri, host, self.server.serve.port);
         let (is_head, (writer, reader)) = (head.method == Method::HEAD, transfer::pipe(declared));
@@ -88,7 +94,7 @@ impl Desk {
             let _ = told.set(life.ended().await).await; // nobody else tells
         })?
         .detach();
-        let mut upload = self.spawn(receive(body, writer))?;
+        let mut upload = self.spawn(receive(early, body, writer))?;
         match first(&promised, &mut upload).await {
             First::Refused(refusal) => return Err(refusal),
             First::Settled => {}
@@ -176,8 +182,15 @@ async fn first(promised: &Promised, upload: &mut Task<Result<(), Refusal>>) -> F
     or(settled, or(refused, late)).await
 }
 
+/// A piece of a body; none at its end.
+type Piece = Option<Result<Frame<Bytes>, hyper::Error>>;
+
+async fn next(body: &mut Incoming) -> Piece {
+    poll_fn(|context| Pin::new(&mut *body).poll_frame(context)).await
+}
+
 /// Takes a body in, as fast as the instance reads it, and no slower than a client may be.
-async fn receive(mut body: Incoming, writer: Writer) -> Result<(), Refusal> {
+async fn receive(mut early: Option<Piece>, mut body: Incoming, writer: Writer) -> Result<(), Refusal> {
     let (mut bytes, mut waited) = (0, Duration::ZERO);
     loop {
         poll_fn(|context| writer.poll_room(context)).await;
@@ -187,7 +200,12 @@ async fn receive(mut body: Incoming, writer: Writer) -> Result<(), Refusal> {
         let earned = Duration::from_secs(bytes / limits::HTTP_BODY_BYTES_PER_SECOND);
         let patience = (limits::HTTP_BODY_PATIENCE + earned).saturating_sub(waited);
         let since = Instant::now();
-        let frame = async { Some(poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await) };
+        let frame = async {
+            match early.take() {
+                Some(piece) => Some(piece),
+                None => Some(next(&mut body).await),
+            }
+        };
         let late = async {
             Timer::after(patience).await;
             None
