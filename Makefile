@@ -38,6 +38,11 @@ test: toolchain inferlets model venv ptxas ## run every test, the Python client'
 	@TARTLET_MODEL="$(abspath $(MODEL))" TARTLET_PYTHON="$(abspath $(VENV))/bin/python" \
 	  TARTLET_PTXAS="$(abspath $(PTXAS))" $(CARGO) test --locked --no-fail-fast --workspace
 
+.PHONY: test-release
+test-release: release ## run the tests of the GPU's path against target/release/tartlet, on the stand-in driver
+	$(call say,tests of the release binary)
+	@TARTLET_BIN="$(abspath $(TARGET))/release/tartlet" $(CARGO) test --locked --test cuda --test device
+
 # The suite has a small one; this takes minutes.
 LAUNCHES  ?= 10000
 
@@ -178,4 +183,4 @@ clean: ## remove what was built; the model stays (`rm -r models` removes it)
 
 .PHONY: help
 help:
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

@@ -23,7 +23,7 @@ use crate::model::Model;
 use crate::observe;
 use crate::program::{Program, Store};
 use crate::runtime::serve::Serve;
-use crate::runtime::{Ending, Quotas, Runtime, RuntimeParts, Workers};
+use crate::runtime::{Ending, Runtime, RuntimeParts, Workers};
 use crate::server::{self, Door, Names, Served};
 use async_signal::{Signal, Signals};
 use smol::channel::Receiver;
@@ -132,7 +132,7 @@ impl Appliance {
             model: model.clone(),
             workers,
             exchange: exchange.clone(),
-            quotas: Quotas::default(),
+            quotas: config.quotas,
             seed: config.engine.seed,
         });
         let store = Store::open(&config.state.join("programs")).map_err(Failure::config)?;
@@ -228,6 +228,7 @@ pub(crate) async fn end_given_up(runtime: Runtime, notices: Receiver<Notice>) {
             Notice::OutOfPages { instance, why } => {
                 (instance, Ending::Exception(format!("OOM unrecoverable: {why}")))
             }
+            Notice::Quota { instance, quota } => (instance, Ending::quota(quota)),
             Notice::Misuse { instance, what } => (instance, Ending::trapped(Trap::error(what))),
         };
         runtime.end(instance, ending);

@@ -4,6 +4,8 @@
 //! appliance serves, the client runs programs, `auth` makes tokens), and never a token as an argument (`ps` shows those).
 
 use crate::backend::cpu::KvFormat;
+use crate::backend::cuda;
+use crate::quota::Caps;
 use crate::{appliance, auth, bench, client, config, eval, model, selftest};
 use std::ffi::OsString;
 use std::fmt::Write as _;
@@ -53,6 +55,10 @@ const fn switch(long: &'static str, help: &'static str) -> Flag {
     Flag { long, value: None, help, many: false }
 }
 
+const SERVER: Flag = value("server", "URL", "the server (default ws://127.0.0.1:8080)");
+const TOKEN_FILE: Flag =
+    value("token-file", "FILE", "the token to authenticate with (else the environment's TARTLET_TOKEN)");
+
 const VERBS: &[Verb] = &[
     Verb {
         name: "serve",
@@ -92,20 +98,45 @@ server cleanly.
         name: "run",
         positional: &["PROGRAM.wasm"],
         rest: Some("arguments of the program"),
-        flags: &[
-            value("server", "URL", "the server (default ws://127.0.0.1:8080)"),
-            value(
-                "token-file",
-                "FILE",
-                "the token to authenticate with (else the environment's TARTLET_TOKEN)",
-            ),
-        ],
+        flags: &[SERVER, TOKEN_FILE],
         summary: "upload a program when needed, launch it, print what it sends",
         about: "\
 Messages of the program go to standard output as they come. Ctrl-C terminates the program. The exit status
 is 0 when it completed, 1 when it failed; the reason goes to standard error.
 
   tartlet run chat.wasm -- --user \"Tell me the capital of France.\"",
+    },
+    Verb {
+        name: "instances start",
+        positional: &["PROGRAM.wasm"],
+        rest: Some("arguments of the program"),
+        flags: &[
+            value("port", "PORT", "where it answers HTTP, on the server's loopback address alone"),
+            SERVER,
+            TOKEN_FILE,
+        ],
+        summary: "launch a program that answers HTTP",
+        about: "\
+The program is uploaded when needed. It answers until it is stopped, the token expires, or the server ends; each
+request is an instance of its own.
+
+  tartlet instances start --port 8090 hello.wasm && curl http://127.0.0.1:8090/",
+    },
+    Verb {
+        name: "instances list",
+        positional: &[],
+        rest: None,
+        flags: &[SERVER, TOKEN_FILE],
+        summary: "list the programs that answer HTTP",
+        about: "Those of the token's subject; with an admin's token, everybody's.\n\n  tartlet instances list",
+    },
+    Verb {
+        name: "instances stop",
+        positional: &["ID"],
+        rest: None,
+        flags: &[SERVER, TOKEN_FILE],
+        summary: "stop one of them",
+        about: "Requests that it answers are broken off.\n\n  tartlet instances stop 7f0c2a1e-6b1d-4a53-9c0e-2f7d8e4b6a10",
     },
     Verb {
         name: "token keygen",
@@ -128,10 +159,16 @@ is 0 when it completed, 1 when it failed; the reason goes to standard error.
             value("sub", "NAME", "whose token: scopes its programs' keys, exports and topics"),
             value("role", "ROLE", "user or admin (default user)"),
             value("ttl", "TIME", "how long it is valid: 90s, 15m, 12h or 30d (default 30d)"),
+            values(
+                "quota",
+                "NAME=VALUE",
+                "lower a quota of what is launched with it; NAME as under [quotas] of tartlet.toml; may be repeated",
+            ),
             value("out", "FILE", "write the token to FILE (mode 0600) instead of standard output"),
         ],
         summary: "sign a token",
-        about: "  tartlet token mint --key box.key --sub kitchen-app --ttl 12h --out app.token",
+        about: "  tartlet token mint --key box.key --sub kitchen-app --ttl 12h --out app.token
+  tartlet token mint --key box.key --sub guest --quota subject_instances=2 --quota subject_kv_pages=256",
     },
     Verb {
         name: "token inspect",
@@ -206,6 +243,7 @@ serve it. Temporary files lie in TMPDIR, and what keeping a program adds is time
         flags: &[
             value("backend", "cuda|cpu", "what to check (default: the GPU, or without one the processor)"),
             value("libcuda", "PATH", "the CUDA driver's library, where it is not found by itself"),
+            switch("untimed", "measure no rates and give every step 10 minutes: under compute-sanitizer, say"),
             switch("json", "print one JSON object instead of a table"),
         ],
         summary: "check that this machine's GPU or processor computes what it should",
@@ -245,6 +283,7 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
         Ok(code) => code,
         Err(failure) => {
             eprintln!("tartlet: {}", failure.sentence);
+            cuda::leave(failure.status);
             ExitCode::from(failure.status)
         }
     }
@@ -257,6 +296,9 @@ fn dispatch(arguments: Vec<OsString>) -> Result<ExitCode, Failure> {
     match words.verb.name {
         "serve" => serve(&words),
         "run" => run(words),
+        "instances start" => start_server(words),
+        "instances list" => list_servers(&words),
+        "instances stop" => stop_server(&words),
         "token keygen" => keygen(&words),
         "token mint" => mint(&words),
         "token inspect" => inspect(&words),
@@ -337,11 +379,40 @@ fn serve(words: &Words) -> Result<ExitCode, Failure> {
 }
 
 fn run(words: Words) -> Result<ExitCode, Failure> {
-    let server = words.text("server")?.unwrap_or_else(|| client::DEFAULT_SERVER.to_owned());
-    let token = auth::find_token(words.path("token-file").as_deref()).map_err(Failure::new)?;
+    let (server, token) = whom(&words)?;
     let code = client::run_program(&server, token, words.positional[0].as_ref(), words.rest)
         .map_err(Failure::new)?;
     Ok(ExitCode::from(code))
+}
+
+/// The server, and the token for it.
+fn whom(words: &Words) -> Result<(String, Option<auth::Token>), Failure> {
+    let server = words.text("server")?.unwrap_or_else(|| client::DEFAULT_SERVER.to_owned());
+    Ok((server, auth::find_token(words.path("token-file").as_deref()).map_err(Failure::new)?))
+}
+
+fn start_server(words: Words) -> Result<ExitCode, Failure> {
+    words.required("port")?;
+    let port = words.text("port")?.unwrap_or_default();
+    let number = port.parse().ok().filter(|port: &u16| *port > 0);
+    let port = number.ok_or_else(|| Failure::usage(format!("--port {port} is not between 1 and 65535.")))?;
+    let (server, token) = whom(&words)?;
+    let started = client::start_server(&server, token, words.positional[0].as_ref(), port, words.rest);
+    print(&started.map_err(Failure::new)?);
+    Ok(ExitCode::SUCCESS)
+}
+
+fn list_servers(words: &Words) -> Result<ExitCode, Failure> {
+    let (server, token) = whom(words)?;
+    print(&client::list_servers(&server, token).map_err(Failure::new)?);
+    Ok(ExitCode::SUCCESS)
+}
+
+fn stop_server(words: &Words) -> Result<ExitCode, Failure> {
+    let (server, token) = whom(words)?;
+    let id = words.positional[0].to_string_lossy();
+    client::stop_server(&server, token, &id).map_err(Failure::new)?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn keygen(words: &Words) -> Result<ExitCode, Failure> {
@@ -359,7 +430,11 @@ fn mint(words: &Words) -> Result<ExitCode, Failure> {
     let role = role.parse().map_err(Failure::usage)?;
     let ttl = words.text("ttl")?.unwrap_or_else(|| "30d".to_owned());
     let ttl = auth::parse_ttl(&ttl).map_err(Failure::usage)?;
-    let token = auth::mint(&key, &auth::Claims::new(&sub, role, ttl)).map_err(Failure::new)?;
+    let quotas = words.texts("quota")?;
+    let quotas = Caps::read(quotas.iter().map(String::as_str))
+        .map_err(|what| Failure::usage(format!("--quota: {what}.")))?;
+    let claims = auth::Claims { quotas, ..auth::Claims::new(&sub, role, ttl) };
+    let token = auth::mint(&key, &claims).map_err(Failure::new)?;
     match words.path("out") {
         Some(path) => auth::write_private(&path, token.expose()).map_err(Failure::new)?,
         None => print(&format!("{}\n", token.expose())),
@@ -438,7 +513,8 @@ fn measure(words: &Words) -> Result<ExitCode, Failure> {
 
 fn check(words: &Words) -> Result<ExitCode, Failure> {
     let backend = words.text("backend")?.map(|name| name.parse()).transpose().map_err(Failure::usage)?;
-    let options = selftest::Options { backend, libcuda: words.path("libcuda") };
+    let timed = !words.has("untimed");
+    let options = selftest::Options { backend, libcuda: words.path("libcuda"), timed };
     let report = selftest::run(&options, |sentence| eprintln!("tartlet: {sentence}"))
         .map_err(|error| Failure { sentence: error.to_string(), status: EXIT_DEVICE })?;
     print(&if words.has("json") { selftest::json(&report) } else { selftest::table(&report) });

@@ -1,11 +1,11 @@
-//! Our own client: what `tartlet run` and the tests speak to a server with.
+//! Our own client: what the command line and the tests speak to a server with.
 //!
 //! Owns: one connection, requests matched with their answers, and the events of instances in order, blobs put together
 //! again. Never: policy; a token is sent where it is asked for and shown nowhere. Errors are sentences.
 
 use crate::auth::Token;
 use crate::limits;
-use crate::wire::{ClientMessage, ServerMessage};
+use crate::wire::{ClientMessage, ServerInstance, ServerMessage};
 use async_tungstenite::tungstenite::protocol::{Message, WebSocketConfig};
 use async_tungstenite::{WebSocketReceiver, WebSocketSender};
 use smol::future::or;
@@ -13,15 +13,14 @@ use smol::net::TcpStream;
 use smol::stream::StreamExt;
 use std::collections::VecDeque;
 use std::fmt;
-use std::io::{IsTerminal, Read, Write};
-use std::path::Path;
 use std::time::Duration;
+
+mod commands;
+
+pub use commands::{list_servers, run_program, start_server, stop_server};
 
 /// Where `tartlet serve` listens unless told otherwise.
 pub const DEFAULT_SERVER: &str = "ws://127.0.0.1:8080";
-
-/// How long a program that was told to terminate may take to say so.
-const TERMINATE_WAIT: Duration = Duration::from_secs(5);
 
 /// Why the client cannot go on. `Display` is one sentence.
 #[derive(Debug)]
@@ -137,6 +136,24 @@ impl Client {
         })
     }
 
+    /// Connects, and gives the token if there is one.
+    async fn let_in(url: &str, token: Option<Token>) -> Result<Client, ClientError> {
+        let mut client = Client::connect(url).await?;
+        if let Some(token) = &token {
+            client.authenticate(token).await?;
+        }
+        Ok(client)
+    }
+
+    /// Uploads a component unless the server has it; the answer is its hash.
+    async fn bring(&mut self, component: &[u8]) -> Result<String, ClientError> {
+        let hash = blake3::hash(component).to_hex().to_string();
+        if !self.program_exists(&hash).await? {
+            self.upload_program(component).await?;
+        }
+        Ok(hash)
+    }
+
     /// Gives the token; the answer is whose it is.
     pub async fn authenticate(&mut self, token: &Token) -> Result<String, ClientError> {
         let token = token.expose().to_owned();
@@ -185,6 +202,35 @@ impl Client {
             arguments,
         })
         .await
+    }
+
+    /// Launches an uploaded program as a server instance on this loopback port of the server.
+    pub async fn launch_server(
+        &mut self,
+        program: &str,
+        port: u16,
+        arguments: Vec<String>,
+    ) -> Result<(), ClientError> {
+        let program_hash = program.to_owned();
+        let launch = |corr_id| ClientMessage::LaunchServerInstance {
+            corr_id,
+            port: port.into(),
+            program_hash,
+            arguments,
+        };
+        self.ask("launch the server instance", launch).await.map(drop)
+    }
+
+    /// The server instances that the token shows, as the server tells them.
+    pub async fn server_instances(&mut self) -> Result<Vec<ServerInstance>, ClientError> {
+        let told = self.query("server_instances", "").await?;
+        serde_json::from_str(&told).map_err(|e| ClientError::Protocol(format!("{e} in {told:?}")))
+    }
+
+    pub async fn stop_server(&mut self, id: &str) -> Result<(), ClientError> {
+        let server_id = id.to_owned();
+        let stop = |corr_id| ClientMessage::StopServerInstance { corr_id, server_id };
+        self.ask("stop the server instance", stop).await.map(drop)
     }
 
     pub async fn signal(&mut self, instance: &str, message: &str) -> Result<(), ClientError> {
@@ -355,148 +401,6 @@ impl Client {
             false => Err(ClientError::Protocol("a blob does not have the hash it came with".to_owned())),
         }
     }
-}
-
-/// Runs a program file on a server, its messages to standard output as they come, and gives the exit status: 0 when it
-/// completed, 1 when it ended otherwise (the reason is on standard error), 130 when interrupted twice.
-pub fn run_program(
-    server: &str,
-    token: Option<Token>,
-    program: &Path,
-    arguments: Vec<String>,
-) -> Result<u8, ClientError> {
-    let component = read_program(program)
-        .map_err(|why| ClientError::Program { path: program.display().to_string(), why })?;
-    smol::block_on(async {
-        let mut client = Client::connect(server).await?;
-        if let Some(token) = &token {
-            client.authenticate(token).await?;
-        }
-        let hash = blake3::hash(&component).to_hex().to_string();
-        if !client.program_exists(&hash).await? {
-            client.upload_program(&component).await?;
-        }
-        let instance = client.launch(&hash, arguments).await?;
-        let status = follow(&mut client, &instance).await?;
-        client.close().await;
-        Ok(status)
-    })
-}
-
-/// No server takes a larger one, and whatever else was named may be of any size.
-fn read_program(path: &Path) -> Result<Vec<u8>, String> {
-    let file = std::fs::File::open(path).map_err(|e| e.to_string())?;
-    let mut bytes = Vec::new();
-    let most = limits::PROGRAM_BYTES as u64;
-    file.take(most + 1).read_to_end(&mut bytes).map_err(|e| e.to_string())?;
-    match bytes.len() as u64 > most {
-        true => Err(format!("it has more than the {} MiB of a program", most >> 20)),
-        false => Ok(bytes),
-    }
-}
-
-enum Step {
-    Event(Result<Event, ClientError>),
-    Interrupted,
-    Late,
-}
-
-/// Prints what the instance sends until it ends.
-async fn follow(client: &mut Client, instance: &str) -> Result<u8, ClientError> {
-    use async_signal::{Signal, Signals};
-    // Where signals cannot be had, Ctrl-C ends this process, and the server ends the program.
-    let mut interrupts = Signals::new([Signal::Int, Signal::Term]).ok();
-    let mut printer = Printer { said: String::new() };
-    let mut terminating = None;
-    loop {
-        let event = async { Step::Event(client.next_event(instance).await) };
-        let interrupted = async {
-            if let Some(signals) = &mut interrupts
-                && signals.next().await.is_some()
-            {
-                return Step::Interrupted;
-            }
-            std::future::pending().await
-        };
-        let late = async {
-            match terminating {
-                Some(since) => smol::Timer::at(since + TERMINATE_WAIT).await,
-                None => std::future::pending().await,
-            };
-            Step::Late
-        };
-        match or(event, or(interrupted, late)).await {
-            Step::Event(Err(lost)) => {
-                printer.finish("");
-                return Err(lost);
-            }
-            Step::Event(Ok(event)) => match event {
-                Event::Message(text) => printer.print(&text),
-                Event::Blob(blob) => eprintln!("tartlet: the program sent a blob of {} bytes.", blob.len()),
-                Event::Ended { code: 1, text } => {
-                    printer.finish(&text);
-                    return Ok(0);
-                }
-                Event::Ended { text, .. } => {
-                    printer.finish("");
-                    eprintln!("tartlet: {}", printable(&text));
-                    return Ok(1);
-                }
-            },
-            Step::Interrupted if terminating.is_none() => {
-                terminating = Some(std::time::Instant::now());
-                client.terminate(instance).await?;
-            }
-            Step::Interrupted => {
-                printer.finish("");
-                return Ok(130);
-            }
-            Step::Late => {
-                printer.finish("");
-                eprintln!("tartlet: the program did not terminate in {} s.", TERMINATE_WAIT.as_secs());
-                return Ok(1);
-            }
-        }
-    }
-}
-
-/// Standard output, flushed after each message; a closed pipe is no error of the program.
-struct Printer {
-    /// The messages so far, up to the length of one.
-    said: String,
-}
-
-impl Printer {
-    fn print(&mut self, text: &str) {
-        let mut out = std::io::stdout().lock();
-        // A terminal obeys control characters; a program's text must not move its cursor or change its title.
-        let _ = match out.is_terminal() {
-            true => out.write_all(printable(text).as_bytes()),
-            false => out.write_all(text.as_bytes()),
-        };
-        let _ = out.flush();
-        if self.said.len() + text.len() > limits::MESSAGE_BYTES {
-            self.said.clear();
-        }
-        self.said.push_str(text);
-    }
-
-    /// Ends the line, and gives the return value one of its own unless it repeats what was said (programs that stream
-    /// an answer often return it as well).
-    fn finish(&mut self, value: &str) {
-        let repeats = self.said == value;
-        if !self.said.is_empty() && !self.said.ends_with('\n') {
-            self.print("\n");
-        }
-        if !repeats && !value.is_empty() {
-            self.print(value);
-            self.print("\n");
-        }
-    }
-}
-
-fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() && c != '\n' && c != '\t' { '\u{fffd}' } else { c }).collect()
 }
 
 #[cfg(test)]

@@ -6,9 +6,10 @@
 use crate::auth::{self, PublicKey};
 use crate::backend::cpu::KvFormat;
 use crate::limits;
+use crate::quota::{self, Name, Quotas};
 use serde::de::{self, Visitor};
 use serde::{Deserialize, Deserializer};
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -48,6 +49,8 @@ pub struct Config {
     pub engine: EngineConfig,
     /// None: that API is not served.
     pub openai: Option<OpenaiConfig>,
+    /// What everyone may use; a token lowers it for its bearer.
+    pub quotas: Quotas,
     pub log: tracing::Level,
 }
 
@@ -108,6 +111,7 @@ struct Raw {
     model: RawModel,
     engine: RawEngine,
     openai: RawOpenai,
+    quotas: BTreeMap<String, Number>,
 }
 
 #[derive(Deserialize, Default)]
@@ -152,6 +156,15 @@ struct RawOpenai {
     #[serde(deserialize_with = "whole")]
     port: Option<u16>,
     program: Option<PathBuf>,
+}
+
+/// A whole number, zero or more.
+struct Number(u64);
+
+impl<'de> Deserialize<'de> for Number {
+    fn deserialize<D: Deserializer<'de>>(value: D) -> Result<Number, D::Error> {
+        whole(value).map(|number| Number(number.unwrap_or_default()))
+    }
 }
 
 /// A number that is there, refused in words that are not Rust's.
@@ -260,6 +273,7 @@ impl Config {
             model: ModelConfig { path: model, name: raw.model.name, template, public_prefixes },
             engine: EngineConfig::check(&raw.engine, seed)?,
             openai,
+            quotas: quotas(&raw.quotas, enabled)?,
             log,
         })
     }
@@ -332,6 +346,30 @@ fn thread_count(threads: usize) -> Result<usize, String> {
     }
 }
 
+/// Where everyone is let in, there is one subject, which may have all that there is.
+fn quotas(raw: &BTreeMap<String, Number>, enabled: bool) -> Result<Quotas, String> {
+    let mut quotas = Quotas::default();
+    for (key, &Number(value)) in raw {
+        let name = Name::of(key).ok_or_else(|| format!("[quotas] {key}: {}.", quota::unknown(key)))?;
+        let most = name.row().most;
+        if value > most {
+            return Err(format!("[quotas] {key} = {value} is above {most}, the most that can be had."));
+        }
+        quotas = quotas.with(name, value);
+    }
+    let of_all = [
+        (Name::SubjectInstances, Name::TotalInstances),
+        (Name::SubjectMemoryBytes, Name::TotalMemoryBytes),
+        (Name::SubjectUnreadBytes, Name::TotalUnreadBytes),
+    ];
+    for (own, total) in of_all {
+        if !enabled && !raw.contains_key(own.row().key) {
+            quotas = quotas.with(own, quotas.get(total));
+        }
+    }
+    Ok(quotas)
+}
+
 /// The texts of the public prefixes.
 fn prefixes(paths: impl Iterator<Item = PathBuf>) -> Result<Vec<String>, String> {
     let mut bytes = 0;
@@ -402,6 +440,7 @@ fn default_state() -> Result<PathBuf, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::quota::NONE;
 
     fn checked(text: &str, flags: Flags) -> Result<Config, String> {
         let raw: Raw = toml::from_str(text).map_err(|e| e.message().to_owned())?;
@@ -425,7 +464,7 @@ mod tests {
         let sections: Vec<&str> = raw.keys().map(String::as_str).collect();
         assert_eq!(
             sections,
-            ["auth", "engine", "hosts", "listen", "log", "model", "openai", "origins", "state"]
+            ["auth", "engine", "hosts", "listen", "log", "model", "openai", "origins", "quotas", "state"]
         );
         for (section, keys) in [
             ("auth", &["enabled", "public_keys", "revoked"] as &[&str]),
@@ -451,6 +490,40 @@ mod tests {
         }
         let (template, empty) = (checked(TEMPLATE, no_auth()).unwrap(), checked("", no_auth()).unwrap());
         assert_eq!(format!("{template:?}"), format!("{empty:?}"));
+        // Every quota in the table's order; those that have a value with it, the others commented out.
+        let (_, section) = TEMPLATE.split_once("[quotas]\n").expect("the section is there");
+        let section = section.split("\n[").next().unwrap_or(section);
+        let lines = section.lines().filter(|line| line.contains(" = "));
+        let told: Vec<String> = lines.map(str::to_owned).collect();
+        let rows = Name::TABLE.iter().zip(&told).map(|(row, told)| match row.default {
+            NONE => told.strip_prefix(&format!("# {} = ", row.key)).map(|_| told.clone()).unwrap_or_default(),
+            _ if of_one_subject(row.name) => format!("# {} = {}", row.key, row.default),
+            value => format!("{} = {value}", row.key),
+        });
+        assert_eq!(rows.collect::<Vec<_>>(), told);
+        assert_eq!(told.len(), Name::TABLE.len());
+    }
+
+    /// Quotas whose value depends on whether there are several subjects.
+    fn of_one_subject(name: Name) -> bool {
+        matches!(name, Name::SubjectInstances | Name::SubjectMemoryBytes | Name::SubjectUnreadBytes)
+    }
+
+    #[test]
+    fn quotas_are_set_by_name_and_one_subject_alone_may_have_everything() {
+        let text =
+            "[quotas]\nfuel = 5\nsubject_fuel_per_second = 7\nsubject_memory_bytes = 9\ntotal_instances = 3";
+        let quotas = checked(text, no_auth()).unwrap().quotas;
+        let get = |name| quotas.get(name);
+        assert_eq!(
+            (get(Name::Fuel), get(Name::SubjectFuelPerSecond), get(Name::SubjectMemoryBytes)),
+            (5, 7, 9)
+        );
+        assert_eq!((get(Name::SubjectInstances), get(Name::LogBytes)), (3, limits::LOG_BYTES as u64));
+        let key = crate::auth::SecretKey::generate().unwrap().public();
+        let flags = || Flags { model: Some("m.gguf".into()), state: Some("/s".into()), ..Flags::default() };
+        let text = format!("[auth]\npublic_keys = [\"{key}\"]");
+        assert_eq!(checked(&text, flags()).unwrap().quotas, Quotas::default());
     }
 
     #[test]
@@ -481,6 +554,10 @@ mod tests {
                 no_auth(),
                 "public_prefixes: /etc/tartlet/none.txt cannot",
             ),
+            ("[quotas]\nfule = 5", no_auth(), "[quotas] fule: there is no quota \"fule\"; there are fuel, "),
+            ("[quotas]\nhandles = 70000", no_auth(), "handles = 70000 is above 65536"),
+            ("[quotas]\nfuel = -1", no_auth(), "-1 is below 0"),
+            ("[quotas]\nfuel = \"x\"", no_auth(), "expected a whole number"),
             ("log = \"loud\"", no_auth(), "none of error, warn"),
             ("[auth]\npublic_keys = [\"k4.secret.x\"]", with_model(), "[auth] public_keys: "),
         ] {

@@ -176,6 +176,7 @@ pub const QUEUED_WORDS_PER_INSTANCE: usize = 1 << 20;
 pub const OPERATIONS_PER_SUBJECT: usize = 32 * OPERATIONS_PER_INSTANCE;
 /// Words that these take: 64 MiB.
 pub const QUEUED_WORDS_PER_SUBJECT: usize = 16 * QUEUED_WORDS_PER_INSTANCE;
+const _: () = assert!(QUEUED_WORDS_PER_SUBJECT < 1 << 32); // counted in 32 bits
 /// Queues of one instance that are open at a time. The SDK opens one per context and fork. More ends the guest.
 pub const QUEUES_PER_INSTANCE: usize = 1024;
 /// Pages (and, apart, embeds) that one instance can name at a time, imports included: 1 Mi tokens at 16 a page. An
@@ -207,6 +208,9 @@ pub const BACKLOG_PER_INSTANCE: usize = 2 * OPERATIONS_PER_INSTANCE;
 pub const MAILBOX_MESSAGES: usize = 1024;
 /// Bytes of those messages: four of the longest a client can send.
 pub const MAILBOX_MESSAGE_BYTES: usize = 4 * CLIENT_FRAME_BYTES;
+/// Messages, and apart blobs, that an instance waits for at a time: the SDK asks for one after the other. Giving one of them
+/// up in the middle moves the later ones.
+pub const RECEIVES: usize = 4096;
 /// Blobs an instance has not read yet.
 pub const MAILBOX_BLOBS: usize = 64;
 /// Bytes of those blobs; as much as one guest's memory.
@@ -330,8 +334,9 @@ pub const INSTANCES: usize = 256;
 pub const INSTANCES_PER_SUBJECT: usize = INSTANCES / 2;
 /// Pollables in one `poll`: every handle could be one, but nobody waits for more than the passes it has in flight.
 pub const POLLED: usize = 4096;
-/// Bytes of one write to a guest's output; what `check-write` permits.
-pub const STREAM_WRITE_BYTES: usize = 64 * 1024;
+/// Bytes of one write to a guest's output; what `check-write` permits, and the most that WASI asks of a blocking write.
+/// Each may be a line of the log of its own, of two bytes.
+pub const STREAM_WRITE_BYTES: usize = 4096;
 /// Bytes of one line of a guest in the log; a longer one is printed in pieces.
 pub const LOG_LINE_BYTES: usize = 4096;
 /// Random bytes of one call.

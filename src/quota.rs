@@ -1,7 +1,8 @@
 //! What may be used: every quota by name, its text forms, and the values that hold for one launch.
 //!
-//! Owns: the table ([`Name`]), the values ([`Quotas`]), what a token lowers ([`Caps`]), and the sentence for a quota
-//! that is exceeded ([`Quota`]). Never: a count of anything; each layer counts what it has.
+//! Owns: the table ([`Name`]), the values ([`Quotas`]), what a token lowers ([`Caps`]), the sentence for a quota that is
+//! exceeded ([`Quota`]), and the counter that several share ([`Share`]). Never: what is counted; each layer counts
+//! what it has.
 //!
 //! Three scopes. A quota without a prefix is one instance's, for its life. `subject_…` bounds what the live instances of
 //! one token's subject have together, over all their connections. `total_…` is what the box has for everyone.
@@ -12,6 +13,8 @@ use crate::limits;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// As a value: no bound beside what the box has.
 pub const NONE: u64 = u64::MAX;
@@ -196,6 +199,49 @@ impl fmt::Display for Quota {
 
 impl std::error::Error for Quota {}
 
+/// What several have together, as one of them sees it: the common count, and the value that holds for itself.
+#[derive(Clone, Debug)]
+pub struct Share {
+    held: Count,
+    full: Quota,
+}
+
+/// A number that several hold.
+pub type Count = Arc<AtomicU64>;
+
+impl Share {
+    pub fn new(held: &Count, full: Quota) -> Share {
+        Share { held: held.clone(), full }
+    }
+
+    /// # Errors
+    /// With so much more there would be more than the quota; nothing is taken.
+    pub fn take(&self, more: u64) -> Result<(), Quota> {
+        let fits = |held: u64| held.checked_add(more).filter(|held| *held <= self.full.limit);
+        self.held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).map(drop).map_err(|_| self.full)
+    }
+
+    pub fn give(&self, less: u64) {
+        self.held.fetch_sub(less, Ordering::Relaxed);
+    }
+}
+
+/// The shares of one thing, in the subject's and in everyone's. Of each or of none is taken.
+#[derive(Clone, Debug)]
+pub struct Shares(pub [Share; 2]);
+
+impl Shares {
+    pub fn take(&self, more: u64) -> Result<(), Quota> {
+        let [subject, total] = &self.0;
+        subject.take(more)?;
+        total.take(more).inspect_err(|_| subject.give(more))
+    }
+
+    pub fn give(&self, less: u64) {
+        self.0.iter().for_each(|share| share.give(less));
+    }
+}
+
 /// What a token lowers. As a claim: `{"fuel": 1000000, "kv_pages": 64}`.
 ///
 /// A name that is none of the table's is an error and not ignored: it is written to limit somebody, and would let
@@ -282,6 +328,27 @@ mod tests {
         assert_eq!(lowered.get(Name::LogBytes), own.get(Name::LogBytes));
         assert_eq!(lowered.over(Name::Fuel).to_string(), "Quota exceeded: fuel, limit 10");
         assert_eq!(own.lowered(&Caps::default()), own);
+    }
+
+    #[test]
+    fn of_both_shares_is_taken_or_of_none() {
+        let counts = [Count::default(), Count::default()];
+        let shares = |subject, total| {
+            let quotas =
+                Quotas::default().with(Name::SubjectUnreadBytes, subject).with(Name::TotalUnreadBytes, total);
+            let names = [Name::SubjectUnreadBytes, Name::TotalUnreadBytes];
+            (Shares([0, 1].map(|i| Share::new(&counts[i], quotas.over(names[i])))), quotas)
+        };
+        let ((wide, quotas), (narrow, lower)) = (shares(9, 10), shares(3, 10));
+        assert_eq!(wide.take(4), Ok(()));
+        assert_eq!(narrow.take(0), Err(lower.over(Name::SubjectUnreadBytes)), "what others have counts");
+        assert_eq!(wide.take(6), Err(quotas.over(Name::SubjectUnreadBytes)));
+        counts[1].fetch_add(5, Ordering::Relaxed); // another subject
+        assert_eq!(wide.take(2), Err(quotas.over(Name::TotalUnreadBytes)));
+        assert_eq!(wide.take(u64::MAX), Err(quotas.over(Name::SubjectUnreadBytes)));
+        assert_eq!(wide.take(1), Ok(()));
+        wide.give(5);
+        assert_eq!(counts.map(|count| count.load(Ordering::Relaxed)), [0, 5]);
     }
 
     #[test]

@@ -14,6 +14,8 @@ pub struct Options {
     pub backend: Option<Which>,
     /// The driver's library; none: where it is usually found.
     pub libcuda: Option<PathBuf>,
+    /// Whether rates are measured, and steps must end in the time that a device takes.
+    pub timed: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,16 +39,16 @@ impl std::str::FromStr for Which {
 /// What was found, whatever it was; the error says why the device cannot be used at all. `tell` hears a sentence if another
 /// device is checked than could be expected.
 pub fn run(options: &Options, tell: impl FnOnce(&str)) -> Result<Report, cuda::Error> {
-    let gpu = || cuda::check(options.libcuda.as_deref());
+    let gpu = || cuda::check(options.libcuda.as_deref(), options.timed);
     match options.backend {
         Some(Which::Cuda) => gpu(),
-        Some(Which::Cpu) => Ok(cpu::check()),
+        Some(Which::Cpu) => Ok(cpu::check(options.timed)),
         // A driver that was named is meant; without a GPU the processor is what a server would take.
         None if options.libcuda.is_some() => gpu(),
         None => gpu().or_else(|error| match error {
             cuda::Error::NoDriver { .. } | cuda::Error::NoDevice => {
                 tell(&format!("{error} The processor is checked instead."));
-                Ok(cpu::check())
+                Ok(cpu::check(options.timed))
             }
             error => Err(error),
         }),
@@ -114,6 +116,14 @@ pub fn table(report: &Report) -> String {
     text
 }
 
+/// The bits of floats, little-endian, in hexadecimal digits: exact, and short.
+fn hex(numbers: &[f32]) -> String {
+    numbers.iter().fold(String::new(), |mut text, number| {
+        let _ = write!(text, "{:08x}", number.to_bits().swap_bytes());
+        text
+    })
+}
+
 /// The report for programs: one JSON object.
 pub fn json(report: &Report) -> String {
     let kernels = report.kernels.iter().map(|kernel| {
@@ -130,6 +140,10 @@ pub fn json(report: &Report) -> String {
             "passed": true,
             "cases": found.cases,
             "digest": found.digest,
+            "sample": found.sample.as_ref().map(|sample| json!({
+                "numbers": hex(&sample.numbers),
+                "within": sample.within,
+            })),
             "bytes_per_second": found.rate,
             "operations_per_second": found.operations,
         }),

@@ -1,10 +1,12 @@
-//! The README's table of the guest contract: every function once, its state, and a test that calls it.
+//! The README's tables: of the guest contract every function once, its state, and a test that calls it; every quota with
+//! its default.
 //!
 //! Owns: the comparison. Never: what a function does, which the named tests ask.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use tartlet::host;
+use tartlet::quota::{NONE, Name, Over};
 
 /// Interfaces of which every function is refused by a sentence when it is called.
 const REFUSED: [&str; 3] = ["inferlet:image/image", "inferlet:adapter/common", "inferlet:zo/evolve"];
@@ -68,6 +70,23 @@ fn every_function_of_the_contract_stands_in_the_table_once() {
         }
     }
     assert!(listed.is_empty(), "these are no functions of the contract: {listed:?}");
+}
+
+#[test]
+fn every_quota_stands_in_the_table_with_its_default() {
+    let readme = read("README.md");
+    let (_, section) = readme.split_once("## What a program may use\n").expect("the section is there");
+    let section = section.split("\n## ").next().unwrap_or(section);
+    let told: Vec<String> =
+        section.lines().filter(|line| line.starts_with("| `")).map(str::to_owned).collect();
+    assert_eq!(told.len(), Name::TABLE.len());
+    for (row, told) in Name::TABLE.iter().zip(told) {
+        let over = if row.over == Over::Waits { "waits" } else { "ends" };
+        let cells: Vec<&str> = told.trim_matches('|').split('|').map(str::trim).collect();
+        let default = cells[1].trim_end_matches(" (1)").replace(',', "");
+        let expected = if row.default == NONE { "none".to_owned() } else { row.default.to_string() };
+        assert_eq!((cells[0], &*default, cells[2]), (&*format!("`{}`", row.key), &*expected, over));
+    }
 }
 
 /// Each file of tests of the host, split at its functions.

@@ -4,11 +4,12 @@
 mod support;
 
 use serde_json::Value;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::Instant;
 use support::stand_in::stand_in;
-use support::{Folder, PATIENCE, root, tartlet};
+use support::{Folder, PATIENCE, binary, root, tartlet};
 
 /// Runs `tartlet selftest` to its end, which must come.
 fn selftest(arguments: &[&str], told: &str) -> Output {
@@ -126,7 +127,8 @@ fn the_processor_is_checked_too() {
     assert!(sentence(&output).contains("neither cuda nor cpu"));
 }
 
-/// Each failure ends in its sentence and its status; none hangs, none is taken for a result.
+/// Each failure ends in its sentence and its status; none hangs, none is taken for a result. Behind a launch that never ends the
+/// stand-in driver keeps a process that leaves by the usual exit, as a driver may.
 #[test]
 fn every_failure_ends_in_its_sentence() {
     for (told, part) in [
@@ -135,6 +137,14 @@ fn every_failure_ends_in_its_sentence() {
         ("capability=75", "has compute capability 7.5, but the kernels need 8.0"),
         ("cuInit=803", "are of different versions: restart the machine"),
         ("cuInit=999", "The driver does not start (status 999)"),
+        ("cuInit=34", "libstand_in_driver.so is no CUDA driver (it is a toolkit's stub)"),
+        ("cuDriverGetVersion=34", "libstand_in_driver.so is no CUDA driver (it is a toolkit's stub)"),
+        // Statuses that no driver has yet, from calls of every kind.
+        ("cuDeviceGetCount=9999", "The driver refuses cuDeviceGetCount (status 9999)"),
+        ("cuDeviceGetName=-1", "The driver refuses cuDeviceGetName (status -1)"),
+        ("cuModuleLoadDataEx@2=9999", "The driver's compiler does not take the kernel"),
+        ("cuMemAlloc_v2@3=9999", "The driver refuses cuMemAlloc_v2 (status 9999)"),
+        ("cuLaunchKernel@2=2147483647", "The driver refuses cuLaunchKernel (status 2147483647)"),
         ("cuGraphLaunch=2", "no memory left for what cuGraphLaunch needs"),
         ("jit", "(INVALID_PTX, status 218): application ptx input, line 1"),
         ("cuMemAlloc_v2@1=2", "The GPU has no room for 2 bytes"),
@@ -182,8 +192,8 @@ fn the_binary_neither_needs_nor_offers_the_driver() {
         assert!(output.status.success(), "{}", text(&output.stderr));
         text(&output.stdout)
     };
-    let binary = Path::new(env!("CARGO_BIN_EXE_tartlet"));
-    let needed = readelf(&["-W", "--dynamic"], binary);
+    let binary = binary();
+    let needed = readelf(&["-W", "--dynamic"], &binary);
     assert!(needed.contains("NEEDED"), "{needed}");
     assert!(!needed.contains("libcuda"), "{needed}");
     let functions = |file: &Path| -> Vec<String> {
@@ -191,56 +201,133 @@ fn the_binary_neither_needs_nor_offers_the_driver() {
         let names = listed.lines().filter_map(|line| line.split_whitespace().nth(7));
         names.filter(|name| name.starts_with("cu")).map(str::to_owned).collect()
     };
-    assert_eq!(functions(binary), Vec::<String>::new());
+    assert_eq!(functions(&binary), Vec::<String>::new());
 
     // Every function that the binary binds is there in the stand-in driver.
     let source = std::fs::read_to_string(root().join("src/backend/cuda/driver.rs")).expect("driver.rs");
-    let list = source.split("driver_functions! {").nth(1).and_then(|rest| rest.split('}').next());
-    let mut bound: Vec<&str> = list.expect("the list").split_whitespace().collect();
+    let list = source.split("\ndriver_functions! {").nth(1).and_then(|rest| rest.split('}').next());
+    let lines = list.expect("the list").lines().filter_map(|line| line.trim().split_once('('));
+    let mut bound: Vec<&str> = lines.map(|(name, _)| name).filter(|name| name.starts_with("cu")).collect();
     let mut offered = functions(stand_in());
     bound.sort();
     offered.sort();
     assert_eq!(offered, bound);
 }
 
+/// What `make gpu-check` packs, the record made on the stand-in driver.
+struct Bundle {
+    folder: Folder,
+    recorded: Value,
+}
+
+impl Bundle {
+    fn new() -> Bundle {
+        let folder = Folder::new();
+        for file in ["check.sh", "check.py"] {
+            std::fs::copy(root().join("tests/gpu").join(file), folder.path(file)).expect("copied");
+        }
+        std::os::unix::fs::symlink(binary(), folder.path("tartlet")).expect("a link");
+        let recorded = on_stand_in(&["--json"], "");
+        assert!(recorded.status.success(), "{}", text(&recorded.stderr));
+        let recorded = serde_json::from_slice(&recorded.stdout).expect("JSON");
+        let bundle = Bundle { folder, recorded };
+        bundle.record(&bundle.recorded);
+        bundle
+    }
+
+    fn record(&self, recorded: &Value) {
+        std::fs::write(self.folder.path("recorded.json"), recorded.to_string()).expect("written");
+    }
+
+    /// Runs it on the stand-in driver, with programs of this folder before all others.
+    fn check(&self, arguments: &[&str], told: &str) -> Output {
+        let mut command = Command::new(self.folder.path("check.sh"));
+        let path = std::env::var("PATH").expect("a PATH");
+        command.env("PATH", format!("{}:{path}", self.folder.path("bin").display()));
+        command.args(arguments).arg("--libcuda").arg(stand_in()).env("STAND_IN_DRIVER", told);
+        finish(command)
+    }
+
+    /// A program of the bundle's own `bin`.
+    fn program(&self, name: &str, script: &str) {
+        std::fs::create_dir_all(self.folder.path("bin")).expect("a folder");
+        let path = self.folder.path("bin").join(name);
+        std::fs::write(&path, script).expect("written");
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).expect("it is ours");
+    }
+}
+
 /// The bundle of `make gpu-check`, on the stand-in driver: what the device computes is compared with what was recorded.
 #[test]
 fn the_gpu_check_compares_with_what_was_recorded() {
-    let folder = Folder::new();
-    for file in ["check.sh", "check.py"] {
-        std::fs::copy(root().join("tests/gpu").join(file), folder.path(file)).expect("copied");
-    }
-    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_tartlet"), folder.path("tartlet")).expect("a link");
-    let recorded = on_stand_in(&["--json"], "");
-    assert!(recorded.status.success(), "{}", text(&recorded.stderr));
-    std::fs::write(folder.path("recorded.json"), &recorded.stdout).expect("written");
-    let check = |told: &str| {
-        let mut command = Command::new(folder.path("check.sh"));
-        command.args(["--quick", "--libcuda"]).arg(stand_in()).env("STAND_IN_DRIVER", told);
-        finish(command)
-    };
+    let bundle = Bundle::new();
     // Another order of warps is another device, to the kernels.
-    let output = check("seed=5");
+    let output = bundle.check(&["--quick"], "seed=5");
     let table = text(&output.stdout);
     assert!(output.status.success(), "{table}{}", text(&output.stderr));
-    for part in ["registers", "gemv_q4_0", "as on the emulator", "gpu-check passed"] {
+    for part in ["registers", "gemv_q4_0", "as on the emulator", "apart, 4.9e-04 allowed", "gpu-check passed"]
+    {
         assert!(table.contains(part), "nothing of {part}:\n{table}");
     }
-    let result = std::fs::read(folder.path("result.json")).expect("the result");
+    let result = std::fs::read(bundle.folder.path("result.json")).expect("the result");
     let result: Value = serde_json::from_slice(&result).expect("JSON");
     assert_eq!(result["passed"], true);
 
-    // A device that computes something else.
-    let mut other: Value = serde_json::from_slice(&recorded.stdout).expect("JSON");
+    // A device that computes something else: other bits where bits are compared, other numbers where these are.
+    let mut other = bundle.recorded.clone();
     let checks = other["checks"].as_array_mut().expect("an array");
     let with_digest = checks.iter_mut().find(|check| check["digest"].is_string()).expect("a digest");
     with_digest["digest"] = "0".repeat(64).into();
-    std::fs::write(folder.path("recorded.json"), other.to_string()).expect("written");
-    let output = check("");
+    let with_sample = checks.iter_mut().find(|check| check["sample"].is_object()).expect("a sample");
+    let numbers = with_sample["sample"]["numbers"].as_str().expect("digits");
+    // 1.5 for the first number: the others are right.
+    with_sample["sample"]["numbers"] = format!("0000c03f{}", &numbers[8..]).into();
+    bundle.record(&other);
+    let output = bundle.check(&["--quick"], "");
     assert_eq!(output.status.code(), Some(1));
-    assert!(text(&output.stdout).contains("NOT as on the emulator"), "{}", text(&output.stdout));
+    let table = text(&output.stdout);
+    assert_eq!(table.matches("NOT as on the emulator").count(), 2, "{table}");
     // A device that cannot be used.
-    let output = check("no-device");
+    let output = bundle.check(&["--quick"], "no-device");
     assert!(!output.status.success());
     assert!(text(&output.stderr).contains("sees no GPU"), "{}", text(&output.stderr));
+}
+
+/// What the machine lacks is said in one sentence, and a sanitizer that hangs is ended with all that it has started.
+#[test]
+fn the_gpu_check_bears_with_its_machine() {
+    let bundle = Bundle::new();
+    let started = bundle.folder.path("started");
+    // memcheck hangs behind the program that it has started; the others say what they were given.
+    bundle.program(
+        "compute-sanitizer",
+        &format!(
+            "#!/bin/sh\n[ \"$2\" = memcheck ] || {{ echo \"========= $*\"; exit 0; }}\nsleep 600 &\necho $! >{}\nwait\n",
+            started.display()
+        ),
+    );
+    let output = bundle.check(&["--patience", "2"], "");
+    let table = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(1), "{table}{}", text(&output.stderr));
+    assert!(table.contains("FAILED it did not end within 2 s"), "{table}");
+    assert_eq!(table.matches("selftest --backend cuda --untimed --libcuda").count(), 3, "{table}");
+    let child = std::fs::read_to_string(&started).expect("it was started");
+    let state = std::fs::read_to_string(format!("/proc/{}/stat", child.trim())).unwrap_or_default();
+    // Gone, or a zombie until init has looked.
+    assert!(state.is_empty() || state.contains(") Z "), "{state}");
+
+    let one_sentence = |output: Output, part: &str| {
+        let said = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.lines().count() == 1 && said.contains(part), "{said}");
+    };
+    bundle.program("getconf", "#!/bin/sh\necho glibc 2.17\n");
+    one_sentence(bundle.check(&["--quick"], ""), "and this machine has glibc 2.17: run make gpu-check");
+    bundle.program("getconf", "#!/bin/sh\nexit 1\n");
+    one_sentence(bundle.check(&["--quick"], ""), "and this machine has another C library");
+    std::fs::remove_file(bundle.folder.path("bin/getconf")).expect("it is there");
+    // Nobody may write here, not even root.
+    std::fs::remove_file(bundle.folder.path("result.json")).expect("it is there");
+    std::fs::create_dir(bundle.folder.path("result.json")).expect("a folder in its place");
+    one_sentence(bundle.check(&["--quick"], ""), "result.json cannot be written");
 }

@@ -263,6 +263,23 @@ mod tests {
     }
 
     #[test]
+    fn a_quota_that_nobody_knows_refuses_the_token() {
+        let exp = r#""exp":"2027-01-01T00:00:00Z""#;
+        let with = |quotas: &str| granted(&format!(r#"{{"sub":"a",{exp},"quotas":{quotas}}}"#));
+        let known = with(r#"{"fuel":7,"subject_instances":2}"#).map(|grant| grant.quotas);
+        assert_eq!(known, Ok(Caps::read(["fuel=7", "subject_instances=2"]).unwrap()));
+        for (quotas, part) in [
+            (r#"{"fule":7}"#, "there is no quota \"fule\"; there are fuel"),
+            (r#"{"total_instances":7}"#, "only the server's configuration sets it"),
+            (r#"{"fuel":-7}"#, "-7"),
+            ("[]", "map"),
+        ] {
+            let denial = with(quotas).expect_err(quotas).to_string();
+            assert!(denial.contains("claims do not read") && denial.contains(part), "{quotas}: {denial}");
+        }
+    }
+
+    #[test]
     fn bad_claims_are_told_apart() {
         let exp = r#""exp":"2027-01-01T00:00:00Z""#;
         for (payload, denial) in [
@@ -299,7 +316,8 @@ mod tests {
     #[test]
     fn what_is_minted_is_granted_and_shown() {
         let key = SecretKey::generate().unwrap();
-        let claims = Claims::new("kitchen", Role::Admin, Duration::from_secs(3600));
+        let quotas = Caps::read(["kv_pages=12"]).unwrap();
+        let claims = Claims { quotas, ..Claims::new("kitchen", Role::Admin, Duration::from_secs(3600)) };
         let token = mint(&key, &claims).unwrap();
         let now = OffsetDateTime::now_utc();
         let grant = Verifier::new(vec![key.public()], HashSet::new()).grant(token.expose(), now).unwrap();
@@ -309,6 +327,7 @@ mod tests {
         assert_eq!(verifier.grant(token.expose(), now), Err(Denial::Revoked));
 
         let shown = inspect(&token, Some(&key.public())).unwrap();
+        assert!(shown.contains("\"kv_pages\": 12"), "{shown}");
         assert!(shown.contains("\"kitchen\"") && shown.contains("signature: good"), "{shown}");
         assert!(inspect(&token, None).unwrap().contains("not checked"));
         let other = SecretKey::generate().unwrap().public();

@@ -44,10 +44,29 @@ pub struct Found {
     pub cases: usize,
     /// Digest of all that the device computed: the same on every device.
     pub digest: Option<String>,
+    /// Where devices differ in the last bits: some of the numbers.
+    pub sample: Option<Sample>,
     /// Bytes per second that must be moved: what is read once and what is written.
     pub rate: Option<f64>,
     /// Multiplications and additions per second, where these may be the limit.
     pub operations: Option<f64>,
+}
+
+/// Numbers that are nearly the same on every device.
+#[derive(Debug)]
+pub struct Sample {
+    pub numbers: Vec<f32>,
+    /// Between two devices the root mean square of the differences is at most this share of that of the numbers.
+    pub within: f64,
+}
+
+impl Sample {
+    /// Every so many numbers one is taken: a prime, so that no row and no head is passed over.
+    const STEP: usize = 17;
+
+    pub fn of(numbers: impl Iterator<Item = f32>, within: f64) -> Sample {
+        Sample { numbers: numbers.step_by(Sample::STEP).collect(), within }
+    }
 }
 
 impl Found {

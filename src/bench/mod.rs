@@ -29,6 +29,7 @@ use crate::client::ClientError;
 use crate::config::{Config, EngineConfig, ModelConfig};
 use crate::limits;
 use crate::model::{Model, ModelError};
+use crate::quota::Quotas;
 use leavings::Leavings;
 use measure::{Effort, Machine, Measure, Measured, Report, Unit};
 use others::{OTHERS_MOST, Ticks};
@@ -457,6 +458,7 @@ impl Servers<'_> {
             },
             engine: self.engine.clone(),
             openai: None,
+            quotas: Quotas::default(),
             log: tracing::Level::WARN,
         }
     }

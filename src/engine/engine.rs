@@ -331,7 +331,9 @@ impl Pace {
 mod tests {
     use super::*;
     use crate::backend::{DrawKey, Input, Mask, PageId, Sampler, Sequence, TokenId};
-    use crate::engine::operation::{Kind, Lost, Pass, PassInput, PassOutput, PassResult, Reply, VirtualId};
+    use crate::engine::operation::{
+        Kind, Lost, PageQuotas, Pass, PassInput, PassOutput, PassResult, Reply, VirtualId,
+    };
     use crate::engine::simulation::fake::Fake;
     use crate::identity::{InstanceId, Subject};
     use std::sync::{Mutex, OnceLock};
@@ -390,7 +392,7 @@ mod tests {
             let (subject, seed, reply) = (Subject::everyone(), 1, Reply::default());
             let pages = Reply::clone(&reply);
             smol::block_on(async {
-                engine.send(Command::Join { instance, subject, seed }).await?;
+                engine.send(Command::Join { instance, subject, pages: PageQuotas::default(), seed }).await?;
                 let kind = Kind::Page;
                 engine.send(Command::Allocate { instance, kind, count: 1, reply }).await?;
                 assert_eq!(pages.wait().await, &Ok(vec![VirtualId(0)]));
@@ -398,7 +400,7 @@ mod tests {
             })
             .expect("the engine runs");
             let queue = QueueId { instance, ordinal: 0 };
-            Guest { engine, credits: Credits::new(), queue }
+            Guest { engine, credits: Credits::default(), queue }
         }
 
         /// One token more, behind `len`.

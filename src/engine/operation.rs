@@ -6,6 +6,7 @@
 use crate::backend::{Mask, Produced, Sampler, TokenId};
 use crate::engine::credit::Credit;
 use crate::identity::{InstanceId, Subject};
+use crate::quota::{Name, Quota, Quotas};
 use smol::lock::OnceCell;
 use std::fmt;
 use std::sync::Arc;
@@ -53,6 +54,8 @@ pub enum Refusal {
     NotHeld(Kind, VirtualId),
     /// A bound of `limits.rs`, named.
     Full(&'static str, usize),
+    /// A quota of the instance or its subject, which ends it.
+    Quota(Quota),
     /// The engine has already given the instance up; its end is on the way.
     Ended,
 }
@@ -69,6 +72,7 @@ impl fmt::Display for Refusal {
             }
             Refusal::NotHeld(kind, id) => write!(f, "this instance holds no {kind} {}", id.0),
             Refusal::Full(what, bound) => write!(f, "at most {bound} {what}: give some back first"),
+            Refusal::Quota(quota) => quota.fmt(f),
             Refusal::Ended => f.write_str("the instance has been ended"),
         }
     }
@@ -173,11 +177,33 @@ pub enum Leave {
     Killed,
 }
 
+/// KV pages that an instance may name, and that may be its subject's meanwhile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PageQuotas {
+    pub own: u32,
+    pub subject: u32,
+}
+
+impl PageQuotas {
+    pub fn of(quotas: &Quotas) -> PageQuotas {
+        let pages = |name| u32::try_from(quotas.get(name)).unwrap_or(u32::MAX);
+        PageQuotas { own: pages(Name::KvPages), subject: pages(Name::SubjectKvPages) }
+    }
+}
+
+impl Default for PageQuotas {
+    /// No bound beside what there is.
+    fn default() -> PageQuotas {
+        PageQuotas { own: u32::MAX, subject: u32::MAX }
+    }
+}
+
 /// Everything that goes down to the engine, in the order sent.
 pub enum Command {
     Join {
         instance: InstanceId,
         subject: Subject,
+        pages: PageQuotas,
         seed: u64,
     },
     Leave {
@@ -286,7 +312,21 @@ pub enum Notice {
     /// End this instance with event 3, `OOM unrecoverable: {why}`: a pass of it needs a page (its own copy of a shared
     /// one) and nothing can help.
     OutOfPages { instance: InstanceId, why: String },
+    /// End this instance with event 5: a pass of it needs a page (its own copy of a shared one) beyond this quota.
+    Quota { instance: InstanceId, quota: Quota },
     /// End this instance with event 3, `Runtime error: Call error: {what}`: it named what it does not hold, or a pass
     /// was malformed. `what` names the argument.
     Misuse { instance: InstanceId, what: String },
+}
+
+impl Notice {
+    /// Whom it ends.
+    pub fn instance(&self) -> InstanceId {
+        match self {
+            Notice::Evict(instance)
+            | Notice::OutOfPages { instance, .. }
+            | Notice::Quota { instance, .. }
+            | Notice::Misuse { instance, .. } => *instance,
+        }
+    }
 }

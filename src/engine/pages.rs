@@ -11,7 +11,7 @@
 //!
 //! Virtual ids count up from 0 per instance and kind and are never given twice: a stale id names nothing.
 
-use crate::engine::operation::{Refusal, VirtualId};
+use crate::engine::operation::{PageQuotas, Refusal, VirtualId};
 use crate::engine::prefix::Prefixes;
 use crate::identity::{InstanceId, Subject};
 use crate::limits::{
@@ -58,6 +58,7 @@ pub(super) struct Holder {
     pub subject: Subject,
     /// Greater is newer.
     pub joined: u64,
+    pub quotas: PageQuotas,
     pub names: HashMap<VirtualId, Physical, BuildHasherDefault<IdHasher>>,
     next: u32,
 }
@@ -112,9 +113,9 @@ impl Pool {
     // ---- instances ----
 
     /// `joined` orders the instances: greater is newer.
-    pub fn join(&mut self, instance: InstanceId, subject: Subject, joined: u64) {
+    pub fn join(&mut self, instance: InstanceId, subject: Subject, joined: u64, quotas: PageQuotas) {
         self.scopes.entry(subject.clone()).or_default().instances += 1;
-        self.holders.insert(instance, Holder { subject, joined, names: HashMap::default(), next: 0 });
+        self.holders.insert(instance, Holder { subject, joined, quotas, names: HashMap::default(), next: 0 });
     }
 
     /// Drops all names of the instance. Its exports stay.
@@ -257,10 +258,14 @@ impl Pool {
 
     /// New names of the importer for the exported pages.
     pub fn import(&mut self, instance: InstanceId, name: &str) -> Result<Vec<VirtualId>, Refusal> {
-        let holder = self.holders.get_mut(&instance).ok_or(Refusal::Ended)?;
+        let holder = self.holders.get(&instance).ok_or(Refusal::Ended)?;
         let export = self.scopes.get(&holder.subject).and_then(|s| s.exports.get(name));
         let export = export.ok_or_else(|| Refusal::NoSuchExport(name.into()))?;
+        if let Some(quota) = self.over(instance, 0, export.pages.len() as u32) {
+            return Err(Refusal::Quota(quota));
+        }
         holder.room_for(export.pages.len())?;
+        let holder = self.holders.get_mut(&instance).ok_or(Refusal::Ended)?;
         let entries = &mut self.entries;
         let names = export.pages.iter().map(|&page| {
             entries[page.0 as usize].owners += 1;

@@ -1,4 +1,4 @@
-//! Who gives way when pages run short.
+//! Who gives way when pages run short, and whose quota is full before that.
 //!
 //! Owns: the rule, and the count of what would come free. Never: an end (it names victims; the state ends them), a
 //! change to the pool it looks at.
@@ -8,9 +8,10 @@
 //! than their share. Then, and first if its own subject is over, newer instances of its own subject give way, newest
 //! first. Nobody is ended unless that suffices, and nobody whose end would bring nothing.
 
-use crate::engine::operation::Refusal;
+use crate::engine::operation::{PageQuotas, Refusal};
 use crate::engine::pages::{Physical, Pool};
 use crate::identity::{InstanceId, Subject};
+use crate::quota::{Name, Quota};
 use std::collections::{BinaryHeap, HashMap};
 
 /// Whether `asked` pages can be had.
@@ -26,6 +27,19 @@ pub enum Room {
 }
 
 impl Pool {
+    /// The quota that so many more pages, and names of pages, would exceed. A page that was given back counts with its
+    /// subject until the last queued operation that uses it is done, or a queue would be room without end.
+    pub fn over(&self, instance: InstanceId, pages: u32, names: u32) -> Option<Quota> {
+        let holder = self.holders.get(&instance)?;
+        let used = self.scopes.get(&holder.subject).map_or(0, |scope| scope.used);
+        let PageQuotas { own, subject } = holder.quotas;
+        let named = holder.names.len() as u32;
+        [(Name::KvPages, named, names, own), (Name::SubjectKvPages, used, pages, subject)]
+            .into_iter()
+            .find(|(_, held, more, most)| *more > 0 && held.saturating_add(*more) > *most)
+            .map(|(name, _, _, most)| Quota { name, limit: u64::from(most) })
+    }
+
     /// How `instance` can have `asked` pages more.
     pub fn room(&self, instance: InstanceId, asked: u32) -> Room {
         let free = self.available();
@@ -163,9 +177,13 @@ pub(super) mod tests {
         }
 
         pub fn join(&mut self, subject: &str, pages: u32) -> InstanceId {
+            self.join_within(subject, pages, PageQuotas::default())
+        }
+
+        pub fn join_within(&mut self, subject: &str, pages: u32, quotas: PageQuotas) -> InstanceId {
             let instance = InstanceId::random();
             self.joined += 1;
-            self.pool.join(instance, Subject::new(subject), self.joined);
+            self.pool.join(instance, Subject::new(subject), self.joined, quotas);
             self.pool.allocate(instance, pages).expect("room");
             instance
         }
@@ -207,6 +225,41 @@ pub(super) mod tests {
         let newest = w.join("a", 0);
         assert_eq!(w.pool.import(newest, "x"), Ok(vec![VirtualId(0)]));
         assert_eq!(w.pool.room(old, 2), Room::AfterEnding(vec![rich]));
+    }
+
+    #[test]
+    fn quotas_count_names_of_an_instance_and_pages_of_a_subject() {
+        let mut w = World::new(9);
+        let over = |name, limit| Some(Quota { name, limit });
+        let maker = w.join_within("a", 3, PageQuotas { own: 4, subject: 6 });
+        assert_eq!((w.pool.over(maker, 1, 1), w.pool.over(maker, 2, 2)), (None, over(Name::KvPages, 4)));
+        let ids: Vec<VirtualId> = (0..3).map(VirtualId).collect();
+        assert_eq!(w.pool.export(maker, &ids[..2], "x".into()), Ok(Ok(())));
+        let other = w.join_within("a", 2, PageQuotas { own: 9, subject: 6 });
+        assert_eq!(
+            (w.pool.over(other, 1, 1), w.pool.over(other, 2, 2)),
+            (None, over(Name::SubjectKvPages, 6))
+        );
+        assert_eq!(w.pool.over(other, 0, 8), over(Name::KvPages, 9));
+        // Importing takes names and no page; a copy takes a page and no name.
+        let few = w.join_within("a", 0, PageQuotas { own: 1, subject: 5 });
+        let full = Refusal::Quota(Quota { name: Name::KvPages, limit: 1 });
+        assert_eq!(w.pool.import(few, "x"), Err(full));
+        assert!(w.pool.import(other, "x").is_ok());
+        assert_eq!((w.pool.over(few, 1, 0), w.pool.over(other, 1, 0)), (over(Name::SubjectKvPages, 5), None));
+        // What only an operation still holds is the subject's until it has run.
+        let page = w.pool.find(maker, ids[2]).expect("held");
+        w.pool.hold(page);
+        assert_eq!(w.pool.deallocate(maker, &ids[2..]), Ok(()));
+        assert_eq!(
+            (w.pool.over(maker, 2, 2), w.pool.over(maker, 1, 1)),
+            (over(Name::SubjectKvPages, 6), None)
+        );
+        w.pool.unhold(page);
+        assert_eq!(w.pool.over(maker, 2, 2), None);
+        let stranger = w.join_within("b", 0, PageQuotas { own: 2, subject: 2 });
+        assert_eq!(w.pool.over(stranger, 2, 2), None);
+        w.pool.check(&HashMap::new());
     }
 
     fn out_of(asked: u32, capacity: u32, free: u32) -> Refusal {

@@ -9,7 +9,7 @@ use crate::engine::credit::Credit;
 use crate::engine::hazards::Touch;
 use crate::engine::job::{Move, PassWork};
 use crate::engine::operation::{
-    Command, Kind, Lost, Notice, Operation, Pass, PassInput, PassOutput, PassResult, QueueId, Reply,
+    Command, Kind, Lost, Notice, Operation, Pass, PassInput, PassOutput, PassResult, QueueId, Refusal, Reply,
     VirtualId,
 };
 use crate::engine::pages::Physical;
@@ -56,9 +56,13 @@ impl State {
                 Err(Held::Back(Box::new(Command::Submit { queue, operation, credit })))
             }
             Err(ends) => {
-                if let Held::Ends(Notice::Misuse { what: why, .. } | Notice::OutOfPages { why, .. }) = &ends {
-                    let lost = Lost(why.clone());
-                    self.answer(&reply, Err(lost));
+                if let Held::Ends(notice) = &ends {
+                    let why = match notice {
+                        Notice::Misuse { what: why, .. } | Notice::OutOfPages { why, .. } => why.clone(),
+                        Notice::Quota { quota, .. } => quota.to_string(),
+                        Notice::Evict(_) => Refusal::Ended.to_string(),
+                    };
+                    self.answer(&reply, Err(Lost(why)));
                 }
                 Err(ends)
             }
@@ -74,7 +78,11 @@ impl State {
         self.reuse(instance, pass, &mut found);
         let first = self.first_written(pass, &found);
         let shared = found.pages[first..].iter().filter(|&&page| self.pages.owners(page) > 1);
-        let needs = [(Kind::Page, shared.count()), (Kind::Embed, found.fresh.len())];
+        let copies = shared.count();
+        if let Some(quota) = self.pages.over(instance, copies as u32, 0) {
+            return Err(Held::Ends(Notice::Quota { instance, quota }));
+        }
+        let needs = [(Kind::Page, copies), (Kind::Embed, found.fresh.len())];
         for (kind, count) in needs {
             match self.room(instance, kind, count as u32) {
                 Got::Room => {}

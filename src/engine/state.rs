@@ -7,7 +7,8 @@
 use crate::backend::{EmbedId, Fault, Info, Outcome, PageId};
 use crate::engine::job::{Job, Work};
 use crate::engine::operation::{
-    Command, Kind, Leave, Lost, Notice, Operation, QueueId, Refusal, Reply, Status, Usage, VirtualId,
+    Command, Kind, Leave, Lost, Notice, Operation, PageQuotas, QueueId, Refusal, Reply, Status, Usage,
+    VirtualId,
 };
 use crate::engine::pages::{Physical, Pool};
 use crate::engine::policy::Room;
@@ -157,7 +158,7 @@ impl State {
             return Ok(());
         }
         match command {
-            Command::Join { instance, subject, seed } => self.join(instance, subject, seed),
+            Command::Join { instance, subject, pages, seed } => self.join(instance, subject, pages, seed),
             Command::Leave { instance, how } => self.end(instance, how),
             Command::Allocate { instance, kind, count, reply } => {
                 return self.allocate(instance, kind, count, reply);
@@ -222,14 +223,14 @@ impl State {
         Ok(())
     }
 
-    fn join(&mut self, instance: InstanceId, subject: Subject, seed: u64) {
+    fn join(&mut self, instance: InstanceId, subject: Subject, pages: PageQuotas, seed: u64) {
         if self.members.contains_key(&instance) {
             return; // Joining twice must not lose what the first holds.
         }
         self.joined += 1;
         self.members.insert(instance, Member { seed });
-        self.pages.join(instance, subject.clone(), self.joined);
-        self.embeds.join(instance, subject.clone(), self.joined);
+        self.pages.join(instance, subject.clone(), self.joined, pages);
+        self.embeds.join(instance, subject.clone(), self.joined, PageQuotas::default());
         self.schedule.join(instance);
         #[cfg(test)]
         self.trace.push(Trace::Joined(instance, subject, seed));
@@ -242,7 +243,12 @@ impl State {
         count: u32,
         reply: Reply<Result<Vec<VirtualId>, Refusal>>,
     ) -> Result<(), Held> {
-        let answer = match self.room(instance, kind, count) {
+        let pool = self.pool(kind);
+        // More than there is at all is no matter of quotas, and whoever waits for them need not.
+        let over = (count <= pool.capacity()).then(|| pool.over(instance, count, count)).flatten();
+        let got =
+            over.map_or_else(|| self.room(instance, kind, count), |quota| Got::Never(Refusal::Quota(quota)));
+        let answer = match got {
             Got::Wait => {
                 let back = Command::Allocate { instance, kind, count, reply };
                 return Err(Held::Back(Box::new(back)));
@@ -335,15 +341,14 @@ impl State {
 
     /// Ends an instance and says so upward.
     fn end_with(&mut self, notice: Notice) {
-        let (Notice::Evict(instance) | Notice::OutOfPages { instance, .. } | Notice::Misuse { instance, .. }) =
-            &notice;
+        let instance = notice.instance();
         // One that has completed, but waits for pages with commands it sent before, has nobody left to be told, and its
         // exports are to stay.
-        let backlog = self.backlog.get(instance);
+        let backlog = self.backlog.get(&instance);
         if let Some(&Command::Leave { how, .. }) = backlog.and_then(VecDeque::back) {
-            return self.end(*instance, how);
+            return self.end(instance, how);
         }
-        self.end(*instance, Leave::Killed);
+        self.end(instance, Leave::Killed);
         self.notices.push(notice);
     }
 

@@ -1,54 +1,48 @@
 //! What a client has sent to one instance and the instance has not read yet: texts and blobs, apart.
 //!
-//! Owns: the two lanes, their order and bounds. Never: drops a message. A lane that is full says so and the caller
-//! ends the instance; a receive that is given up leaves its message for the next one.
+//! Owns: the two lanes, their order and bounds. Never: drops a message. A lane that is full says which quota it meets and the
+//! caller ends the instance; a receive that is given up leaves its message for the next one.
 
 use crate::limits;
+use crate::quota::{Name, Quota, Quotas, Shares};
 use event_listener::Event;
 use std::collections::VecDeque;
-use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// One per instance.
-#[derive(Default)]
 pub struct Mailbox {
     pub texts: Arc<Lane<String>>,
     pub blobs: Arc<Lane<Arc<[u8]>>>,
 }
 
-/// A lane was full. `Display` names the bound: the text of event 5.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Full {
-    pub what: &'static str,
-    pub bound: usize,
-}
-
-impl fmt::Display for Full {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "mailbox full: {} {} not read by the instance", self.bound, self.what)
+impl Mailbox {
+    /// `shares`: what everyone's mailboxes hold, of which the bytes of both lanes are a part.
+    pub fn new(quotas: &Quotas, shares: Shares) -> Mailbox {
+        Mailbox {
+            texts: Arc::new(Lane::new(quotas, shares.clone())),
+            blobs: Arc::new(Lane::new(quotas, shares)),
+        }
     }
 }
 
-impl std::error::Error for Full {}
-
-/// What a lane carries, and how much of it.
+/// What a lane carries, and which quotas bound it.
 pub trait Letter: Send {
-    const COUNT: Full;
-    const BYTES: Full;
+    const COUNT: Name;
+    const BYTES: Name;
     fn bytes(&self) -> usize;
 }
 
 impl Letter for String {
-    const COUNT: Full = Full { what: "messages", bound: limits::MAILBOX_MESSAGES };
-    const BYTES: Full = Full { what: "bytes of messages", bound: limits::MAILBOX_MESSAGE_BYTES };
+    const COUNT: Name = Name::UnreadMessages;
+    const BYTES: Name = Name::UnreadMessageBytes;
     fn bytes(&self) -> usize {
         self.len()
     }
 }
 
 impl Letter for Arc<[u8]> {
-    const COUNT: Full = Full { what: "blobs", bound: limits::MAILBOX_BLOBS };
-    const BYTES: Full = Full { what: "bytes of blobs", bound: limits::MAILBOX_BLOB_BYTES };
+    const COUNT: Name = Name::UnreadBlobs;
+    const BYTES: Name = Name::UnreadBlobBytes;
     fn bytes(&self) -> usize {
         self.len()
     }
@@ -56,9 +50,12 @@ impl Letter for Arc<[u8]> {
 
 /// First in, first out: the receive asked for first gets the message that came first, in whatever order the
 /// receives are looked at.
-pub struct Lane<T> {
+pub struct Lane<T: Letter> {
     state: Mutex<State<T>>,
     arrived: Event,
+    count: Quota,
+    bytes: Quota,
+    shares: Shares,
 }
 
 struct State<T> {
@@ -70,46 +67,62 @@ struct State<T> {
     next: u64,
 }
 
-impl<T> Default for Lane<T> {
-    fn default() -> Lane<T> {
-        let state = State { letters: VecDeque::new(), bytes: 0, receives: VecDeque::new(), next: 0 };
-        Lane { state: Mutex::new(state), arrived: Event::new() }
-    }
-}
-
 impl<T: Letter> Lane<T> {
+    fn new(quotas: &Quotas, shares: Shares) -> Lane<T> {
+        let state = State { letters: VecDeque::new(), bytes: 0, receives: VecDeque::new(), next: 0 };
+        Lane {
+            state: Mutex::new(state),
+            arrived: Event::new(),
+            count: quotas.over(T::COUNT),
+            bytes: quotas.over(T::BYTES),
+            shares,
+        }
+    }
+
     /// Never blocks.
     ///
     /// # Errors
-    /// [`Full`]: the lane holds as much as it may; the instance is to be ended with event 5 and this bound.
-    pub fn push(&self, letter: T) -> Result<(), Full> {
+    /// The lane, or all of the subject or of everyone, would hold more than it may; the instance is to be ended.
+    pub fn push(&self, letter: T) -> Result<(), Quota> {
         {
             let mut state = self.lock();
-            if state.letters.len() >= T::COUNT.bound {
-                return Err(T::COUNT);
+            if state.letters.len() as u64 >= self.count.limit {
+                return Err(self.count);
             }
-            if state.bytes + letter.bytes() > T::BYTES.bound {
-                return Err(T::BYTES);
+            let bytes = state.bytes + letter.bytes();
+            if bytes as u64 > self.bytes.limit {
+                return Err(self.bytes);
             }
-            state.bytes += letter.bytes();
+            self.shares.take(letter.bytes() as u64)?;
+            state.bytes = bytes;
             state.letters.push_back(letter);
         }
         self.arrived.notify(usize::MAX);
         Ok(())
     }
 
-    /// Asks for the next letter nobody has asked for. The caller bounds how many of these it holds.
-    pub fn receive(self: &Arc<Self>) -> Receive<T> {
+    /// Asks for the next letter nobody has asked for. None: as many have asked as may at a time.
+    pub fn receive(self: &Arc<Self>) -> Option<Receive<T>> {
         let mut state = self.lock();
+        if state.receives.len() >= limits::RECEIVES {
+            return None;
+        }
         let ticket = state.next;
         state.next += 1;
         state.receives.push_back(ticket);
-        Receive { lane: self.clone(), ticket }
+        Some(Receive { lane: self.clone(), ticket })
     }
 
     fn lock(&self) -> MutexGuard<'_, State<T>> {
         // Every change below is complete before anything can panic, so a poisoned lane is still whole.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<T: Letter> Drop for Lane<T> {
+    fn drop(&mut self) {
+        let bytes = self.lock().bytes;
+        self.shares.give(bytes as u64);
     }
 }
 
@@ -146,6 +159,7 @@ impl<T: Letter> Receive<T> {
         let letter = state.letters.remove(rank)?;
         state.receives.remove(rank);
         state.bytes -= letter.bytes();
+        self.lane.shares.give(letter.bytes() as u64);
         Some(letter)
     }
 }
@@ -172,12 +186,19 @@ impl<T: Letter> Drop for Receive<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::runtime::account::Account;
+
+    fn mailbox() -> Mailbox {
+        let quotas = Quotas::default();
+        Mailbox::new(&quotas, Account::alone().unread(&quotas))
+    }
+
     use smol::future::{FutureExt, block_on};
 
     #[test]
     fn receives_get_letters_in_the_order_they_asked() {
-        let mailbox = Mailbox::default();
-        let (first, second) = (mailbox.texts.receive(), mailbox.texts.receive());
+        let mailbox = mailbox();
+        let (first, second) = (mailbox.texts.receive().unwrap(), mailbox.texts.receive().unwrap());
         mailbox.texts.push("a".into()).unwrap();
         assert!(first.ready() && !second.ready());
         assert_eq!(second.take(), None);
@@ -190,8 +211,8 @@ mod tests {
 
     #[test]
     fn an_abandoned_receive_passes_its_letter_on() {
-        let mailbox = Mailbox::default();
-        let (first, second) = (mailbox.texts.receive(), mailbox.texts.receive());
+        let mailbox = mailbox();
+        let (first, second) = (mailbox.texts.receive().unwrap(), mailbox.texts.receive().unwrap());
         mailbox.texts.push("a".into()).unwrap();
         let waiter = second.wait();
         let dropper = async { drop(first) };
@@ -202,31 +223,39 @@ mod tests {
 
     #[test]
     fn a_waiting_receive_wakes_when_the_letter_comes() {
-        let mailbox = Arc::new(Mailbox::default());
-        let receive = mailbox.blobs.receive();
+        let mailbox = Arc::new(mailbox());
+        let receive = mailbox.blobs.receive().unwrap();
         let sender = mailbox.clone();
         let thread = std::thread::spawn(move || sender.blobs.push(vec![1, 2].into()));
         block_on(receive.wait());
         assert_eq!(receive.take().as_deref(), Some(&[1, 2][..]));
         thread.join().unwrap().unwrap();
-        let idle = mailbox.blobs.receive();
+        let idle = mailbox.blobs.receive().unwrap();
         let gave_up = async { smol::future::yield_now().await };
         block_on(idle.wait().or(gave_up));
         assert!(!idle.ready());
     }
 
     #[test]
-    fn a_full_lane_names_its_bound_and_keeps_what_it_has() {
-        let mailbox = Mailbox::default();
-        for i in 0..limits::MAILBOX_MESSAGES {
+    fn a_full_lane_names_its_quota_and_keeps_what_it_has() {
+        let quotas = Quotas::default().with(Name::UnreadMessages, 5).with(Name::UnreadBlobBytes, 10);
+        let quotas = quotas.with(Name::SubjectUnreadBytes, 14);
+        let account = Account::alone();
+        let mailbox = Mailbox::new(&quotas, account.unread(&quotas));
+        for i in 0..5 {
             mailbox.texts.push(i.to_string()).unwrap();
         }
-        assert_eq!(mailbox.texts.push("one more".into()), Err(<String as Letter>::COUNT));
-        for i in 0..limits::MAILBOX_MESSAGES {
-            assert_eq!(mailbox.texts.receive().take(), Some(i.to_string()));
+        assert_eq!(mailbox.texts.push("one more".into()), Err(quotas.over(Name::UnreadMessages)));
+        let blob = |bytes: usize| -> Arc<[u8]> { vec![0; bytes].into() };
+        assert_eq!(mailbox.blobs.push(blob(11)), Err(quotas.over(Name::UnreadBlobBytes)));
+        assert_eq!(mailbox.blobs.push(blob(10)), Err(quotas.over(Name::SubjectUnreadBytes)));
+        mailbox.blobs.push(blob(9)).unwrap();
+        for i in 0..5 {
+            assert_eq!(mailbox.texts.receive().unwrap().take(), Some(i.to_string()));
         }
-        let half: Arc<[u8]> = vec![0; limits::MAILBOX_BLOB_BYTES / 2 + 1].into();
-        mailbox.blobs.push(half.clone()).unwrap();
-        assert_eq!(mailbox.blobs.push(half), Err(<Arc<[u8]> as Letter>::BYTES));
+        let other = Mailbox::new(&quotas, account.unread(&quotas));
+        assert_eq!(other.texts.push("123456".into()), Err(quotas.over(Name::SubjectUnreadBytes)));
+        drop(mailbox);
+        assert_eq!(other.texts.push("123456".into()), Ok(()), "what nobody will read counts no more");
     }
 }

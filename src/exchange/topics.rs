@@ -62,6 +62,15 @@ impl Log {
     }
 }
 
+/// What a broadcast came to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Work {
+    /// Subscribers that may be woken.
+    pub reached: usize,
+    /// Topics looked at to make room.
+    pub looked_at: usize,
+}
+
 /// Why a broadcast or a subscription was refused. `Display` is a sentence for the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
@@ -115,15 +124,15 @@ impl Topics {
         Ok(Subscription { shared, subject, name, topic, place: Mutex::new(place) })
     }
 
-    /// Reaches every live subscriber of the topic and says how many they are; with none the post is gone.
-    pub fn broadcast(&self, subject: &Subject, name: &str, post: &str) -> Result<usize, Refusal> {
+    /// Reaches every live subscriber of the topic; with none the post is gone. Answers the work that it was.
+    pub fn broadcast(&self, subject: &Subject, name: &str, post: &str) -> Result<Work, Refusal> {
         check_name(name)?;
         if post.len() > limits::MESSAGE_BYTES {
             return Err(Refusal::PostTooLong(post.len()));
         }
         let mut scopes = self.0.lock();
-        let Some(scope) = scopes.get_mut(subject) else { return Ok(0) };
-        let Some(topic) = scope.topics.get(name).cloned() else { return Ok(0) };
+        let Some(scope) = scopes.get_mut(subject) else { return Ok(Work::default()) };
+        let Some(topic) = scope.topics.get(name).cloned() else { return Ok(Work::default()) };
         let reached = {
             let mut log = lock(&topic.log);
             let full = |log: &Log| {
@@ -137,10 +146,10 @@ impl Topics {
             scope.bytes += post.len();
             log.subscribers
         };
-        scope.fit();
+        let looked_at = scope.fit();
         drop(scopes);
         topic.posted.notify(usize::MAX);
-        Ok(reached)
+        Ok(Work { reached, looked_at })
     }
 
     /// Posts that slow subscribers have lost so far.
@@ -150,14 +159,22 @@ impl Topics {
 }
 
 impl Scope {
-    /// Over its bytes, a subject loses the oldest posts of its largest topic first.
-    fn fit(&mut self) {
+    /// Over its bytes, a subject loses the oldest posts of its largest topic, as many as it takes, and then of the next
+    /// largest. Answers how many topics were looked at: finding the largest anew for each post would hold all subjects
+    /// up for a tenth of a second, where posts are small.
+    fn fit(&mut self) -> usize {
+        let mut looked_at = 0;
         while self.bytes > limits::TOPIC_BYTES_PER_SUBJECT {
+            looked_at += self.topics.len();
             let Some(largest) = self.topics.values().max_by_key(|topic| lock(&topic.log).bytes) else {
-                return;
+                break;
             };
-            self.bytes -= lock(&largest.log).forget_oldest();
+            let mut log = lock(&largest.log);
+            while self.bytes > limits::TOPIC_BYTES_PER_SUBJECT && !log.posts.is_empty() {
+                self.bytes -= log.forget_oldest();
+            }
         }
+        looked_at
     }
 }
 
@@ -269,8 +286,8 @@ mod tests {
     fn a_thousand_subscribers_each_get_every_post_in_order() {
         let (topics, me) = (Topics::default(), Subject::new("a"));
         let subscriptions: Vec<_> = (0..1000).map(|_| topics.subscribe(&me, "t").unwrap()).collect();
-        assert_eq!(topics.broadcast(&me, "t", "one"), Ok(1000));
-        assert_eq!(topics.broadcast(&me, "t", "two"), Ok(1000));
+        assert_eq!(topics.broadcast(&me, "t", "one").map(|work| work.reached), Ok(1000));
+        assert_eq!(topics.broadcast(&me, "t", "two").map(|work| work.reached), Ok(1000));
         for subscription in &subscriptions {
             block_on(subscription.wait());
             assert_eq!(subscription.take().as_deref(), Some("one"));
@@ -285,7 +302,7 @@ mod tests {
         let topics = Topics::default();
         let (a, b) = (Subject::new("a"), Subject::new("b"));
         let early = topics.subscribe(&a, "t").unwrap();
-        assert_eq!(topics.broadcast(&b, "t", "not for a"), Ok(0));
+        assert_eq!(topics.broadcast(&b, "t", "not for a").map(|work| work.reached), Ok(0));
         topics.broadcast(&a, "t", "before").unwrap();
         let late = topics.subscribe(&a, "t").unwrap();
         topics.broadcast(&a, "t", "after").unwrap();
@@ -324,6 +341,27 @@ mod tests {
         assert!(topics.0.lock().is_empty(), "a scope goes with its last subscriber");
     }
 
+    /// The story: small posts in all topics made room for a large one, one post at a time, and for each the largest topic
+    /// was looked for anew, for a tenth of a second, while every subject waited for the lock.
+    #[test]
+    fn room_for_a_post_costs_a_bounded_look_and_says_so() {
+        let (topics, me) = (Topics::default(), Subject::everyone());
+        let names: Vec<String> = (0..limits::TOPICS_PER_SUBJECT).map(|i| format!("t{i}")).collect();
+        let open: Vec<_> = names.iter().map(|name| topics.subscribe(&me, name).unwrap()).collect();
+        let small =
+            "x".repeat(limits::TOPIC_BYTES_PER_SUBJECT / limits::TOPICS_PER_SUBJECT / limits::TOPIC_POSTS);
+        for name in &names {
+            for _ in 0..limits::TOPIC_POSTS {
+                assert_eq!(topics.broadcast(&me, name, &small), Ok(Work { reached: 1, looked_at: 0 }));
+            }
+        }
+        let work = topics.broadcast(&me, "t0", &"x".repeat(limits::MESSAGE_BYTES)).unwrap();
+        let each = limits::TOPIC_BYTES_PER_SUBJECT / limits::TOPICS_PER_SUBJECT;
+        let drained = limits::MESSAGE_BYTES.div_ceil(each) + 1;
+        assert!((1..=drained * names.len()).contains(&work.looked_at), "{work:?}");
+        drop(open);
+    }
+
     #[test]
     fn unsubscribing_wakes_and_ends_and_frees() {
         let (topics, me) = (Topics::default(), Subject::everyone());
@@ -335,7 +373,7 @@ mod tests {
         subscription.unsubscribe();
         subscription.unsubscribe();
         assert_eq!(subscription.take(), None);
-        assert_eq!(topics.broadcast(&me, "t", "to nobody"), Ok(0));
+        assert_eq!(topics.broadcast(&me, "t", "to nobody").map(|work| work.reached), Ok(0));
         assert!(topics.0.lock().is_empty());
     }
 
@@ -437,7 +475,10 @@ mod tests {
                     break;
                 }
                 let post = format!("{}{}", lengths.len(), " ".repeat(length));
-                assert_eq!(topics.broadcast(&me, "t", &post), Ok(readers.len() + slow.len()));
+                assert_eq!(
+                    topics.broadcast(&me, "t", &post).map(|work| work.reached),
+                    Ok(readers.len() + slow.len())
+                );
                 lengths.push(post.len());
                 let scopes = topics.0.lock();
                 let log = lock(&scopes[&me].topics["t"].log);
@@ -459,7 +500,7 @@ mod tests {
             if random.below(4) == 0 {
                 let passing = topics.subscribe(&me, "t").expect("room");
                 let reached = topics.broadcast(&me, "t", &format!("{end}"));
-                assert_eq!(reached, Ok(readers.len() + slow.len() + 1));
+                assert_eq!(reached.map(|work| work.reached), Ok(readers.len() + slow.len() + 1));
                 lengths.push(end.to_string().len());
                 block_on(async {
                     while !readers.iter().all(|reader| reader.is_at(end + 1)) {

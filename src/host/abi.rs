@@ -98,12 +98,24 @@ impl<'a> Flat<'a> {
     }
 }
 
+/// Bytes lifted or lowered for one unit of fuel.
+const BYTES_PER_FUEL: usize = 16;
+/// Fuel of each list or string lifted beside its bytes: an allocation made and given back, some 40 ns. Without it a mask
+/// of a million short rows would cost its guest what a few hundred instructions do.
+const LIST_FUEL: u64 = 32;
+
+pub fn fuel_of_bytes(bytes: usize) -> u64 {
+    (bytes / BYTES_PER_FUEL) as u64
+}
+
 /// Where values are lifted from: the guest's memory and its handles.
 pub struct Source<'a> {
     memory: &'a [u8],
     pub(super) cx: &'a mut Cx,
     /// Bytes read so far, as guest and host count them, whichever is more.
     read: usize,
+    /// Lists read so far, each of which the host allocates.
+    lists: u64,
 }
 
 impl<'a> Source<'a> {
@@ -111,15 +123,15 @@ impl<'a> Source<'a> {
         match memory {
             Some(memory) => {
                 let (bytes, cx) = memory.data_and_store_mut(ctx);
-                Source { memory: bytes, cx, read: 0 }
+                Source { memory: bytes, cx, read: 0, lists: 0 }
             }
-            None => Source { memory: &[], cx: ctx.data_mut(), read: 0 },
+            None => Source { memory: &[], cx: ctx.data_mut(), read: 0, lists: 0 },
         }
     }
 
-    /// Bytes lifted so far; what the call is charged for.
-    pub fn read(&self) -> usize {
-        self.read
+    /// Fuel for what was lifted so far.
+    pub fn fuel(&self) -> u64 {
+        fuel_of_bytes(self.read) + self.lists * LIST_FUEL
     }
 
     /// Reads what a guest's function returned through a pointer.
@@ -143,6 +155,7 @@ impl<'a> Source<'a> {
             return Err(Trap::error(format!("the pointer {at:#x} is not aligned to {align} bytes")));
         }
         self.slice(at, count.saturating_mul(size))?;
+        self.lists += 1;
         self.read = self.read.saturating_add(count.saturating_mul(size.max(held)));
         match self.read > limits::LIFTED_BYTES {
             true => Err(Trap::error(format!(
@@ -168,6 +181,8 @@ fn outside(at: usize, len: usize, size: usize) -> Trap {
     Trap::error(format!("{len} bytes at {at:#x} lie outside the guest's memory of {size} bytes"))
 }
 
+/// Bytes lowered in one go: a slice's worth at what they are charged.
+pub(super) const PIECE_BYTES: usize = 1 << 20;
 /// Calls of the guest's allocator in one go: about a slice, as each takes some microseconds of interpreted code.
 const ALLOCATIONS_AT_ONCE: usize = 24;
 
@@ -190,10 +205,12 @@ impl<'a> Target<'a> {
         Target { ctx, canon, written: 0, allocations: 0, spent: 0, rest: Vec::new() }
     }
 
-    /// Whether the guest's allocator has had a slice's worth of this thread: counted in calls and in fuel, as a
-    /// guest's allocator may be slow on purpose.
+    /// Whether this call has had a slice's worth of its thread: counted in bytes, and for the guest's allocator in
+    /// calls and in fuel, as it may be slow on purpose.
     pub fn slice_is_over(&self) -> bool {
-        self.allocations >= ALLOCATIONS_AT_ONCE || self.spent >= SLICE_FUEL as i64
+        self.written >= PIECE_BYTES
+            || self.allocations >= ALLOCATIONS_AT_ONCE
+            || self.spent >= SLICE_FUEL as i64
     }
 
     /// Leaves a part for the next go.
@@ -206,9 +223,9 @@ impl<'a> Target<'a> {
         self.rest
     }
 
-    /// Bytes lowered so far; what the call is charged for.
-    pub fn written(&self) -> usize {
-        self.written
+    /// Fuel for the bytes lowered so far.
+    pub fn fuel(&self) -> u64 {
+        fuel_of_bytes(self.written)
     }
 
     pub fn cx(&mut self) -> &mut Cx {

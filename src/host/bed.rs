@@ -8,13 +8,15 @@ use super::function::{Finish, Lowered, Pending, Suspended};
 use super::held::Meter;
 use super::{Cx, Trap, interface};
 use crate::backend::{Backend, Batch, Fault, Info, Outcome, Output, PageId, Produced, TokenId};
-use crate::engine::operation::{Command, Notice};
+use crate::engine::operation::{Command, Notice, PageQuotas};
 use crate::engine::{Engine, Handle, Reuse, credit::Credits};
 use crate::exchange::{Exchange, Mailbox};
 use crate::identity::{InstanceId, Subject};
 use crate::model::Model;
 use crate::model::toy::{TOY_VOCAB, Toy};
-use crate::runtime::quota::{Allowance, Pool, Quotas};
+use crate::quota::Quotas;
+use crate::runtime::account::Account;
+use crate::runtime::quota::Allowance;
 use crate::runtime::table::Table;
 use crate::runtime::{Directory, events};
 use smol::channel::{Receiver, bounded};
@@ -128,6 +130,8 @@ pub struct Bed {
     pub store: Store<Cx>,
     pub events: events::Receiver,
     pub house: House,
+    /// In how many goes the last answer came.
+    pub goes: usize,
     canon: Canon,
     /// Where the program's allocator goes on, and where it began.
     answers: (Global, Val),
@@ -148,9 +152,9 @@ impl Bed {
         let (sender, events) = events::bounded(4);
         let instance = InstanceId::random();
         let subject = subject.clone();
-        let join = Command::Join { instance, subject: subject.clone(), seed };
+        let join = Command::Join { instance, subject: subject.clone(), pages: PageQuotas::default(), seed };
         assert!(house.engine.try_send(join).is_ok(), "the inbox has room");
-        let quotas = Quotas::default();
+        let (quotas, account) = (Quotas::default(), Account::alone());
         let cx = Cx {
             instance,
             subject,
@@ -160,18 +164,18 @@ impl Bed {
             table: Table::new(&quotas),
             queues: Default::default(),
             names: Default::default(),
-            held: Meter::new(&quotas),
+            held: Meter::new(&quotas, account.memory(&quotas)),
             model: house.model.clone(),
             engine: house.engine.clone(),
-            credits: Credits::new(),
+            credits: Credits::default(),
             exchange: house.exchange.clone(),
-            mailbox: Arc::new(Mailbox::default()),
+            mailbox: Arc::new(Mailbox::new(&quotas, account.unread(&quotas))),
             events: sender,
             directory: Directory::default(),
             servers: Default::default(),
             insecure: super::wasi::random::Insecure::seeded(seed),
-            log: super::wasi::cli::Log::new(instance, &quotas),
-            allowance: Allowance::new(quotas, Pool::new().0),
+            log: super::wasi::cli::Log::new(instance, &quotas, account.log(&quotas)),
+            allowance: Allowance::new(quotas, account),
             pending: None,
             may_leave: true,
             owed_fuel: 0,
@@ -187,7 +191,7 @@ impl Bed {
         };
         let free = program.get_global(&store, "free").expect("it is exported");
         let answers = (free, free.get(&store));
-        Bed { store, events, house: house.clone(), canon, answers, free: ARGUMENTS }
+        Bed { store, events, house: house.clone(), goes: 0, canon, answers, free: ARGUMENTS }
     }
 
     pub fn cx(&mut self) -> &mut Cx {
@@ -258,7 +262,9 @@ impl Bed {
             Err(error) if error.downcast_ref::<Suspended>().is_some() => {
                 let pending = self.cx().pending.take().expect("a suspended call waits for something");
                 let mut finish = wait(pending)?;
+                self.goes = 0;
                 let value = loop {
+                    self.goes += 1;
                     match finish(self.store.as_context_mut())? {
                         Lowered::Done(value) => break value,
                         Lowered::More(next) => finish = next,

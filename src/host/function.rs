@@ -23,8 +23,6 @@ use wasmi::{
 
 /// Fuel of crossing the border once, beside the bytes: about what the crossing takes in interpreted instructions.
 const CROSSING_FUEL: u64 = 64;
-/// Bytes lifted or lowered for one unit of fuel.
-pub const BYTES_PER_FUEL: u64 = 16;
 
 /// An answer that is there, or one to wait for.
 pub enum Later<R> {
@@ -276,9 +274,9 @@ fn arguments<A: Lift, R: Lower>(
     let mut flat = Flat::new(values);
     let mut source = Source::new(&mut ctx, canon.memory);
     let arguments = A::lift(&mut source, &mut flat)?;
-    let read = source.read();
+    let fuel = source.fuel();
     let pointer = if R::FLAT > FLAT_RESULTS { Some(flat.u32()?) } else { None };
-    charge(&mut ctx, read as u64 / BYTES_PER_FUEL);
+    charge(&mut ctx, fuel);
     Ok((arguments, pointer))
 }
 
@@ -294,8 +292,8 @@ fn lower<R: Lower>(
         None if R::FLAT == 0 => None,
         None => Some(answer.lower(&mut target)?),
     };
-    let (written, rest) = (target.written(), target.rest());
-    charge(&mut ctx, written as u64 / BYTES_PER_FUEL);
+    let (fuel, rest) = (target.fuel(), target.rest());
+    charge(&mut ctx, fuel);
     Ok(lowered(canon, value, rest))
 }
 
@@ -304,9 +302,9 @@ fn lowered(canon: Canon, value: Option<Val>, mut rest: Vec<Rest>) -> Lowered {
     Lowered::More(Box::new(move |mut ctx| {
         let mut target = Target::new(ctx.as_context_mut(), canon);
         next(&mut target)?;
-        let written = target.written();
+        let fuel = target.fuel();
         rest.extend(target.rest());
-        charge(&mut ctx, written as u64 / BYTES_PER_FUEL);
+        charge(&mut ctx, fuel);
         Ok(lowered(canon, value, rest))
     }))
 }

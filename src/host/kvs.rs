@@ -1,5 +1,6 @@
 //! `inferlet:core/kvs`: the subject's key-value pairs.
 
+use super::lists::Made;
 use super::{Cx, Interface, Later, Trap};
 use crate::exchange::kvs::Refusal;
 
@@ -12,6 +13,11 @@ pub fn interface() -> Interface {
         .call("store-list-keys", keys)
 }
 
+/// Fuel of finding a value on the disk, where it is in memory already: some 5 µs.
+const READ_FUEL: u64 = 4_000;
+/// Fuel of each key in a list.
+const FUEL_PER_KEY: u64 = 16;
+
 impl From<Refusal> for Trap {
     fn from(refusal: Refusal) -> Trap {
         Trap::error(refusal.to_string())
@@ -19,6 +25,7 @@ impl From<Refusal> for Trap {
 }
 
 fn get(cx: &mut Cx, key: String) -> Result<Option<String>, Trap> {
+    cx.owe(1, READ_FUEL);
     Ok(cx.exchange.kvs.get(&cx.subject, &key)?)
 }
 
@@ -40,6 +47,8 @@ fn exists(cx: &mut Cx, key: String) -> Result<bool, Trap> {
     Ok(cx.exchange.kvs.exists(&cx.subject, &key))
 }
 
-fn keys(cx: &mut Cx) -> Result<Vec<String>, Trap> {
-    Ok(cx.exchange.kvs.keys(&cx.subject).iter().map(|key| key.to_string()).collect())
+fn keys(cx: &mut Cx) -> Result<Made<String>, Trap> {
+    let keys = cx.exchange.kvs.keys(&cx.subject);
+    cx.owe(keys.len(), FUEL_PER_KEY);
+    Ok(Made::new(keys.len(), move |i| keys[i].to_string()))
 }

@@ -107,8 +107,19 @@ fn send(cx: &mut Cx, message: String) -> Result<Later<()>, Trap> {
     Ok(emit(cx, What::Message(message)))
 }
 
+/// Fuel of a place in the row of those who wait, and of leaving it.
+const RECEIVE_FUEL: u64 = 256;
+
+fn too_many_receives() -> Trap {
+    Trap::error(format!(
+        "{} receives wait already, the most at a time; take or drop some first",
+        limits::RECEIVES
+    ))
+}
+
 fn receive(cx: &mut Cx) -> Result<Own<ReceiveResult>, Trap> {
-    Ok(Own(ReceiveResult(Arc::new(cx.mailbox.texts.receive()))))
+    cx.owe(1, RECEIVE_FUEL);
+    Ok(Own(ReceiveResult(Arc::new(cx.mailbox.texts.receive().ok_or_else(too_many_receives)?))))
 }
 
 /// Takes the blob.
@@ -117,7 +128,8 @@ fn send_blob(cx: &mut Cx, Own(blob): Own<Blob>) -> Result<Later<()>, Trap> {
 }
 
 fn receive_blob(cx: &mut Cx) -> Result<Own<BlobResult>, Trap> {
-    Ok(Own(BlobResult(Arc::new(cx.mailbox.blobs.receive()))))
+    cx.owe(1, RECEIVE_FUEL);
+    Ok(Own(BlobResult(Arc::new(cx.mailbox.blobs.receive().ok_or_else(too_many_receives)?))))
 }
 
 fn receive_pollable(cx: &mut Cx, result: Borrow<ReceiveResult>) -> Result<Own<Pollable>, Trap> {
@@ -129,13 +141,18 @@ fn receive_get(cx: &mut Cx, result: Borrow<ReceiveResult>) -> Result<Option<Stri
     Ok(cx.table.get(&result)?.0.take())
 }
 
+/// Fuel for each subscriber that a post may wake, and each topic that is looked at to make room for it.
+const TOPIC_FUEL: u64 = 64;
+
 /// Reaches every subscriber that lives; with none the message is gone.
 fn broadcast(cx: &mut Cx, topic: String, message: String) -> Result<(), Trap> {
-    cx.exchange.topics.broadcast(&cx.subject, &topic, &message)?;
+    let work = cx.exchange.topics.broadcast(&cx.subject, &topic, &message)?;
+    cx.owe(work.reached + work.looked_at, TOPIC_FUEL);
     Ok(())
 }
 
 fn subscribe(cx: &mut Cx, topic: String) -> Result<Own<Subscription>, Trap> {
+    cx.owe(4, TOPIC_FUEL);
     Ok(Own(Subscription(Arc::new(cx.exchange.topics.subscribe(&cx.subject, &topic)?))))
 }
 

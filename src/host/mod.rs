@@ -34,6 +34,7 @@ pub mod function;
 mod fuzz;
 pub mod held;
 pub mod kvs;
+mod lists;
 pub mod message;
 pub mod runtime;
 pub mod shape;
@@ -91,6 +92,13 @@ pub struct Cx {
     pub may_leave: bool,
     /// Fuel for host work that the slice could not pay.
     pub owed_fuel: u64,
+}
+
+impl Cx {
+    /// Charges the guest for work that the host does for it beside crossing the border; the call's end collects it.
+    pub fn owe(&mut self, units: usize, fuel_each: u64) {
+        self.owed_fuel = self.owed_fuel.saturating_add((units as u64).saturating_mul(fuel_each));
+    }
 }
 
 /// Every interface that a guest may import.

@@ -87,7 +87,7 @@ fn debug_query(cx: &mut Cx, query: String) -> Result<Own<DebugQueryResult>, Trap
             format!("Unknown query: {}", other.chars().take(limits::DEBUG_QUERY_ECHO).collect::<String>())
         }
     };
-    cx.owed_fuel += DEBUG_QUERY_FUEL;
+    cx.owe(1, DEBUG_QUERY_FUEL);
     let charge = cx.held.charge(answer.len())?;
     Ok(Own(DebugQueryResult::now(answer, charge)))
 }

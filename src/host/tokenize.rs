@@ -1,6 +1,7 @@
 //! `inferlet:core/tokenize`: text to tokens and back.
 
 use super::abi::{Borrow, Own};
+use super::lists::Made;
 use super::{Cx, Interface, Later, Trap};
 use crate::backend::TokenId;
 use crate::limits;
@@ -46,7 +47,7 @@ fn tokenize(cx: &mut Cx, tokenizer: Borrow<Tokenizer>, text: String) -> Result<L
         )));
     }
     let model = cx.table.get(&tokenizer)?.0.clone();
-    cx.owed_fuel += text.len() as u64 * FUEL_PER_BYTE;
+    cx.owe(text.len(), FUEL_PER_BYTE);
     let long = text.len() > LONG_TEXT;
     let work = move || model.tokenizer.encode(&text).into_iter().map(|TokenId(id)| id).collect();
     Ok(match long {
@@ -84,7 +85,8 @@ fn detokenize(cx: &mut Cx, tokenizer: Borrow<Tokenizer>, tokens: Vec<u32>) -> Re
             limits::DETOKENIZED_BYTES
         )));
     }
-    cx.owed_fuel += tokens.len() as u64 * FUEL_PER_BYTE + bytes as u64;
+    cx.owe(tokens.len(), FUEL_PER_BYTE);
+    cx.owe(bytes, 1);
     let long = tokens.len().max(bytes) > LONG_TEXT;
     // Every id was looked up above: no token is bad now.
     let work = move || model.tokenizer.decode(&tokens).unwrap_or_default();
@@ -95,10 +97,12 @@ fn detokenize(cx: &mut Cx, tokenizer: Borrow<Tokenizer>, tokens: Vec<u32>) -> Re
 }
 
 /// Ids ascending, raw bytes, special tokens left out. The one big answer: its fuel is charged by token too.
-fn vocabulary(cx: &mut Cx, tokenizer: Borrow<Tokenizer>) -> Result<(Vec<u32>, Vec<Vec<u8>>), Trap> {
+fn vocabulary(cx: &mut Cx, tokenizer: Borrow<Tokenizer>) -> Result<(Vec<u32>, Made<Vec<u8>>), Trap> {
     let model = cx.table.get(&tokenizer)?.0.clone();
-    let (ids, bytes): (Vec<u32>, Vec<Vec<u8>>) =
-        model.tokenizer.vocabulary().map(|(TokenId(id), bytes)| (id, bytes.to_vec())).unzip();
-    cx.owed_fuel += ids.len() as u64 * FUEL_PER_TOKEN;
-    Ok((ids, bytes))
+    let ids: Vec<u32> = model.tokenizer.vocabulary().map(|(TokenId(id), _)| id).collect();
+    cx.owe(ids.len(), FUEL_PER_TOKEN);
+    let (count, each) = (ids.len(), ids.clone());
+    // Every id is of the vocabulary.
+    let bytes = move |i: usize| model.tokenizer.decode_bytes(&[TokenId(each[i])]).unwrap_or_default();
+    Ok((ids, Made::new(count, bytes)))
 }

@@ -4,7 +4,7 @@
 //! the runtime turns a trap into an event.
 
 use super::Cx;
-use crate::runtime::quota::Quota;
+use crate::quota::Quota;
 use std::fmt;
 use wasmi::TrapCode;
 use wasmi::errors::{ErrorKind, HostError};
@@ -71,6 +71,12 @@ impl Trap {
 impl From<String> for Trap {
     fn from(what: String) -> Trap {
         Trap::Error(what)
+    }
+}
+
+impl From<Quota> for Trap {
+    fn from(quota: Quota) -> Trap {
+        Trap::Quota(quota)
     }
 }
 

@@ -5,6 +5,7 @@
 
 use super::Trap;
 use super::abi::{Flat, Lift, Lower, Source, Target, Value};
+use super::lists::{fill, pour};
 use super::shape::Shape;
 use crate::runtime::table::Resource;
 use std::marker::PhantomData;
@@ -190,29 +191,9 @@ impl<T: Lower> Lower for Vec<T> {
         into.pair(at, place, count)?;
         match T::NESTED {
             true => fill(self.into_iter(), into, place),
-            false => T::store_many(self, into, place),
+            false => pour(self, into, place),
         }
     }
-}
-
-/// Lowers items that each need the allocator. A vocabulary has a hundred thousand: what is more than a slice's work
-/// is left for the next go, or one call would hold its thread, and every batch with it, for half a second.
-fn fill<T: Lower>(
-    mut items: std::vec::IntoIter<T>,
-    into: &mut Target<'_>,
-    mut at: usize,
-) -> Result<(), Trap> {
-    while items.len() > 0 {
-        if into.slice_is_over() {
-            into.leave(Box::new(move |into| fill(items, into, at)));
-            return Ok(());
-        }
-        if let Some(item) = items.next() {
-            item.store(into, at)?;
-        }
-        at += T::SIZE;
-    }
-    Ok(())
 }
 
 // ---- tuples (and records) ----

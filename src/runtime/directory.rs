@@ -7,6 +7,7 @@
 //! been given its last event: one that is not read must not make room for another.
 
 use super::LaunchRefusal;
+use super::account::{Account, All};
 use super::ending::Ending;
 use crate::exchange::Mailbox;
 use crate::identity::{InstanceId, ProgramHash, Subject};
@@ -21,6 +22,8 @@ pub struct Entry {
     pub instance: InstanceId,
     pub program: ProgramHash,
     pub subject: Subject,
+    /// What its subject has.
+    pub(crate) account: Arc<Account>,
     pub(crate) mailbox: Arc<Mailbox>,
     /// Written once: the ending that somebody else decided on.
     pub(crate) end: Arc<OnceCell<Ending>>,
@@ -61,17 +64,26 @@ impl Directory {
         self.lock().values().cloned().collect()
     }
 
-    /// `quotas`: how many there may be, of this subject and in all.
-    pub(crate) fn enter(&self, entry: Entry, quotas: &Quotas) -> Result<(), LaunchRefusal> {
+    /// Enters one more instance of the subject, if there may be one. `make` gets the account that all of a subject share.
+    pub(crate) fn enter(
+        &self,
+        subject: &Subject,
+        quotas: &Quotas,
+        all: &Arc<All>,
+        make: impl FnOnce(Arc<Account>) -> Entry,
+    ) -> Result<Entry, LaunchRefusal> {
         let mut entries = self.lock();
-        let of_subject = entries.values().filter(|other| other.subject == entry.subject).count();
-        for (count, name) in [(of_subject, Name::SubjectInstances), (entries.len(), Name::TotalInstances)] {
+        let mut others = entries.values().filter(|entry| entry.subject == *subject).peekable();
+        let account = others.peek().map(|entry| entry.account.clone());
+        for (count, name) in [(others.count(), Name::SubjectInstances), (entries.len(), Name::TotalInstances)]
+        {
             if count >= quotas.size(name) {
                 return Err(LaunchRefusal::Full(quotas.over(name)));
             }
         }
-        entries.insert(entry.instance, entry);
-        Ok(())
+        let entry = make(account.unwrap_or_else(|| Arc::new(Account::new(all))));
+        entries.insert(entry.instance, entry.clone());
+        Ok(entry)
     }
 
     /// It cannot be found any more.

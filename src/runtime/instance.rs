@@ -15,7 +15,7 @@ use super::{Ending, Errand, InstanceEvent, Launch, Runtime, What, events};
 use crate::clock;
 use crate::engine::Gone;
 use crate::engine::credit::Credits;
-use crate::engine::operation::{Command, Leave};
+use crate::engine::operation::{Command, Leave, PageQuotas};
 use crate::host::abi::{Canon, Source};
 use crate::host::wasi::http::{IncomingRequest, ResponseOutparam};
 use crate::host::wasi::{cli::Log, random::Insecure};
@@ -92,7 +92,7 @@ pub(super) async fn run(
         Ok(code) => code,
         Err(rejected) => return Ending::ServerError(rejected.to_string()),
     };
-    let seed = match join(runtime, entry).await {
+    let seed = match join(runtime, entry, &launch.quotas).await {
         Ok(seed) => seed,
         Err(gone) => return Ending::ServerError(gone.to_string()),
     };
@@ -121,14 +121,15 @@ pub(super) async fn run(
 }
 
 /// Makes the instance known to the engine. Answers its seed.
-pub(super) async fn join(runtime: &Runtime, entry: &Entry) -> Result<u64, Gone> {
+pub(super) async fn join(runtime: &Runtime, entry: &Entry, quotas: &Quotas) -> Result<u64, Gone> {
     let seed = match runtime.parts.seed {
         Some(seed) => seed,
         // Without the system's random numbers the id, random too, still tells instances apart.
         None => getrandom::u64().unwrap_or_default(),
     };
     tracing::info!(target: "runtime", instance = %entry.instance, program = %entry.program, seed, "launched");
-    let join = Command::Join { instance: entry.instance, subject: entry.subject.clone(), seed };
+    let (instance, subject) = (entry.instance, entry.subject.clone());
+    let join = Command::Join { instance, subject, pages: PageQuotas::of(quotas), seed };
     runtime.parts.engine.send(join).await?;
     Ok(seed)
 }
@@ -144,18 +145,18 @@ pub(super) fn context(runtime: &Runtime, entry: &Entry, launch: Launch, seed: u6
         table: Table::new(&launch.quotas),
         queues: common::Queues::default(),
         names: common::Names::default(),
-        held: held::Meter::new(&launch.quotas),
+        held: held::Meter::new(&launch.quotas, entry.account.memory(&launch.quotas)),
         model: parts.model.clone(),
         engine: parts.engine.clone(),
-        credits: Credits::new(),
+        credits: Credits::new(&launch.quotas, entry.account.operations.clone()),
         exchange: parts.exchange.clone(),
         mailbox: entry.mailbox.clone(),
         events: launch.events,
         directory: runtime.directory.clone(),
         servers: runtime.servers.clone(),
         insecure: Insecure::seeded(seed),
-        log: Log::new(entry.instance, &launch.quotas),
-        allowance: Allowance::new(launch.quotas, runtime.memory.clone()),
+        log: Log::new(entry.instance, &launch.quotas, entry.account.log(&launch.quotas)),
+        allowance: Allowance::new(launch.quotas, entry.account.clone()),
         pending: None,
         may_leave: true,
         owed_fuel: 0,

@@ -9,16 +9,19 @@ use crate::identity::{InstanceId, Subject};
 use crate::model::Model;
 use crate::program::Program;
 use crate::transfer::Call;
+use account::All;
 use directory::Entry;
 use smol::channel::Receiver;
 use smol::lock::OnceCell;
 use std::fmt;
 use std::sync::Arc;
 
+pub mod account;
 pub mod directory;
 pub mod ending;
 pub mod events;
 pub mod instance;
+pub mod pace;
 #[cfg(test)]
 mod preview1;
 pub mod quota;
@@ -102,15 +105,15 @@ pub struct Runtime {
     parts: Arc<RuntimeParts>,
     directory: Directory,
     servers: Servers,
-    memory: quota::Pool,
+    all: Arc<All>,
     leaving: Receiver<()>,
 }
 
 impl Runtime {
     pub fn new(parts: RuntimeParts) -> Runtime {
-        let (memory, leaving) = quota::Pool::new();
+        let (all, leaving) = All::new();
         let (directory, servers) = (Directory::default(), Servers::default());
-        Runtime { parts: Arc::new(parts), directory, servers, memory, leaving }
+        Runtime { parts: Arc::new(parts), directory, servers, all, leaving }
     }
 
     /// Hears when instances have gone and their memory is about to be free, of several at least once. For one listener.
@@ -125,15 +128,15 @@ impl Runtime {
 
     /// Under an id that nobody has.
     pub(crate) fn prepare_as(&self, instance: InstanceId, launch: Launch) -> Result<Prepared, LaunchRefusal> {
-        let entry = Entry {
+        let entry = self.directory.enter(&launch.subject, &launch.quotas, &self.all, |account| Entry {
             instance,
             program: launch.program.hash,
             subject: launch.subject.clone(),
-            mailbox: Arc::new(Mailbox::default()),
+            mailbox: Arc::new(Mailbox::new(&launch.quotas, account.unread(&launch.quotas))),
+            account,
             end: Arc::new(OnceCell::new()),
             ended: false,
-        };
-        self.directory.enter(entry.clone(), &launch.quotas)?;
+        })?;
         Ok(Prepared { runtime: self.clone(), entry, launch: Some(launch) })
     }
 
@@ -170,14 +173,10 @@ impl Runtime {
         &self.directory
     }
 
-    fn deliver(
-        &self,
-        instance: InstanceId,
-        push: impl FnOnce(&Mailbox) -> Result<(), crate::exchange::mailbox::Full>,
-    ) {
+    fn deliver(&self, instance: InstanceId, push: impl FnOnce(&Mailbox) -> Result<(), Quota>) {
         let Some(entry) = self.directory.find(instance) else { return };
-        if let Err(full) = push(&entry.mailbox) {
-            let _ = entry.end.set_blocking(Ending::OutOfResources(full.to_string()));
+        if let Err(quota) = push(&entry.mailbox) {
+            let _ = entry.end.set_blocking(Ending::quota(quota));
         }
     }
 }
@@ -227,7 +226,7 @@ impl Prepared {
         async move {
             let (events, quotas) = (launch.events.clone(), launch.quotas);
             let run = async {
-                match instance::join(&runtime, &entry).await {
+                match instance::join(&runtime, &entry, &quotas).await {
                     Ok(_) => guest(entry.clone(), launch).await,
                     Err(gone) => Ending::ServerError(gone.to_string()),
                 }

@@ -1,66 +1,48 @@
-//! The memory of guests: what each has, its subject, and all together.
+//! The growth of a guest's memory and tables, against what it, its subject and all together may have.
 //!
-//! Owns: the limiter that the interpreter asks before memory or a table grows.
+//! Owns: the limiter that the interpreter asks. Of memory, each instance is sure of [`limits::MEMORY_FLOOR_BYTES`]; what it
+//! has beyond counts with its subject's and everyone's, so that they cannot together take the box down, nor some of
+//! them keep the others from starting.
 //! Never: ending anybody; exceeding a quota is a [`Trap`](crate::host::Trap) or an [`Ending`](super::Ending).
 
+use super::account::Account;
 use crate::limits;
+use crate::quota::Shares;
 pub use crate::quota::{Name, Quota, Quotas};
-use smol::channel::{self, Receiver, Sender};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use wasmi::ResourceLimiter;
 use wasmi_core::LimiterError;
 
-/// The memory that instances may hold beyond what each is sure of ([`limits::MEMORY_FLOOR_BYTES`]), so that they
-/// cannot together take the box down, nor some of them keep the others from starting. Clones are one pool.
-#[derive(Clone, Debug)]
-pub struct Pool {
-    held: Arc<AtomicUsize>,
-    /// Holds a word once somebody has left and nobody has heard of it.
-    left: Sender<()>,
-}
-
-impl Pool {
-    /// Nobody holds anything yet. The receiver hears when instances leave the pool, of several at least once.
-    pub fn new() -> (Pool, Receiver<()>) {
-        let (left, leaving) = channel::bounded(1);
-        (Pool { held: Arc::default(), left }, leaving)
-    }
-
-    /// Takes from the pool what an instance that grows from `before` to `after` bytes holds beyond its sure share.
-    fn grow(&self, before: usize, after: usize) -> bool {
-        let more = beyond_floor(after) - beyond_floor(before);
-        let taken = self.held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |held| {
-            held.checked_add(more).filter(|held| *held <= limits::MEMORY_POOL_BYTES)
-        });
-        taken.is_ok()
-    }
-}
-
-fn beyond_floor(bytes: usize) -> usize {
-    bytes.saturating_sub(limits::MEMORY_FLOOR_BYTES)
+fn beyond_floor(bytes: usize) -> u64 {
+    bytes.saturating_sub(limits::MEMORY_FLOOR_BYTES) as u64
 }
 
 /// The growth of one guest's memories and tables against its quotas.
-#[derive(Debug)]
 pub struct Allowance {
     pub quotas: Quotas,
     memory_bytes: usize,
     table_elements: usize,
     exceeded: Option<Quota>,
-    pool: Pool,
+    account: Arc<Account>,
+    memory: Shares,
 }
 
 impl Drop for Allowance {
     fn drop(&mut self) {
-        self.pool.held.fetch_sub(beyond_floor(self.memory_bytes), Ordering::Relaxed);
-        let _ = self.pool.left.try_send(()); // full: it will be heard of anyway
+        self.memory.give(beyond_floor(self.memory_bytes));
+        self.account.all.memory_is_back();
     }
 }
 
 impl Allowance {
-    pub fn new(quotas: Quotas, pool: Pool) -> Allowance {
-        Allowance { quotas, memory_bytes: 0, table_elements: 0, exceeded: None, pool }
+    pub fn new(quotas: Quotas, account: Arc<Account>) -> Allowance {
+        let memory = account.memory(&quotas);
+        Allowance { quotas, memory_bytes: 0, table_elements: 0, exceeded: None, account, memory }
+    }
+
+    /// What its subject has.
+    pub fn account(&self) -> &Arc<Account> {
+        &self.account
     }
 
     /// The quota that refused a growth, if one did: the guest's last act.
@@ -68,8 +50,8 @@ impl Allowance {
         self.exceeded
     }
 
-    fn refuse(&mut self, name: Name) -> Result<bool, LimiterError> {
-        self.exceeded = Some(self.quotas.over(name));
+    fn refuse(&mut self, quota: Quota) -> Result<bool, LimiterError> {
+        self.exceeded = Some(quota);
         Err(LimiterError::ResourceLimiterDeniedAllocation)
     }
 }
@@ -86,10 +68,10 @@ impl ResourceLimiter for Allowance {
         }
         let total = self.memory_bytes.saturating_add(desired.saturating_sub(current));
         if total > self.quotas.size(Name::MemoryBytes) {
-            return self.refuse(Name::MemoryBytes);
+            return self.refuse(self.quotas.over(Name::MemoryBytes));
         }
-        if !self.pool.grow(self.memory_bytes, total) {
-            return self.refuse(Name::TotalMemoryBytes);
+        if let Err(quota) = self.memory.take(beyond_floor(total) - beyond_floor(self.memory_bytes)) {
+            return self.refuse(quota);
         }
         self.memory_bytes = total;
         Ok(true)
@@ -106,7 +88,7 @@ impl ResourceLimiter for Allowance {
         }
         let total = self.table_elements.saturating_add(desired.saturating_sub(current));
         if total > self.quotas.size(Name::TableElements) {
-            return self.refuse(Name::TableElements);
+            return self.refuse(self.quotas.over(Name::TableElements));
         }
         self.table_elements = total;
         Ok(true)
@@ -129,22 +111,31 @@ impl ResourceLimiter for Allowance {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::runtime::account::All;
 
     #[test]
     fn hogs_cannot_keep_small_guests_from_starting() {
-        let (pool, leaving) = Pool::new();
-        let quotas = Quotas::default().with(Name::MemoryBytes, limits::MEMORY_POOL_BYTES as u64);
-        let mut hog = Allowance::new(quotas, pool.clone());
-        assert!(hog.memory_growing(0, limits::MEMORY_POOL_BYTES, None).is_ok());
-        let mut second = Allowance::new(quotas, pool.clone());
+        let (all, leaving) = All::new();
+        let [one, other] = [0, 1].map(|_| Arc::new(Account::new(&all)));
+        let (pool, own) = (limits::MEMORY_POOL_BYTES, limits::MEMORY_BYTES_PER_SUBJECT);
+        let floor = limits::MEMORY_FLOOR_BYTES;
+        let quotas = Quotas::default().with(Name::MemoryBytes, pool as u64);
+        let most = quotas.with(Name::SubjectMemoryBytes, pool as u64);
+        let mut hog = Allowance::new(quotas, one.clone());
+        assert!(hog.memory_growing(0, own + floor, None).is_ok());
+        let mut second = Allowance::new(quotas, one.clone());
+        assert!(second.memory_growing(0, floor, None).is_ok(), "each is sure of its share");
+        assert!(second.memory_growing(floor, 2 * floor, None).is_err());
+        assert_eq!(second.exceeded(), Some(quotas.over(Name::SubjectMemoryBytes)));
+        let mut third = Allowance::new(most, other.clone());
         assert!(
-            second.memory_growing(0, limits::MEMORY_FLOOR_BYTES, None).is_ok(),
-            "each is sure of its share"
+            third.memory_growing(0, pool - own + floor, None).is_ok(),
+            "another subject has its own share"
         );
-        assert!(second.memory_growing(0, 2 * limits::MEMORY_FLOOR_BYTES, None).is_err());
-        assert_eq!(second.exceeded(), Some(quotas.over(Name::TotalMemoryBytes)));
-        drop((hog, second));
-        assert_eq!(pool.held.load(Ordering::Relaxed), 0, "all of it comes back");
-        assert!(leaving.try_recv().is_ok() && leaving.try_recv().is_err(), "one word for both");
+        assert!(third.memory_growing(pool - own + floor, pool, None).is_err());
+        assert_eq!(third.exceeded(), Some(most.over(Name::TotalMemoryBytes)));
+        drop((hog, second, third));
+        assert_eq!(one.memory(&most).take(pool as u64), Ok(()), "all of it comes back");
+        assert!(leaving.try_recv().is_ok() && leaving.try_recv().is_err(), "one word for all");
     }
 }

@@ -7,6 +7,7 @@
 //! for the instruction that did not fit. A host call that waits: its future is awaited, its answer lowered into the
 //! guest, and the guest goes on. Dropping the future of [`Guest::call`] at a pause ends the guest.
 
+use super::pace::Pace;
 use super::quota::Name;
 use super::worker::Slice;
 use crate::host::function::{Lowered, Pending, Suspended};
@@ -29,6 +30,7 @@ pub struct Guest {
     /// Fuel left in this life.
     left: u64,
     slice_fuel: u64,
+    pace: Pace,
 }
 
 impl Guest {
@@ -38,8 +40,11 @@ impl Guest {
 
     /// With slices of another size: any size gives the same results.
     pub fn with_slices(store: Store<Cx>, slice: Slice, slice_fuel: u64) -> Guest {
-        let left = store.data().allowance.quotas.get(Name::Fuel);
-        Guest { store, slice, granted: 0, left, slice_fuel }
+        let allowance = &store.data().allowance;
+        let left = allowance.quotas.get(Name::Fuel);
+        let pace = Pace::new(allowance.account().clone(), &allowance.quotas, slice_fuel);
+        let slice_fuel = slice_fuel.min(pace.most());
+        Guest { store, slice, granted: 0, left, slice_fuel, pace }
     }
 
     /// Calls `function` to its end.
@@ -50,7 +55,7 @@ impl Guest {
             call = match call {
                 Ok(ResumableCall::Finished) => return Ok(()),
                 Ok(ResumableCall::OutOfFuel(paused)) => {
-                    self.slice.end().await;
+                    self.end_slice().await?;
                     self.refuel(paused.required_fuel())?;
                     paused.resume(&mut self.store, results)
                 }
@@ -85,6 +90,8 @@ impl Guest {
             stages::mark(Stage::Resumed, instance);
             // The thread was given up: a new slice. An answer that was there all along does not earn one, or a
             // guest could hold its thread with calls alone.
+            self.account()?;
+            self.pace.keep().await?;
             self.refuel(0)?;
         }
         loop {
@@ -94,12 +101,20 @@ impl Guest {
                     return Ok(value);
                 }
                 Lowered::More(next) => {
-                    self.slice.end().await;
+                    self.end_slice().await?;
                     self.refuel(0)?;
                     finish = next;
                 }
             }
         }
+    }
+
+    /// Gives the thread up, until the next second where this one's fuel is used up.
+    async fn end_slice(&mut self) -> Result<(), Trap> {
+        self.account()?;
+        self.pace.keep().await?;
+        self.slice.end().await;
+        Ok(())
     }
 
     /// Starts a slice with room for an instruction of `required` fuel.
@@ -118,6 +133,7 @@ impl Guest {
         let owed = std::mem::take(&mut self.store.data_mut().owed_fuel);
         let used = self.granted.saturating_sub(unused).saturating_add(owed);
         self.granted = unused;
+        self.pace.used(used);
         self.left = self.left.saturating_sub(used);
         if self.left > 0 { Ok(()) } else { Err(self.exhausted()) }
     }

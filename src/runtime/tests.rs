@@ -1,10 +1,11 @@
 //! Guests, whole: small components in text form, run by real workers beside a parroting engine.
 
+mod quotas;
+
 use super::instance::Built;
 use super::slice::Guest;
 use super::*;
 use crate::host::bed::House;
-use crate::limits;
 use crate::model::toy::Toy;
 use crate::program::Program;
 use smol::channel::bounded;
@@ -117,6 +118,13 @@ impl Bench {
         let id = prepared.id();
         prepared.start();
         (id, receiver)
+    }
+
+    fn prepare(&self, subject: &str, quotas: Quotas) -> Result<(Prepared, events::Receiver), LaunchRefusal> {
+        let (events, receiver) = events::bounded(1);
+        let program = Program::in_memory(&simple(&[], "")).unwrap();
+        let launch = Launch { program, arguments: vec![], subject: Subject::new(subject), quotas, events };
+        self.runtime.prepare(launch).map(|prepared| (prepared, receiver))
     }
 
     fn ending(&self, component: &[u8]) -> Ending {
@@ -244,37 +252,6 @@ fn a_full_mailbox_ends_the_instance() {
     let ending = ending(&events);
     assert_eq!(ending.code(), 5);
     assert!(ending.message().contains(&crate::limits::MAILBOX_MESSAGES.to_string()), "{ending:?}");
-}
-
-#[test]
-fn quotas_end_what_runs_away() {
-    let tight = Quotas::default()
-        .with(Name::MemoryBytes, 4 << 20)
-        .with(Name::TableElements, 1000)
-        .with(Name::Fuel, 3_000_000);
-    let bench = Bench::new(1, tight);
-    let quota = |text: &str| Ending::OutOfResources(format!("Quota exceeded: {text}"));
-    let body = r#"(table $t 1 funcref) (func (export "run") (result i32)
-        (loop (br_if 0 (i32.ne (table.grow $t (ref.null func) (i32.const 100)) (i32.const -1)))) (i32.const 16))"#;
-    assert_eq!(bench.ending(&component(&[], ALLOCATOR, body)), quota("table elements, limit 1000"));
-    let grows = simple(&[], "(loop (br_if 0 (i32.ne (memory.grow (i32.const 1)) (i32.const -1))))");
-    assert_eq!(bench.ending(&grows), quota("memory bytes, limit 4194304"));
-    let huge = component(
-        &[],
-        ALLOCATOR,
-        r#"(table 10000 funcref) (func (export "run") (result i32) (i32.const 16))"#,
-    );
-    assert_eq!(bench.ending(&huge), quota("table elements, limit 1000"));
-    assert_eq!(bench.ending(&simple(&[], "(loop (br 0))")), quota("fuel, limit 3000000"));
-    // What is left may be too little for the next stretch of code, and is then as good as nothing.
-    let strides = "(local $i i64) (loop (local.set $i (i64.mul (i64.add (local.get $i) (i64.const 1)) (i64.const 7))) (br 0))";
-    assert_eq!(bench.ending(&simple(&[], strides)), quota("fuel, limit 3000000"));
-    // Host work is paid for too: this one does little else.
-    let talks = simple(&[SET_RETURN], "(loop (call $set-return (i32.const 65536) (i32.const 65536)) (br 0))");
-    assert_eq!(bench.ending(&talks), quota("fuel, limit 3000000"));
-
-    let short = Quotas::default().with(Name::WallClock, 0);
-    assert_eq!(Bench::new(1, short).ending(&waits()), quota("wall clock seconds, limit 0"));
 }
 
 #[test]
@@ -502,14 +479,7 @@ fn wild_pointers_and_lengths_only_end_their_guest() {
 #[test]
 fn an_instance_can_be_named_before_it_runs_and_not_after() {
     let bench = bench();
-    let launch_of = |subject: &str, quotas: Quotas| {
-        let (events, receiver) = events::bounded(1);
-        let program = Program::in_memory(&simple(&[], "")).unwrap();
-        let launch = Launch { program, arguments: vec![], subject: Subject::new(subject), quotas, events };
-        bench.runtime.prepare(launch).map(|prepared| (prepared, receiver))
-    };
-    let quotas = Quotas::default();
-    let launch = || launch_of("somebody", quotas).unwrap();
+    let launch = || bench.prepare("somebody", Quotas::default()).unwrap();
     let (prepared, _) = launch();
     let id = prepared.id();
     assert_eq!(bench.runtime.directory().of(&Subject::new("somebody")).len(), 1);
@@ -522,22 +492,6 @@ fn an_instance_can_be_named_before_it_runs_and_not_after() {
     bench.runtime.end(prepared.id(), Ending::Disconnected);
     prepared.start();
     assert_eq!(ending(&events), Ending::Disconnected);
-
-    let (first, half) = (launch(), limits::INSTANCES_PER_SUBJECT);
-    let full = |quotas: Quotas, name| Some(LaunchRefusal::Full(quotas.over(name)));
-    // A token may let its bearer have fewer, whoever launched those that are there.
-    let one = quotas.with(Name::SubjectInstances, 1);
-    assert_eq!(launch_of("somebody", one).err(), full(one, Name::SubjectInstances));
-    assert!(launch_of("somebody else", one).is_ok());
-    let all: Vec<_> = (1..half).map(|_| launch()).collect();
-    assert_eq!(launch_of("somebody", quotas).err(), full(quotas, Name::SubjectInstances));
-    let others = ["b", "c"]
-        .map(|subject| -> Vec<_> { (0..half / 2).map(|_| launch_of(subject, quotas).unwrap()).collect() });
-    assert_eq!(launch_of("d", quotas).err(), full(quotas, Name::TotalInstances));
-    drop(first);
-    assert!(launch_of("d", quotas).is_ok());
-    drop(others);
-    drop(all);
     drop(bench.house);
 }
 

@@ -13,8 +13,8 @@ use crate::limits;
 use crate::program::{Kinds, Program, Store};
 use crate::runtime::serve::{Serve, Server};
 use crate::runtime::{Ending, Launch, Runtime, events};
+use crate::wire::ServerInstance;
 use crate::wire::upload::Upload;
-use serde::Serialize;
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
@@ -71,34 +71,17 @@ pub struct Served {
     pub model: String,
 }
 
-/// A server instance as its owner sees it.
-#[derive(Serialize)]
-pub struct ServerInstance {
-    id: String,
-    port: u16,
-    program: String,
-    subject: String,
-    arguments: usize,
-    /// Requests that are being answered, and all that there were.
-    answering: usize,
-    requests: u64,
-    /// None: never.
-    expires: Option<String>,
-}
-
-impl ServerInstance {
-    fn of(server: &Server) -> ServerInstance {
-        let Serve { program, arguments, subject, port, expires, .. } = &server.serve;
-        ServerInstance {
-            id: server.id.to_string(),
-            port: *port,
-            program: program.hash.to_string(),
-            subject: subject.as_str().to_owned(),
-            arguments: arguments.len(),
-            answering: server.answering.load(Ordering::Relaxed),
-            requests: server.requests.load(Ordering::Relaxed),
-            expires: expires.and_then(|at| at.format(&Rfc3339).ok()),
-        }
+/// As its owner sees it.
+fn shown(server: &Server) -> ServerInstance {
+    let Serve { program, subject, port, expires, .. } = &server.serve;
+    ServerInstance {
+        id: server.id.to_string(),
+        port: *port,
+        program: program.hash.to_string(),
+        subject: subject.as_str().to_owned(),
+        answering: server.answering.load(Ordering::Relaxed),
+        requests: server.requests.load(Ordering::Relaxed),
+        expires: expires.and_then(|at| at.format(&Rfc3339).ok()),
     }
 }
 
@@ -163,7 +146,7 @@ impl House for Served {
     }
 
     fn servers(&self, grant: &Grant) -> Vec<ServerInstance> {
-        self.runtime.servers().of(grant.scope()).iter().map(|server| ServerInstance::of(server)).collect()
+        self.runtime.servers().of(grant.scope()).iter().map(|server| shown(server)).collect()
     }
 
     async fn stop(&self, server: &str, grant: &Grant) -> Result<(), String> {

@@ -82,11 +82,12 @@ impl Desk {
         let held = Held(Some(life.leash()));
         let ending = Arc::new(OnceCell::new());
         let told = ending.clone();
-        let _life = self.spawn(async move {
-            // The place is taken for as long as there is an instance, whatever becomes of its answer.
+        // The place is taken for as long as there is an instance, whatever becomes of its answer.
+        self.spawn(async move {
             let (life, _place): (Answering, _) = (life, place);
             let _ = told.set(life.ended().await).await; // nobody else tells
-        })?;
+        })?
+        .detach();
         let mut upload = self.spawn(receive(body, writer))?;
         match first(&promised, &mut upload).await {
             First::Refused(refusal) => return Err(refusal),
@@ -97,7 +98,6 @@ impl Desk {
         };
         let response = outcome.map_err(|code| failed(&code))?;
         upload.detach();
-        _life.detach();
         if is_head {
             let (head, body) = response.into_parts();
             body.discard();
@@ -106,7 +106,7 @@ impl Desk {
             held.release();
             return Ok(Response::from_parts(head, Answer::nothing()));
         }
-        Ok(response.map(|body| Answer { body, held }))
+        Ok(response.map(|body| Answer::new(body, held)))
     }
 
     /// Whether the request may pass at all.
@@ -273,7 +273,7 @@ impl Refusal {
         let (writer, reader) = transfer::pipe(Some(text.len() as u64));
         // The pipe is empty and its reader here.
         let _ = writer.write(text.into()).and_then(|()| writer.finish(None));
-        let mut response = Response::new(Answer { body: reader, held: Held(None) });
+        let mut response = Response::new(Answer::new(reader, Held(None)));
         *response.status_mut() = status;
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
@@ -305,11 +305,17 @@ impl Drop for Held {
 pub struct Answer {
     body: Reader,
     held: Held,
+    /// The body is broken, and hyper is about to be told.
+    breaks: bool,
 }
 
 impl Answer {
+    fn new(body: Reader, held: Held) -> Answer {
+        Answer { body, held, breaks: false }
+    }
+
     fn nothing() -> Answer {
-        Answer { body: transfer::empty(), held: Held(None) }
+        Answer::new(transfer::empty(), Held(None))
     }
 }
 
@@ -332,7 +338,13 @@ impl Body for Answer {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, ErrorCode>>> {
-        Pin::new(&mut self.body).poll_frame(context)
+        let frame = Pin::new(&mut self.body).poll_frame(context);
+        // hyper drops what it has not sent yet when a body breaks; what came before shall reach the client.
+        if matches!(frame, Poll::Ready(Some(Err(_)))) && !std::mem::replace(&mut self.breaks, true) {
+            context.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        frame
     }
 
     fn is_end_stream(&self) -> bool {

@@ -1,12 +1,12 @@
 //! The door as a whole, over loopback, with a scripted house behind it: a guest does what its arguments say.
 
-use super::house::ServerInstance;
 use super::*;
 use crate::auth::{Claims, Grant, Role, SecretKey, Token, mint};
 use crate::client::{Client, Event};
 use crate::identity::{InstanceId, ProgramHash, Subject};
 use crate::limits;
 use crate::runtime::{Ending, InstanceEvent, What, events};
+use crate::wire::ServerInstance;
 use crate::wire::upload::Upload;
 use crate::wire::{ClientMessage, ServerMessage};
 use async_tungstenite::WebSocketStream;

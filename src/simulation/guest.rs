@@ -97,7 +97,7 @@ impl Guest {
             entry,
             events: launch.events,
             engine,
-            credits: Credits::new(),
+            credits: Credits::default(),
             ledger,
             queues: (0, 1 + random.below(3)),
             random,
@@ -192,13 +192,13 @@ impl Guest {
     async fn hear(&mut self) -> Result<(), Stopped> {
         for _ in 0..2 + self.random.below(6) {
             if self.random.one_in(6) {
-                let receive = self.entry.mailbox.blobs.receive();
+                let receive = self.entry.mailbox.blobs.receive().expect("few wait");
                 receive.wait().await;
                 let blob = receive.take().expect("it is ready");
                 lock(&self.ledger).heard_blob(self.instance, &blob);
                 self.emit(Said::Blob(blob)).await?;
             } else {
-                let receive = self.entry.mailbox.texts.receive();
+                let receive = self.entry.mailbox.texts.receive().expect("few wait");
                 receive.wait().await;
                 let text = receive.take().expect("it is ready");
                 lock(&self.ledger).heard_text(self.instance, &text);

@@ -203,9 +203,8 @@ impl Ledger {
     }
 
     pub fn given_up(&mut self, notice: &Notice) {
-        let (Notice::Evict(instance) | Notice::OutOfPages { instance, .. } | Notice::Misuse { instance, .. }) =
-            notice;
-        let before = self.life(*instance).notice.replace(notice.clone());
+        let instance = notice.instance();
+        let before = self.life(instance).notice.replace(notice.clone());
         assert!(before.is_none(), "{instance} is given up twice");
     }
 
@@ -483,6 +482,7 @@ impl Life {
         let noticed = self.notice.as_ref().map(|notice| match notice {
             Notice::Evict(_) => Ending::evicted(),
             Notice::OutOfPages { why, .. } => Ending::Exception(format!("OOM unrecoverable: {why}")),
+            Notice::Quota { quota, .. } => Ending::quota(*quota),
             Notice::Misuse { what, .. } => Ending::trapped(Trap::error(what.clone())),
         });
         let reasons = self.asked.first().into_iter().chain(&noticed);

@@ -98,6 +98,21 @@ pub enum ServerMessage {
     },
 }
 
+/// One of the answer to the query `server_instances`, which is a JSON list of them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServerInstance {
+    pub id: String,
+    pub port: u16,
+    /// The program's hash.
+    pub program: String,
+    pub subject: String,
+    /// Requests that are being answered, and all that there were.
+    pub answering: usize,
+    pub requests: u64,
+    /// When the token that launched it does, as RFC 3339; none: never.
+    pub expires: Option<String>,
+}
+
 /// A frame that is no message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Undecodable {

@@ -7,4 +7,4 @@ pub mod message;
 mod outline;
 pub mod upload;
 
-pub use message::{ClientMessage, ServerMessage, Undecodable};
+pub use message::{ClientMessage, ServerInstance, ServerMessage, Undecodable};

@@ -4,13 +4,18 @@ Owns: the comparison, the sanitizers' runs, one table, one JSON (result.json). N
 those. Only Python's standard library is used.
 
 recorded.json is what the same binary found on the emulator, from the same seeds. Where a kernel's bits do not depend on the
-device, digests of all that it computed must be equal; where they do (attention, products of bf16) there is none, and the
-binary itself holds the numbers within their bounds.
+device, digests of all that it computed must be equal. Where they do (attention, products of bf16), the binary holds each
+number within its bounds, and here a sample is compared with the emulator's: the root mean square of the differences, as a
+share of that of the numbers, is at most what the record says.
 """
 
+import argparse
 import json
+import os
 import pathlib
 import shutil
+import signal
+import struct
 import subprocess
 import sys
 
@@ -18,24 +23,32 @@ HERE = pathlib.Path(__file__).resolve().parent
 BINARY = HERE / "tartlet"
 # The tools of compute-sanitizer. Each finds what the others do not look for.
 TOOLS = ["memcheck", "racecheck", "initcheck", "synccheck"]
-# Seconds: under a sanitizer a kernel runs some hundred times slower.
+# Seconds for one run: under a sanitizer a kernel is some hundred times slower.
 PATIENCE = 1800
 
 
-def run(command):
-    """The exit status, standard output and standard error; a command that does not end is ended."""
+def run(command, patience):
+    """The exit status, standard output and standard error; a command that does not end is ended, with all that it started."""
+    pipe = subprocess.PIPE
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
-        return done.returncode, done.stdout, done.stderr.strip()
+        child = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, errors="replace", start_new_session=True)
     except OSError as cause:
         return None, "", f"{command[0]} cannot be run here ({cause}): pack it on a machine with this kind of processor"
+    try:
+        output, complaint = child.communicate(timeout=patience)
+        return child.returncode, output, complaint.strip()
     except subprocess.TimeoutExpired:
-        return None, "", f"it did not end within {PATIENCE} s"
+        return None, "", f"it did not end within {patience:g} s"
+    finally:
+        # A sanitizer starts the program and ends without it. Whoever is interrupted here leaves nothing behind either.
+        if child.returncode is None:
+            os.killpg(child.pid, signal.SIGKILL)
+            child.communicate()
 
 
 def selftest(arguments):
     command = [str(BINARY), "selftest", "--backend", "cuda", "--json", *arguments]
-    status, output, complaint = run(command)
+    status, output, complaint = run(command, PATIENCE)
     try:
         report = json.loads(output)
     except json.JSONDecodeError:
@@ -43,6 +56,20 @@ def selftest(arguments):
     if report.get("broken_off"):
         print(report["broken_off"], file=sys.stderr)
     return report
+
+
+def numbers(sample):
+    """Its floats, of their bits in hexadecimal digits."""
+    data = bytes.fromhex(sample["numbers"])
+    return struct.unpack(f"<{len(data) // 4}f", data)
+
+
+def apart(sample, recorded):
+    """The root mean square of the differences, as a share of that of what is recorded."""
+    got, want = numbers(sample), numbers(recorded)
+    if len(got) != len(want):
+        return float("nan")
+    return (sum((a - b) ** 2 for a, b in zip(got, want)) / sum(b**2 for b in want)) ** 0.5
 
 
 def compare(report, recorded):
@@ -54,11 +81,14 @@ def compare(report, recorded):
         name, well, words = check["name"], check["passed"], []
         if not well:
             words.append(check["wrong"])
-        digest = wanted.pop(name, {}).get("digest")
-        if digest and well:
-            equal = digest == check.get("digest")
-            well = well and equal
-            words.append("as on the emulator" if equal else "NOT as on the emulator")
+        record = wanted.pop(name, {})
+        if record.get("digest") and well:
+            well = record["digest"] == check.get("digest")
+            words.append("as on the emulator" if well else "NOT as on the emulator")
+        if record.get("sample") and well:
+            distance, most = apart(check["sample"], record["sample"]), record["sample"]["within"]
+            well = distance <= most  # NaN is not
+            words.append(f"{'' if well else 'NOT '}as on the emulator: {distance:.1e} apart, {most:.1e} allowed")
         rate = check.get("bytes_per_second")
         if rate:
             share = f", {100 * rate / bandwidth:.0f} % of the bandwidth" if bandwidth and name != "bandwidth" else ""
@@ -70,28 +100,34 @@ def compare(report, recorded):
     return rows
 
 
-def sanitizers(arguments):
+def sanitizers(arguments, patience):
     tool = shutil.which("compute-sanitizer") or shutil.which("/usr/local/cuda/bin/compute-sanitizer")
     if not tool:
         return []
     rows = []
     for name in TOOLS:
         command = [tool, "--tool", name, "--error-exitcode", "9", str(BINARY), "selftest", "--backend", "cuda"]
-        status, output, complaint = run(command + arguments)
+        status, output, complaint = run([*command, "--untimed", *arguments], patience)
         lines = [line for line in (output + "\n" + complaint).splitlines() if line.startswith("=========")]
         rows.append((name, status == 0, lines[-1].strip("= ") if lines else complaint))
     return rows
 
 
-def main(arguments):
-    quick = "--quick" in arguments
-    arguments = [argument for argument in arguments if argument != "--quick"]
-    # What an earlier run found is not what this one finds.
-    (HERE / "result.json").unlink(missing_ok=True)
+def main():
+    words = argparse.ArgumentParser(prog="check.sh", epilog="Other words go to `tartlet selftest`.", allow_abbrev=False)
+    words.add_argument("--quick", action="store_true", help="leave out compute-sanitizer")
+    words.add_argument("--patience", type=float, default=PATIENCE, help="seconds that a run of it may take")
+    words, arguments = words.parse_known_args()
+    quick = words.quick
+    # What an earlier run found is not what this one finds. It also shows that this one can be kept.
+    try:
+        (HERE / "result.json").write_text("")
+    except OSError as cause:
+        sys.exit(f"{cause.filename} cannot be written ({cause.strerror}): unpack the bundle where you may write")
     report = selftest(arguments)
     recorded = json.loads((HERE / "recorded.json").read_text())
     rows = compare(report, recorded)
-    sanitized = [] if quick else sanitizers(arguments)
+    sanitized = [] if quick else sanitizers(arguments, words.patience)
     print(report["device"])
     print(f"\n{'kernel':<20} {'registers':>9} {'spilled bytes':>14}")
     for kernel in report["kernels"]:
@@ -116,4 +152,4 @@ def main(arguments):
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -2,8 +2,11 @@
 
 mod faults;
 
-use crate::harness::{Seeded, Wrong, f32_to_f16, from_bytes, launch, module, passes, same, to_bytes};
+use crate::harness::{
+    Seeded, Wrong, f32_to_f16, from_bytes, launch, mma_slack, module, passes, same, to_bytes,
+};
 use ptx_emulator::{Counts, Launch, Memory, Module, Parameters};
+use tartlet::backend::cpu::plain;
 use tartlet::model::quant::f16_to_f32;
 
 const PAGE: usize = 16;
@@ -163,10 +166,39 @@ impl Case {
         Ok((from_bytes(&memory.read(out, outputs * head_dim * 4)?), counts))
     }
 
-    /// Runs the case and compares with the formula. What may differ: a weight is rounded to f16 (2^-11 of it, or 2^-25 of
-    /// the largest where f16 is subnormal); a score, and with it the weight, is f32 made of the query to 22 bits.
+    /// Runs the case and compares with the formula.
     fn check(&self, kernels: &Kernels, seed: u64) -> Result<(), Wrong> {
-        let (got, _) = self.run(kernels, seed)?;
+        self.is_near(&self.run(kernels, seed)?.0)
+    }
+
+    /// What the processor's plain path gives, `[row][head][head dim]`.
+    fn plain(&self) -> Vec<f32> {
+        let (kv_heads, head_dim) = (self.kv_heads, self.head_dim);
+        let mut out = Vec::new();
+        for (row, queries) in self.rows.iter().zip(&self.queries) {
+            let sees: Vec<bool> = (0..row.length).map(|slot| row.sees(slot)).collect();
+            for (head, query) in queries.chunks(head_dim).enumerate() {
+                let of = |halves: &[Vec<u16>]| -> Vec<f32> {
+                    let slots = halves[row.sequence].chunks(kv_heads * head_dim).take(row.length);
+                    let from = head / self.group * head_dim;
+                    slots.flat_map(|slot| &slot[from..][..head_dim]).map(|&half| f16_to_f32(half)).collect()
+                };
+                let query: Vec<f32> = query.iter().map(|q| q * self.scale).collect();
+                let cap = (self.cap > 0.0).then_some(self.cap);
+                let kv = [&of(&self.keys)[..], &of(&self.values)];
+                out.extend(plain::attend(&query, kv, &sees, cap).expect("room for the slots"));
+            }
+        }
+        out
+    }
+
+    /// Compares with the formula. What may differ:
+    /// - a score, by what its mma's lose of q . k, and by 2^-21 of the sum of |q k|, since a query is kept to 22 bits; by
+    ///   2^-19 of it, the cap and 1 on the way from there to the argument of the exponential and through it;
+    /// - a weight, by e^(its score's error) and by that of the others in the total; by the rounding to f16, 2^-11 of it or
+    ///   2^-25 of the largest where f16 is subnormal;
+    /// - the sum of a warp's 4 pages, by what 4 mma's lose, 96 cuts of 2^-23 of the sum of |w v|; by 2^-19 in the joins.
+    fn is_near(&self, got: &[f32]) -> Result<(), Wrong> {
         let Case { head_dim, kv_heads, group, .. } = *self;
         for (at, row) in self.rows.iter().enumerate() {
             for head in 0..self.heads() {
@@ -177,19 +209,26 @@ impl Case {
                 };
                 let q = &self.queries[at][head * head_dim..(head + 1) * head_dim];
                 let slots: Vec<usize> = (0..row.length).filter(|&slot| row.sees(slot)).collect();
+                // The score, and how far the kernel's may be.
                 let score = |&slot: &usize| {
-                    let dot: f64 = of(&self.keys, slot).iter().zip(q).map(|(k, &q)| k * f64::from(q)).sum();
-                    let (score, cap) = (dot * f64::from(self.scale), f64::from(self.cap));
-                    if cap > 0.0 { cap * (score / cap).tanh() } else { score }
+                    let scaled = |(k, &q): (f64, &f32)| k * f64::from(q) * f64::from(self.scale);
+                    let products: Vec<f64> = of(&self.keys, slot).into_iter().zip(q).map(scaled).collect();
+                    let size: f64 = products.iter().map(|product| product.abs()).sum();
+                    let (score, cap) = (products.iter().sum::<f64>(), f64::from(self.cap));
+                    let off = mma_slack(&products) + size * 2f64.powi(-21);
+                    let score = if cap > 0.0 { cap * (score / cap).tanh() } else { score };
+                    (score, off + (score.abs() + cap + 1.0) * 2f64.powi(-19))
                 };
-                let scores: Vec<f64> = slots.iter().map(score).collect();
-                let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-                let total: f64 = scores.iter().map(|score| (score - largest).exp()).sum();
+                let scores: Vec<(f64, f64)> = slots.iter().map(score).collect();
+                let largest = scores.iter().map(|score| score.0).fold(f64::NEG_INFINITY, f64::max);
+                let weights = scores.iter().map(|(score, off)| ((score - largest).exp(), off.exp_m1()));
+                let total: f64 = weights.clone().map(|(weight, _)| weight).sum();
+                let off_total = weights.clone().map(|(weight, off)| weight * off).sum::<f64>() / total;
                 let mut want = vec![(0.0, 0.0); head_dim];
-                for (&slot, score) in slots.iter().zip(scores) {
-                    let weight = (score - largest).exp() / total;
-                    let off = 2f64.powi(-16) + (score.abs() + f64::from(self.cap)) * 2f64.powi(-19);
-                    let off = weight * (2f64.powi(-11) + off) + 2f64.powi(-25) / total;
+                for (&slot, (weight, off)) in slots.iter().zip(weights) {
+                    let weight = weight / total;
+                    let off = off + off_total + 2f64.powi(-11) + 96.0 * 2f64.powi(-23) + 2f64.powi(-19);
+                    let off = weight * off + 2f64.powi(-25) / total;
                     for ((want, slack), v) in want.iter_mut().zip(of(&self.values, slot)) {
                         *want += weight * v;
                         *slack += off * v.abs();
@@ -259,7 +298,10 @@ fn attention_is_its_formula() {
             let name = format!("heads of {head_dim}, groups of {group}, seed {seed}");
             passes(&name, Case::new(head_dim, 2, group, rows.collect(), seed).check(&kernels, seed));
             let name = format!("odd rows, {name}");
-            passes(&name, Case::new(head_dim, 1, group, odd_rows(seed), seed).check(&kernels, seed + 1));
+            let odd = Case::new(head_dim, 1, group, odd_rows(seed), seed);
+            passes(&name, odd.check(&kernels, seed + 1));
+            // The processor's plain path lies within the same bounds of the same formula.
+            passes(&format!("the processor, {name}"), odd.is_near(&odd.plain()));
         }
     }
 }

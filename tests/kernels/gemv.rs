@@ -1,10 +1,12 @@
-//! `gemv_*` against exact integer sums, scaled and added in the order that `gemv.inc` names: bit for bit.
+//! `gemv_*` against exact integer sums, scaled and added in the order that `gemv.inc` names: bit for bit; and against the
+//! processor's plain path.
 
 use crate::harness::{
     Caught, Fault, Q8, Seeded, Wrong, blocks, each_is_caught, from_bytes, launch, module, passes, same,
     to_bytes,
 };
 use ptx_emulator::{Counts, Kind, Launch, Memory, Module, Parameters};
+use tartlet::backend::cpu::plain::{products, quantise};
 use tartlet::backend::cuda::repack::Layout;
 use tartlet::model::quant::{Quant, f16_to_f32};
 
@@ -59,6 +61,46 @@ pub fn packed(quant: Quant, n: usize, k: usize, file: &[u8]) -> [Vec<u8>; 2] {
     [quants, scales]
 }
 
+/// `Err` where products `y` of a matrix with activations `x` are further from the processor's plain path, which adds them in
+/// another order, than the roundings of both may bring them: of each block's term three, of each sum one or two.
+pub fn near_the_processor(
+    (quant, n, k): (Quant, usize, usize),
+    file: &[u8],
+    x: &[f32],
+    y: &[f32],
+) -> Result<(), Wrong> {
+    let plain = products(quant, [n, k], file, x).expect("room for the products");
+    let mut values = vec![0.0; n * k];
+    quant.dequantize(file, &mut values);
+    let x: Vec<f32> = match quant {
+        Quant::BF16 => x.to_vec(),
+        _ => x
+            .chunks(32)
+            .flat_map(|block| {
+                let (quants, scales) = quantise(block).expect("room for a block");
+                quants.into_iter().map(move |q| f32::from(q) * scales[0].0)
+            })
+            .collect(),
+    };
+    // Float formats round for each value.
+    let roundings = if quant == Quant::BF16 { k } else { 4 * k / 32 + 8 };
+    for (at, (got, want)) in y.iter().zip(&plain).enumerate() {
+        let (token, row) = (at / n, at % n);
+        let terms = values[row * k..][..k].iter().zip(&x[token * k..]);
+        let size: f64 = terms.map(|(w, x)| f64::from(w * x).abs()).sum();
+        // Of Q4_1 a block is two terms, each larger than the sum of them.
+        let size = if quant == Quant::Q4_1 { 4.0 * size } else { size };
+        let slack = roundings as f64 * 2f64.powi(-24) * size + 1e-30;
+        let near = (f64::from(*got) - f64::from(*want)).abs() <= slack; // never with a NaN
+        if !near {
+            return Err(Wrong::Result(format!(
+                "y[{at}] is {got}, where the processor has {want}, slack {slack:e}"
+            )));
+        }
+    }
+    Ok(())
+}
+
 /// Grid, threads and dynamic shared memory of a matrix-vector product.
 pub fn ctas(n: usize, tokens: usize) -> ([u32; 3], u32, u32) {
     ([n.div_ceil(16) as u32, 1, 1], 128, 5248 * tokens as u32)
@@ -99,6 +141,8 @@ struct Case {
     k: usize,
     tokens: usize,
     file: Vec<u8>,
+    /// The activations, and what the kernels read of them.
+    values: Vec<f32>,
     x: Q8,
     /// What lies in y before, if the product is added to it.
     before: Option<Vec<f32>>,
@@ -108,9 +152,9 @@ impl Case {
     fn seeded(quant: Quant, (n, k, tokens): (usize, usize, usize), seed: u64) -> Case {
         let mut seeded = Seeded::new(seed);
         let file = blocks(quant, n, k, &mut seeded);
-        let x = Q8::of(&seeded.normals(tokens * k), k);
+        let values = seeded.normals(tokens * k);
         let before = (seed % 2 == 1).then(|| seeded.normals(tokens * n));
-        Case { quant, n, k, tokens, file, x, before }
+        Case { quant, n, k, tokens, file, x: Q8::of(&values, k), values, before }
     }
 
     fn run(&self, module: &Module, seed: u64) -> Result<(Vec<f32>, Counts), Wrong> {
@@ -172,6 +216,21 @@ fn products_have_the_bits_of_their_definition() {
             let mut seeded = Seeded::new(seed);
             let shape = (1 + seeded.below(50), 32 * (1 + seeded.below(60)), 1 + seeded.below(8));
             passes(file, Case::seeded(quant, shape, seed).check(&module, seed));
+        }
+    }
+}
+
+#[test]
+fn products_are_near_the_processors() {
+    for (quant, file) in FORMATS {
+        let module = module(file);
+        for (seed, shape) in (0..).zip([(17, 192, 2), (40, 576, 3), (20, 2080, 8)]) {
+            let case = Case { before: None, ..Case::seeded(quant, shape, seed) };
+            let near = || {
+                let (y, _) = case.run(&module, seed)?;
+                near_the_processor((quant, case.n, case.k), &case.file, &case.values, &y)
+            };
+            passes(&format!("{file} {shape:?}, seed {seed}"), near());
         }
     }
 }

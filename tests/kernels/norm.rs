@@ -1,9 +1,12 @@
-//! `norm_quantize` against the same formula in the order that its head names, bit for bit, and against f64.
+//! `norm_quantize` against the same formula in the order that its head names, then the processor's own quantiser, bit for
+//! bit; against the processor's own norm; against f64.
 
 use crate::harness::{
-    Caught, Fault, Q8, Seeded, Wrong, each_is_caught, f32_to_bf16, launch, module, passes, same, to_bytes,
+    Caught, Fault, Plain, Q8, Seeded, Wrong, each_is_caught, f32_to_bf16, from_bytes, launch, module, passes,
+    same, to_bytes,
 };
 use ptx_emulator::{Kind, Launch, Memory, Module, Parameters};
+use tartlet::backend::cpu::plain;
 
 const EPS: f32 = 1e-5;
 
@@ -24,6 +27,23 @@ fn norm(x: &[f32]) -> f32 {
         total += lanes[0];
     }
     1.0 / (total / x.len() as f32 + EPS).sqrt()
+}
+
+/// Beside the processor's own norm, which adds the squares in another order: scales to some roundings, quants to one step.
+fn near_the_processor(want: &Q8, quants: &[u8], scales: &[u8]) -> Result<(), Wrong> {
+    for (at, (&got, &want)) in from_bytes::<i8>(quants).iter().zip(&want.quants).enumerate() {
+        if got.abs_diff(want) > 1 {
+            return Err(Wrong::Result(format!("xq[{at}] is {got}, where the processor has {want}")));
+        }
+    }
+    for (at, (got, &(want, _))) in scales.chunks(8).zip(&want.scales).enumerate() {
+        let got = f32::get(&got[..4]);
+        let near = (got - want).abs() <= want * 4.0 * f32::EPSILON; // never with a NaN
+        if !near {
+            return Err(Wrong::Result(format!("xs[{at}] is {got}, where the processor has {want}")));
+        }
+    }
+    Ok(())
 }
 
 /// Rows of one launch.
@@ -63,6 +83,14 @@ impl Case {
             seed,
         )?;
 
+        if self.norms && self.quantises {
+            let normed: Vec<f32> = x.chunks(dim).flat_map(|row| plain::norm(row, gain, EPS)).collect();
+            near_the_processor(
+                &Q8::of(&normed, dim),
+                &memory.read(xq, tokens * padded)?,
+                &memory.read(xs, tokens * padded / 4)?,
+            )?;
+        }
         let want: Vec<f32> = if self.norms {
             let row = |row: &[f32]| {
                 let norm = norm(row);

@@ -3,7 +3,7 @@
 mod faults;
 
 use crate::harness::{Seeded, Wrong, from_bytes, launch, module, passes, same, to_bytes};
-use ptx_emulator::{Launch, Memory, Module, Parameters};
+use ptx_emulator::{Counts, Kind, Launch, Memory, Module, Parameters};
 use tartlet::backend::Sampler;
 use tartlet::backend::cuda::draw::record;
 use tartlet::backend::exp::exp_fixed;
@@ -44,8 +44,8 @@ impl Modules {
     }
 }
 
-/// The tokens of rows of one vocabulary, drawn in one launch.
-fn run(kernels: &Kernels, rows: &[Row], seed: u64) -> Result<Vec<u32>, Wrong> {
+/// The tokens of rows of one vocabulary, drawn in one launch, and what that cost.
+fn run(kernels: &Kernels, rows: &[Row], seed: u64) -> Result<(Vec<u32>, Counts), Wrong> {
     let vocab = rows[0].logits.len();
     let stretches = vocab.div_ceil(LOGITS_PER_MAXIMUM);
     let mut memory = Memory::new();
@@ -72,12 +72,12 @@ fn run(kernels: &Kernels, rows: &[Row], seed: u64) -> Result<Vec<u32>, Wrong> {
         Parameters::new().u64(logits).u64(best).u64(sums).u64(draws).u64(tokens).u32(vocab as u32);
     let grid = [rows.len() as u32, 1, 1];
     let shape = Launch { grid, block: [512, 1, 1], shared: 0, parameters: parameters.bytes() };
-    launch(kernels.draw, &mut memory, &shape, seed)?;
-    Ok(from_bytes(&memory.read(tokens, rows.len() * 4)?))
+    let counts = launch(kernels.draw, &mut memory, &shape, seed)?;
+    Ok((from_bytes(&memory.read(tokens, rows.len() * 4)?), counts))
 }
 
 fn check(kernels: &Kernels, rows: &[Row], seed: u64) -> Result<(), Wrong> {
-    let got = run(kernels, rows, seed)?;
+    let (got, _) = run(kernels, rows, seed)?;
     for (row, got) in rows.iter().zip(got) {
         let want = row.want();
         if got != want {
@@ -265,7 +265,60 @@ fn rows_do_not_meet() {
     let tokens = |rows: &[Row]| run(&kernels, rows, 3);
     let all: Vec<u32> = together.iter().map(Row::want).collect();
     for (row, want) in together.into_iter().zip(all) {
-        passes("a row alone", tokens(&[row]).and_then(|got| same("token", &got, &[want])));
+        passes("a row alone", tokens(&[row]).and_then(|(got, _)| same("token", &got, &[want])));
+    }
+}
+
+/// What sample_draw says in its head that a row costs, by how far from the best its tokens lie.
+#[test]
+fn a_row_costs_what_it_should() {
+    let modules = Modules::new();
+    let kernels = modules.kernels();
+    let vocab = 49152;
+    let mut seeded = Seeded::new(8);
+    let mut spread = |spread: f32| -> Vec<f32> { (0..vocab).map(|_| seeded.normal() * spread).collect() };
+    let cases = [
+        ("a model's", spread(3.0), [60.0, 280.0]),
+        ("flat", spread(0.01), [140.0, 300.0]),
+        ("equal", vec![1.0; vocab], [350.0, 440.0]),
+    ];
+    for (name, logits, most) in cases {
+        let temperature = 1.0;
+        let samplers = [Sampler::TopK { temperature, k: 50 }, Sampler::TopP { temperature, p: 0.9 }];
+        for (sampler, most) in samplers.into_iter().zip(most) {
+            let row = Row { logits: logits.clone(), sampler, random: 1 << 63 };
+            let Ok((_, counts)) = run(&kernels, &[row], 0) else { panic!("{name} logits") };
+            let cost = counts.instructions as f64 / vocab as f64;
+            println!("{name} logits, {sampler:?}: {cost:.1} thread-instructions a token of the vocabulary");
+            assert!(cost < most, "{name} logits, {sampler:?}: {cost} thread-instructions a token");
+        }
+    }
+}
+
+/// The best places of other logits, or no places at all, give some token: the kernel ends.
+#[test]
+fn a_draw_ends_whatever_it_is_told() {
+    let modules = Modules::new();
+    let vocab = 700u32;
+    for seed in 0..12 {
+        let mut seeded = Seeded::new(seed);
+        let mut memory = Memory::new();
+        let logits = seeded.normals(vocab as usize);
+        let logits = memory.upload("logits", &to_bytes(&logits));
+        let places: Vec<u64> = (0..3).map(|_| [u64::MAX, 0, seeded.bits()][seeded.below(3)]).collect();
+        let best = memory.upload("best", &to_bytes(&places));
+        let sums = memory.upload("sums", &to_bytes(&[1u64, 0, 1]));
+        let sampler = match seed % 2 {
+            0 => Sampler::TopK { temperature: 1.0, k: 699 },
+            _ => Sampler::TopP { temperature: 1.0, p: 0.99 },
+        };
+        let draws = memory.upload("draws", &record(sampler, seeded.bits()));
+        let tokens = memory.alloc(4, "tokens");
+        let parameters = Parameters::new().u64(logits).u64(best).u64(sums).u64(draws).u64(tokens).u32(vocab);
+        let shape = Launch { grid: [1, 1, 1], block: [512, 1, 1], shared: 0, parameters: parameters.bytes() };
+        if let Err(fault) = launch(modules.kernels().draw, &mut memory, &shape, seed) {
+            assert_ne!(fault.kind, Kind::Endless, "places {places:x?}, seed {seed}: {fault}");
+        }
     }
 }
 

@@ -7,6 +7,7 @@
 
 pub mod client;
 pub mod frame;
+pub mod http;
 pub mod stand_in;
 
 use std::io::{BufRead, BufReader, Read};
@@ -19,9 +20,14 @@ use std::time::{Duration, Instant};
 /// How long a test waits for anything before it fails: far beyond what a loaded machine takes.
 pub const PATIENCE: Duration = Duration::from_secs(120);
 
+/// The binary under test: the one that was built with the tests, or the one that TARTLET_BIN names.
+pub fn binary() -> PathBuf {
+    std::env::var_os("TARTLET_BIN").map_or_else(|| env!("CARGO_BIN_EXE_tartlet").into(), PathBuf::from)
+}
+
 /// A command of the binary under test.
 pub fn tartlet() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_tartlet"));
+    let mut command = Command::new(binary());
     command.env_remove("TARTLET_TOKEN").env_remove("NOTIFY_SOCKET").stdin(Stdio::null());
     command
 }
@@ -138,13 +144,22 @@ impl Server {
 
     /// A server with a key pair of its own; the token is for the subject `tester`.
     pub fn guarded() -> Server {
+        Server::guarded_with(model(), "")
+    }
+
+    /// The same with this model and configuration.
+    pub fn guarded_with(model: PathBuf, config: &str) -> Server {
         let folder = Folder::new();
+        let path = folder.path("tartlet.toml");
+        std::fs::write(&path, config).expect("the folder can be written to");
+        let path = path.to_str().expect("UTF-8").to_owned();
         let key = folder.path("key");
         let key = key.to_str().expect("UTF-8");
         let made = tartlet_output(&["token", "keygen", "--out", key]);
         assert!(made.status.success(), "keygen: {}", String::from_utf8_lossy(&made.stderr));
         let token = mint(Path::new(key), "tester", &[]);
-        Server::start(folder, model(), Some(token), &["--public-key", &format!("{key}.pub")])
+        let key = format!("{key}.pub");
+        Server::start(folder, model, Some(token), &["--config", &path, "--public-key", &key])
     }
 
     /// A second life on the same state.

@@ -2,6 +2,7 @@
 
 use crate::Mode;
 use inferlet::api::{self, forward, message, tokenize};
+use std::time::Duration;
 
 pub const MODES: &[Mode] = &[
     ("send-giant", || {
@@ -57,6 +58,13 @@ pub const MODES: &[Mode] = &[
             api::allocate_resources(&queue, 0, 64);
         }
     }),
+    ("page-keep", || {
+        let queue = model().create_queue();
+        let pages = api::allocate_resources(&queue, 0, 64);
+        message::send(&format!("{} pages", pages.len()));
+        std::thread::sleep(Duration::from_secs(1 << 40));
+        "survived".to_string()
+    }),
     ("input-giant", || {
         let pass = forward::create_forward_pass(&model().create_queue());
         let tokens = vec![1u32; 1 << 22];
@@ -110,7 +118,7 @@ fn tokenize(bytes: usize) -> String {
     format!("{} tokens", tokens.len())
 }
 
-fn model() -> api::Model {
+pub fn model() -> api::Model {
     let name = api::runtime::get_all_models().swap_remove(0);
     api::runtime::get_model(&name).expect("a listed model is there")
 }

@@ -6,6 +6,7 @@
 //! A mode that the server let pass returns `survived: …`; where passing is the right answer the text says what came
 //! of it. `rogue modes` returns the names of all modes.
 
+mod costly;
 mod crowd;
 mod machine;
 mod model;
@@ -16,7 +17,7 @@ use inferlet::{Args, Result, anyhow};
 /// A name and what it does. The text is returned if the server lets the program live.
 type Mode = (&'static str, fn() -> String);
 
-const MODES: &[&[Mode]] = &[machine::MODES, raw::MODES, model::MODES, crowd::MODES];
+const MODES: &[&[Mode]] = &[machine::MODES, raw::MODES, model::MODES, crowd::MODES, costly::MODES];
 
 #[inferlet::main]
 async fn main(mut args: Args) -> Result<String> {

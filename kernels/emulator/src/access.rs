@@ -7,10 +7,10 @@ use crate::fault::{Kind, Stop, stop};
 use crate::instruction::{Address, Order, Slot};
 use crate::memory::{Buffer, LOCAL_WINDOW, SHARED_WINDOW};
 use crate::module::CONST_BASE;
-use crate::order::Actor;
+use crate::order::{Actor, Seen};
 use crate::shadow::{Clash, Witness, block_of, lane_of, warp_of};
 use crate::types::{Space, Type};
-use crate::warp::lanes;
+use crate::warp::{Warp, lanes};
 
 /// Where an access goes once a generic address is resolved.
 pub enum Place {
@@ -196,11 +196,7 @@ impl<'a> Machine<'a> {
                         if order.strong
                             && let Some(seen) = seen
                         {
-                            actor(stamp, &warp.known, seen, &mut warp.threads, lane).reads(
-                                &self.locations,
-                                at,
-                                order.acquire,
-                            );
+                            actor(stamp, warp, seen, lane).reads(&self.locations, at, order.acquire);
                         }
                         let witness = witness(stamp, warp, seen.as_ref(), crowded);
                         self.fetch(&mut near, &witness, lane, at, size, order)?
@@ -287,12 +283,8 @@ impl<'a> Machine<'a> {
                     if order.strong
                         && let Some(seen) = seen
                     {
-                        actor(stamp, &warp.known, seen, &mut warp.threads, lane).writes(
-                            &mut self.locations,
-                            at,
-                            order.release,
-                            false,
-                        );
+                        let mut actor = actor(stamp, warp, seen, lane);
+                        actor.writes(&mut self.locations, at, order.release, false);
                     }
                     let witness = witness(stamp, warp, seen.as_ref(), crowded);
                     self.put(&mut near, &witness, lane, at, (size, value), order)?;
@@ -344,20 +336,22 @@ impl<'a> Machine<'a> {
     }
 }
 
-pub fn actor<'a>(
-    stamp: u64,
-    known: &'a [u32; 32],
-    seen: &'a mut crate::order::Seen,
-    threads: &'a mut [crate::order::Thread],
-    lane: u32,
-) -> Actor<'a> {
+/// A lane of a warp where blocks may order each other.
+pub fn actor<'a>(stamp: u64, warp: &'a mut Warp, seen: &'a mut Seen, lane: u32) -> Actor<'a> {
+    let known = &warp.known;
+    let lanes = match &warp.lanes {
+        Some(times) => times[lane as usize],
+        None => [known[warp.number as usize]; 32],
+    };
     Actor {
         block: block_of(stamp),
-        warp: warp_of(stamp),
+        warp: warp.number,
         lane,
+        time: warp.time,
         known,
+        lanes,
         seen,
-        thread: &mut threads[lane as usize],
+        thread: &mut warp.threads[lane as usize],
     }
 }
 

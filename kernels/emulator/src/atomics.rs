@@ -12,9 +12,7 @@ use crate::warp::lanes;
 impl Machine<'_> {
     /// A later access of the warp must not pass for one before its release.
     pub fn advance(&self, block: &mut Block, number: usize) {
-        let time = block.tick();
-        let warps = block.warps.len();
-        block.warps[number].synchronise(time, &[0; 32], warps);
+        block.warps[number].time = block.tick();
     }
 
     pub fn fence(&mut self, block: &mut Block, number: usize, wide: bool, mask: u32) {
@@ -25,7 +23,7 @@ impl Machine<'_> {
         let (warp, _, seen) = block.split(number);
         if let Some(seen) = seen {
             for lane in lanes(mask) {
-                actor(stamp, &warp.known, seen, &mut warp.threads, lane).fence();
+                actor(stamp, warp, seen, lane).fence();
             }
         }
         self.advance(block, number);
@@ -68,7 +66,7 @@ impl Machine<'_> {
                 Place::Global(at) => {
                     (addresses[count], count) = (at, count + 1);
                     if let Some(seen) = seen {
-                        let mut actor = actor(stamp, &warp.known, seen, &mut warp.threads, lane);
+                        let mut actor = actor(stamp, warp, seen, lane);
                         actor.reads(&self.locations, at, order.acquire);
                         actor.writes(&mut self.locations, at, order.release, true);
                     }

@@ -39,12 +39,19 @@ pub struct Block {
 }
 
 impl Block {
-    pub fn new(kernel: &Kernel, position: Position, number: u32, tag: u64, crowded: bool) -> Block {
+    /// `independent`: its lanes are, and this seed says who goes first.
+    pub fn new(
+        kernel: &Kernel,
+        position: Position,
+        (number, tag): (u32, u64),
+        crowded: bool,
+        independent: Option<u64>,
+    ) -> Block {
         let warps = position.threads().div_ceil(32);
         Block {
             number,
             tag,
-            warps: (0..warps).map(|warp| Warp::new(kernel, warp, &position)).collect(),
+            warps: (0..warps).map(|warp| Warp::new(kernel, warp, &position, independent)).collect(),
             shared: Shared::new(position.shared, kernel.shared_grain),
             barriers: std::iter::repeat_with(Barrier::default).take(16).collect(),
             time: 0,
@@ -79,6 +86,12 @@ impl Block {
     pub fn tick(&mut self) -> u32 {
         self.time += 1;
         self.time
+    }
+
+    /// These lanes of a warp synchronise.
+    pub fn synchronise_lanes(&mut self, warp: usize, mask: u32) {
+        let (time, warps) = (self.tick(), self.warps.len());
+        self.warps[warp].synchronise_lanes(time, mask, warps);
     }
 
     pub fn done(&self) -> bool {
@@ -196,6 +209,6 @@ impl Block {
 
 /// The witness of a warp's accesses.
 pub fn witness<'a>(stamp: u64, warp: &'a Warp, seen: Option<&'a Seen>, crowded: bool) -> Witness<'a> {
-    let (known, least, waited) = (&warp.known, warp.least, warp.waited);
-    Witness { stamp, known, least, waited, seen, crowded }
+    let (known, least, waited, lanes) = (&warp.known, warp.least, warp.waited, warp.lanes.as_deref());
+    Witness { stamp, known, least, lanes, waited, seen, crowded }
 }

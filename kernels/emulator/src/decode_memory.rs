@@ -65,21 +65,11 @@ impl Reading<'_> {
         if order.constant && space != Space::Global {
             return Err(".nc belongs to .global".into());
         }
-        local_order(space, order)?;
-        let policy = self.words.has("L2::cache_hint");
-        self.words.take_hints();
-        let width = self.width();
-        let kind = self.words.kind()?;
-        self.count(2 + usize::from(policy), 2 + usize::from(policy))?;
-        if policy {
-            self.source(2, Type::B64)?;
-        }
-        let parts = Reading::vector(&self.operands[0]);
-        check_vector(&parts, width, kind)?;
+        let (kind, parts) = self.vector_of(0, space, order)?;
         let to = parts
             .iter()
             .map(|part| match part {
-                Operand::Name(name) if name == "_" && width > 1 => Ok(None),
+                Operand::Name(name) if name == "_" && parts.len() > 1 => Ok(None),
                 part => self.names.wide_target(part, kind).map(Some),
             })
             .collect::<Result<_>>()?;
@@ -92,7 +82,16 @@ impl Reading<'_> {
         if matches!(space, Space::Const | Space::Param) {
             return Err(format!("no store to {space:?}"));
         }
-        local_order(space, order)?;
+        let (kind, parts) = self.vector_of(1, space, order)?;
+        let from = parts.iter().map(|part| self.names.wide_source(part, kind)).collect::<Result<_>>()?;
+        Ok(Op::Store { address: self.names.address(&self.operands[0], space)?, kind, from, order })
+    }
+
+    /// What loads and stores have in common behind their order and space: hints, the type, the registers of operand `at`.
+    fn vector_of(&mut self, at: usize, space: Space, order: Order) -> Result<(Type, Vec<Operand>)> {
+        if space == Space::Local && order.strong {
+            return Err("a local access orders nothing".into());
+        }
         let policy = self.words.has("L2::cache_hint");
         self.words.take_hints();
         let width = self.width();
@@ -101,10 +100,14 @@ impl Reading<'_> {
         if policy {
             self.source(2, Type::B64)?;
         }
-        let parts = Reading::vector(&self.operands[1]);
-        check_vector(&parts, width, kind)?;
-        let from = parts.iter().map(|part| self.names.wide_source(part, kind)).collect::<Result<_>>()?;
-        Ok(Op::Store { address: self.names.address(&self.operands[0], space)?, kind, from, order })
+        let parts = Reading::vector(&self.operands[at]);
+        if parts.len() != width {
+            return Err(format!("{} registers for a vector of {width}", parts.len()));
+        }
+        if kind.size() as usize * width > 16 || kind == Type::Pred {
+            return Err("a vector has at most 16 bytes".into());
+        }
+        Ok((kind, parts))
     }
 
     fn atom(&mut self) -> Result<Op> {
@@ -214,21 +217,4 @@ impl Reading<'_> {
         let from = self.names.address(&self.operands[1], Space::Global)?;
         Ok(Op::Copy { to, from, bytes: bytes as u32, taken })
     }
-}
-
-fn local_order(space: Space, order: Order) -> Result<()> {
-    if space == Space::Local && order.strong {
-        return Err("a local access orders nothing".into());
-    }
-    Ok(())
-}
-
-fn check_vector(parts: &[Operand], width: usize, kind: Type) -> Result<()> {
-    if parts.len() != width {
-        return Err(format!("{} registers for a vector of {width}", parts.len()));
-    }
-    if kind.size() as usize * width > 16 || kind == Type::Pred {
-        return Err("a vector has at most 16 bytes".into());
-    }
-    Ok(())
 }

@@ -3,6 +3,7 @@
 
 use crate::decode::{Reading, Result};
 use crate::instruction::{Atomic, BarrierResult, Factors, Op, Shuffle, Slot, Vote};
+use crate::matrix::Matrices;
 use crate::parser::Operand;
 use crate::types::{Space, Type};
 
@@ -193,13 +194,12 @@ impl Reading<'_> {
             return Err(format!("{} is of .shared.b16", self.opcode));
         }
         self.count(2, 2)?;
-        if self.opcode == "stmatrix" {
-            let from = self.fragment(1, count, Type::B32, false)?;
-            let address = self.names.address(&self.operands[0], Space::Shared)?;
-            return Ok(Op::StoreMatrix { address, from, transposed });
-        }
-        let to = self.fragment(0, count, Type::B32, true)?;
-        Ok(Op::LoadMatrix { address: self.names.address(&self.operands[1], Space::Shared)?, to, transposed })
+        let loads = self.opcode == "ldmatrix";
+        let (at, of) = if loads { (1, 0) } else { (0, 1) };
+        let address = self.names.address(&self.operands[at], Space::Shared)?;
+        let fragments = self.fragment(of, count, Type::B32, loads)?;
+        let matrices = Matrices { address, fragments, transposed };
+        Ok(if loads { Op::LoadMatrices(matrices) } else { Op::StoreMatrices(matrices) })
     }
 
     fn fragment(&mut self, at: usize, count: usize, kind: Type, target: bool) -> Result<Box<[Slot]>> {

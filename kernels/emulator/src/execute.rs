@@ -5,6 +5,7 @@ use crate::block::Block;
 use crate::counts::Tally;
 use crate::fault::{Kind, Stop, stop};
 use crate::instruction::{BarrierResult, Carry, Logic, Op, Slot, Test};
+use crate::matrix::TensorCore;
 use crate::memory::Memory;
 use crate::module::Kernel;
 use crate::order::Locations;
@@ -17,6 +18,8 @@ pub struct Machine<'a> {
     pub memory: &'a Memory,
     pub parameters: &'a [u8],
     pub seed: u64,
+    /// How mma of floats sums; none: with one rounding.
+    pub tensor: Option<TensorCore>,
     /// Instructions that a warp may run.
     pub limit: u64,
     pub locations: Locations,
@@ -28,15 +31,30 @@ impl Machine<'_> {
     /// the instruction.
     pub fn run(&mut self, block: &mut Block, number: usize, steps: u64) -> Result<(), Stop> {
         let kernel = self.kernel;
+        if block.warps[number].ways.is_apart() {
+            block.warps[number].turn();
+        }
         for _ in 0..steps {
             let warp = &mut block.warps[number];
-            if warp.pc >= warp.merge {
+            if warp.pc >= warp.ways.merge {
                 warp.regroup();
             }
             let instruction = &kernel.code[warp.pc as usize];
             let mut mask = warp.active;
             if let Some(test) = instruction.guard {
                 mask = warp.test(test, mask, kernel)?;
+            }
+            if warp.ways.is_apart()
+                && let Some(members) = instruction.op.meets()
+                && mask != 0
+            {
+                if let Some(slot) = members {
+                    warp.need(slot, mask, kernel)?;
+                }
+                match warp.meet(mask, members) {
+                    Some(together) => mask = together,
+                    None => continue,
+                }
             }
             let executed = &mut self.tally.executed[warp.pc as usize];
             executed.warps += 1;
@@ -218,26 +236,23 @@ impl Machine<'_> {
             Op::CopyWait(left) => self.copy_wait(block, number, *left, mask)?,
             Op::WarpBarrier { members } => {
                 warp.need(*members, mask, kernel)?;
-                exchange::members(warp, *members, mask)?;
-                if warp.waited & mask != 0 {
-                    warp.waited = u32::MAX;
+                let members = exchange::members(warp, *members, mask)?;
+                // Lanes with like masks synchronise: mostly all of them.
+                let mut left = mask;
+                while left != 0 {
+                    let together = members[left.trailing_zeros() as usize];
+                    block.synchronise_lanes(number, together);
+                    left &= !together;
                 }
-                let time = block.tick();
-                let warps = block.warps.len();
-                block.warps[number].synchronise(time, &[0; 32], warps);
             }
             Op::Fence { wide } => self.fence(block, number, *wide, mask),
             Op::Shuffle { .. } | Op::Vote { .. } | Op::Match { .. } | Op::Redux { .. } | Op::Elect { .. } => {
                 exchange::run(warp, op, mask, kernel)?;
             }
             Op::ActiveMask { to } => warp.put(*to, &[u64::from(mask); 32], mask),
-            Op::Mma { .. } => matrix::multiply(warp, op, mask, kernel)?,
-            Op::LoadMatrix { address, to, transposed } => {
-                self.load_matrix(block, number, address, to, *transposed, mask)?;
-            }
-            Op::StoreMatrix { address, from, transposed } => {
-                self.store_matrix(block, number, address, from, *transposed, mask)?;
-            }
+            Op::Mma { .. } => matrix::multiply(warp, op, mask, kernel, self.tensor)?,
+            Op::LoadMatrices(matrices) => self.load_matrices(block, number, matrices, mask)?,
+            Op::StoreMatrices(matrices) => self.store_matrices(block, number, matrices, mask)?,
             Op::Trap => return stop(Kind::Trap, mask.trailing_zeros(), "executes trap"),
             Op::GridWait => warp.waited |= mask,
             Op::GridLaunch => {

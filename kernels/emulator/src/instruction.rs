@@ -3,6 +3,7 @@
 
 use crate::alu::Function;
 use crate::convert::Conversion;
+use crate::matrix::Matrices;
 use crate::types::{Space, Type};
 
 /// A position in a warp's register file.
@@ -279,16 +280,8 @@ pub enum Op {
         c: Box<[Slot]>,
         saturate: bool,
     },
-    LoadMatrix {
-        address: Address,
-        to: Box<[Slot]>,
-        transposed: bool,
-    },
-    StoreMatrix {
-        address: Address,
-        from: Box<[Slot]>,
-        transposed: bool,
-    },
+    LoadMatrices(Matrices),
+    StoreMatrices(Matrices),
     Branch {
         target: u32,
         /// `.uni`: all active lanes go the same way.
@@ -310,6 +303,22 @@ pub enum Op {
     Policy {
         to: Slot,
     },
+}
+
+impl Op {
+    /// Does it wait for other lanes: the members that a register names, or the whole warp?
+    pub fn meets(&self) -> Option<Option<Slot>> {
+        match *self {
+            Op::WarpBarrier { members }
+            | Op::Shuffle { members, .. }
+            | Op::Vote { members, .. }
+            | Op::Match { members, .. }
+            | Op::Redux { members, .. }
+            | Op::Elect { members, .. } => Some(Some(members)),
+            Op::Barrier { .. } | Op::Mma { .. } | Op::LoadMatrices(_) | Op::StoreMatrices(_) => Some(None),
+            _ => None,
+        }
+    }
 }
 
 pub struct Instruction {

@@ -4,6 +4,7 @@ use crate::block::Block;
 use crate::counts::{Counts, Tally};
 use crate::execute::Machine;
 use crate::fault::{Fault, Kind, Stop};
+use crate::matrix::TensorCore;
 use crate::memory::Memory;
 use crate::module::Kernel;
 use crate::order::Locations;
@@ -79,11 +80,17 @@ pub struct Options {
     pub threads: usize,
     /// Instructions after which a warp counts as endless.
     pub limit: u64,
+    /// Lanes that parted meet again only at operations that are `.sync`, as the PTX ISA promises it; by default also where
+    /// they come to the same instruction, as devices mostly do it.
+    pub independent: bool,
+    /// mma of floats sums as tensor cores do, on the low side: what is aligned to the largest product and cut; by default it
+    /// rounds once.
+    pub truncating: bool,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { seed: 0, threads: 1, limit: 4_000_000 }
+        Options { seed: 0, threads: 1, limit: 4_000_000, independent: false, truncating: false }
     }
 }
 
@@ -184,6 +191,7 @@ impl Run<'_> {
             memory: self.memory,
             parameters: self.launch.parameters,
             seed: self.options.seed,
+            tensor: self.options.truncating.then(|| TensorCore::of(self.options.seed)),
             limit: self.options.limit,
             locations: Locations::default(),
             tally: Tally::new(self.kernel),
@@ -253,7 +261,8 @@ impl Run<'_> {
                     dynamic: self.launch.shared,
                     shared: self.kernel.dynamic + self.launch.shared,
                 };
-                Some(Block::new(self.kernel, position, number, self.tag, self.crowded))
+                let independent = self.options.independent.then_some(seed ^ u64::from(number) << 40);
+                Some(Block::new(self.kernel, position, (number, self.tag), self.crowded, independent))
             }
         }
     }

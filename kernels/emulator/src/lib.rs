@@ -63,13 +63,14 @@
 //! # What orders two accesses
 //!
 //! The program order of a thread; barriers, named ones for the warps that take part; `bar.warp.sync` for the
-//! lanes of a warp (a shuffle does not). Blocks order each other in global memory by release and acquire:
+//! lanes that it names (a shuffle does not). Blocks order each other in global memory by release and acquire:
 //! `.release` and `.acquire` on atomics, loads and stores, or a fence before and behind a relaxed one.
 //! Concurrent atomics, volatile and relaxed accesses are no race among themselves.
 //!
 //! Threads of one block are ordered by barriers alone: flags in memory that the warps of a block poll are
-//! reported as races. `bar.warp.sync` of some lanes counts for all of the warp. Of several blocks that read a
-//! word, the first stands for all when a later block writes it behind an acquire.
+//! reported as races. Of several blocks that read a word, the first stands for all when a later block writes it
+//! behind an acquire; of several lanes that read one of global memory, the last, when one that `bar.warp.sync` of
+//! some lanes ordered writes it; of several that read one of shared memory, all count as reading when the last did.
 //!
 //! A kernel with a `griddepcontrol.wait` counts as launched before the previous launch on the same [`Memory`]
 //! ended: until a thread waits, or meets one that did at a barrier, it may touch no buffer that the previous
@@ -81,21 +82,28 @@
 //! Seed 0 runs the warps in order, each to its next barrier (or for 10,000 instructions). Any other seed
 //! shuffles blocks and warps, preempts them, and moves the approximate operations within the bounds that the
 //! PTX ISA states: the same operands give the same bits everywhere, as on a device. A result that depends on
-//! more than those bounds is a defect of the kernel. mma of floats sums in f64 and rounds once; devices
-//! truncate in between, so only a tolerance compares the two. mma of integers is exact.
+//! more than those bounds is a defect of the kernel. mma of integers is exact. mma of floats sums in f64 and rounds
+//! once; with [`Options::truncating`] it aligns, cuts and truncates as tensor cores do, those of sm_70, sm_80 or
+//! sm_90 as the seed says. A kernel's bounds should hold under both: no device promises either.
+//!
+//! By default lanes that parted at a branch meet wherever they come to the same instruction. With
+//! [`Options::independent`] they meet only where the PTX ISA promises it, at operations that are `.sync` (barriers and
+//! matrices, which are `.aligned` too, among them), and the seed says which lanes go first.
 //!
 //! # What it lacks
 //!
-//! Calls, textures, clusters, mbarrier and cp.async that arrives at one, wgmma, tensor copies, the tests of
-//! packed numbers but `setp.f16x2`. div, sqrt and rcp of f64 round to nearest alone. Local accesses are not
-//! counted. Clocks stand at 0, `%smid` is 0.
+//! Calls, textures, clusters, wgmma, tensor copies; mbarrier and cp.async that arrives at one, which pay where copies
+//! of whole tensors signal them, from sm_90 on, and not for rings that a warp or a block waits for by group; the tests of
+//! packed numbers but `setp.f16x2`. Lanes that wait for each other at two operations, which sm_70 lets pass if they
+//! are alike, are a fault. div, sqrt and rcp of f64 round to nearest alone. Local accesses are not counted. Clocks
+//! stand at 0, `%smid` is 0.
 //!
 //! # How it works
 //!
 //! `lexer`, `parser`, `names` and `decode*` turn the text into instructions whose operands are slots of the
 //! register file; constants and special registers are slots as well. `alu`, `approximate`, `bitfield` and
-//! `convert` choose, once per instruction of the text, a function over the 32 lanes. `execute` steps a warp:
-//! lanes with the lowest position run first. `access`, `atomics`, `copies`, `exchange` and `matrix` are the
+//! `convert` choose, once per instruction of the text, a function over the 32 lanes. `execute` steps a warp, whose
+//! lanes `divergence` parts and joins. `access`, `atomics`, `copies`, `exchange` and `matrix` are the
 //! other instructions; `memory`, `shared` and `local` hold the bytes, `shadow` who touched them last, `order`
 //! what blocks know of each other. `launch` takes the blocks of a grid in turn, on several threads where the
 //! kernel has nothing by which blocks could order each other.
@@ -113,6 +121,7 @@ mod counts;
 mod decode;
 mod decode_memory;
 mod decode_warp;
+mod divergence;
 mod exact;
 mod exchange;
 mod execute;

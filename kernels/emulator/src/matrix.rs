@@ -13,83 +13,88 @@ use crate::instruction::{Address, Factors, Op, Slot};
 use crate::module::Kernel;
 use crate::warp::Warp;
 
+/// Up to four matrices of 8 rows and 8 columns in shared memory, and the registers that hold their fragments.
+#[derive(Clone, Debug)]
+pub struct Matrices {
+    /// Lane 8n + r has the address of row r of matrix n.
+    pub address: Address,
+    pub fragments: Box<[Slot]>,
+    pub transposed: bool,
+}
+
+/// Where the two elements of a lane's fragment stand: (row, column).
+fn pair(lane: usize, transposed: bool) -> [(usize, usize); 2] {
+    let (row, column) = (lane / 4, lane % 4 * 2);
+    [column, column + 1].map(|column| if transposed { (column, row) } else { (row, column) })
+}
+
 impl Machine<'_> {
-    pub fn load_matrix(
+    /// The address of each row; `used` are the lanes that give them.
+    fn rows(&self, warp: &Warp, matrices: &Matrices, mask: u32, opcode: &str) -> Result<[[u64; 8]; 4], Stop> {
+        whole(mask, opcode)?;
+        let Matrices { address, fragments, .. } = matrices;
+        warp.need(address.base, u32::MAX >> (32 - 8 * fragments.len()), self.kernel)?;
+        let bases = &warp.registers[address.base as usize];
+        let at = |lane: usize| bases[lane].wrapping_add_signed(address.offset) & 0xffff_ffff;
+        Ok(std::array::from_fn(|n| std::array::from_fn(|row| at(n * 8 + row))))
+    }
+
+    pub fn load_matrices(
         &mut self,
         block: &mut Block,
         number: usize,
-        address: &Address,
-        to: &[Slot],
-        transposed: bool,
+        matrices: &Matrices,
         mask: u32,
     ) -> Result<(), Stop> {
-        let stamp = block.stamp(number);
-        let crowded = block.crowded;
+        let (stamp, crowded) = (block.stamp(number), block.crowded);
         let (warp, shared, seen) = block.split(number);
-        whole(mask, "ldmatrix")?;
-        let used = if to.len() == 4 { u32::MAX } else { (1 << (8 * to.len())) - 1 };
-        warp.need(address.base, used, self.kernel)?;
+        let addresses = self.rows(warp, matrices, mask, "ldmatrix")?;
         let witness = witness(stamp, warp, seen.as_ref(), crowded);
         let mut fragments = [[0; 32]; 4];
-        for (n, fragment) in fragments.iter_mut().enumerate().take(to.len()) {
+        let count = matrices.fragments.len();
+        for (n, (fragment, addresses)) in fragments.iter_mut().zip(&addresses).enumerate().take(count) {
             let mut rows = [0u128; 8];
-            let mut addresses = [0; 8];
             for (row, value) in rows.iter_mut().enumerate() {
-                let lane = n * 8 + row;
-                let at = warp.registers[address.base as usize][lane];
-                addresses[row] = at.wrapping_add_signed(address.offset) & 0xffff_ffff;
-                *value = shared.load(&witness, lane as u32, addresses[row], 16, false)?;
+                *value = shared.load(&witness, (n * 8 + row) as u32, addresses[row], 16, false)?;
             }
-            self.tally.shared(&addresses, 16);
-            let element = |row: usize, column: usize| (rows[row] >> (16 * column)) as u64 & 0xffff;
+            self.tally.shared(addresses, 16);
             *fragment = std::array::from_fn(|lane| {
-                let (row, column) = (lane / 4, lane % 4 * 2);
-                match transposed {
-                    false => element(row, column) | element(row, column + 1) << 16,
-                    true => element(column, row) | element(column + 1, row) << 16,
-                }
+                let [low, high] = pair(lane, matrices.transposed)
+                    .map(|(row, column)| (rows[row] >> (16 * column)) as u64 & 0xffff);
+                low | high << 16
             });
         }
         // A destination may be the register of the addresses: written when all are read.
-        for (&slot, fragment) in to.iter().zip(&fragments) {
+        for (&slot, fragment) in matrices.fragments.iter().zip(&fragments) {
             warp.put(slot, fragment, mask);
         }
         Ok(())
     }
 
     /// ldmatrix backwards. A row counts as written by the lane that gave its address.
-    pub fn store_matrix(
+    pub fn store_matrices(
         &mut self,
         block: &mut Block,
         number: usize,
-        address: &Address,
-        from: &[Slot],
-        transposed: bool,
+        matrices: &Matrices,
         mask: u32,
     ) -> Result<(), Stop> {
-        let stamp = block.stamp(number);
-        let crowded = block.crowded;
+        let (stamp, crowded) = (block.stamp(number), block.crowded);
         let (warp, shared, seen) = block.split(number);
-        whole(mask, "stmatrix")?;
-        let used = if from.len() == 4 { u32::MAX } else { (1 << (8 * from.len())) - 1 };
-        warp.need(address.base, used, self.kernel)?;
+        let addresses = self.rows(warp, matrices, mask, "stmatrix")?;
         let witness = witness(stamp, warp, seen.as_ref(), crowded);
-        for (n, &slot) in from.iter().enumerate() {
+        for (n, (&slot, addresses)) in matrices.fragments.iter().zip(&addresses).enumerate() {
             warp.need(slot, mask, self.kernel)?;
-            let fragment = &warp.registers[slot as usize];
-            let element = |row: usize, column: usize| {
-                let (row, column) = if transposed { (column, row) } else { (row, column) };
-                u128::from(fragment[row * 4 + column / 2] >> (16 * (column % 2)) & 0xffff)
-            };
-            let mut addresses = [0; 8];
-            for (row, slot) in addresses.iter_mut().enumerate() {
-                let lane = n * 8 + row;
-                let at = warp.registers[address.base as usize][lane];
-                *slot = at.wrapping_add_signed(address.offset) & 0xffff_ffff;
-                let value = (0..8).fold(0, |all, column| all | element(row, column) << (16 * column));
-                shared.store(&witness, lane as u32, *slot, (16, value), false)?;
+            let mut rows = [0u128; 8];
+            for (lane, &both) in warp.registers[slot as usize].iter().enumerate() {
+                for (half, (row, column)) in pair(lane, matrices.transposed).into_iter().enumerate() {
+                    rows[row] |= u128::from(both >> (16 * half) & 0xffff) << (16 * column);
+                }
             }
-            self.tally.shared(&addresses, 16);
+            for (row, &value) in rows.iter().enumerate() {
+                shared.store(&witness, (n * 8 + row) as u32, addresses[row], (16, value), false)?;
+            }
+            self.tally.shared(addresses, 16);
         }
         Ok(())
     }
@@ -104,7 +109,14 @@ fn whole(mask: u32, opcode: &str) -> Result<(), Stop> {
     stop(Kind::PartialWarp, mask.trailing_zeros(), sentence)
 }
 
-pub fn multiply(warp: &mut Warp, op: &Op, mask: u32, kernel: &Kernel) -> Result<(), Stop> {
+/// Without a tensor core to go by, mma of floats sums in f64 and rounds once.
+pub fn multiply(
+    warp: &mut Warp,
+    op: &Op,
+    mask: u32,
+    kernel: &Kernel,
+    tensor: Option<TensorCore>,
+) -> Result<(), Stop> {
     let Op::Mma { factors, half, d, a, b, c, saturate } = op else { return Ok(()) };
     whole(mask, "mma")?;
     for &slot in a.iter().chain(b).chain(c) {
@@ -135,29 +147,28 @@ pub fn multiply(warp: &mut Warp, op: &Op, mask: u32, kernel: &Kernel) -> Result<
                 _ => float::bf16_to_f32,
             };
             let rows = halves::<16>(warp, a, wide);
-            // B by rows of eight columns, which are summed side by side.
             let columns = halves::<8>(warp, b, wide);
-            let b: [[f64; 8]; 16] = std::array::from_fn(|k| columns.map(|column| column[k]));
             let mut out = [[0; 32]; 4];
             for (row, a) in rows.iter().enumerate() {
-                // Products are exact in f64; the sum rounds once at the end. Devices truncate in between, so
-                // that only a tolerance compares.
-                let mut dots = [0.0; 8];
-                for (a, b) in a[..k].iter().zip(&b) {
-                    for (dot, b) in dots.iter_mut().zip(b) {
-                        *dot += a * b;
+                let old: [f32; 8] = std::array::from_fn(|column| {
+                    let (lane, n) = accumulator(row, column);
+                    match half {
+                        true => half_of(warp.registers[c[n / 2] as usize][lane], n),
+                        false => f32::of(warp.registers[c[n] as usize][lane]),
                     }
-                }
-                for (column, dot) in dots.into_iter().enumerate() {
+                });
+                let sums = match tensor {
+                    None => exact(&a[..k], &columns, &old),
+                    Some(core) => {
+                        std::array::from_fn(|i| f64::from(core.sum(&a[..k], &columns[i][..k], old[i])))
+                    }
+                };
+                for (column, sum) in sums.into_iter().enumerate() {
                     let (lane, n) = accumulator(row, column);
                     if *half {
-                        let by = 16 * (n as u32 % 2);
-                        let old = (warp.registers[c[n / 2] as usize][lane] >> by) as u16;
-                        let sum = float::f64_to_f16(f64::from(float::f16_to_f32(old)) + dot, float::RN);
-                        out[n / 2][lane] |= u64::from(sum) << by;
+                        out[n / 2][lane] |= u64::from(float::f64_to_f16(sum, float::RN)) << (16 * (n % 2));
                     } else {
-                        let old = f32::of(warp.registers[c[n] as usize][lane]);
-                        out[n][lane] = ((f64::from(old) + dot) as f32).canonical().bits();
+                        out[n][lane] = (sum as f32).canonical().bits();
                     }
                 }
             }
@@ -167,6 +178,68 @@ pub fn multiply(warp: &mut Warp, op: &Op, mask: u32, kernel: &Kernel) -> Result<
         }
     }
     Ok(())
+}
+
+/// Accumulator `n` of a lane where two halves share a register.
+fn half_of(register: u64, n: usize) -> f32 {
+    float::f16_to_f32((register >> (16 * (n % 2))) as u16)
+}
+
+/// A row times eight columns, plus what is there: products and sums in f64.
+fn exact(a: &[f64], columns: &[[f64; 16]; 8], old: &[f32; 8]) -> [f64; 8] {
+    let mut dots = [0.0; 8];
+    for (k, a) in a.iter().enumerate() {
+        // Eight columns side by side.
+        for (dot, column) in dots.iter_mut().zip(columns) {
+            *dot += a * column[k];
+        }
+    }
+    std::array::from_fn(|column| f64::from(old[column]) + dots[column])
+}
+
+/// How a tensor core adds: a block of exact products and the sum so far, their significands aligned to the greatest exponent
+/// among them and cut there; the new sum is cut to f32, toward zero. Fasi, Higham, Mikaitis, Pranesh, "Numerical behavior
+/// of NVIDIA tensor cores" (2021); Khattak, Mikaitis, "Accurate models of NVIDIA tensor cores" (2025).
+#[derive(Clone, Copy, Debug)]
+pub struct TensorCore {
+    /// Products of a block.
+    block: usize,
+    /// Bits that are kept beyond the 24 of f32.
+    extra: i32,
+}
+
+impl TensorCore {
+    /// One of those that there are: as sm_70, sm_80 or sm_90 has it.
+    pub fn of(seed: u64) -> TensorCore {
+        let (block, extra) = [(4, 0), (8, 1), (16, 2)][(seed % 3) as usize];
+        TensorCore { block, extra }
+    }
+
+    fn sum(self, a: &[f64], b: &[f64], old: f32) -> f32 {
+        a.chunks(self.block).zip(b.chunks(self.block)).fold(old, |sum, (a, b)| self.add(a, b, sum))
+    }
+
+    fn add(self, a: &[f64], b: &[f64], old: f32) -> f32 {
+        let products = || a.iter().zip(b).map(|(a, b)| a * b);
+        let rounded = f64::from(old) + products().sum::<f64>();
+        // A product of significands below 2 counts with the sum of their exponents, though it may be 2 or more.
+        let exponents =
+            a.iter().zip(b).filter(|(a, b)| **a * **b != 0.0).map(|(a, b)| exponent(*a) + exponent(*b));
+        let old_exponent = (old != 0.0).then(|| exponent(old.into()));
+        let Some(greatest) = exponents.chain(old_exponent).max().filter(|_| rounded.is_finite()) else {
+            return rounded as f32;
+        };
+        let (by, back) = (self.extra + 23 - greatest, greatest - 23 - self.extra);
+        let cut = |x: f64| (x * 2f64.powi(by)).trunc();
+        // Whole numbers of at most 32 bits: their sum is exact.
+        let sum = cut(old.into()) + products().map(cut).sum::<f64>();
+        float::f64_to_f32(sum * 2f64.powi(back), float::RZ)
+    }
+}
+
+/// Of a finite number that is not 0 (a subnormal f32 is a normal f64).
+fn exponent(x: f64) -> i32 {
+    (x.to_bits() >> 52 & 0x7ff) as i32 - 1023
 }
 
 /// The lane and the register that hold an element of C and D.

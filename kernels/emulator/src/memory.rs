@@ -6,7 +6,7 @@ use crate::module::Kernel;
 use crate::shadow::{ANY, Clash, TAGS, Witness};
 use std::sync::OnceLock;
 use std::sync::atomic::Ordering::{AcqRel, Relaxed, SeqCst};
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, fence};
 
 /// Generic addresses of shared memory start here.
 pub(crate) const SHARED_WINDOW: u64 = 0x7f00_0000_0000;
@@ -34,9 +34,30 @@ pub struct Memory {
     early: AtomicBool,
 }
 
-struct Cell {
-    written: AtomicU64,
-    read: AtomicU64,
+/// Records of the cells of a buffer, 0 where none is. A page of them comes when its first record does: who reads what nobody
+/// writes meets half as much memory.
+#[derive(Default)]
+struct Records {
+    pages: Vec<OnceLock<Box<[AtomicU64]>>>,
+}
+
+impl Records {
+    fn new(cells: usize) -> Records {
+        Records { pages: std::iter::repeat_with(OnceLock::new).take(cells.div_ceil(PAGE)).collect() }
+    }
+
+    /// The cells of an access; an aligned one lies in one page.
+    #[inline]
+    fn of(&self, (first, last): (usize, usize)) -> &[AtomicU64] {
+        let new = || std::iter::repeat_with(AtomicU64::default).take(PAGE).collect();
+        &self.pages[first / PAGE].get_or_init(new)[first % PAGE..=last % PAGE]
+    }
+
+    /// The same, if the page has come.
+    #[inline]
+    fn known(&self, (first, last): (usize, usize)) -> Option<&[AtomicU64]> {
+        Some(&self.pages[first / PAGE].get()?[first % PAGE..=last % PAGE])
+    }
 }
 
 pub(crate) struct Buffer {
@@ -53,7 +74,8 @@ pub(crate) struct Buffer {
     full: AtomicBool,
     /// Else four bits a word.
     written: Vec<AtomicU8>,
-    shadow: Vec<OnceLock<Box<[Cell]>>>,
+    reads: Records,
+    writes: Records,
     /// Bytes of a cell as a power of two.
     grain: u32,
 }
@@ -98,7 +120,8 @@ impl Memory {
             words: std::iter::repeat_with(|| AtomicU32::new(0)).take(words).collect(),
             full: AtomicBool::new(bytes == 0),
             written: std::iter::repeat_with(|| AtomicU8::new(0)).take(words).collect(),
-            shadow: Vec::new(),
+            reads: Records::default(),
+            writes: Records::default(),
             grain: 2,
         };
         let at = self.buffers.partition_point(|buffer| buffer.base < base);
@@ -120,7 +143,7 @@ impl Memory {
         if let Some(buffer) = self.buffers.iter_mut().find(|buffer| buffer.holds(address)) {
             buffer.read_only = read_only;
             // Records of launches long past must not come back with it.
-            buffer.shadow = Vec::new();
+            (buffer.reads, buffer.writes) = Default::default();
         }
     }
 
@@ -205,9 +228,9 @@ impl Memory {
         // Nobody can race over what nobody may write.
         for buffer in self.buffers.iter_mut().filter(|buffer| !buffer.read_only) {
             let cells = (buffer.size >> grain) as usize + 1;
-            if self.tag == 1 || buffer.grain != grain || buffer.shadow.is_empty() {
+            if self.tag == 1 || buffer.grain != grain || buffer.reads.pages.is_empty() {
                 buffer.grain = grain;
-                buffer.shadow = std::iter::repeat_with(OnceLock::new).take(cells.div_ceil(PAGE)).collect();
+                (buffer.reads, buffer.writes) = (Records::new(cells), Records::new(cells));
             }
         }
         self.tag
@@ -347,17 +370,10 @@ impl Buffer {
         self.written[word..word + size as usize / 4].iter().all(|each| each.load(Relaxed) == 15)
     }
 
-    /// The cells of an access; an aligned one lies in one page.
+    /// The first and the last cell of an access.
     #[inline]
-    fn cells(&self, offset: u64, size: u32) -> &[Cell] {
-        let first = (offset >> self.grain) as usize;
-        let last = ((offset + u64::from(size) - 1) >> self.grain) as usize;
-        let new = || {
-            std::iter::repeat_with(|| Cell { written: AtomicU64::new(0), read: AtomicU64::new(0) })
-                .take(PAGE)
-                .collect()
-        };
-        &self.shadow[first / PAGE].get_or_init(new)[first % PAGE..=last % PAGE]
+    fn cells(&self, offset: u64, size: u32) -> (usize, usize) {
+        ((offset >> self.grain) as usize, ((offset + u64::from(size) - 1) >> self.grain) as usize)
     }
 
     /// Notes a read of these bytes by a lane.
@@ -374,19 +390,21 @@ impl Buffer {
             return Ok(());
         }
         let mine = witness.reader(lane, strong, constant);
-        for cell in self.cells(offset, size) {
-            let (written, read) = (cell.written.load(Relaxed), cell.read.load(Relaxed));
+        let cells = self.cells(offset, size);
+        let writes = self.writes.known(cells);
+        for (n, cell) in self.reads.of(cells).iter().enumerate() {
+            let (written, read) = (writes.map_or(0, |writes| writes[n].load(Relaxed)), cell.load(Relaxed));
             // Mostly nobody wrote, and this thread is the first reader or was the last.
             if !witness.crowded && !witness.is_current(written) {
                 if read == mine {
                     continue;
                 }
                 if !witness.is_current(read) {
-                    cell.read.store(mine, Relaxed);
+                    cell.store(mine, Relaxed);
                     continue;
                 }
             }
-            self.note_read_slowly(witness, lane, cell, strong, constant)?;
+            self.note_read_slowly(witness, lane, (cell, cells.0 + n), strong, constant)?;
         }
         Ok(())
     }
@@ -397,23 +415,24 @@ impl Buffer {
         &self,
         witness: &Witness<'_>,
         lane: u32,
-        cell: &Cell,
+        (cell, number): (&AtomicU64, usize),
         strong: bool,
         constant: bool,
     ) -> Result<(), Clash> {
+        let written = || self.writes.known((number, number)).map_or(0, |writes| writes[0].load(SeqCst));
         loop {
-            let (written, read) = (cell.written.load(SeqCst), cell.read.load(Relaxed));
-            let new = witness.read(lane, written, (read, ANY), strong, constant)?;
+            let read = cell.load(Relaxed);
+            let new = witness.read(lane, written(), (read, ANY), strong, constant)?;
             if new == read {
                 return Ok(());
             }
             if !witness.crowded {
-                cell.read.store(new, Relaxed);
+                cell.store(new, Relaxed);
                 return Ok(());
             }
-            if cell.read.compare_exchange(read, new, SeqCst, Relaxed).is_ok() {
-                let written = cell.written.load(SeqCst);
-                return witness.read(lane, written, (new, ANY), strong, constant).map(|_| ());
+            if cell.compare_exchange(read, new, SeqCst, Relaxed).is_ok() {
+                fence(SeqCst);
+                return witness.read(lane, written(), (new, ANY), strong, constant).map(|_| ());
             }
         }
     }
@@ -426,16 +445,17 @@ impl Buffer {
         (offset, size): (u64, u32),
         strong: bool,
     ) -> Result<(), Clash> {
-        for cell in self.cells(offset, size) {
-            let (written, read) = (cell.written.load(Relaxed), cell.read.load(SeqCst));
-            let new = witness.write(lane, written, (read, ANY), strong)?;
+        let cells = self.cells(offset, size);
+        for (n, cell) in self.writes.of(cells).iter().enumerate() {
+            let read = || self.reads.known(cells).map_or(0, |reads| reads[n].load(SeqCst));
+            let new = witness.write(lane, cell.load(Relaxed), (read(), ANY), strong)?;
             if !witness.crowded {
-                cell.written.store(new, Relaxed);
+                cell.store(new, Relaxed);
                 continue;
             }
-            let before = cell.written.swap(new, SeqCst);
-            let read = cell.read.load(SeqCst);
-            witness.write(lane, before, (read, ANY), strong)?;
+            let before = cell.swap(new, SeqCst);
+            fence(SeqCst);
+            witness.write(lane, before, (read(), ANY), strong)?;
         }
         Ok(())
     }

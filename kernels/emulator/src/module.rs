@@ -109,6 +109,11 @@ impl Kernel {
         self.shared
     }
 
+    /// Bytes of local memory of a thread.
+    pub fn local_bytes(&self) -> u32 {
+        self.local
+    }
+
     /// The greatest block, by .maxntid or .reqntid.
     pub fn max_threads(&self) -> Option<u32> {
         self.max_threads

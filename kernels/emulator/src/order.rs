@@ -10,17 +10,19 @@ use std::collections::HashMap;
 #[derive(Clone)]
 struct Publication {
     known: [u32; 32],
-    /// The releasing thread, whose own accesses up to its time are covered.
+    /// The releasing thread, up to whose time its own accesses are covered, and what it knows of its warp's lanes.
     warp: u32,
     lane: u32,
+    time: u32,
+    lanes: [u32; 32],
 }
 
 impl Publication {
     fn covers(&self, record: Record) -> bool {
-        let warp = warp_of(record);
-        let time = time_of(record);
+        let (warp, lane, time) = (warp_of(record), lane_of(record), time_of(record));
         time < self.known[warp as usize]
-            || warp == self.warp && lane_of(record) == self.lane && time <= self.known[warp as usize]
+            || warp == self.warp && time < self.lanes[lane as usize]
+            || warp == self.warp && lane == self.lane && time <= self.time
     }
 }
 
@@ -65,7 +67,10 @@ pub struct Actor<'a> {
     pub block: u32,
     pub warp: u32,
     pub lane: u32,
+    pub time: u32,
+    /// What its warp knows of the others, and the thread of the warp's lanes.
     pub known: &'a [u32; 32],
+    pub lanes: [u32; 32],
     pub seen: &'a mut Seen,
     pub thread: &'a mut Thread,
 }
@@ -79,7 +84,8 @@ pub struct Locations {
 impl Actor<'_> {
     fn publication(&self) -> Seen {
         let mut all = self.seen.clone();
-        let own = Publication { known: *self.known, warp: self.warp, lane: self.lane };
+        let Actor { warp, lane, time, lanes, .. } = *self;
+        let own = Publication { known: *self.known, warp, lane, time, lanes };
         all.publish(self.block, &own);
         all
     }

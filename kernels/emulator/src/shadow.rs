@@ -3,7 +3,8 @@
 //! A record names a thread and the time of its warp: the block's count of synchronisations when the warp last
 //! took part in one. A warp knows, of every warp of its block, up to which time it has seen it: an access is
 //! ordered before another if its time is less than what the other's warp knows. Barriers exchange that
-//! knowledge. Blocks know of each other by atomics alone (`order`).
+//! knowledge. From a `bar.warp.sync` of some lanes to the next of all of them, each lane has knowledge of its own
+//! of the others. Blocks know of each other by atomics alone (`order`).
 
 use crate::order::Seen;
 use crate::warp::lanes;
@@ -11,14 +12,19 @@ use crate::warp::lanes;
 /// tag 6 | block 21 | warp 5 | time 22 | lane 5 | flags 5.
 pub type Record = u64;
 
-/// The record of the last reader, and which warps it stands for where it stands for many.
+/// The record of the last reader, and the lanes that it stands for where it stands for many, or the warps.
 pub type Readers = (Record, u32);
-/// Where nobody notes which warps read: any may have.
+/// Where nobody notes who read: the last reader counts for all its warp's lanes, and any warp may have read.
 pub const ANY: u32 = u32::MAX;
 
-/// The warps that a new record of readers stands for.
-pub fn readers(new: Record, before: u32) -> u32 {
-    1 << warp_of(new) | if new & MANY_WARPS != 0 { before } else { 0 }
+/// Whom the `new` record of readers stands for, after a read by a lane of warp `warp`.
+pub fn readers(new: Record, (old, before): Readers, warp: u32, lane: u32) -> u32 {
+    match (new & MANY_WARPS != 0, old & MANY_WARPS != 0) {
+        (true, true) => before | 1 << warp,
+        (true, false) => 1 << warp_of(old) | 1 << warp,
+        _ if new & MANY_LANES != 0 => before | 1 << lane,
+        _ => 1 << lane,
+    }
 }
 
 pub const STRONG: u64 = 1;
@@ -59,12 +65,17 @@ pub fn stamp(tag: u64, block: u32, warp: u32, time: u32) -> Record {
     tag << TAG | u64::from(block) << BLOCK | u64::from(warp) << WARP | u64::from(time.min(TIMES)) << TIME
 }
 
+/// `[lane][other]`: up to which time the lane has seen the other.
+pub type LaneTimes = [[u32; 32]; 32];
+
 /// A warp that accesses memory.
 pub struct Witness<'a> {
     pub stamp: Record,
     /// What it knows of each warp's time, and the least of it.
     pub known: &'a [u32; 32],
     pub least: u32,
+    /// What its lanes know of each other, where that is more.
+    pub lanes: Option<&'a LaneTimes>,
     /// The lanes that know that the launches before are done.
     pub waited: u32,
     /// What its block knows of others; none where nothing can order blocks.
@@ -105,7 +116,7 @@ impl Witness<'_> {
     }
 
     #[inline]
-    fn ordered(&self, record: Record, warps: u32, lane: u32) -> bool {
+    fn ordered(&self, record: Record, who: u32, lane: u32) -> bool {
         if (record ^ self.stamp) >> BLOCK != 0 || record & MANY_BLOCKS != 0 {
             return match self.seen {
                 None => false,
@@ -115,10 +126,19 @@ impl Witness<'_> {
         }
         if record & MANY_WARPS != 0 {
             let time = time_of(record);
-            return time < self.least || lanes(warps).all(|warp| time < self.known[warp as usize]);
+            return time < self.least || lanes(who).all(|warp| time < self.known[warp as usize]);
         }
-        let same = (record ^ self.record(lane)) >> WARP == 0 && lane_of(record) == lane;
-        same && record & MANY_LANES == 0 || time_of(record) < self.known[warp_of(record) as usize]
+        let own = (record ^ self.stamp) >> WARP == 0;
+        if own && lane_of(record) == lane && record & MANY_LANES == 0
+            || time_of(record) < self.known[warp_of(record) as usize]
+        {
+            return true;
+        }
+        own && self.lanes.is_some_and(|times| {
+            let seen = |other: u32| other == lane || time_of(record) < times[lane as usize][other as usize];
+            let last = 1 << lane_of(record);
+            lanes(if record & MANY_LANES == 0 || who == ANY { last } else { who }).all(seen)
+        })
     }
 
     /// The new record of readers after a read by `lane`.
@@ -127,7 +147,7 @@ impl Witness<'_> {
         &self,
         lane: u32,
         written: Record,
-        (read, warps): Readers,
+        (read, who): Readers,
         strong: bool,
         constant: bool,
     ) -> Result<Record, Clash> {
@@ -154,7 +174,7 @@ impl Witness<'_> {
             return Ok(mine);
         }
         let kept = read & CONSTANT;
-        if self.ordered(read, warps, lane) {
+        if self.ordered(read, who, lane) {
             return Ok(mine | kept);
         }
         // Concurrent readers: the latest stands for all of them.
@@ -173,7 +193,7 @@ impl Witness<'_> {
         &self,
         lane: u32,
         written: Record,
-        (read, warps): Readers,
+        (read, who): Readers,
         strong: bool,
     ) -> Result<Record, Clash> {
         let (written, read) = (self.current(written), self.current(read));
@@ -186,7 +206,7 @@ impl Witness<'_> {
             if read & CONSTANT != 0 {
                 return Err(Clash { with: read, constant: true, wrote: false });
             }
-            if !self.ordered(read, warps, lane) && !both_strong(read) {
+            if !self.ordered(read, who, lane) && !both_strong(read) {
                 return Err(Clash { with: read, constant: false, wrote: false });
             }
         }

@@ -94,8 +94,7 @@ impl Shared {
         }
         for cell in &mut self.cells[at >> self.grain..=(range.end - 1) >> self.grain] {
             match witness.read(lane, cell.written, cell.read, strong, false) {
-                // The warp that reads is one of them, whichever stands for all.
-                Ok(read) => cell.read = (read, readers(read, cell.read.1) | 1 << warp_of(witness.stamp)),
+                Ok(read) => cell.read = (read, readers(read, cell.read, warp_of(witness.stamp), lane)),
                 Err(clash) => return race(&clash, witness, lane, at, false).map(|()| 0),
             }
         }

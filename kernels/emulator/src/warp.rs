@@ -1,11 +1,13 @@
 //! A warp: its registers, which lanes are where, what it knows of the others. Steps no instruction itself.
 
 use crate::alu::Lanes;
+use crate::divergence::Divergence;
 use crate::fault::{Kind, Stop, stop};
 use crate::instruction::{Origin, Slot, Special, Test};
 use crate::local::Local;
 use crate::module::Kernel;
 use crate::order::Thread;
+use crate::shadow::LaneTimes;
 
 /// Bytes on their way by cp.async.
 pub struct Flight {
@@ -30,14 +32,17 @@ pub struct Warp {
     pub active: u32,
     /// Lanes that exist and have not exited.
     pub live: u32,
-    /// Where the other lanes are, and the least of it.
-    parked: [u32; 32],
-    pub merge: u32,
+    /// Where the other lanes are.
+    pub ways: Divergence,
     /// The barrier at which it waits.
     pub waits: Option<usize>,
     pub time: u32,
     pub known: [u32; 32],
     pub least: u32,
+    /// What the lanes know of each other, after some of them synchronised and before all did.
+    pub lanes: Option<Box<LaneTimes>>,
+    /// The lanes that there are.
+    born: u32,
     /// The lanes that know that the launches before are done: griddepcontrol.wait, or a barrier behind it.
     pub waited: u32,
     pub local: Local,
@@ -81,7 +86,7 @@ pub fn lanes(mask: u32) -> impl Iterator<Item = u32> {
 }
 
 impl Warp {
-    pub fn new(kernel: &Kernel, number: u32, position: &Position) -> Warp {
+    pub fn new(kernel: &Kernel, number: u32, position: &Position, independent: Option<u64>) -> Warp {
         let mut warp = Warp {
             number,
             registers: vec![[0; 32]; kernel.origins.len()],
@@ -92,12 +97,13 @@ impl Warp {
             pc: 0,
             active: 0,
             live: 0,
-            parked: [0; 32],
-            merge: u32::MAX,
+            ways: Divergence::new(independent.map(|seed| seed ^ u64::from(number) << 32)),
             waits: None,
             time: 0,
             known: [0; 32],
             least: 0,
+            lanes: None,
+            born: 0,
             waited: 0,
             local: Local::new(kernel.local),
             flights: Vec::new(),
@@ -134,9 +140,10 @@ impl Warp {
             self.predicates_ready[always as usize] = u32::MAX;
         }
         let left = position.threads() - self.number * 32;
-        self.live = if left >= 32 { u32::MAX } else { (1 << left) - 1 };
-        self.active = self.live;
-        (self.pc, self.merge, self.carry, self.waits) = (0, u32::MAX, 0, None);
+        self.born = if left >= 32 { u32::MAX } else { (1 << left) - 1 };
+        (self.live, self.active, self.lanes) = (self.born, self.born, None);
+        self.ways.reset();
+        (self.pc, self.carry, self.waits) = (0, 0, None);
         (self.time, self.known, self.least, self.groups) = (0, [0; 32], 0, [0; 32]);
         self.waited = if kernel.overlaps { 0 } else { u32::MAX };
         self.executed = 0;
@@ -218,67 +225,6 @@ impl Warp {
         self.predicates_ready[slot as usize] |= mask;
     }
 
-    /// Sends the lanes of `taken` to `target`, the other active ones to the next instruction.
-    pub fn branch(&mut self, taken: u32, target: u32) {
-        let stay = self.active & !taken;
-        if stay == 0 {
-            self.pc = target;
-            return;
-        }
-        if taken == 0 {
-            self.pc += 1;
-            return;
-        }
-        for lane in lanes(taken) {
-            self.parked[lane as usize] = target;
-        }
-        self.active = stay;
-        self.pc += 1;
-        self.regroup();
-    }
-
-    /// These lanes are done; the others of the active ones go on behind.
-    pub fn exit(&mut self, mask: u32) {
-        self.live &= !mask;
-        self.active &= !mask;
-        self.pc += 1;
-        if self.active == 0 && self.live != 0 {
-            self.regroup();
-        }
-    }
-
-    /// Lanes with the lowest position run first.
-    pub fn regroup(&mut self) {
-        for lane in lanes(self.active) {
-            self.parked[lane as usize] = self.pc;
-        }
-        let pc = lanes(self.live).map(|lane| self.parked[lane as usize]).min().unwrap_or(0);
-        self.pc = pc;
-        self.active = 0;
-        self.merge = u32::MAX;
-        for lane in lanes(self.live) {
-            let at = self.parked[lane as usize];
-            if at == pc {
-                self.active |= 1 << lane;
-            } else {
-                self.merge = self.merge.min(at);
-            }
-        }
-    }
-
-    /// Sends each of the active lanes to its own target.
-    pub fn scatter(&mut self, targets: &[u32; 32], mask: u32) {
-        let stay = self.active & !mask;
-        for lane in lanes(stay) {
-            self.parked[lane as usize] = self.pc + 1;
-        }
-        for lane in lanes(mask) {
-            self.parked[lane as usize] = targets[lane as usize];
-        }
-        self.active = 0;
-        self.regroup();
-    }
-
     /// Takes part in a synchronisation at this time, with what the others know.
     pub fn synchronise(&mut self, time: u32, known: &[u32; 32], warps: usize) {
         for (mine, &theirs) in self.known.iter_mut().zip(known) {
@@ -287,5 +233,24 @@ impl Warp {
         self.time = self.time.max(time);
         self.known[self.number as usize] = self.time;
         self.least = self.known[..warps].iter().copied().min().unwrap_or(0);
+        self.lanes = None;
+    }
+
+    /// Lanes of the warp synchronise at this time: each has seen what any of them had, and what they did.
+    pub fn synchronise_lanes(&mut self, time: u32, mask: u32, warps: usize) {
+        if self.waited & mask != 0 {
+            self.waited |= mask;
+        }
+        if mask == self.born {
+            return self.synchronise(time, &[0; 32], warps);
+        }
+        let before = self.known[self.number as usize];
+        let times = self.lanes.get_or_insert_with(|| Box::new([[before; 32]; 32]));
+        let seen = std::array::from_fn(|other| match mask >> other & 1 {
+            1 => time,
+            _ => lanes(mask).map(|lane| times[lane as usize][other]).max().unwrap_or(before),
+        });
+        lanes(mask).for_each(|lane| times[lane as usize] = seen);
+        self.time = time;
     }
 }

@@ -24,22 +24,25 @@ const KEY: DrawKey = DrawKey { seed: 7, queue: 1, pass: 2 };
 /// Times that memory is read; the best one counts.
 const ROUNDS: u32 = 5;
 
-/// Checks the processor that runs this.
-pub fn check() -> Report {
+/// Checks the processor that runs this; `timed`: how fast it reads, too.
+pub fn check(timed: bool) -> Report {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let path = Path::widest();
     let plural = if threads == 1 { "thread" } else { "threads" };
     let check = |name: &str, found| Check { name: name.to_owned(), found };
+    let mut checks = vec![
+        check("exponentials", pinned(exponentials(), EXPONENTIAL_SUM, EXPONENTIALS)),
+        check("draws", pinned(draws(), DRAWS_MIXED, DRAWS)),
+        check("vectors", vectors(path)),
+    ];
+    if timed {
+        checks.push(check(BANDWIDTH, bandwidth(threads)));
+    }
     Report {
         backend: "cpu",
         device: format!("{threads} {plural}, {path}"),
         kernels: Vec::new(),
-        checks: vec![
-            check("exponentials", pinned(exponentials(), EXPONENTIAL_SUM, EXPONENTIALS)),
-            check("draws", pinned(draws(), DRAWS_MIXED, DRAWS)),
-            check("vectors", vectors(path)),
-            check(BANDWIDTH, bandwidth(threads)),
-        ],
+        checks,
         broken_off: None,
     }
 }

@@ -13,6 +13,7 @@
 //!        └ vector.rs  norms, rotations, activations
 //!     lanes/          the machine's vectors under all of them     shared.rs  memory that ranks write together
 //!     memory.rs       how many pages there is room for     check.rs    `tartlet selftest --backend cpu`
+//!     plain.rs        its steps one at a time, for what is compared with them
 //! ```
 //! The instruction set is chosen when the model is loaded ([`Path`]). [`CpuOptions::exact`] makes all weights f32
 //! and plain Rust their kernels: slow, and what everything else is measured against.
@@ -27,6 +28,7 @@ mod memory;
 mod outputs;
 mod packed;
 mod pages;
+pub mod plain;
 mod portions;
 #[cfg(test)]
 mod reference;

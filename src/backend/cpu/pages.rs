@@ -118,13 +118,12 @@ pub(super) struct Layout {
 
 impl Layout {
     fn new(shape: &Shape, page_size: u32) -> Layout {
-        Layout {
-            page_size: page_size as usize,
-            kv_heads: shape.kv_heads,
-            head_dim: shape.head_dim,
-            groups: (page_size as usize).div_ceil(LANES),
-            value_stride: shape.head_dim.next_multiple_of(LANES),
-        }
+        Layout::of(page_size as usize, shape.kv_heads, shape.head_dim)
+    }
+
+    pub fn of(page_size: usize, kv_heads: usize, head_dim: usize) -> Layout {
+        let (groups, value_stride) = (page_size.div_ceil(LANES), head_dim.next_multiple_of(LANES));
+        Layout { page_size, kv_heads, head_dim, groups, value_stride }
     }
 
     fn head(&self, page: PageId, kv_head: usize) -> usize {
@@ -169,7 +168,8 @@ pub(super) struct Kv<T: Kept> {
 }
 
 impl<T: Kept> Kv<T> {
-    fn new(layout: Layout, pages: usize) -> std::io::Result<Kv<T>> {
+    /// Zeroed pages. Fails if the system has no room.
+    pub fn new(layout: Layout, pages: usize) -> std::io::Result<Kv<T>> {
         let [keys, values, scales] = layout.page().map(|len| len * pages);
         let scales = if T::SCALED { scales } else { 0 };
         Ok(Kv {

@@ -2,7 +2,8 @@
 //!
 //! Owns: the sentences, and which status of the driver means what. Never: what is done about it.
 
-use std::ffi::{CStr, c_char};
+use super::driver;
+use std::ffi::CStr;
 use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -12,16 +13,26 @@ pub const DRIVER_AT_LEAST: i32 = 11_040;
 /// The kernels are written for this compute capability and any later one.
 pub const CAPABILITY_AT_LEAST: (u32, u32) = (8, 0);
 
-// Statuses of the driver (CUresult of cuda.h) that are told apart here.
+/// What a call of the driver returns (CUresult of cuda.h): any number, since younger drivers have more of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(transparent)]
+pub(super) struct Status(pub i32);
+
+impl Status {
+    pub const SUCCESS: Status = Status(0);
+    pub const NOT_INITIALIZED: Status = Status(3);
+    pub const SYMBOL_NOT_FOUND: Status = Status(SYMBOL_NOT_FOUND);
+    pub const NOT_READY: Status = Status(600);
+}
+
+// The other statuses that are told apart here.
 const OUT_OF_MEMORY: i32 = 2;
-pub(super) const NOT_INITIALIZED: i32 = 3;
 const STUB_LIBRARY: i32 = 34;
 const DEVICE_UNAVAILABLE: i32 = 46;
 const NO_DEVICE: i32 = 100;
 const JIT_COMPILER_NOT_FOUND: i32 = 221;
 const UNSUPPORTED_PTX_VERSION: i32 = 222;
-pub(super) const SYMBOL_NOT_FOUND: i32 = 302;
-pub(super) const NOT_READY: i32 = 600;
+const SYMBOL_NOT_FOUND: i32 = 302;
 const SYSTEM_DRIVER_MISMATCH: i32 = 803;
 
 #[derive(Clone, Debug, PartialEq)]
@@ -96,14 +107,13 @@ impl Error {
     }
 
     /// What `code`, answered by `call`, means. Which calls may answer "not ready" is theirs to know.
-    pub(super) fn of(call: &'static str, code: i32) -> Error {
+    fn of(call: &'static str, code: i32) -> Error {
         match code {
             // Its size is filled in by the allocation that knows it.
             OUT_OF_MEMORY => Error::OutOfMemory { call, wanted: 0, free: 0 },
-            STUB_LIBRARY => Error::NoDriver {
-                given: None,
-                why: "the libcuda.so.1 that is found first is the toolkit's empty one".to_owned(),
-            },
+            STUB_LIBRARY => {
+                Error::NoDriver { given: None, why: "the first libcuda.so.1 is a toolkit's stub".to_owned() }
+            }
             NO_DEVICE => Error::NoDevice,
             DEVICE_UNAVAILABLE => Error::Busy,
             SYMBOL_NOT_FOUND => Error::Absent { call },
@@ -122,21 +132,16 @@ fn lost(code: i32) -> bool {
 }
 
 /// Ok for success, else what the status means.
-pub(super) fn judge(call: &'static str, code: i32) -> Result<(), Error> {
-    if code == 0 { Ok(()) } else { Err(Error::of(call, code)) }
+pub(super) fn judge(call: &'static str, status: Status) -> Result<(), Error> {
+    if status == Status::SUCCESS { Ok(()) } else { Err(Error::of(call, status.0)) }
 }
 
 /// The driver's name of a status, without what all names begin with.
 fn name(code: i32) -> String {
-    // Not `cust`'s declaration: its type for statuses has those of CUDA 11.4 alone.
-    unsafe extern "C" {
-        // SAFETY: the signature is cuda.h's; the function is `driver.rs`'s jump.
-        fn cuGetErrorName(code: i32, name: *mut *const c_char) -> i32;
-    }
     let mut name = std::ptr::null();
     // SAFETY: `name` is written, if at all, with a pointer to a text that lives as long as the driver.
-    let known = unsafe { cuGetErrorName(code, &mut name) } == 0 && !name.is_null();
-    if !known {
+    let known = unsafe { driver::cuGetErrorName(Status(code), &mut name) } == Status::SUCCESS;
+    if !known || name.is_null() {
         return format!("status {code}");
     }
     // SAFETY: the driver's own text, with its NUL.
@@ -241,10 +246,13 @@ mod tests {
             (700, Error::Lost { call: "cuInit", code: 700 }),
             (719, Error::Lost { call: "cuInit", code: 719 }),
         ] {
-            assert_eq!(judge("cuInit", code), Err(error), "{code}");
+            assert_eq!(judge("cuInit", Status(code)), Err(error), "{code}");
         }
-        assert_eq!(judge("cuInit", 0), Ok(()));
-        assert_eq!(judge("cuLaunchKernel", 1), Err(Error::Refused { call: "cuLaunchKernel", code: 1 }));
+        assert_eq!(judge("cuInit", Status(0)), Ok(()));
+        assert_eq!(
+            judge("cuLaunchKernel", Status(1)),
+            Err(Error::Refused { call: "cuLaunchKernel", code: 1 })
+        );
     }
 
     /// Without a driver there are no names, and no sentence may need one.

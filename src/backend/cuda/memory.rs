@@ -2,45 +2,43 @@
 //!
 //! Owns: allocation and its end. Never: what is copied when; streams order that.
 
-use super::{Device, Error};
-use cust::memory::{DeviceBuffer, DevicePointer, LockedBuffer, mem_get_info};
-use cust::sys;
-use std::mem::ManuallyDrop;
+use super::{Device, Error, driver};
 use std::ops::{Deref, DerefMut};
+use std::ptr::NonNull;
 
 /// Bytes on the device, uninitialised at first, aligned to 256.
 pub struct Buffer {
     device: Device,
-    bytes: ManuallyDrop<DeviceBuffer<u8>>,
+    address: u64,
+    bytes: usize,
 }
 
 impl Buffer {
     /// `bytes` is at least 1.
     pub(super) fn new(device: &Device, bytes: usize) -> Result<Buffer, Error> {
-        // `cust` owns the memory; allocated here, since its own call forgets statuses that are younger than it.
-        let mut place = 0;
+        let mut address = 0;
         // SAFETY: the place for the address is ours.
-        let status = unsafe { sys::cuMemAlloc_v2(&mut place, bytes) } as i32;
+        let status = unsafe { driver::cuMemAlloc_v2(&mut address, bytes) };
         device.judge("cuMemAlloc_v2", status).map_err(|error| match error {
             Error::OutOfMemory { call, .. } => {
-                let free = mem_get_info().map_or(0, |(free, _)| free);
+                let (mut free, mut total) = (0, 0);
+                // SAFETY: both places are ours. Should it fail too, no byte is free.
+                let _ = unsafe { driver::cuMemGetInfo_v2(&mut free, &mut total) };
                 Error::OutOfMemory { call, wanted: bytes, free }
             }
             error => error,
         })?;
-        // SAFETY: so many bytes lie there, and nothing else frees them. Nothing of them is read here.
-        let buffer = unsafe { DeviceBuffer::from_raw_parts(DevicePointer::from_raw(place), bytes) };
-        Ok(Buffer { device: device.clone(), bytes: ManuallyDrop::new(buffer) })
+        Ok(Buffer { device: device.clone(), address, bytes })
     }
 
     /// Bytes.
     pub fn size(&self) -> usize {
-        self.bytes.len()
+        self.bytes
     }
 
     /// Where it lies on the device.
     pub fn address(&self) -> u64 {
-        self.bytes.as_device_ptr().as_raw()
+        self.address
     }
 }
 
@@ -48,8 +46,8 @@ impl Drop for Buffer {
     /// Waits for the work that uses it, as the driver does; not if the device is lost, where that would never end.
     fn drop(&mut self) {
         if !self.device.is_lost() {
-            // SAFETY: nothing else drops it, and it is not touched again.
-            unsafe { ManuallyDrop::drop(&mut self.bytes) };
+            // SAFETY: it is ours and not used again. A status has nobody to go to.
+            let _ = unsafe { driver::cuMemFree_v2(self.address) };
         }
     }
 }
@@ -57,7 +55,8 @@ impl Drop for Buffer {
 /// Bytes of the host that the device copies from and to by itself.
 pub struct Pinned {
     device: Device,
-    bytes: ManuallyDrop<LockedBuffer<u8>>,
+    place: NonNull<u8>,
+    bytes: usize,
 }
 
 impl Pinned {
@@ -65,15 +64,14 @@ impl Pinned {
     pub(super) fn new(device: &Device, bytes: usize) -> Result<Pinned, Error> {
         let mut place = std::ptr::null_mut();
         // SAFETY: the place for the pointer is ours.
-        let status = unsafe { sys::cuMemAllocHost_v2(&mut place, bytes) } as i32;
+        let status = unsafe { driver::cuMemAllocHost_v2(&mut place, bytes) };
         device.judge("cuMemAllocHost_v2", status)?;
-        let place = place.cast::<u8>();
-        // SAFETY: so many bytes lie there, zeroed before anything reads them, and nothing else frees them.
-        let buffer = unsafe {
-            place.write_bytes(0, bytes);
-            LockedBuffer::from_raw_parts(place, bytes)
-        };
-        Ok(Pinned { device: device.clone(), bytes: ManuallyDrop::new(buffer) })
+        let call = "cuMemAllocHost_v2";
+        let place =
+            NonNull::new(place.cast::<u8>()).ok_or(Error::OutOfMemory { call, wanted: 0, free: 0 })?;
+        // SAFETY: so many bytes lie there; they are zeroed before anything reads them.
+        unsafe { place.write_bytes(0, bytes) };
+        Ok(Pinned { device: device.clone(), place, bytes })
     }
 }
 
@@ -81,21 +79,24 @@ impl Deref for Pinned {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        &self.bytes
+        // SAFETY: so many bytes lie there until it is dropped; none is uninitialised.
+        unsafe { std::slice::from_raw_parts(self.place.as_ptr(), self.bytes) }
     }
 }
 
 impl DerefMut for Pinned {
     fn deref_mut(&mut self) -> &mut [u8] {
-        &mut self.bytes
+        // SAFETY: as above, and nothing else names them here.
+        unsafe { std::slice::from_raw_parts_mut(self.place.as_ptr(), self.bytes) }
     }
 }
 
 impl Drop for Pinned {
     fn drop(&mut self) {
         if !self.device.is_lost() {
-            // SAFETY: nothing else drops it. A device that is lost may still write into it: then it stays.
-            unsafe { ManuallyDrop::drop(&mut self.bytes) };
+            // SAFETY: it is ours and not used again. A device that is lost may still write into it: then it stays. A status
+            // has nobody to go to.
+            let _ = unsafe { driver::cuMemFreeHost(self.place.as_ptr().cast()) };
         }
     }
 }

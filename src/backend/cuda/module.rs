@@ -5,7 +5,7 @@
 //! A module has one kernel of the module's own name. Its parameters are read from the PTX, so that a launch with one
 //! too many, or a u32 for a pointer, is an error and no read past the arguments.
 
-use super::{Buffer, Device, Error};
+use super::{Buffer, Device, Error, driver};
 use cust::sys;
 use std::ffi::{CString, c_void};
 
@@ -80,13 +80,13 @@ impl Device {
         let symbol = CString::new(name).map_err(|_| wrong("its name has a NUL"))?;
         let mut raw = std::ptr::null_mut();
         // SAFETY: the module is loaded, the name ends with its NUL, the place for the handle is ours.
-        let status = unsafe { sys::cuModuleGetFunction(&mut raw, module.raw, symbol.as_ptr()) };
-        self.judge("cuModuleGetFunction", status as i32)?;
+        let status = unsafe { driver::cuModuleGetFunction(&mut raw, module.raw, symbol.as_ptr()) };
+        self.judge("cuModuleGetFunction", status)?;
         let number = |attribute| {
             let mut value = 0;
             // SAFETY: the function is the module's, the place for an i32 is ours.
-            let status = unsafe { sys::cuFuncGetAttribute(&mut value, attribute, raw) };
-            self.judge("cuFuncGetAttribute", status as i32).map(|()| u32::try_from(value).unwrap_or(0))
+            let status = unsafe { driver::cuFuncGetAttribute(&mut value, attribute, raw) };
+            self.judge("cuFuncGetAttribute", status).map(|()| u32::try_from(value).unwrap_or(0))
         };
         use sys::CUfunction_attribute_enum as Attribute;
         let properties = KernelProperties {
@@ -121,13 +121,13 @@ impl Module {
         let mut raw = std::ptr::null_mut();
         // SAFETY: the text ends with its NUL; each of the four options has its value; the logs are as long as said.
         let status = unsafe {
-            sys::cuModuleLoadDataEx(
+            driver::cuModuleLoadDataEx(
                 &mut raw,
                 text.as_ptr().cast(),
                 options.len() as u32,
                 options.as_mut_ptr(),
                 values.as_mut_ptr(),
-            ) as i32
+            )
         };
         match device.judge("cuModuleLoadDataEx", status) {
             Ok(()) => {
@@ -154,7 +154,7 @@ impl Drop for Module {
     fn drop(&mut self) {
         if !self.device.is_lost() {
             // SAFETY: the last kernel of it is gone. A status has nobody to go to.
-            let _ = unsafe { sys::cuModuleUnload(self.raw) };
+            let _ = unsafe { driver::cuModuleUnload(self.raw) };
         }
     }
 }
@@ -173,8 +173,8 @@ impl Kernel {
         let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
         let bytes = i32::try_from(bytes).unwrap_or(i32::MAX);
         // SAFETY: the function is the module's.
-        let status = unsafe { sys::cuFuncSetAttribute(self.raw, attribute, bytes) };
-        self.module.device.judge("cuFuncSetAttribute", status as i32)
+        let status = unsafe { driver::cuFuncSetAttribute(self.raw, attribute, bytes) };
+        self.module.device.judge("cuFuncSetAttribute", status)
     }
 
     pub(super) fn raw(&self) -> sys::CUfunction {

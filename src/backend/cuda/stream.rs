@@ -5,8 +5,8 @@
 //! A wait is not the driver's, which knows no deadline: an event is recorded and asked for again and again. An error leaves
 //! no work behind that anything could still be used by: it is waited for, or the device counts as lost.
 
-use super::error::NOT_READY;
-use super::{Argument, Buffer, Device, Error, Kernel, Pinned};
+use super::error::Status;
+use super::{Argument, Buffer, Device, Error, Kernel, Pinned, driver};
 use cust::sys;
 use std::cell::Cell;
 use std::ffi::c_void;
@@ -59,15 +59,15 @@ impl Device {
         let stage = self.pinned(STAGE)?;
         let flags = sys::CUstream_flags_enum::CU_STREAM_NON_BLOCKING as u32;
         let mut raw = std::ptr::null_mut();
-        // SAFETY: the place for the handle is ours. Not `cust`'s stream: it strips the flag.
-        self.judge("cuStreamCreate", unsafe { sys::cuStreamCreate(&mut raw, flags) } as i32)?;
+        // SAFETY: the place for the handle is ours.
+        self.judge("cuStreamCreate", unsafe { driver::cuStreamCreate(&mut raw, flags) })?;
         Ok(Stream { device: self.clone(), raw, deadline, end, stage, state: Cell::new(State::Idle) })
     }
 
     pub fn event(&self) -> Result<Event, Error> {
         let mut raw = std::ptr::null_mut();
         // SAFETY: the place for the handle is ours.
-        self.judge("cuEventCreate", unsafe { sys::cuEventCreate(&mut raw, 0) } as i32)?;
+        self.judge("cuEventCreate", unsafe { driver::cuEventCreate(&mut raw, 0) })?;
         Ok(Event { device: self.clone(), raw })
     }
 }
@@ -91,7 +91,7 @@ impl Stream {
         // SAFETY: one place for each parameter, each with as many bytes as it has (little-endian: the low ones come
         // first); the driver reads them before it returns. The rest is the caller's.
         let status = unsafe {
-            sys::cuLaunchKernel(
+            driver::cuLaunchKernel(
                 kernel.raw(),
                 grid[0],
                 grid[1],
@@ -103,7 +103,7 @@ impl Stream {
                 self.raw,
                 places.as_mut_ptr(),
                 std::ptr::null_mut(),
-            ) as i32
+            )
         };
         self.put("cuLaunchKernel", status)
     }
@@ -137,8 +137,8 @@ impl Stream {
     pub unsafe fn fill_later(&self, to: &Buffer, at: usize, count: usize, byte: u8) -> Result<(), Error> {
         self.within(to, at, count)?;
         // SAFETY: the range exists; the rest is the caller's.
-        let status = unsafe { sys::cuMemsetD8Async(to.address() + at as u64, byte, count, self.raw) };
-        self.put("cuMemsetD8Async", status as i32)
+        let status = unsafe { driver::cuMemsetD8Async(to.address() + at as u64, byte, count, self.raw) };
+        self.put("cuMemsetD8Async", status)
     }
 
     /// Copies `bytes` into `to` from `at` on, and waits until they are there.
@@ -170,7 +170,7 @@ impl Stream {
     /// Marks this point of the stream's work.
     pub fn record(&self, event: &Event) -> Result<(), Error> {
         // SAFETY: both handles are of this device and live.
-        self.device.judge("cuEventRecord", unsafe { sys::cuEventRecord(event.raw, self.raw) } as i32)
+        self.device.judge("cuEventRecord", unsafe { driver::cuEventRecord(event.raw, self.raw) })
     }
 
     /// Returns when all work so far is done. After an error (at the deadline, for one) the device counts as lost: what the
@@ -207,8 +207,8 @@ impl Stream {
 
     /// What putting work in has said. If it was refused, what was put in before is waited for: whoever hears of the error
     /// gives back what that uses.
-    fn put(&self, call: &'static str, code: i32) -> Result<(), Error> {
-        let put = self.device.judge(call, code);
+    fn put(&self, call: &'static str, status: Status) -> Result<(), Error> {
+        let put = self.device.judge(call, status);
         match (&put, self.state.get()) {
             (Ok(()), State::Idle) => self.state.set(State::Busy),
             (Err(_), State::Busy) => self.settle(),
@@ -232,25 +232,24 @@ impl Stream {
         let mode = sys::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: the stream lives.
         self.device
-            .judge("cuStreamBeginCapture_v2", unsafe { sys::cuStreamBeginCapture_v2(self.raw, mode) }
-                as i32)?;
+            .judge("cuStreamBeginCapture_v2", unsafe { driver::cuStreamBeginCapture_v2(self.raw, mode) })?;
         let before = self.state.replace(State::Capturing);
         let done = work(self);
         self.state.set(before);
         let mut graph = std::ptr::null_mut();
         // SAFETY: the place for the handle is ours.
-        let status = unsafe { sys::cuStreamEndCapture(self.raw, &mut graph) } as i32;
+        let status = unsafe { driver::cuStreamEndCapture(self.raw, &mut graph) };
         // What went wrong first is what there is to say; a graph that is there is of no use then.
         let ended = done.and(self.device.judge("cuStreamEndCapture", status));
         let mut raw = std::ptr::null_mut();
         let made = ended.and_then(|()| {
             // SAFETY: the graph is whole, the place for the handle is ours.
-            let status = unsafe { sys::cuGraphInstantiateWithFlags(&mut raw, graph, 0) };
-            self.device.judge("cuGraphInstantiateWithFlags", status as i32)
+            let status = unsafe { driver::cuGraphInstantiateWithFlags(&mut raw, graph, 0) };
+            self.device.judge("cuGraphInstantiateWithFlags", status)
         });
         if !graph.is_null() {
             // SAFETY: it is ours, and what was made of it does not need it.
-            let _ = unsafe { sys::cuGraphDestroy(graph) };
+            let _ = unsafe { driver::cuGraphDestroy(graph) };
         }
         made.map(|()| Graph { device: self.device.clone(), raw })
     }
@@ -261,7 +260,7 @@ impl Stream {
     /// What is promised of each piece of its work holds now too.
     pub unsafe fn replay(&self, graph: &Graph) -> Result<(), Error> {
         // SAFETY: both handles are of this device and live; the rest is the caller's.
-        self.put("cuGraphLaunch", unsafe { sys::cuGraphLaunch(graph.raw, self.raw) } as i32)
+        self.put("cuGraphLaunch", unsafe { driver::cuGraphLaunch(graph.raw, self.raw) })
     }
 
     /// # Safety
@@ -269,8 +268,8 @@ impl Stream {
     unsafe fn copy_in(&self, from: &[u8], to: &Buffer, at: usize) -> Result<(), Error> {
         let (place, bytes) = (to.address() + at as u64, from.len());
         // SAFETY: the caller's.
-        let status = unsafe { sys::cuMemcpyHtoDAsync_v2(place, from.as_ptr().cast(), bytes, self.raw) };
-        self.put("cuMemcpyHtoDAsync_v2", status as i32)
+        let status = unsafe { driver::cuMemcpyHtoDAsync_v2(place, from.as_ptr().cast(), bytes, self.raw) };
+        self.put("cuMemcpyHtoDAsync_v2", status)
     }
 
     /// # Safety
@@ -278,8 +277,9 @@ impl Stream {
     unsafe fn copy_out(&self, from: &Buffer, at: usize, to: &mut [u8]) -> Result<(), Error> {
         let place = from.address() + at as u64;
         // SAFETY: the caller's.
-        let status = unsafe { sys::cuMemcpyDtoHAsync_v2(to.as_mut_ptr().cast(), place, to.len(), self.raw) };
-        self.put("cuMemcpyDtoHAsync_v2", status as i32)
+        let status =
+            unsafe { driver::cuMemcpyDtoHAsync_v2(to.as_mut_ptr().cast(), place, to.len(), self.raw) };
+        self.put("cuMemcpyDtoHAsync_v2", status)
     }
 
     fn within(&self, buffer: &Buffer, at: usize, bytes: usize) -> Result<(), Error> {
@@ -297,9 +297,9 @@ impl Event {
     /// Whether the stream has passed it.
     pub fn is_past(&self) -> Result<bool, Error> {
         // SAFETY: the event lives.
-        match unsafe { sys::cuEventQuery(self.raw) } as i32 {
-            NOT_READY => Ok(false),
-            code => self.device.judge("cuEventQuery", code).map(|()| true),
+        match unsafe { driver::cuEventQuery(self.raw) } {
+            Status::NOT_READY => Ok(false),
+            status => self.device.judge("cuEventQuery", status).map(|()| true),
         }
     }
 
@@ -307,8 +307,8 @@ impl Event {
     pub fn since(&self, start: &Event) -> Result<Duration, Error> {
         let mut milliseconds = 0.0;
         // SAFETY: both events live, the place for an f32 is ours.
-        let status = unsafe { sys::cuEventElapsedTime(&mut milliseconds, start.raw, self.raw) };
-        self.device.judge("cuEventElapsedTime", status as i32)?;
+        let status = unsafe { driver::cuEventElapsedTime(&mut milliseconds, start.raw, self.raw) };
+        self.device.judge("cuEventElapsedTime", status)?;
         Ok(Duration::from_secs_f32(milliseconds.max(0.0) / 1e3))
     }
 }
@@ -317,7 +317,7 @@ impl Drop for Event {
     fn drop(&mut self) {
         if !self.device.is_lost() {
             // SAFETY: it is ours and not used again. A status has nobody to go to.
-            let _ = unsafe { sys::cuEventDestroy_v2(self.raw) };
+            let _ = unsafe { driver::cuEventDestroy_v2(self.raw) };
         }
     }
 }
@@ -326,7 +326,7 @@ impl Drop for Graph {
     fn drop(&mut self) {
         if !self.device.is_lost() {
             // SAFETY: as above.
-            let _ = unsafe { sys::cuGraphExecDestroy(self.raw) };
+            let _ = unsafe { driver::cuGraphExecDestroy(self.raw) };
         }
     }
 }
@@ -336,7 +336,7 @@ impl Drop for Stream {
         self.settle();
         if !self.device.is_lost() {
             // SAFETY: as above.
-            let _ = unsafe { sys::cuStreamDestroy_v2(self.raw) };
+            let _ = unsafe { driver::cuStreamDestroy_v2(self.raw) };
         }
     }
 }

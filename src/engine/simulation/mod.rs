@@ -12,7 +12,8 @@ pub mod rig;
 use crate::backend::{Info, Mask, Sampler, TokenId};
 use crate::engine::credit::Credits;
 use crate::engine::operation::{
-    Command, Kind, Leave, Notice, Operation, Pass, PassInput, PassOutput, Priority, QueueId, Reply, VirtualId,
+    Command, Kind, Leave, Notice, Operation, PageQuotas, Pass, PassInput, PassOutput, Priority, QueueId,
+    Reply, VirtualId,
 };
 use crate::identity::{InstanceId, Subject};
 use crate::simulation::plant::{self, Bug};
@@ -83,13 +84,18 @@ fn dropped_rewrite() {
             outputs: vec![PassOutput::Token { row: rows - 1, sampler }],
         };
         let operation = Operation::Pass(pass, Reply::default());
-        let credit = Credits::new().try_take(operation.words()).expect("the first");
+        let credit = Credits::default().try_take(operation.words()).expect("the first");
         let queue = QueueId { instance, ordinal: 0 };
         assert!(rig.send(Command::Submit { queue, operation, credit }).is_empty());
     };
     let kind = Kind::Page;
     for (instance, count) in [(maker, 2), (other, 2)] {
-        rig.send(Command::Join { instance, subject: Subject::new("a"), seed: 1 });
+        rig.send(Command::Join {
+            instance,
+            subject: Subject::new("a"),
+            pages: PageQuotas::default(),
+            seed: 1,
+        });
         rig.send(Command::Allocate { instance, kind, count, reply: Reply::default() });
     }
     submit(&mut rig, maker, 7, names(0..2), 2 * PAGE);
@@ -188,9 +194,15 @@ impl World {
         let n = self.joined;
         let id: InstanceId = format!("00000000-0000-4000-8000-{n:012x}").parse().expect("a well-formed id");
         let queues = 1 + self.random.below(3);
-        self.actors.push(Actor { id, first_queue: 0, queues, prompt: Vec::new(), credits: Credits::new() });
+        self.actors.push(Actor {
+            id,
+            first_queue: 0,
+            queues,
+            prompt: Vec::new(),
+            credits: Credits::default(),
+        });
         let subject = Subject::new(["a", "a", "b"][self.random.below(3) as usize]);
-        self.send(Command::Join { instance: id, subject, seed: n });
+        self.send(Command::Join { instance: id, subject, pages: PageQuotas::default(), seed: n });
     }
 
     fn leave(&mut self, actor: usize) {
@@ -331,9 +343,7 @@ impl World {
 
     fn end(&mut self, notices: Vec<Notice>) {
         for notice in notices {
-            let (Notice::Evict(id)
-            | Notice::OutOfPages { instance: id, .. }
-            | Notice::Misuse { instance: id, .. }) = notice;
+            let id = notice.instance();
             assert!(self.noticed.insert(id), "{id} is ended twice");
             self.actors.retain(|actor| actor.id != id);
             self.send(Command::Leave { instance: id, how: Leave::Killed });

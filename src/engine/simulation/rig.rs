@@ -9,7 +9,7 @@ use super::random::{PAGE, Random};
 use crate::backend::{Backend, Info, Outcome, TokenId};
 use crate::engine::job::Move;
 use crate::engine::operation::{
-    Command, Kind, Leave, Notice, Operation, PassResult, QueueId, Refusal, Reply, VirtualId,
+    Command, Kind, Leave, Notice, Operation, PageQuotas, PassResult, QueueId, Refusal, Reply, VirtualId,
 };
 use crate::engine::pages::Physical;
 use crate::engine::prefix::Reuse;
@@ -164,7 +164,7 @@ impl Rig {
         for (number, subject) in (1..).zip(subjects) {
             let instance = InstanceId::from_bits(u128::MAX - number);
             let subject = Subject::new(subject);
-            self.send(Command::Join { instance, subject, seed: 0 });
+            self.send(Command::Join { instance, subject, pages: PageQuotas::default(), seed: 0 });
             for kind in [Kind::Page, Kind::Embed] {
                 for (name, _) in self.state.pool(kind).exports(instance) {
                     self.send(Command::Release { instance, kind, name, reply: Reply::default() });

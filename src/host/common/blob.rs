@@ -3,6 +3,7 @@
 use crate::exchange::mailbox::Receive;
 use crate::host::abi::{Borrow, Own};
 use crate::host::held::{Charge, Meter};
+use crate::host::lists::Bytes;
 use crate::host::wasi::io::Pollable;
 use crate::host::{Cx, Interface, Trap};
 use crate::runtime::table::Resource;
@@ -55,11 +56,11 @@ fn new(cx: &mut Cx, bytes: Vec<u8>) -> Result<Own<Blob>, Trap> {
 }
 
 /// What there is of `n` bytes from `offset` on; past the end, nothing.
-fn read(cx: &mut Cx, blob: Borrow<Blob>, offset: u64, n: u64) -> Result<Vec<u8>, Trap> {
-    let bytes = &cx.table.get(&blob)?.bytes;
+fn read(cx: &mut Cx, blob: Borrow<Blob>, offset: u64, n: u64) -> Result<Bytes, Trap> {
+    let bytes = cx.table.get(&blob)?.bytes.clone();
     let len = bytes.len() as u64;
     let (start, end) = (offset.min(len), offset.saturating_add(n).min(len));
-    Ok(bytes[start as usize..end as usize].to_vec())
+    Ok(Bytes(bytes, start as usize..end as usize))
 }
 
 fn size(cx: &mut Cx, blob: Borrow<Blob>) -> Result<u64, Trap> {

@@ -116,10 +116,14 @@ impl From<Gone> for Trap {
 
 /// Sends a command that has no reply, in call order; waits only while the engine's inbox is full.
 pub(super) fn tell(cx: &mut Cx, command: Command) -> Later<()> {
+    cx.owe(1, COMMAND_FUEL);
     let Err(command) = cx.engine.try_send(command) else { return Later::ready(()) };
     let engine = cx.engine.clone();
     Later::wait(async move { Ok(engine.send(command).await?) })
 }
+
+/// Fuel of a command: the engine's thread, for which everybody waits, has some 300 ns of work with it.
+pub(super) const COMMAND_FUEL: u64 = 256;
 
 /// Sends a command and waits for its reply.
 pub(super) async fn ask<T: Clone>(

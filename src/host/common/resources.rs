@@ -1,6 +1,6 @@
 //! Pages and embeddings by name: allocate, give back, export, import. Each acts at once, in call order.
 
-use super::queue::{ask, given_up, tell};
+use super::queue::{COMMAND_FUEL, ask, given_up, tell};
 use super::{Names, Queue, check_name};
 use crate::engine::operation::{Command, Kind, Refusal, VirtualId};
 use crate::host::abi::Borrow;
@@ -15,6 +15,16 @@ pub(super) fn functions(interface: Interface) -> Interface {
         .wait("release-exported-resources", release)
         .wait("export-resources", export)
         .wait("import-resources", import)
+}
+
+/// Fuel for each name that is given, given back or exported: some 60 ns of the engine's thread. An import is paid for when
+/// what it gave is given back, without which there is no other.
+const FUEL_PER_NAME: u64 = 32;
+
+/// Charges a command and the names in it.
+fn owe(cx: &mut Cx, names: usize) {
+    cx.owe(1, COMMAND_FUEL);
+    cx.owe(names, FUEL_PER_NAME);
 }
 
 /// The resource types of the contract.
@@ -47,6 +57,7 @@ async fn answer<R>(answer: Result<R, Refusal>) -> Result<R, Trap> {
         Err(refusal @ Refusal::OutOfPages { .. }) => {
             Err(Trap::Exception(format!("OOM unrecoverable: {refusal}")))
         }
+        Err(Refusal::Quota(quota)) => Err(Trap::Quota(quota)),
         Err(refusal @ Refusal::Ended) => given_up(refusal.to_string()).await,
         Err(refusal) => Err(Trap::error(refusal.to_string())),
     }
@@ -70,6 +81,8 @@ fn allocate(
     if count == 0 {
         return Ok(Later::ready(vec![]));
     }
+    let most = cx.engine.info().pages.max(cx.engine.info().embeds); // of more nothing is given out
+    owe(cx, count.min(most) as usize);
     let names = cx.names.clone();
     Ok(Later::wait(async move {
         let reply = ask(&engine, |reply| Command::Allocate { instance, kind, count, reply }).await?;
@@ -85,12 +98,14 @@ fn deallocate(
 ) -> Result<Later<()>, Trap> {
     cx.table.get(&queue)?;
     let (instance, kind, ids) = (cx.instance, kind(resource_type)?, ids(ptrs)?);
+    owe(cx, ids.len());
     cx.names.remove(kind, &ids, "ptrs")?;
     Ok(tell(cx, Command::Deallocate { instance, kind, ids }))
 }
 
 fn exports(cx: &mut Cx, queue: Borrow<Queue>, resource_type: u32) -> Result<Later<Vec<(String, u32)>>, Trap> {
     cx.table.get(&queue)?;
+    owe(cx, 0);
     let (kind, instance, engine) = (kind(resource_type)?, cx.instance, cx.engine.clone());
     Ok(Later::wait(async move { ask(&engine, |reply| Command::Exports { instance, kind, reply }).await }))
 }
@@ -98,6 +113,7 @@ fn exports(cx: &mut Cx, queue: Borrow<Queue>, resource_type: u32) -> Result<Late
 fn release(cx: &mut Cx, queue: Borrow<Queue>, resource_type: u32, name: String) -> Result<Later<()>, Trap> {
     cx.table.get(&queue)?;
     check_name(&name, limits::EXPORT_NAME_BYTES)?;
+    owe(cx, 0);
     let (kind, instance, engine) = (kind(resource_type)?, cx.instance, cx.engine.clone());
     Ok(Later::wait(async move {
         answer(ask(&engine, |reply| Command::Release { instance, kind, name, reply }).await?).await
@@ -114,6 +130,7 @@ fn export(
     cx.table.get(&queue)?;
     check_name(&name, limits::EXPORT_NAME_BYTES)?;
     let (kind, ids, instance, engine) = (kind(resource_type)?, ids(ptrs)?, cx.instance, cx.engine.clone());
+    owe(cx, ids.len());
     cx.names.check(kind, ids.iter().copied(), "ptrs")?;
     Ok(Later::wait(async move {
         answer(ask(&engine, |reply| Command::Export { instance, kind, ids, name, reply }).await?).await
@@ -128,6 +145,7 @@ fn import(
 ) -> Result<Later<Vec<u32>>, Trap> {
     cx.table.get(&queue)?;
     check_name(&name, limits::EXPORT_NAME_BYTES)?;
+    owe(cx, 0);
     let (kind, instance, engine) = (kind(resource_type)?, cx.instance, cx.engine.clone());
     let names = cx.names.clone();
     Ok(Later::wait(async move {

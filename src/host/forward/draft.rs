@@ -155,6 +155,11 @@ impl Draft {
             + size_of::<PassOutput>() * self.outputs.len()
     }
 
+    /// Runs of its mask, and rows of it, each of which is at least one.
+    pub fn runs(&self) -> usize {
+        self.runs.max(self.mask.len())
+    }
+
     /// Bytes of what it will yield, about: ids and probabilities.
     pub fn result_bytes(&self) -> usize {
         size_of::<Produced>() * self.outputs.len() + 8 * self.entries

@@ -45,6 +45,11 @@ pub fn interface() -> Interface {
 /// 30 ns of a thread that everybody waits for.
 const FUEL_PER_ROW: u64 = 16;
 
+/// Fuel for each page of it: found by name, its contents, what waits for it, and held; some 30 ns of that thread.
+const FUEL_PER_PAGE: u64 = 16;
+/// Fuel for each run of its mask: summed, shortened and copied.
+const FUEL_PER_RUN: u64 = 4;
+
 /// A pass that the guest is building, for one queue.
 pub struct ForwardPass {
     queue: Arc<Stream>,
@@ -189,12 +194,14 @@ fn output_top_k_top_p(
 fn execute(cx: &mut Cx, pass: Borrow<ForwardPass>) -> Result<Later<Option<Own<ForwardPassResult>>>, Trap> {
     let page_size = cx.engine.info().page_size;
     let building = cx.table.get_mut(&pass)?;
-    let result_bytes = building.draft.result_bytes();
+    let (result_bytes, runs) = (building.draft.result_bytes(), building.draft.runs());
     let pass = building.draft.take(page_size)?;
     building.held.set(0)?;
     let queue = building.queue.id;
     check_names(&cx.names, &pass)?;
-    cx.owed_fuel += pass.rows() as u64 * FUEL_PER_ROW;
+    cx.owe(pass.rows() + pass.outputs.len(), FUEL_PER_ROW);
+    cx.owe(pass.pages.len(), FUEL_PER_PAGE);
+    cx.owe(runs, FUEL_PER_RUN);
     let reply = Reply::default();
     let result = match draft::yields(&pass) {
         true => {

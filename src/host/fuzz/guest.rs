@@ -34,15 +34,6 @@ impl From<Trap> for End {
     }
 }
 
-/// Whom a notice is about.
-pub fn subject_of(notice: &Notice) -> InstanceId {
-    match notice {
-        Notice::Evict(instance) | Notice::OutOfPages { instance, .. } | Notice::Misuse { instance, .. } => {
-            *instance
-        }
-    }
-}
-
 /// Notices about others than the guest that waited.
 pub type Others = Arc<Mutex<Vec<Notice>>>;
 
@@ -106,7 +97,7 @@ impl Guest {
         let ending = async move {
             loop {
                 match notices.recv().await {
-                    Ok(notice) if subject_of(&notice) == instance => return Err(End::Notice(notice)),
+                    Ok(notice) if notice.instance() == instance => return Err(End::Notice(notice)),
                     Ok(notice) => others.lock().expect("unpoisoned").push(notice),
                     Err(_) => smol::future::pending().await,
                 }
@@ -134,7 +125,7 @@ impl Guest {
     fn told(&self) -> Option<Notice> {
         let mut others = self.others.lock().expect("unpoisoned");
         others.extend(std::iter::from_fn(|| self.bed.house.notices.try_recv().ok()));
-        let at = others.iter().position(|notice| subject_of(notice) == self.instance)?;
+        let at = others.iter().position(|notice| notice.instance() == self.instance)?;
         Some(others.swap_remove(at))
     }
 

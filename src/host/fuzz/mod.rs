@@ -26,7 +26,7 @@ use attempt::{Answer, Attempt, Order, take};
 use bystander::Bystander;
 use errand::{ERRANDS, KEPT};
 use fault::{ANY, FAULTS, Fate, Fault};
-use guest::{End, Guest, Others, PATIENCE, subject_of};
+use guest::{End, Guest, Others, PATIENCE};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, LazyLock, Mutex, mpsc};
 use std::time::{Duration, Instant};
@@ -355,7 +355,7 @@ impl World {
         let playing = self.guest.as_ref().map(|guest| guest.instance);
         others.extend(std::iter::from_fn(|| self.house.notices.try_recv().ok()));
         others.retain(|notice| {
-            let of = subject_of(notice);
+            let of = notice.instance();
             assert!(!self.bystanders.iter().any(|bystander| bystander.is(of)), "{notice:?}");
             Some(of) == playing
         });
@@ -420,7 +420,7 @@ impl World {
 fn is_out_of_pages(end: &End) -> bool {
     match end {
         End::Notice(Notice::Evict(_) | Notice::OutOfPages { .. }) => true,
-        End::Notice(Notice::Misuse { .. }) => false,
+        End::Notice(Notice::Misuse { .. } | Notice::Quota { .. }) => false,
         End::Trap(trap) => trap.to_string().starts_with("OOM unrecoverable: "),
     }
 }

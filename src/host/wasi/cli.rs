@@ -7,7 +7,7 @@ use crate::host::abi::Own;
 use crate::host::{Cx, Interface, Trap};
 use crate::identity::InstanceId;
 use crate::limits;
-use crate::quota::{Name, Quota, Quotas};
+use crate::quota::{Name, Quota, Quotas, Share};
 use crate::runtime::table::Resource;
 use std::collections::VecDeque;
 
@@ -100,21 +100,26 @@ pub struct Log {
     /// Bytes that may still be printed.
     left: u64,
     full: Quota,
+    /// What the subject's instances print together.
+    share: Share,
     /// The last lines of standard error: what a panic says before it aborts.
     last_words: VecDeque<String>,
 }
 
 impl Log {
-    pub fn new(instance: InstanceId, quotas: &Quotas) -> Log {
+    pub fn new(instance: InstanceId, quotas: &Quotas, share: Share) -> Log {
         let full = quotas.over(Name::LogBytes);
         let (out, err, last_words) = (Vec::new(), Vec::new(), VecDeque::new());
-        Log { instance, out, err, left: full.limit, full, last_words }
+        Log { instance, out, err, left: full.limit, full, share, last_words }
     }
 
     /// # Errors
-    /// The instance has printed more than its quota.
+    /// With this the instance, or its subject, would have printed more than it may.
     pub fn write(&mut self, stream: Stream, bytes: &[u8]) -> Result<(), Trap> {
-        self.left = self.left.checked_sub(bytes.len() as u64).ok_or(Trap::Quota(self.full))?;
+        let len = bytes.len() as u64;
+        let left = self.left.checked_sub(len).ok_or(self.full)?;
+        self.share.take(len)?;
+        self.left = left;
         for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
             let line = self.line(stream);
             let whole = piece.ends_with(b"\n");
@@ -172,6 +177,7 @@ impl Drop for Log {
     fn drop(&mut self) {
         self.print(Stream::Out);
         self.print(Stream::Err);
+        self.share.give(self.full.limit - self.left);
     }
 }
 
@@ -197,6 +203,11 @@ fn escaped(line: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::runtime::account::Account;
+
+    fn log(quotas: &Quotas, account: &Account) -> Log {
+        Log::new(InstanceId::random(), quotas, account.log(quotas))
+    }
 
     #[test]
     fn a_guest_cannot_forge_a_line() {
@@ -206,7 +217,7 @@ mod tests {
 
     #[test]
     fn last_words_start_at_the_panic() {
-        let mut log = Log::new(InstanceId::random(), &Quotas::default());
+        let mut log = log(&Quotas::default(), &Account::alone());
         log.write(Stream::Err, b"before\n\nthread 'main' panicked at src/lib.rs:3:5:\nno ").unwrap();
         log.write(Stream::Err, b"luck\nnote: run with `RUST_BACKTRACE=1`\n").unwrap();
         assert_eq!(log.last_words(), "thread 'main' panicked at src/lib.rs:3:5: no luck");
@@ -214,9 +225,15 @@ mod tests {
 
     #[test]
     fn printing_is_bounded() {
-        let quotas = Quotas::default().with(Name::LogBytes, 10);
-        let mut log = Log::new(InstanceId::random(), &quotas);
+        let quotas = Quotas::default().with(Name::LogBytes, 10).with(Name::SubjectLogBytes, 15);
+        let account = Account::alone();
+        let mut log = log(&quotas, &account);
         assert_eq!(log.write(Stream::Out, b"0123456789"), Ok(()));
         assert_eq!(log.write(Stream::Out, b"x"), Err(Trap::Quota(quotas.over(Name::LogBytes))));
+        let mut another = super::tests::log(&quotas, &account);
+        let full = Err(Trap::Quota(quotas.over(Name::SubjectLogBytes)));
+        assert_eq!(another.write(Stream::Out, b"012345"), full);
+        drop(log);
+        assert_eq!(another.write(Stream::Out, b"012345"), Ok(()));
     }
 }

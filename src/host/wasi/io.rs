@@ -111,7 +111,7 @@ fn poll(cx: &mut Cx, pollables: Vec<Borrow<Pollable>>) -> Result<Later<Vec<u32>>
     let polled =
         pollables.iter().map(|pollable| cx.table.get(pollable).cloned()).collect::<Result<Vec<_>, _>>()?;
     // Each is looked at now, may be listened to, and is looked at again.
-    cx.owed_fuel = cx.owed_fuel.saturating_add(polled.len() as u64 * POLLABLE_FUEL);
+    cx.owe(polled.len(), POLLABLE_FUEL);
     let now = ready_among(&polled);
     if !now.is_empty() {
         return Ok(Later::ready(now));

@@ -18,6 +18,11 @@ pub fn interfaces() -> Vec<Interface> {
     ]
 }
 
+/// Fuel of asking the system, some 300 ns.
+const SYSTEM_FUEL: u64 = 256;
+/// Fuel of a byte: the system makes some 400 MB/s.
+const RANDOM_BYTE_FUEL: u64 = 2;
+
 fn bounded(len: u64) -> Result<usize, Trap> {
     match len <= limits::RANDOM_BYTES as u64 {
         true => Ok(len as usize),
@@ -27,18 +32,22 @@ fn bounded(len: u64) -> Result<usize, Trap> {
     }
 }
 
-fn bytes(_: &mut Cx, len: u64) -> Result<Vec<u8>, Trap> {
+fn bytes(cx: &mut Cx, len: u64) -> Result<Vec<u8>, Trap> {
     let mut bytes = vec![0; bounded(len)?];
+    cx.owe(1, SYSTEM_FUEL);
+    cx.owe(bytes.len(), RANDOM_BYTE_FUEL);
     getrandom::fill(&mut bytes).map_err(|e| Trap::error(format!("the system gives no random bytes: {e}")))?;
     Ok(bytes)
 }
 
-fn number(_: &mut Cx) -> Result<u64, Trap> {
+fn number(cx: &mut Cx) -> Result<u64, Trap> {
+    cx.owe(1, SYSTEM_FUEL);
     getrandom::u64().map_err(|e| Trap::error(format!("the system gives no random bytes: {e}")))
 }
 
 fn insecure_bytes(cx: &mut Cx, len: u64) -> Result<Vec<u8>, Trap> {
     let len = bounded(len)?;
+    cx.owe(len, RANDOM_BYTE_FUEL);
     let words = std::iter::repeat_with(|| cx.insecure.next().to_le_bytes());
     Ok(words.take(len.div_ceil(8)).flatten().take(len).collect())
 }

@@ -5,8 +5,7 @@
 
 use super::cli::Stream;
 use super::io::{IoError, Pollable, Readiness};
-use crate::host::abi::{Borrow, Lower, Own, Target, Value};
-use crate::host::function::BYTES_PER_FUEL;
+use crate::host::abi::{Borrow, Lower, Own, Target, Value, fuel_of_bytes};
 use crate::host::shape::Shape;
 use crate::host::{Cx, Interface, Later, Trap};
 use crate::limits::STREAM_WRITE_BYTES;
@@ -176,6 +175,10 @@ fn subscribe_input(cx: &mut Cx, stream: Borrow<InputStream>) -> Result<Own<Polla
 
 // ---- output ----
 
+/// Fuel of a byte that is escaped, and of a line of the log that is written: some 5 µs.
+const PRINTED_BYTE_FUEL: u64 = 8;
+const PRINTED_LINE_FUEL: u64 = 4_000;
+
 fn output(cx: &Cx, stream: &Borrow<OutputStream>) -> Result<OutputStream, Trap> {
     cx.table.get(stream).cloned()
 }
@@ -190,7 +193,11 @@ impl OutputStream {
 
     fn write(&self, cx: &mut Cx, bytes: Bytes) -> Result<Answer<()>, Trap> {
         match self {
-            OutputStream::Log(stream) => cx.log.write(*stream, &bytes).map(Ok),
+            OutputStream::Log(stream) => {
+                cx.owe(bytes.len(), PRINTED_BYTE_FUEL);
+                cx.owe(bytes.iter().filter(|byte| **byte == b'\n').count(), PRINTED_LINE_FUEL);
+                cx.log.write(*stream, &bytes).map(Ok)
+            }
             OutputStream::Body(body) => Ok(body.write(bytes).map_err(StreamError::from)),
         }
     }
@@ -243,8 +250,9 @@ fn blocking_write_zeroes(
 /// Made by the host, so they are charged as if they had crossed.
 fn zeroes(cx: &mut Cx, len: u64) -> Result<Vec<u8>, Trap> {
     permitted(len, STREAM_WRITE_BYTES)?;
-    cx.owed_fuel += len / BYTES_PER_FUEL;
-    Ok(vec![0; len as usize])
+    let len = len as usize;
+    cx.owe(1, fuel_of_bytes(len));
+    Ok(vec![0; len])
 }
 
 fn permitted(len: u64, room: usize) -> Result<(), Trap> {
@@ -283,7 +291,7 @@ fn splice(
         Err(error) => return Ok(Err(error)),
     };
     let count = bytes.len() as u64;
-    cx.owed_fuel += count / BYTES_PER_FUEL;
+    cx.owe(1, fuel_of_bytes(bytes.len()));
     Ok(stream.write(cx, bytes)?.map(|()| count))
 }
 

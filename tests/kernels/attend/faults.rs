@@ -34,6 +34,41 @@ const FAULTS: &[Fault] = &[
         caught: Caught::By(Kind::CopyNotWaited),
     },
     Fault {
+        name: "the wait of the last that has a successor",
+        file: "attend.inc",
+        find: "((\\half + RING < HALVES) * RING",
+        replace: "((\\half + RING <= HALVES) * RING",
+        caught: Caught::By(Kind::CopyNotWaited),
+    },
+    Fault {
+        name: "the last half page is never asked for",
+        file: "attend.inc",
+        find: "    .if \\half + RING < HALVES\n",
+        replace: "    .if \\half + RING < HALVES - 1\n",
+        caught: Caught::By(Kind::CopyNotWaited),
+    },
+    Fault {
+        name: "the half page that was just read is asked for again",
+        file: "attend.inc",
+        find: "    FETCH           \\(\\half + RING)\n",
+        replace: "    FETCH           \\half\n",
+        caught: Caught::By(Kind::UninitialisedShared),
+    },
+    Fault {
+        name: "the rings are one half page short",
+        file: "attend.inc",
+        find: "rings[\\(4 * RING_BYTES)]",
+        replace: "rings[\\(4 * RING_BYTES - HALF_BYTES)]",
+        caught: Caught::By(Kind::OutOfBounds),
+    },
+    Fault {
+        name: "the warps' rings overlap by half a page",
+        file: "attend.inc",
+        find: "    mad.lo.u32      %ring, %warp, RING_BYTES, %ring;",
+        replace: "    mad.lo.u32      %ring, %warp, \\(RING_BYTES - HALF_BYTES), %ring;",
+        caught: Caught::By(Kind::SharedRace),
+    },
+    Fault {
         name: "hidden slots are copied",
         file: "attend.inc",
         find: "    and.b32         %count, %count, 16;         // bytes",
@@ -161,10 +196,20 @@ const FAULTS: &[Fault] = &[
     },
 ];
 
+fn are_caught(head_dim: usize) {
+    let combine = module("attend_combine.ptx");
+    let name = format!("attend_{head_dim}.ptx");
+    each_is_caught(&name, FAULTS, |attend| cases(&Kernels { attend, combine: &combine }, head_dim));
+}
+
 #[test]
 fn faults_in_attention_are_caught() {
-    let combine = module("attend_combine.ptx");
-    each_is_caught("attend_64.ptx", FAULTS, |attend| cases(&Kernels { attend, combine: &combine }, 64));
+    are_caught(64);
+}
+
+#[test]
+fn faults_in_attention_with_wide_heads_are_caught() {
+    are_caught(128);
 }
 
 const COMBINE_FAULTS: &[Fault] = &[

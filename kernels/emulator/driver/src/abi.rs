@@ -4,7 +4,7 @@
 
 use crate::driver::{Answer, Needs, REGISTERS, SHARED_MOST, SHARED_USUAL, THREADS, call, make_current};
 use crate::status::{self, INVALID_DEVICE, INVALID_HANDLE, INVALID_VALUE, NO_DEVICE, NOT_SUPPORTED};
-use crate::stream::{Event, Stream, Work};
+use crate::stream::{Event, EventState, Stream, Work};
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::sync::atomic::Ordering;
 
@@ -16,7 +16,11 @@ const CONTEXT: u64 = 1;
 /// Under this the device is listed.
 const NAME: &CStr = c"PTX emulator (stand-in driver, no GPU)";
 
-// CUjit_option
+// CUevent_flags
+const EVENT_BLOCKING_SYNC: c_uint = 1;
+const EVENT_DISABLE_TIMING: c_uint = 2;
+
+// CUjit_option: those that are known here.
 const JIT_INFO_LOG: c_int = 3;
 const JIT_INFO_LOG_BYTES: c_int = 4;
 const JIT_ERROR_LOG: c_int = 5;
@@ -53,7 +57,7 @@ macro_rules! functions {
             // SAFETY: the name is what this library is for; see above for the rest.
             #[unsafe(no_mangle)]
             #[allow(non_snake_case, reason = "cuda.h's name")]
-            unsafe extern "C" fn $name($($argument: $type),*) -> c_int {
+            pub unsafe extern "C" fn $name($($argument: $type),*) -> c_int {
                 call(stringify!($name), Needs::$needs, |$d| {
                     let _ = &$d; // some need no state
                     // SAFETY: see above.
@@ -79,7 +83,6 @@ functions! {
     }
     cuDriverGetVersion(to: *mut c_int) Nothing |d| { put(to, d.script.version) }
     cuGetErrorName(code: c_int, to: *mut *const c_char) Nothing |d| { describe(code, to) }
-    cuGetErrorString(code: c_int, to: *mut *const c_char) Nothing |d| { describe(code, to) }
     cuDeviceGetCount(to: *mut c_int) Init |d| { put(to, 1) }
     cuDeviceGet(to: *mut c_int, ordinal: c_int) Init |d| {
         only(ordinal)?;
@@ -176,11 +179,12 @@ functions! {
         if image.is_null() {
             return Err(INVALID_VALUE);
         }
+        let (options, values) = jit_options(count, options, values)?;
         let text = CStr::from_ptr(image.cast()).to_str().map_err(|_| status::INVALID_PTX)?;
         let loaded = d.load(text);
         let said = loaded.as_ref().err().map_or("", |(_, log)| log);
-        write_log(said, [JIT_ERROR_LOG, JIT_ERROR_LOG_BYTES], count, options, values)?;
-        write_log("", [JIT_INFO_LOG, JIT_INFO_LOG_BYTES], count, options, values)?;
+        write_log(said, [JIT_ERROR_LOG, JIT_ERROR_LOG_BYTES], options, values);
+        write_log("", [JIT_INFO_LOG, JIT_INFO_LOG_BYTES], options, values);
         put(to, handle(loaded.map_err(|(status, _)| status)?))
     }
     cuModuleUnload(module: Handle) Context |d| { d.unload(number(module)) }
@@ -197,7 +201,8 @@ functions! {
         let value = match attribute {
             0 => function.threads(),                          // MAX_THREADS_PER_BLOCK
             1 => function.kernel().shared_bytes(),            // SHARED_SIZE_BYTES
-            2 | 3 => 0,                                       // CONST_SIZE_BYTES, LOCAL_SIZE_BYTES
+            2 => 0,                                           // CONST_SIZE_BYTES
+            3 => function.kernel().local_bytes(),             // LOCAL_SIZE_BYTES
             4 => function.registers(),                        // NUM_REGS
             8 => function.allowed.load(Ordering::Relaxed),    // MAX_DYNAMIC_SHARED_SIZE_BYTES
             _ => return Err(INVALID_VALUE),
@@ -228,11 +233,11 @@ functions! {
     }
     cuStreamDestroy_v2(stream: Handle) Context |d| { d.destroy_stream(number(stream)) }
     cuEventCreate(to: *mut Handle, flags: c_uint) Context |d| {
-        if flags > 3 {
+        if flags & !(EVENT_BLOCKING_SYNC | EVENT_DISABLE_TIMING) != 0 {
             return Err(INVALID_VALUE);
         }
         let event = d.handle();
-        d.events.insert(event, Event::New);
+        d.events.insert(event, Event { timed: flags & EVENT_DISABLE_TIMING == 0, state: EventState::New });
         put(to, handle(event))
     }
     cuEventDestroy_v2(event: Handle) Context |d| {
@@ -327,19 +332,18 @@ unsafe fn describe(code: c_int, to: *mut *const c_char) -> Answer<()> {
     unsafe { put(to, name.as_ptr()) }
 }
 
-/// Writes the compiler's log to where the options say, with its NUL, and how long it became.
+/// The options of a module's compilation and their values. One that is not known here is refused: its value would be
+/// passed over in silence.
 ///
 /// # Safety
-/// `options` and `values` have `count` entries each; the log's is as large as its size's says.
-unsafe fn write_log(
-    said: &str,
-    [log, log_bytes]: [c_int; 2],
+/// `options` and `values` are null or have `count` entries each, which are the program's.
+unsafe fn jit_options<'a>(
     count: c_uint,
-    options: *mut c_int,
+    options: *const c_int,
     values: *mut *mut c_void,
-) -> Answer<()> {
+) -> Answer<(&'a [c_int], &'a mut [*mut c_void])> {
     if count == 0 {
-        return Ok(());
+        return Ok((&[], &mut []));
     }
     if options.is_null() || values.is_null() {
         return Err(INVALID_VALUE);
@@ -348,10 +352,23 @@ unsafe fn write_log(
     let options = unsafe { std::slice::from_raw_parts(options, count as usize) };
     // SAFETY: the caller's.
     let values = unsafe { std::slice::from_raw_parts_mut(values, count as usize) };
+    let known = [JIT_INFO_LOG, JIT_INFO_LOG_BYTES, JIT_ERROR_LOG, JIT_ERROR_LOG_BYTES];
+    if options.iter().all(|option| known.contains(option)) {
+        Ok((options, values))
+    } else {
+        Err(INVALID_VALUE)
+    }
+}
+
+/// Writes the compiler's log to where the options say, with its NUL, and how long it became.
+///
+/// # Safety
+/// The log's value leads to as many bytes as its size's says.
+unsafe fn write_log(said: &str, [log, log_bytes]: [c_int; 2], options: &[c_int], values: &mut [*mut c_void]) {
     let (Some(at), Some(size_at)) =
         (options.iter().position(|it| *it == log), options.iter().position(|it| *it == log_bytes))
     else {
-        return Ok(());
+        return;
     };
     let bytes = said.len().min(values[size_at].addr().saturating_sub(1));
     let place = values[at].cast::<u8>();
@@ -363,5 +380,4 @@ unsafe fn write_log(
         }
     }
     values[size_at] = std::ptr::without_provenance_mut(bytes);
-    Ok(())
 }

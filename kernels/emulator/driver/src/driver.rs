@@ -281,6 +281,10 @@ impl Driver {
         Ok(handle)
     }
 
+    pub fn is_loaded(&self, function: &Function) -> bool {
+        self.modules.contains_key(&function.module)
+    }
+
     pub fn function(&self, handle: u64) -> Answer<&Arc<Function>> {
         self.functions.get(&handle).ok_or(INVALID_HANDLE)
     }

@@ -21,3 +21,5 @@ mod driver;
 mod script;
 mod status;
 mod stream;
+#[cfg(test)]
+mod tests;

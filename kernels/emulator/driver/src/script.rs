@@ -11,7 +11,7 @@
 //! | `no-device` | sees no device |
 //! | `jit` | takes no PTX |
 //! | `lost@N` | is lost in the N-th launch |
-//! | `hung@N` | never ends the N-th launch |
+//! | `hung@N` | never ends the N-th launch, nor the process that leaves by the usual exit then |
 //! | `cuNAME=CODE` | answers every call of cuNAME with status CODE |
 //! | `cuNAME@N=CODE` | answers the N-th call so, counted from 1 |
 //!

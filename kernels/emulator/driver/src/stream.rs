@@ -7,9 +7,24 @@ use crate::status::*;
 use ptx_emulator::{Launch, Options};
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::ThreadId;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// Whether a launch has begun that never ends.
+static HUNG: AtomicBool = AtomicBool::new(false);
+
+/// What runs when the process leaves by the usual exit: as a driver does, it waits for the work.
+// SAFETY: the section holds addresses of functions without arguments, which the loader calls at the end.
+#[used]
+#[unsafe(link_section = ".fini_array")]
+static AT_EXIT: extern "C" fn() = at_exit;
+
+extern "C" fn at_exit() {
+    while HUNG.load(Ordering::Relaxed) {
+        std::thread::sleep(Duration::from_secs(1));
+    }
+}
 
 #[derive(Clone)]
 pub enum Work {
@@ -61,8 +76,14 @@ pub struct Capture {
 
 pub type Graph = Arc<[Work]>;
 
+pub struct Event {
+    /// Whether its time may be asked for.
+    pub timed: bool,
+    pub state: EventState,
+}
+
 #[derive(Clone, Copy)]
-pub enum Event {
+pub enum EventState {
     /// Never recorded: as good as past.
     New,
     Waits {
@@ -110,19 +131,19 @@ impl Driver {
         let ticket = self.handle();
         let capturing = self.streams.get(&stream).ok_or(INVALID_HANDLE)?.capture.is_some();
         self.enqueue(stream, Work::Record { event, ticket })?;
-        let now = if capturing { Event::Captured } else { Event::Waits { stream, ticket } };
-        self.events.insert(event, now);
+        let event = self.events.get_mut(&event).ok_or(INVALID_HANDLE)?;
+        event.state = if capturing { EventState::Captured } else { EventState::Waits { stream, ticket } };
         Ok(())
     }
 
     /// The first question runs the work and is still answered with "not ready": whoever asks but once sees that.
     pub fn query(&mut self, event: u64) -> Answer<()> {
-        let state = *self.events.get(&event).ok_or(INVALID_HANDLE)?;
+        let state = self.events.get(&event).ok_or(INVALID_HANDLE)?.state;
         self.unsafe_in_capture()?;
         match state {
-            Event::New | Event::Past(_) => Ok(()),
-            Event::Captured => Err(CAPTURED_EVENT),
-            Event::Waits { stream, ticket } => {
+            EventState::New | EventState::Past(_) => Ok(()),
+            EventState::Captured => Err(CAPTURED_EVENT),
+            EventState::Waits { stream, ticket } => {
                 self.run_until(stream, Some(ticket))?;
                 Err(NOT_READY)
             }
@@ -131,8 +152,8 @@ impl Driver {
 
     pub fn milliseconds(&self, start: u64, end: u64) -> Answer<f32> {
         let at = |event| match self.events.get(&event) {
-            Some(Event::Past(at)) => Ok(*at),
-            Some(Event::Waits { .. }) => Err(NOT_READY),
+            Some(Event { timed: true, state: EventState::Past(at) }) => Ok(*at),
+            Some(Event { timed: true, state: EventState::Waits { .. } }) => Err(NOT_READY),
             _ => Err(INVALID_HANDLE),
         };
         Ok(at(end)?.saturating_duration_since(at(start)?).as_secs_f32() * 1e3)
@@ -180,6 +201,14 @@ impl Driver {
 
     pub fn replay(&mut self, executable: u64, stream: u64) -> Answer<()> {
         let graph = self.executables.get(&executable).ok_or(INVALID_HANDLE)?.clone();
+        // A driver may run what was unloaded, or something else that lies there now.
+        let mut launched = graph.iter().filter_map(|work| match work {
+            Work::Launch { function, .. } => Some(function),
+            _ => None,
+        });
+        if !launched.all(|function| self.is_loaded(function)) {
+            return Err(INVALID_HANDLE);
+        }
         for work in graph.iter() {
             self.enqueue(stream, work.clone())?;
         }
@@ -226,6 +255,7 @@ impl Driver {
                 self.launches += 1;
                 if self.script.hung == Some(self.launches) {
                     self.streams.get_mut(&stream).ok_or(INVALID_HANDLE)?.hung = true;
+                    HUNG.store(true, Ordering::Relaxed);
                     return Ok(());
                 }
                 if self.script.lost == Some(self.launches) {
@@ -262,10 +292,10 @@ impl Driver {
             }
             Work::Fill { to, byte, bytes } => self.memory.write(to, &vec![byte; bytes]).err(),
             Work::Record { event, ticket } => {
-                if let Some(state @ Event::Waits { .. }) = self.events.get_mut(&event)
-                    && matches!(state, Event::Waits { ticket: newest, .. } if *newest == ticket)
+                if let Some(Event { state, .. }) = self.events.get_mut(&event)
+                    && matches!(state, EventState::Waits { ticket: newest, .. } if *newest == ticket)
                 {
-                    *state = Event::Past(Instant::now());
+                    *state = EventState::Past(Instant::now());
                 }
                 None
             }

@@ -7,6 +7,10 @@ use ptx_emulator::{Options, Parameters};
 /// D = A * B + C of one warp. The fragments are gathered by the kernel itself, element by element, from
 /// row-major A (16 x k), column-major B (k x 8) and row-major C (16 x 8), by the tables of the ISA.
 fn mma(shape: &str, types: [&str; 4], k: usize, a: &[u8], b: &[u8], c: &[u8]) -> Vec<u8> {
+    mma_as(Options::default(), shape, types, k, [a, b, c])
+}
+
+fn mma_as(options: Options, shape: &str, types: [&str; 4], k: usize, [a, b, c]: [&[u8]; 3]) -> Vec<u8> {
     let size = if types[1].ends_with('8') { 1 } else { 2 };
     let per = 4 / size;
     let registers = 16 * k / 32 / per;
@@ -66,6 +70,7 @@ fn mma(shape: &str, types: [&str; 4], k: usize, a: &[u8], b: &[u8], c: &[u8]) ->
 }}"
     );
     let mut run = Run::new(1, 32);
+    run.options = options;
     let parameters = Parameters::new()
         .u64(run.memory.upload("a", a))
         .u64(run.memory.upload("b", b))
@@ -130,6 +135,50 @@ fn sixteen_bit_floats_multiply_with_one_rounding() {
     let a: Vec<u8> = one.repeat(256);
     let out = mma("m16n8k16", ["f16", "f16", "f16", "f16"], 16, &a, &a[..256], &a[..256]);
     assert!(out.chunks(2).all(|half| f16(u16::from_le_bytes([half[0], half[1]])) == 17.0));
+}
+
+/// Seeds 0, 1 and 2: blocks of 4, 8 and 16 products, and as many bits more than those of f32.
+#[test]
+fn tensor_cores_cut_what_they_align() {
+    let truncating = |seed| Options { seed, truncating: true, ..Options::default() };
+    let sums = |seed, a: &[u16], old: f32| {
+        let one = 0x3c00u16.to_le_bytes().repeat(128);
+        let mut rows: Vec<u8> = a.iter().flat_map(|x| x.to_le_bytes()).collect();
+        rows.resize(16 * 16 * 2, 0);
+        let old = old.to_le_bytes().repeat(128);
+        let out = mma_as(truncating(seed), "m16n8k16", ["f32", "f16", "f16", "f32"], 16, [&rows, &one, &old]);
+        f32::from_le_bytes(out[..4].try_into().expect("4 bytes"))
+    };
+    let ulp = f32::EPSILON;
+    // Products of 2^-24, each half a unit of 1: cut one by one, or added up first.
+    assert_eq!([0, 1, 2].map(|seed| sums(seed, &[1; 4], 1.0)), [1.0, 1.0 + 2.0 * ulp, 1.0 + 2.0 * ulp]);
+    // What is left of a sum is cut, not rounded.
+    assert_eq!([0, 1, 2].map(|seed| sums(seed, &[1; 3], 1.0)), [1.0, 1.0 + ulp, 1.0 + ulp]);
+    assert_eq!([0, 1, 2].map(|seed| sums(seed, &[1; 3], -1.0)), [-1.0, -1.0 + 1.5 * ulp, -1.0 + 1.5 * ulp]);
+    // One in each block of 8 is lost in each, two of a block of 16 are not.
+    let two = [1, 0, 0, 0, 0, 0, 0, 0, 1];
+    assert_eq!([0, 1, 2].map(|seed| sums(seed, &two, 1.0)), [1.0, 1.0, 1.0 + ulp]);
+    // Sums that are exact stay so; products that are no numbers too.
+    for seed in 0..3 {
+        assert_eq!(sums(seed, &[0x3c00, 0xbc00, 0x4000], 0.0), 2.0);
+        assert_eq!(sums(seed, &[0x7bff; 16], -65504.0), 15.0 * 65504.0);
+        assert_eq!(sums(seed, &[0x7c00], 1.0), f32::INFINITY);
+        assert!(sums(seed, &[0x7c00, 0xfc00], 1.0).is_nan());
+        assert_eq!(sums(seed, &[], 1e-40), 1e-40);
+    }
+    // As far from the exact sum as the cuts may bring it, and never beyond it where all have one sign.
+    let mut random = Random(9);
+    for (seed, (block, extra)) in [(4, 0), (8, 1), (16, 2)].into_iter().enumerate() {
+        for _ in 0..20 {
+            let a: Vec<u16> = (0..16).map(|_| random.next() as u16 & 0x3bff).collect();
+            let old = (random.next() as u16) as f32 / 65536.0;
+            let exact = a.iter().fold(f64::from(old), |sum, &a| sum + f16(a));
+            let quantum = 2f64.powi(exact.log2().floor() as i32 - 23);
+            let most = 16.0 / block as f64 * ((block as f64 + 1.0) * quantum / 2f64.powi(extra) + quantum);
+            let got = f64::from(sums(seed as u64, &a, old));
+            assert!(got <= exact && exact - got <= most, "seed {seed}: {got}, not {exact}");
+        }
+    }
 }
 
 /// A tile comes by a ring of cp.async, is read by ldmatrix, and stored as each lane has it.

@@ -18,13 +18,15 @@ mod sampling;
 
 use super::{Buffer, Device, Error, Kernel, Stream};
 use super::{error, kernels};
-use crate::backend::check::{BANDWIDTH, Check, Compiled, Found, Report};
+use crate::backend::check::{BANDWIDTH, Check, Compiled, Found, Report, Sample};
 use crate::backend::{DrawKey, sample};
 use std::path::Path;
 use std::time::Duration;
 
 /// A step here takes milliseconds; one that takes so long will not end.
 const DEADLINE: Duration = Duration::from_secs(4);
+/// The same where something between us and the device makes it hundreds of times slower.
+const DEADLINE_UNTIMED: Duration = Duration::from_secs(600);
 /// Times that something is timed; the best one counts, as it is the device's and not the machine's.
 const ROUNDS: usize = 5;
 /// What memory holds before something else is written.
@@ -36,13 +38,15 @@ const RATE_SHARE: usize = 64;
 /// What a check found, or how it ended when the device did not do its part at all.
 type Checked = Result<Result<Found, String>, Error>;
 
-/// Opens the device and checks it. The error: the device cannot be used at all.
-pub fn check(libcuda: Option<&Path>) -> Result<Report, Error> {
+/// Opens the device and checks it; `timed`: with rates, and with the deadline of a device that nothing slows down. The
+/// error: the device cannot be used at all.
+pub fn check(libcuda: Option<&Path>, timed: bool) -> Result<Report, Error> {
     let device = Device::open(libcuda)?;
     let sources = kernels::all()?;
     let kernels = sources.iter().map(|source| device.kernel(&source.name, &source.text));
     let kernels = kernels.collect::<Result<Vec<_>, _>>()?;
-    let mut bed = Bed { stream: device.stream(DEADLINE)?, device: &device, kernels: &kernels };
+    let deadline = if timed { DEADLINE } else { DEADLINE_UNTIMED };
+    let mut bed = Bed { stream: device.stream(deadline)?, device: &device, kernels: &kernels, timed };
     let mut checks = Vec::new();
     let broken_off = all(&mut bed, &mut checks).err().map(|error| error.to_string());
     Ok(Report {
@@ -67,7 +71,9 @@ fn all(bed: &mut Bed, checks: &mut Vec<Check>) -> Result<(), Error> {
     add("memory", basics::memory(bed))?;
     add("copy", basics::copies(bed))?;
     add("graph", basics::graph(bed))?;
-    add(BANDWIDTH, basics::bandwidth(bed))?;
+    if bed.timed {
+        add(BANDWIDTH, basics::bandwidth(bed))?;
+    }
     add("norm_quantize", norms::norm_quantize(bed))?;
     for product in &products::PRODUCTS {
         add(product.kernel, products::check(bed, product))?;
@@ -81,6 +87,8 @@ struct Bed<'a> {
     device: &'a Device,
     stream: Stream,
     kernels: &'a [Kernel],
+    /// Whether rates are measured.
+    timed: bool,
 }
 
 impl<'a> Bed<'a> {
@@ -127,6 +135,14 @@ impl<'a> Bed<'a> {
             best = best.min(after.since(&before)?);
         }
         Ok(best.max(Duration::from_nanos(1)))
+    }
+
+    /// A rate, where rates are measured.
+    fn rate(
+        &mut self,
+        measure: impl FnOnce(&mut Bed<'a>) -> Result<f64, Error>,
+    ) -> Result<Option<f64>, Error> {
+        if self.timed { measure(self).map(Some) } else { Ok(None) }
     }
 
     /// Bytes that rates are measured with on this device.

@@ -102,7 +102,7 @@ pub(super) fn norm_quantize(bed: &mut Bed) -> Checked {
         }
     }
     let digest = Some(digest.finalize().to_hex().to_string());
-    let rate = Some(rate(bed, kernel)?);
+    let rate = bed.rate(|bed| rate(bed, kernel))?;
     Ok(Ok(Found { digest, rate, ..Found::right(NORM_CASES.len()) }))
 }
 

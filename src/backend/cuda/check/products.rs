@@ -4,7 +4,7 @@
 //! launched how.
 
 use super::norms::{BLOCK, Row, floats, norm_row};
-use super::{Bed, Checked, Found, Seeded, same};
+use super::{Bed, Checked, Found, Sample, Seeded, same};
 use crate::backend::cuda::repack::{Layout, PAIR, TILE};
 use crate::backend::cuda::{Argument, Buffer, Error, Kernel};
 use crate::model::quant::{Quant, f16_to_f32};
@@ -52,6 +52,9 @@ pub(super) const PRODUCTS: [Product; 11] = [
 const VECTOR_SHARED: u32 = 5248;
 /// Columns of the matrix that is timed.
 const TIMED_COLUMNS: usize = 4096;
+/// How far the numbers of two devices may lie apart in products of bf16, as a root mean square: up to 134 additions of a
+/// tensor core, each of which may cut off a unit of f32's last place or two, one after the other, with as much again to spare.
+const APART: f64 = 1.0 / (1 << 13) as f64;
 /// Tokens that a wide product is timed with, where the device's memory is that of a GPU.
 const TIMED_TOKENS: usize = 512;
 
@@ -246,7 +249,7 @@ fn judge(
 pub(super) fn check(bed: &mut Bed, product: &Product) -> Checked {
     let kernel = bed.kernel(product.kernel)?;
     let quant = product.quant;
-    let mut digest = blake3::Hasher::new();
+    let mut all = Vec::new();
     for (case, size) in product.sizes().enumerate() {
         let mut seeded = Seeded::new(case as u64);
         let file = blocks(quant, size.rows, size.columns, &mut seeded);
@@ -257,14 +260,20 @@ pub(super) fn check(bed: &mut Bed, product: &Product) -> Checked {
         // SAFETY: made for this size; it lives until `bytes` has waited.
         unsafe { product.later(bed, kernel, &on, size)? };
         let got = bed.bytes(&on.y)?;
-        digest.update(&got);
+        all.extend_from_slice(&got);
         if let Err(wrong) = judge(quant, &file, size, &vectors, &old, &got) {
             return Ok(Err(wrong));
         }
     }
     // How a tensor core sums bf16 up is its own: no two generations need agree.
-    let digest = (quant != Quant::BF16).then(|| digest.finalize().to_hex().to_string());
-    Ok(Ok(Found { digest, ..timed(bed, kernel, product)? }))
+    let (digest, sample) = if quant == Quant::BF16 {
+        let numbers = all.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes));
+        (None, Some(Sample::of(numbers, APART)))
+    } else {
+        (Some(blake3::hash(&all).to_hex().to_string()), None)
+    };
+    let rates = if bed.timed { timed(bed, kernel, product)? } else { Found::default() };
+    Ok(Ok(Found { cases: product.sizes().count(), digest, sample, ..rates }))
 }
 
 /// Bytes of weights, vectors and results per second; where many tokens share the weights, operations too.
@@ -287,5 +296,5 @@ fn timed(bed: &mut Bed, kernel: &Kernel, product: &Product) -> Result<Found, Err
     let bytes = [&on.weights, &on.scales, &on.x, &on.xs, &on.y].map(Buffer::size).iter().sum::<usize>();
     let operations = 2.0 * (rows * TIMED_COLUMNS * tokens) as f64 / took;
     let operations = product.cta.tokens.map(|_| operations);
-    Ok(Found { rate: Some(bytes as f64 / took), operations, ..Found::right(product.sizes().count()) })
+    Ok(Found { rate: Some(bytes as f64 / took), operations, ..Found::default() })
 }

@@ -80,7 +80,7 @@ pub(super) fn sampling(bed: &mut Bed) -> Checked {
         }
     }
     let digest = Some(digest.finalize().to_hex().to_string());
-    let rate = Some(rate(bed)?);
+    let rate = bed.rate(rate)?;
     Ok(Ok(Found { digest, rate, ..Found::right(VOCABULARIES.len() * KINDS * SAMPLERS.len()) }))
 }
 

@@ -1,0 +1,95 @@
+//! What the live instances of one subject have together, and what everyone has.
+//!
+//! Owns: the counters. Never: a value to hold them to, which each instance brings along ([`Quotas`]): two tokens of one
+//! subject may let their bearers have different shares of the same count.
+//!
+//! An account lives as long as an instance of its subject stands in the directory; what an instance has is given back
+//! before it leaves, so an account that nobody needs is all zeroes.
+
+use super::pace::Window;
+use crate::clock;
+use crate::engine::credit::Gauge;
+use crate::quota::{Count, Name, Quotas, Share, Shares};
+use smol::channel::{self, Receiver, Sender};
+use std::sync::Arc;
+use std::time::Instant;
+
+/// One subject's.
+pub struct Account {
+    fuel: Count,
+    memory: Count,
+    unread: Count,
+    log: Count,
+    /// Fuel by the second.
+    pub(super) window: Window,
+    /// Queued operations.
+    pub(super) operations: Arc<Gauge>,
+    pub(super) all: Arc<All>,
+}
+
+/// Everyone's.
+pub struct All {
+    memory: Count,
+    unread: Count,
+    /// Holds a word once an instance's memory was given back and nobody has heard of it.
+    left: Sender<()>,
+    /// Since when seconds are counted.
+    pub(super) epoch: Instant,
+}
+
+impl All {
+    /// Nobody has anything yet. The receiver hears when instances give their memory back, of several at least once.
+    pub fn new() -> (Arc<All>, Receiver<()>) {
+        let (left, leaving) = channel::bounded(1);
+        let all = All { memory: Count::default(), unread: Count::default(), left, epoch: clock::now() };
+        (Arc::new(all), leaving)
+    }
+
+    pub(super) fn memory_is_back(&self) {
+        let _ = self.left.try_send(()); // full: it will be heard of anyway
+    }
+}
+
+impl Account {
+    pub fn new(all: &Arc<All>) -> Account {
+        Account {
+            fuel: Count::default(),
+            memory: Count::default(),
+            unread: Count::default(),
+            log: Count::default(),
+            window: Window::default(),
+            operations: Arc::default(),
+            all: all.clone(),
+        }
+    }
+
+    /// One that shares nothing with anybody.
+    #[cfg(test)]
+    pub fn alone() -> Arc<Account> {
+        Arc::new(Account::new(&All::new().0))
+    }
+
+    pub fn fuel(&self, quotas: &Quotas) -> Share {
+        Share::new(&self.fuel, quotas.over(Name::SubjectFuel))
+    }
+
+    pub fn log(&self, quotas: &Quotas) -> Share {
+        Share::new(&self.log, quotas.over(Name::SubjectLogBytes))
+    }
+
+    /// Linear memory, and what the host holds.
+    pub fn memory(&self, quotas: &Quotas) -> Shares {
+        Shares([
+            Share::new(&self.memory, quotas.over(Name::SubjectMemoryBytes)),
+            Share::new(&self.all.memory, quotas.over(Name::TotalMemoryBytes)),
+        ])
+    }
+
+    /// Messages and blobs in mailboxes.
+    pub fn unread(&self, quotas: &Quotas) -> Shares {
+        Shares([
+            Share::new(&self.unread, quotas.over(Name::SubjectUnreadBytes)),
+            Share::new(&self.all.unread, quotas.over(Name::TotalUnreadBytes)),
+        ])
+    }
+}
