@@ -177,6 +177,16 @@ $(PTXAS)/ready: kernels/requirements.txt
 	@rm -r $(PTXAS)/wheels
 	@touch $@
 
+# Debian's headless Chromium, by its signed packages; another one by BROWSER=PATH.
+BROWSER   ?= $(shell command -v chromium-headless-shell chromium | head -n 1)
+
+.PHONY: test-browser
+test-browser: toolchain inferlets ## try from a page of another origin, in a real browser (needs chromium-headless-shell)
+	$(call say,browser)
+	@[[ -x "$(BROWSER)" ]] || { \
+	  echo "no browser is there: apt-get install chromium-headless-shell, or give BROWSER=PATH" >&2; exit 1; }
+	@TARTLET_BROWSER="$(BROWSER)" $(CARGO) test --locked --test browser
+
 .PHONY: toolchain
 toolchain: # the channel of rust-toolchain.toml with the target of the guests
 	@rustup target list --installed 2>/dev/null | grep -qx $(GUEST) || { \

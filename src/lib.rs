@@ -10,13 +10,14 @@
 //!   └══ws══ server ◀──event── session ◀──event── runtime ◀────────┘                   │     topics, mailboxes)
 //!                                                   ▲                                 └──▶ directory (read only)
 //!                                                   └──────────── result ◀──────────────── engine ◀──outcome
+//!  anybody ═http═▶ server ──call: request, body──▶ runtime ──▶ guest ──promise: response, body──▶ server ═http═▶ anybody
 //! ```
 //! `wire` is the vocabulary that server and session share, not a stage; `identity` and `quota` hold the names that cross layers.
 //! Commands go right and down; results and events come back through bounded channels. An upper layer holds handles
 //! of the one below; a lower one never names an upper one: it returns a value or sends on a channel it was given.
 //!
 //! # Threads
-//! `io`: smol, sockets and sessions. `engine`: alone owns the model's pages and device; no locks inside. `worker`, as
+//! `io`: smol, sockets, sessions and HTTP. `engine`: alone owns the model's pages and device; no locks inside. `worker`, as
 //! many as cores: runs slices of guests and, on the CPU backend, the shares of a batch, never both at once; while batches
 //! follow each other the engine's thread stands in for the first worker, so that no token waits for a thread to wake.
 //! `ender`: tells the clients of those whose end was decided and drops what there is of them, whatever the workers do.

@@ -334,9 +334,11 @@ pub const INSTANCES: usize = 256;
 pub const INSTANCES_PER_SUBJECT: usize = INSTANCES / 2;
 /// Pollables in one `poll`: every handle could be one, but nobody waits for more than the passes it has in flight.
 pub const POLLED: usize = 4096;
-/// Bytes of one write to a guest's output; what `check-write` permits, and the most that WASI asks of a blocking write.
-/// Each may be a line of the log of its own, of two bytes.
-pub const STREAM_WRITE_BYTES: usize = 4096;
+/// Bytes of one write to a body; what `check-write` permits.
+pub const STREAM_WRITE_BYTES: usize = 64 * 1024;
+/// The same for standard output and error, and the most that WASI asks of a blocking write: every two bytes may be a line of
+/// the log.
+pub const LOG_WRITE_BYTES: usize = 4096;
 /// Bytes of one line of a guest in the log; a longer one is printed in pieces.
 pub const LOG_LINE_BYTES: usize = 4096;
 /// Random bytes of one call.

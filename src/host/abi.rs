@@ -99,12 +99,11 @@ impl<'a> Flat<'a> {
 }
 
 /// Bytes lifted or lowered for one unit of fuel.
-const BYTES_PER_FUEL: usize = 16;
+pub const BYTES_PER_FUEL: usize = 16;
 /// Fuel of each list or string lifted beside its bytes: an allocation made and given back, some 40 ns. Without it a mask
 /// of a million short rows would cost its guest what a few hundred instructions do.
 const LIST_FUEL: u64 = 32;
 
-/// What crossing costs, as fuel: for bytes that the host moves on a guest's behalf.
 pub fn fuel_of_bytes(bytes: usize) -> u64 {
     (bytes / BYTES_PER_FUEL) as u64
 }

@@ -35,18 +35,26 @@ pub trait House: Send + Sync + 'static {
         grant: &Grant,
         events: events::Sender,
     ) -> impl Future<Output = Result<Ready, String>> + Send;
-    /// Launches a server instance of a program that [`House::contains`]; its port is bound when this answers.
+    /// Launches a server instance of a program that [`House::contains`]; its port is bound when this answers. A house
+    /// without ports refuses.
     fn serve(
         &self,
-        program: &ProgramHash,
-        arguments: Vec<String>,
-        grant: &Grant,
-        port: u16,
-    ) -> impl Future<Output = Result<(), String>> + Send;
+        _program: &ProgramHash,
+        _arguments: Vec<String>,
+        _grant: &Grant,
+        _port: u16,
+    ) -> impl Future<Output = Result<(), String>> + Send {
+        async { Err("There are no server instances here".to_owned()) }
+    }
     /// The server instances that the grant shows: its subject's, to an admin all.
-    fn servers(&self, grant: &Grant) -> Vec<ServerInstance>;
+    fn servers(&self, _grant: &Grant) -> Vec<ServerInstance> {
+        vec![]
+    }
     /// Ends one of those; its port is free when this answers.
-    fn stop(&self, server: &str, grant: &Grant) -> impl Future<Output = Result<(), String>> + Send;
+    fn stop(&self, server: &str, _grant: &Grant) -> impl Future<Output = Result<(), String>> + Send {
+        let unknown = no_such_server(server);
+        async { Err(unknown) }
+    }
     fn signal(&self, instance: InstanceId, message: String);
     fn give_blob(&self, instance: InstanceId, blob: Arc<[u8]>);
     fn end(&self, instance: InstanceId, ending: Ending);
@@ -69,6 +77,10 @@ pub struct Served {
     pub hall: Hall,
     /// The name clients and guests know the model by.
     pub model: String,
+}
+
+fn no_such_server(id: &str) -> String {
+    format!("There is no server instance {id} of yours")
 }
 
 /// As its owner sees it.
@@ -152,7 +164,7 @@ impl House for Served {
 
     async fn stop(&self, server: &str, grant: &Grant) -> Result<(), String> {
         let found = self.runtime.servers().of(grant.scope()).into_iter().find(|s| s.id.to_string() == server);
-        let found = found.ok_or_else(|| format!("There is no server instance {server} of yours"))?;
+        let found = found.ok_or_else(|| no_such_server(server))?;
         found.end(Ending::Aborted);
         found.gone().await;
         Ok(())

@@ -1,8 +1,9 @@
-//! Whose requests may pass: the one judgement of `Host` and `Origin`, for WebSockets and for HTTP alike.
+//! Whose requests may pass: the one judgement of `Host`, `Origin` and `Sec-Fetch-Site`, for WebSockets and for HTTP alike.
 //!
 //! Owns: which names are ours. A request whose `Host` is not ours or whose `Origin` is foreign is refused on every path:
 //! any web page can open ws://localhost, and a page whose name is made to resolve to this machine sends its own name
-//! as `Host`. Absence of either is fine; programs send no Origin. Never: a request's other fields, or a reply.
+//! as `Host`. An image, a frame or a link of a foreign page sends no `Origin`; there `Sec-Fetch-Site`, which a page cannot set,
+//! says where it comes from. Absence of each is fine; programs send none of them. Never: a request's other fields, or a reply.
 
 use std::net::IpAddr;
 
@@ -24,11 +25,12 @@ pub struct Stranger {
 }
 
 impl Names {
-    /// Judges a request by all values of its `Host` and `Origin` fields; it came in on the address `local`.
+    /// Judges a request by all values of its `Host`, `Origin` and `Sec-Fetch-Site` fields; it came in on the address `local`.
     pub fn admit<'h>(
         &self,
         mut hosts: impl Iterator<Item = &'h [u8]>,
         mut origins: impl Iterator<Item = &'h [u8]>,
+        mut sites: impl Iterator<Item = &'h [u8]>,
         local: IpAddr,
     ) -> Result<(), Stranger> {
         let stranger = |malformed, sentence| Err(Stranger { malformed, sentence });
@@ -44,6 +46,10 @@ impl Names {
             .is_some_and(|origin| !text(origin).is_ok_and(|origin| self.origins.iter().any(|o| o == origin)))
         {
             return stranger(false, "This Origin may not connect; add it to origins in tartlet.toml.");
+        }
+        // One with an Origin was judged by that. A person who types an address has no site.
+        if origin.is_none() && !sites.all(|site| [&b"same-origin"[..], b"none"].contains(&site)) {
+            return stranger(false, "This comes from a page of another origin; open the address itself.");
         }
         Ok(())
     }

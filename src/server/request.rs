@@ -15,7 +15,7 @@ use bytes::Bytes;
 use http::header::{self, HeaderValue};
 use http::{Method, Request, Response, StatusCode, Uri};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
-use smol::future::or;
+use smol::future::{or, poll_once, yield_now};
 use smol::lock::{OnceCell, Semaphore};
 use smol::{Executor, Task, Timer};
 use std::borrow::Cow;
@@ -64,12 +64,18 @@ impl Desk {
 
     async fn respond(&self, request: Request<Incoming>) -> Result<Response<Answer>, Refusal> {
         self.admit(&request)?;
-        let (mut head, body) = request.into_parts();
+        let (mut head, mut body) = request.into_parts();
         let declared = body.size_hint().exact();
         if declared.is_some_and(|length| length > limits::HTTP_BODY_BYTES) {
             return Err(too_large());
         }
         let place = self.place().await?;
+        // Asked for, the body makes hyper send `100 Continue`, which it does no more once there is an answer.
+        let mut early = None;
+        if head.headers.contains_key(header::EXPECT) {
+            early = poll_once(next(&mut body)).await;
+            yield_now().await;
+        }
         let host = head.headers.get(header::HOST).cloned();
         head.uri = absolute(head.uri, host, self.server.serve.port);
         let (is_head, (writer, reader)) = (head.method == Method::HEAD, transfer::pipe(declared));
@@ -82,12 +88,13 @@ impl Desk {
         let held = Held(Some(life.leash()));
         let ending = Arc::new(OnceCell::new());
         let told = ending.clone();
-        let _life = self.spawn(async move {
-            // The place is taken for as long as there is an instance, whatever becomes of its answer.
+        // The place is taken for as long as there is an instance, whatever becomes of its answer.
+        self.spawn(async move {
             let (life, _place): (Answering, _) = (life, place);
             let _ = told.set(life.ended().await).await; // nobody else tells
-        })?;
-        let mut upload = self.spawn(receive(body, writer))?;
+        })?
+        .detach();
+        let mut upload = self.spawn(receive(early, body, writer))?;
         match first(&promised, &mut upload).await {
             First::Refused(refusal) => return Err(refusal),
             First::Settled => {}
@@ -97,7 +104,6 @@ impl Desk {
         };
         let response = outcome.map_err(|code| failed(&code))?;
         upload.detach();
-        _life.detach();
         if is_head {
             let (head, body) = response.into_parts();
             body.discard();
@@ -106,7 +112,7 @@ impl Desk {
             held.release();
             return Ok(Response::from_parts(head, Answer::nothing()));
         }
-        Ok(response.map(|body| Answer { body, held }))
+        Ok(response.map(|body| Answer::new(body, held)))
     }
 
     /// Whether the request may pass at all.
@@ -129,7 +135,8 @@ impl Desk {
     ) -> Result<(), Refusal> {
         let origins = request.headers().get_all(header::ORIGIN);
         let origins = origins.iter().map(HeaderValue::as_bytes);
-        self.names.admit(hosts, origins, IpAddr::V4(Ipv4Addr::LOCALHOST)).map_err(|stranger| {
+        let sites = request.headers().get_all("sec-fetch-site").iter().map(HeaderValue::as_bytes);
+        self.names.admit(hosts, origins, sites, IpAddr::V4(Ipv4Addr::LOCALHOST)).map_err(|stranger| {
             let status = if stranger.malformed { StatusCode::BAD_REQUEST } else { StatusCode::FORBIDDEN };
             Refusal(status, stranger.sentence.into())
         })
@@ -175,8 +182,15 @@ async fn first(promised: &Promised, upload: &mut Task<Result<(), Refusal>>) -> F
     or(settled, or(refused, late)).await
 }
 
+/// A piece of a body; none at its end.
+type Piece = Option<Result<Frame<Bytes>, hyper::Error>>;
+
+async fn next(body: &mut Incoming) -> Piece {
+    poll_fn(|context| Pin::new(&mut *body).poll_frame(context)).await
+}
+
 /// Takes a body in, as fast as the instance reads it, and no slower than a client may be.
-async fn receive(mut body: Incoming, writer: Writer) -> Result<(), Refusal> {
+async fn receive(mut early: Option<Piece>, mut body: Incoming, writer: Writer) -> Result<(), Refusal> {
     let (mut bytes, mut waited) = (0, Duration::ZERO);
     loop {
         poll_fn(|context| writer.poll_room(context)).await;
@@ -186,7 +200,12 @@ async fn receive(mut body: Incoming, writer: Writer) -> Result<(), Refusal> {
         let earned = Duration::from_secs(bytes / limits::HTTP_BODY_BYTES_PER_SECOND);
         let patience = (limits::HTTP_BODY_PATIENCE + earned).saturating_sub(waited);
         let since = Instant::now();
-        let frame = async { Some(poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await) };
+        let frame = async {
+            match early.take() {
+                Some(piece) => Some(piece),
+                None => Some(next(&mut body).await),
+            }
+        };
         let late = async {
             Timer::after(patience).await;
             None
@@ -201,8 +220,14 @@ async fn receive(mut body: Incoming, writer: Writer) -> Result<(), Refusal> {
                     "The request's body came too slowly.".into(),
                 ));
             }
-            Some(None) => return Ok(finish(&writer, None)),
-            Some(Some(Err(_))) => return Ok(writer.fail(ErrorCode::ConnectionTerminated)),
+            Some(None) => {
+                finish(&writer, None);
+                return Ok(());
+            }
+            Some(Some(Err(_))) => {
+                writer.fail(ErrorCode::ConnectionTerminated);
+                return Ok(());
+            }
             Some(Some(Ok(frame))) => match frame.into_data() {
                 Ok(data) => {
                     bytes += data.len() as u64;
@@ -214,7 +239,10 @@ async fn receive(mut body: Incoming, writer: Writer) -> Result<(), Refusal> {
                         return Ok(());
                     }
                 }
-                Err(frame) => return Ok(finish(&writer, frame.into_trailers().ok())),
+                Err(frame) => {
+                    finish(&writer, frame.into_trailers().ok());
+                    return Ok(());
+                }
             },
         }
     }
@@ -273,7 +301,7 @@ impl Refusal {
         let (writer, reader) = transfer::pipe(Some(text.len() as u64));
         // The pipe is empty and its reader here.
         let _ = writer.write(text.into()).and_then(|()| writer.finish(None));
-        let mut response = Response::new(Answer { body: reader, held: Held(None) });
+        let mut response = Response::new(Answer::new(reader, Held(None)));
         *response.status_mut() = status;
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
@@ -305,11 +333,17 @@ impl Drop for Held {
 pub struct Answer {
     body: Reader,
     held: Held,
+    /// The body is broken, and hyper is about to be told.
+    breaks: bool,
 }
 
 impl Answer {
+    fn new(body: Reader, held: Held) -> Answer {
+        Answer { body, held, breaks: false }
+    }
+
     fn nothing() -> Answer {
-        Answer { body: transfer::empty(), held: Held(None) }
+        Answer::new(transfer::empty(), Held(None))
     }
 }
 
@@ -332,7 +366,13 @@ impl Body for Answer {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, ErrorCode>>> {
-        Pin::new(&mut self.body).poll_frame(context)
+        let frame = Pin::new(&mut self.body).poll_frame(context);
+        // hyper drops what it has not sent yet when a body breaks; what came before shall reach the client.
+        if matches!(frame, Poll::Ready(Some(Err(_)))) && !std::mem::replace(&mut self.breaks, true) {
+            context.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        frame
     }
 
     fn is_end_stream(&self) -> bool {

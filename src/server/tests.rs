@@ -6,7 +6,6 @@ use crate::client::{Client, Event};
 use crate::identity::{InstanceId, ProgramHash, Subject};
 use crate::limits;
 use crate::runtime::{Ending, InstanceEvent, What, events};
-use crate::wire::ServerInstance;
 use crate::wire::upload::Upload;
 use crate::wire::{ClientMessage, ServerMessage};
 use async_tungstenite::WebSocketStream;
@@ -52,24 +51,6 @@ impl House for Script {
         let hash = ProgramHash::of(&program.bytes);
         self.0.programs.lock().unwrap().insert(hash);
         Ok(hash)
-    }
-
-    async fn serve(
-        &self,
-        _program: &ProgramHash,
-        arguments: Vec<String>,
-        grant: &Grant,
-        port: u16,
-    ) -> Result<(), String> {
-        Err(format!("{} would serve {arguments:?} at {port}", grant.subject.as_str()))
-    }
-
-    fn servers(&self, _grant: &Grant) -> Vec<ServerInstance> {
-        vec![]
-    }
-
-    async fn stop(&self, server: &str, _grant: &Grant) -> Result<(), String> {
-        Err(format!("{server} is no server instance"))
     }
 
     async fn prepare(

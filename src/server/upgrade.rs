@@ -40,7 +40,7 @@ pub fn judge(read: &[u8], names: &Names, local: IpAddr) -> Judgement {
     let one = |name| all(name).next().and_then(|header| str::from_utf8(header.value).ok()).map(str::trim);
 
     let values = |name| all(name).map(|header| header.value);
-    if let Err(stranger) = names.admit(values("host"), values("origin"), local) {
+    if let Err(stranger) = names.admit(values("host"), values("origin"), values("sec-fetch-site"), local) {
         let status = if stranger.malformed { "400 Bad Request" } else { "403 Forbidden" };
         return refused(status, "", stranger.sentence);
     }
@@ -167,6 +167,17 @@ mod tests {
         }
         assert_eq!(with("Host: localhost\r\nHost: localhost"), "400");
         assert_eq!(with("Host: localhost\r\nOrigin: https://app.example"), "101");
+        for (site, expected) in [
+            ("cross-site", "403"),
+            ("same-site", "403"),
+            ("same-origin", "101"),
+            ("none", "101"),
+            ("x", "403"),
+        ] {
+            assert_eq!(with(&format!("Host: localhost\r\nSec-Fetch-Site: {site}")), expected, "{site}");
+        }
+        let both = "Host: localhost\r\nOrigin: https://app.example\r\nSec-Fetch-Site: cross-site";
+        assert_eq!(with(both), "101", "a page that is named may be anywhere");
         for origin in ["https://evil.example", "null", "http://localhost:8080", "https://app.example:443", ""]
         {
             assert_eq!(with(&format!("Host: localhost\r\nOrigin: {origin}")), "403", "{origin}");

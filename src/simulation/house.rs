@@ -15,7 +15,6 @@ use crate::identity::{InstanceId, ProgramHash};
 use crate::program::Program;
 use crate::runtime::{Ending, Launch, Runtime, events};
 use crate::server::{House, Ready, house};
-use crate::wire::ServerInstance;
 use crate::wire::upload::Upload;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -46,25 +45,6 @@ impl House for Scripted {
             true => Err("this is no component".to_owned()),
             false => Ok(ProgramHash::of(&program.bytes)),
         }
-    }
-
-    /// Sockets are not simulated.
-    async fn serve(
-        &self,
-        _program: &ProgramHash,
-        _arguments: Vec<String>,
-        _grant: &Grant,
-        _port: u16,
-    ) -> Result<(), String> {
-        Err("no server instances here".to_owned())
-    }
-
-    fn servers(&self, _grant: &Grant) -> Vec<ServerInstance> {
-        vec![]
-    }
-
-    async fn stop(&self, _server: &str, _grant: &Grant) -> Result<(), String> {
-        Err("no server instances here".to_owned())
     }
 
     async fn prepare(

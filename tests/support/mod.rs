@@ -7,6 +7,7 @@
 
 pub mod client;
 pub mod frame;
+pub mod http;
 pub mod stand_in;
 
 use std::io::{BufRead, BufReader, Read};

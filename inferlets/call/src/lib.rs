@@ -10,6 +10,7 @@ use futures::future::join_all;
 use inferlet::wstd::http::body::{BodyForthcoming, IncomingBody};
 use inferlet::wstd::http::{Client, Method, Request, Response};
 use inferlet::wstd::io::{AsyncRead, AsyncWrite, Empty, empty};
+use inferlet::wstd::task::sleep;
 use inferlet::wstd::time::Duration;
 use inferlet::{Args, Result, send};
 use std::collections::BTreeMap;
@@ -41,7 +42,9 @@ async fn main(mut args: Args) -> Result<String> {
         "hold" => {
             let _response = client.send(request(Method::GET, &url)?).await?;
             send("the head is there");
-            std::future::pending().await
+            loop {
+                sleep(Duration::from_secs(1)).await;
+            }
         }
         "insist" => {
             let mut outcome = String::new();

@@ -4,7 +4,6 @@
 
 use inferlet::stop_condition::max_len;
 use inferlet::{Context, Sampler, get_arguments, get_auto_model};
-use std::future::pending;
 use wstd::http::body::{BodyForthcoming, IncomingBody, OutgoingBody};
 use wstd::http::server::{Finished, Responder};
 use wstd::http::{IntoBody, Request, Response, StatusCode};
@@ -30,6 +29,10 @@ async fn main(mut request: Request<IncomingBody>, responder: Responder) -> Finis
             let theirs: Vec<String> = std::env::args().skip(1).collect();
             let text = format!("{:?} {:?}\n", get_arguments(), theirs);
             say(responder, StatusCode::OK, text).await
+        }
+        "/servers" => {
+            let count = inferlet::debug_query("get_server_instance_count").await;
+            say(responder, StatusCode::OK, count).await
         }
         // Bodies, both ways.
         "/echo" => {
@@ -82,7 +85,7 @@ async fn main(mut request: Request<IncomingBody>, responder: Responder) -> Finis
         }
         "/never" => {
             let _kept = responder;
-            pending().await
+            for_ever().await
         }
         "/spin" => loop {
             std::hint::spin_loop()
@@ -107,9 +110,15 @@ async fn main(mut request: Request<IncomingBody>, responder: Responder) -> Finis
             let text = context.generate(Sampler::greedy(), max_len(2)).await;
             let mut body = start(responder);
             body.write_all(text.as_bytes()).await.expect("somebody reads");
-            pending().await
+            for_ever().await
         }
         _ => say(responder, StatusCode::NOT_FOUND, "no such behaviour\n".into()).await,
+    }
+}
+
+async fn for_ever() -> ! {
+    loop {
+        wstd::task::sleep(Duration::from_secs(3600)).await;
     }
 }
 

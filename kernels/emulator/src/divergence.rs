@@ -50,7 +50,7 @@ impl Divergence {
     fn below(&mut self, most: usize) -> usize {
         self.random =
             self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (u128::from(self.random) * most as u128 >> 64) as usize
+        ((u128::from(self.random) * most as u128) >> 64) as usize
     }
 }
 

@@ -31,9 +31,11 @@ pub fn norm(x: &[f32], gains: &[f32], eps: f32) -> Vec<f32> {
     normed
 }
 
-/// A row as a product of integers reads it: the quants, and of each 32 their scale and their sum. The length of `x` is a
-/// multiple of 32. Fails if the system has no room.
-pub fn quantise(x: &[f32]) -> io::Result<(Vec<i8>, Vec<(f32, i32)>)> {
+/// Quants, and of each 32 their scale and their sum.
+pub type Quantised = (Vec<i8>, Vec<(f32, i32)>);
+
+/// A row as a product of integers reads it. The length of `x` is a multiple of 32. Fails if the system has no room.
+pub fn quantise(x: &[f32]) -> io::Result<Quantised> {
     let columns = Columns::new(1, x.len(), (true, false))?;
     // SAFETY: nobody else has the columns.
     let tile = unsafe {
@@ -65,9 +67,8 @@ pub fn products(format: Quant, [rows, width]: [usize; 2], bytes: &[u8], x: &[f32
         for (group, products) in products.iter_mut().enumerate() {
             multiply(PLAIN, (&matrix, &store), group, tile, count, products);
         }
-        for column in 0..count {
-            y.extend((0..rows).map(|row| products[row / LANES][column][row % LANES]));
-        }
+        let product = |column: usize, row: usize| products[row / LANES][column][row % LANES];
+        y.extend((0..count * rows).map(|at| product(at / rows, at % rows)));
     }
     Ok(y)
 }

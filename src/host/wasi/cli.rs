@@ -86,6 +86,17 @@ fn terminal_output(_: &mut Cx) -> Result<Option<Own<TerminalOutput>>, Trap> {
 
 // ---- the log ----
 
+/// Fuel of a byte that is escaped, and of a line of the log that is written: some 5 µs.
+const PRINTED_BYTE_FUEL: u64 = 8;
+const PRINTED_LINE_FUEL: u64 = 4_000;
+
+/// Prints for a guest, which pays for it.
+pub fn print(cx: &mut Cx, stream: Stream, bytes: &[u8]) -> Result<(), Trap> {
+    cx.owe(bytes.len(), PRINTED_BYTE_FUEL);
+    cx.owe(bytes.iter().filter(|byte| **byte == b'\n').count(), PRINTED_LINE_FUEL);
+    cx.log.write(stream, bytes)
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stream {
     Out,

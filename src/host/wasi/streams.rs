@@ -3,12 +3,12 @@
 //!
 //! Owns: what each operation means for each kind. Never: where a body's bytes come from or go to.
 
-use super::cli::Stream;
+use super::cli::{self, Stream};
 use super::io::{IoError, Pollable, Readiness};
-use crate::host::abi::{Borrow, Lower, Own, Target, Value, fuel_of_bytes};
+use crate::host::abi::{BYTES_PER_FUEL, Borrow, Lower, Own, Target, Value};
 use crate::host::shape::Shape;
 use crate::host::{Cx, Interface, Later, Trap};
-use crate::limits::STREAM_WRITE_BYTES;
+use crate::limits::{LOG_WRITE_BYTES, STREAM_WRITE_BYTES};
 use crate::runtime::table::Resource;
 use crate::transfer::{ErrorCode, Reader, Refused, Taken, Writer};
 use bytes::Bytes;
@@ -175,10 +175,6 @@ fn subscribe_input(cx: &mut Cx, stream: Borrow<InputStream>) -> Result<Own<Polla
 
 // ---- output ----
 
-/// Fuel of a byte that is escaped, and of a line of the log that is written: some 5 µs.
-const PRINTED_BYTE_FUEL: u64 = 8;
-const PRINTED_LINE_FUEL: u64 = 4_000;
-
 fn output(cx: &Cx, stream: &Borrow<OutputStream>) -> Result<OutputStream, Trap> {
     cx.table.get(stream).cloned()
 }
@@ -186,18 +182,14 @@ fn output(cx: &Cx, stream: &Borrow<OutputStream>) -> Result<OutputStream, Trap> 
 impl OutputStream {
     fn room(&self) -> Answer<usize> {
         match self {
-            OutputStream::Log(_) => Ok(STREAM_WRITE_BYTES),
+            OutputStream::Log(_) => Ok(LOG_WRITE_BYTES),
             OutputStream::Body(body) => body.room().ok_or(StreamError::Closed),
         }
     }
 
     fn write(&self, cx: &mut Cx, bytes: Bytes) -> Result<Answer<()>, Trap> {
         match self {
-            OutputStream::Log(stream) => {
-                cx.owe(bytes.len(), PRINTED_BYTE_FUEL);
-                cx.owe(bytes.iter().filter(|byte| **byte == b'\n').count(), PRINTED_LINE_FUEL);
-                cx.log.write(*stream, &bytes).map(Ok)
-            }
+            OutputStream::Log(stream) => cli::print(cx, *stream, &bytes).map(Ok),
             OutputStream::Body(body) => Ok(body.write(bytes).map_err(StreamError::from)),
         }
     }
@@ -223,8 +215,10 @@ fn blocking_write(
     stream: Borrow<OutputStream>,
     bytes: Vec<u8>,
 ) -> Result<Later<Answer<()>>, Trap> {
-    permitted(bytes.len() as u64, STREAM_WRITE_BYTES)?;
-    match output(cx, &stream)? {
+    let stream = output(cx, &stream)?;
+    let most = if matches!(stream, OutputStream::Log(_)) { LOG_WRITE_BYTES } else { STREAM_WRITE_BYTES };
+    permitted(bytes.len() as u64, most)?;
+    match stream {
         OutputStream::Body(body) if !body.ready() => Ok(Later::wait(async move {
             body.wait().await;
             Ok(body.write(bytes.into()).map_err(StreamError::from))
@@ -250,7 +244,7 @@ fn blocking_write_zeroes(
 /// Made by the host, so they are charged as if they had crossed.
 fn zeroes(cx: &mut Cx, len: u64) -> Result<Vec<u8>, Trap> {
     permitted(len, STREAM_WRITE_BYTES)?;
-    cx.owe(1, fuel_of_bytes(len as usize));
+    cx.owe(len as usize / BYTES_PER_FUEL, 1);
     Ok(vec![0; len as usize])
 }
 
@@ -289,8 +283,8 @@ fn splice(
         Ok(bytes) => bytes,
         Err(error) => return Ok(Err(error)),
     };
-    cx.owe(1, fuel_of_bytes(bytes.len()));
     let count = bytes.len() as u64;
+    cx.owe(count as usize / BYTES_PER_FUEL, 1);
     Ok(stream.write(cx, bytes)?.map(|()| count))
 }
 

@@ -53,7 +53,7 @@ fn run_on(
 }
 
 /// Fails at line 7 with this kind, whatever the seed.
-fn caught(kind: Kind, grid: u32, block: u32, body: &str) -> Fault {
+pub fn caught(kind: Kind, grid: u32, block: u32, body: &str) -> Fault {
     let mut last = None;
     for seed in 0..6 {
         match run(grid, block, seed, body) {
@@ -79,12 +79,20 @@ fn caught_90(kind: Kind, body: &str) {
     }
 }
 
-fn fine(grid: u32, block: u32, body: &str) {
+pub fn fine(grid: u32, block: u32, body: &str) {
     for seed in 0..6 {
         if let Err(fault) = run(grid, block, seed, body) {
             panic!("seed {seed}: {fault}\n{body}");
         }
     }
+}
+
+/// Each lane writes a word, and reads at line 7 that of the lane `distance` beside it.
+pub fn beside(distance: u32, between: &str) -> String {
+    format!(
+        "st.shared.u32 [%s], %lane; {between} xor.b32 %v0, %lane, {distance}; mov.u32 %v1, tile; \
+            mad.lo.u32 %v1, %v0, 4, %v1;\n#\nld.shared.u32 %v2, [%v1];"
+    )
 }
 
 #[test]
@@ -201,55 +209,8 @@ fn shared_races() {
     // Two threads write the same word.
     caught(Kind::SharedRace, 1, 32, "mov.u32 %s, tile;\n#\nst.shared.u32 [%s], 1;");
     // Between lanes of a warp, bar.warp.sync orders and a shuffle does not.
-    let neighbours = |between: &str| {
-        format!(
-            "st.shared.u32 [%s], %lane; {between} xor.b32 %v0, %lane, 1; mov.u32 %v1, tile; \
-                mad.lo.u32 %v1, %v0, 4, %v1;\n#\nld.shared.u32 %v2, [%v1];"
-        )
-    };
-    fine(1, 32, &neighbours("bar.warp.sync -1;"));
-    caught(Kind::SharedRace, 1, 32, &neighbours("shfl.sync.bfly.b32 %v3, %lane, 1, 31, -1;"));
-    // It orders its members, and what its members learnt from others; nobody else.
-    let below = |mask: &str| {
-        let some = format!("setp.ge.u32 %p, %lane, 16; @%p bra END; {}", neighbours(mask));
-        some + " END:"
-    };
-    fine(1, 32, &below("bar.warp.sync 0xffff;"));
-    let both = "selp.b32 %v3, 0xffff0000, 0xffff, %q; bar.warp.sync %v3;";
-    fine(1, 32, &format!("setp.ge.u32 %q, %lane, 16; {}", neighbours(both)));
-    let halves = |distance: u32, then: &str| {
-        let body = neighbours(both).replace("%lane, 1;", &format!("%lane, {distance};"));
-        format!("setp.ge.u32 %q, %lane, 16; {}", body.replace("#", &format!("{then}\n#")))
-    };
-    fine(1, 32, &halves(15, ""));
-    caught(Kind::SharedRace, 1, 32, &halves(16, ""));
-    fine(1, 32, &halves(16, "bar.warp.sync -1;"));
-    fine(1, 32, &halves(16, "bar.sync 0;"));
-    let chain = |last: &str| {
-        format!(
-            "setp.eq.u32 %p, %lane, 20; @%p st.shared.u32 [%s], 1;
-            setp.eq.u32 %p, %lane, 20; setp.eq.or.u32 %p, %lane, 10, %p; @%p bar.warp.sync 0x100400;
-            setp.eq.u32 %p, %lane, 2; setp.eq.or.u32 %p, %lane, 10, %p; @%p bar.warp.sync 0x404;
-            setp.eq.u32 %p, %lane, {last}; mov.u32 %v0, tile;
-            #
-            @%p st.shared.u32 [%v0 + 80], 2;"
-        )
-    };
-    fine(1, 32, &chain("2"));
-    caught(Kind::SharedRace, 1, 32, &chain("3"));
-    // Readers before a write: all of them must have been met.
-    let read = |mask: &str, then: &str| {
-        format!(
-            "mov.u32 %v0, tile; setp.eq.u32 %p, %lane, 0; @%p st.shared.u32 [%v0], 1; bar.warp.sync -1;
-            setp.lt.u32 %q, %lane, 8; @%q ld.shared.u32 %v1, [%v0]; @%q bar.warp.sync {mask}; {then}
-            #
-            @%p st.shared.u32 [%v0], 2;"
-        )
-    };
-    fine(1, 32, &read("0xff", ""));
-    caught(Kind::SharedRace, 1, 32, &read("0xff", "setp.eq.u32 %q, %lane, 9; @%q ld.shared.u32 %v1, [%v0];"));
-    // A fence orders no lanes.
-    caught(Kind::SharedRace, 1, 32, &neighbours("fence.acq_rel.gpu;"));
+    fine(1, 32, &beside(1, "bar.warp.sync -1;"));
+    caught(Kind::SharedRace, 1, 32, &beside(1, "shfl.sync.bfly.b32 %v3, %lane, 1, 31, -1;"));
     // Halves of a word are no race; atomics are none with each other, but with plain accesses.
     fine(1, 32, "mov.u32 %v1, tile; mad.lo.u32 %v1, %thread, 2, %v1; st.shared.u16 [%v1], %thread;");
     fine(1, 64, "mov.u32 %v1, tile; st.shared.u32 [%s], 0; bar.sync 0; red.shared.add.u32 [%v1], 1;");

@@ -4,6 +4,7 @@ mod arithmetic;
 mod faults;
 mod forms;
 mod harness;
+mod lanes;
 mod matrices;
 mod memory;
 mod numbers;
