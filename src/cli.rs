@@ -231,9 +231,10 @@ top1_clear, mean_kl, and the same for each prompt.
         about: "\
 Medians and quartiles of at least five samples, and shares of what this machine does at most. The sections:
 roof (memory, int8), prefill, decode, sequences, tax (what a program costs per token, by stage), launch, kill (how
-soon a program is gone), fair (a chat beside loops), socket, server (start, memory, idleness). Measure on a machine that does nothing else. Without --inferlets, what needs
-programs is left out. Without --model and --config, /etc/tartlet/tartlet.toml is measured, as `tartlet serve` would
-serve it. Temporary files lie in TMPDIR, and what keeping a program adds is timed there.
+soon a program is gone), fair (a chat beside loops), socket, server (start, memory, idleness). Measure on a machine
+that does nothing else. Without --inferlets, what needs programs is left out. Without --model and --config,
+/etc/tartlet/tartlet.toml is measured, as `tartlet serve` would serve it. Temporary files lie in
+TMPDIR, and what keeping a program adds is timed there.
 
   tartlet bench --model models/SmolLM2-135M-Instruct.Q4_1.gguf --json > before.json
   tartlet bench --model models/SmolLM2-135M-Instruct.Q4_1.gguf --only decode --against before.json",
