@@ -111,7 +111,7 @@ pub(super) async fn run(
     };
     let outcome = match errand {
         Errand::Run => guest.run().await,
-        Errand::Answer(call) => guest.answer(call).await.map(Ok),
+        Errand::Answer(call) => guest.answer(*call).await.map(Ok),
     };
     match outcome {
         Ok(Ok(())) | Err(Trap::Exit { ok: true }) => Ending::Completed(guest.returned()),

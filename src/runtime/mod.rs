@@ -102,7 +102,7 @@ pub struct RuntimeParts {
 /// What an instance lives for.
 enum Errand {
     Run,
-    Answer(Call),
+    Answer(Box<Call>),
 }
 
 /// Launches, feeds and ends instances. Cheap to clone.
@@ -207,7 +207,7 @@ impl Prepared {
 
     /// Lets it answer a request, which is all its life.
     pub fn answer(self, call: Call) {
-        self.set_off(Errand::Answer(call));
+        self.set_off(Errand::Answer(Box::new(call)));
     }
 
     fn set_off(mut self, errand: Errand) {

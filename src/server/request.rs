@@ -220,8 +220,14 @@ async fn receive(mut early: Option<Piece>, mut body: Incoming, writer: Writer) -
                     "The request's body came too slowly.".into(),
                 ));
             }
-            Some(None) => return Ok(finish(&writer, None)),
-            Some(Some(Err(_))) => return Ok(writer.fail(ErrorCode::ConnectionTerminated)),
+            Some(None) => {
+                finish(&writer, None);
+                return Ok(());
+            }
+            Some(Some(Err(_))) => {
+                writer.fail(ErrorCode::ConnectionTerminated);
+                return Ok(());
+            }
             Some(Some(Ok(frame))) => match frame.into_data() {
                 Ok(data) => {
                     bytes += data.len() as u64;
@@ -233,7 +239,10 @@ async fn receive(mut early: Option<Piece>, mut body: Incoming, writer: Writer) -
                         return Ok(());
                     }
                 }
-                Err(frame) => return Ok(finish(&writer, frame.into_trailers().ok())),
+                Err(frame) => {
+                    finish(&writer, frame.into_trailers().ok());
+                    return Ok(());
+                }
             },
         }
     }
