@@ -134,7 +134,7 @@ fn noise(
         if writer.ended() {
             break;
         }
-        let few: Vec<u32> = (0..30).map(|_| (random.next() * 301.0) as u32).collect();
+        let few: Vec<u32> = (0..30).map(|_| (random.unit() * 301.0) as u32).collect();
         let Some(id) = writer.choose(few, &[END]) else { break };
         text.extend_from_slice(vocabulary.text(id));
         written += 1;

@@ -110,7 +110,7 @@ impl Random {
     }
 
     /// Above 0, at most 1.
-    pub fn next(&mut self) -> f64 {
+    pub fn unit(&mut self) -> f64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut bits = self.0;
         bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -141,6 +141,6 @@ impl Random {
             within
         };
         let drawn = ids.iter().zip(probabilities).take_while(within);
-        drawn.map(|(&id, &probability)| (-self.next().ln() / f64::from(probability), id))
+        drawn.map(|(&id, &probability)| (-self.unit().ln() / f64::from(probability), id))
     }
 }
