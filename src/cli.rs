@@ -163,7 +163,7 @@ request is an instance of its own.
             values(
                 "quota",
                 "NAME=VALUE",
-                "lower a quota of what is launched with it; NAME as under [quotas] of tartlet.toml; may be repeated",
+                "lower a quota of what is launched with it (names: [quotas] in tartlet.toml); may be repeated",
             ),
             values("http", "HOST[:PORT]", "a host that its programs may call; may be repeated"),
             value("out", "FILE", "write the token to FILE (mode 0600) instead of standard output"),

@@ -513,9 +513,15 @@ pub mod tests {
         assert_eq!(read(b"").err().unwrap(), Rejected::NotWasm);
         assert_eq!(read(b"MZ\x90").err().unwrap(), Rejected::NotWasm);
         assert_eq!(read(&wat::parse_str("(module)").unwrap()).err().unwrap(), Rejected::CoreModule);
-        assert!(refusal("(component)").contains("does not export inferlet:core/run"));
+        assert!(refusal("(component)").contains("exports neither inferlet:core/run"));
         let http = MINIMAL.replace("inferlet:core/run", "wasi:http/incoming-handler@0.2.0");
-        assert!(refusal(&http).contains("an HTTP server, not an inferlet"));
+        assert!(refusal(&http).contains("; it exports wasi:http/incoming-handler@0.2.0"), "it has no handle");
+        let http = http.replace("\"run\"", "\"handle\"");
+        assert!(
+            refusal(&http).contains("handle is (incoming-request, response-outparam)"),
+            "{}",
+            refusal(&http)
+        );
         let typed = MINIMAL.replace("(result (error string))", "(result string (error string))");
         assert!(refusal(&typed).contains("() -> result<_, string>"));
         assert!(
@@ -542,7 +548,7 @@ pub mod tests {
         assert_eq!(
             refusal(text),
             "The component imports what this server does not offer: wasi:cli/environment@0.2.0#get-everything, \
-             wasi:cli/exit@0.3.0, wasi:http/types@0.2.12"
+             wasi:cli/exit@0.3.0, wasi:http/types@0.2.12#poke"
         );
     }
 
@@ -554,7 +560,7 @@ pub mod tests {
                 r#"(component (import "wasi:cli/environment@0.2.0" (instance (export "get-arguments" (func (result (list {ty})))))))"#
             )
         };
-        assert!(refusal(&import("string")).contains("does not export"));
+        assert!(refusal(&import("string")).contains("it exports nothing"));
         assert!(
             refusal(&import("(list u8)"))
                 .contains("wasi:cli/environment@0.2.0#get-arguments is () -> list<string> here")
