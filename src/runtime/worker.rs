@@ -20,21 +20,22 @@
 use super::fair::Fair;
 use crate::backend::crew::Crew;
 use crate::engine::Settle;
-use crate::identity::Subject;
 use crate::limits;
 use async_task::Runnable;
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
-use std::task::{Context, Poll};
 use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 
+mod seat;
 #[cfg(test)]
 mod tests;
+
+use seat::{Place, Subjects, Waiting};
+pub use seat::{Seat, Slice};
 
 /// Of so much time of the woken, as much as one part goes to guests that used their last slice up, ...
 const EXHAUSTED_PART: i64 = 16;
@@ -104,61 +105,6 @@ struct State {
     ended: bool,
 }
 
-/// A guest that has something to run.
-struct Waiting {
-    runnable: Runnable,
-    seat: Arc<Place>,
-}
-
-/// The number of each subject that has a seat.
-#[derive(Default)]
-struct Subjects {
-    numbers: HashMap<Subject, (usize, usize)>, // number, seats
-    free: Vec<usize>,
-    used: usize,
-}
-
-/// A guest's place in the run queues. Cheap to clone.
-#[derive(Clone)]
-pub struct Seat(Arc<Place>);
-
-struct Place {
-    // Weak: a guest that waits for ever must not keep the queues of a dropped pool alive.
-    shared: Weak<Shared>,
-    subject: Subject,
-    /// Its number.
-    number: usize,
-    /// The guest's next turn comes because a slice ended, and not because it was woken.
-    slice_ended: AtomicBool,
-    /// Slices that it used up in a row.
-    in_a_row: AtomicU32,
-    /// It needs no turn any more, only an end.
-    ending: AtomicBool,
-}
-
-impl Seat {
-    /// Whoever polls the guest from now on must find that it is over. Its next turn is the ender's, at once.
-    pub fn end(&self) {
-        self.0.ending.store(true, Ordering::Relaxed); // `state`'s lock orders it
-        if let Some(shared) = self.0.shared.upgrade() {
-            shared.hurry(&self.0);
-        }
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let Some(shared) = self.shared.upgrade() else { return };
-        let mut subjects = shared.subjects.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some((_, seats)) = subjects.numbers.get_mut(&self.subject) else { return };
-        *seats -= 1;
-        if *seats == 0 {
-            subjects.numbers.remove(&self.subject);
-            subjects.free.push(self.number);
-        }
-    }
-}
-
 impl Workers {
     /// Starts `size` (at least 1) threads and the crew that they form.
     pub fn start(size: usize) -> io::Result<Workers> {
@@ -201,28 +147,6 @@ impl Workers {
         Ok(pool)
     }
 
-    /// A place for a guest of this subject.
-    pub fn seat(&self, subject: &Subject) -> Seat {
-        let shared = &self.0.shared;
-        let (number, new) = {
-            let mut subjects = shared.subjects.lock().unwrap_or_else(PoisonError::into_inner);
-            subjects.enter(subject)
-        };
-        if new {
-            let mut state = shared.lock();
-            state.woken.begin(number);
-            state.exhausted.begin(number);
-        }
-        Seat(Arc::new(Place {
-            shared: Arc::downgrade(shared),
-            subject: subject.clone(),
-            number,
-            slice_ended: AtomicBool::new(false),
-            in_a_row: AtomicU32::new(0),
-            ending: AtomicBool::new(false),
-        }))
-    }
-
     /// The crew of these threads, for a backend.
     pub fn crew(&self) -> Arc<Crew> {
         self.0.crew.clone()
@@ -245,50 +169,6 @@ impl Workers {
         let (runnable, task) = async_task::spawn(future, schedule);
         task.detach();
         runnable.schedule();
-    }
-}
-
-impl Subjects {
-    /// The subject's number, and whether it has just been given it.
-    fn enter(&mut self, subject: &Subject) -> (usize, bool) {
-        if let Some((number, seats)) = self.numbers.get_mut(subject) {
-            *seats += 1;
-            return (*number, false);
-        }
-        let number = self.free.pop().unwrap_or_else(|| {
-            self.used += 1;
-            self.used - 1
-        });
-        self.numbers.insert(subject.clone(), (number, 1));
-        (number, true)
-    }
-}
-
-/// What a guest has of the thread it runs on.
-#[derive(Clone)]
-pub struct Slice(Arc<Place>);
-
-impl Slice {
-    /// Gives the thread up and queues behind the freshly woken.
-    pub fn end(&self) -> impl Future<Output = ()> + Send + use<> {
-        EndSlice(Some(self.0.clone()))
-    }
-}
-
-struct EndSlice(Option<Arc<Place>>);
-
-impl Future for EndSlice {
-    type Output = ();
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
-        match self.0.take() {
-            Some(seat) => {
-                seat.slice_ended.store(true, Ordering::Relaxed);
-                context.waker().wake_by_ref();
-                Poll::Pending
-            }
-            None => Poll::Ready(()),
-        }
     }
 }
 

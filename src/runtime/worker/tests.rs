@@ -1,8 +1,10 @@
 //! The run queues from outside: who runs, who waits for whom, and that nobody starves.
 
 use super::*;
+use crate::identity::Subject;
 use smol::channel;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::AtomicBool;
+use std::task::Poll;
 
 /// A guest of a subject that all of a test's share.
 fn spawn<F: Future<Output = ()> + Send + 'static>(workers: &Workers, make: impl FnOnce(Slice) -> F) {

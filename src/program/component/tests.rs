@@ -1,0 +1,117 @@
+//! Components by hand: what is taken, and the sentences about the others.
+
+use super::*;
+
+/// The smallest inferlet: `run` answers ok.
+pub const MINIMAL: &str = r#"
+    (component
+        (core module $main
+            (memory (export "memory") 1)
+            (func (export "run") (result i32) (i32.const 16)))
+        (core instance $main (instantiate $main))
+        (alias core export $main "memory" (core memory $memory))
+        (func $run (result (result (error string)))
+            (canon lift (core func $main "run") (memory $memory)))
+        (instance $entry (export "run" (func $run)))
+        (export "inferlet:core/run" (instance $entry)))
+"#;
+
+fn refusal(text: &str) -> String {
+    match read(&wat::parse_str(text).unwrap()) {
+        Ok(_) => panic!("not refused: {text}"),
+        Err(rejected) => rejected.to_string(),
+    }
+}
+
+#[test]
+fn the_smallest_inferlet_is_one_step() {
+    let plan = read(&wat::parse_str(MINIMAL).unwrap()).unwrap();
+    assert_eq!((plan.modules.len(), plan.steps.len()), (1, 1));
+    assert!(matches!(&plan.run.unwrap().function, Item::Export { instance: 0, name } if &**name == "run"));
+}
+
+#[test]
+fn what_is_no_inferlet_is_told_so() {
+    assert_eq!(read(b"").err().unwrap(), Rejected::NotWasm);
+    assert_eq!(read(b"MZ\x90").err().unwrap(), Rejected::NotWasm);
+    assert_eq!(read(&wat::parse_str("(module)").unwrap()).err().unwrap(), Rejected::CoreModule);
+    assert!(refusal("(component)").contains("exports neither inferlet:core/run"));
+    let http = MINIMAL.replace("inferlet:core/run", "wasi:http/incoming-handler@0.2.0");
+    assert!(refusal(&http).contains("; it exports wasi:http/incoming-handler@0.2.0"), "it has no handle");
+    let http = http.replace("\"run\"", "\"handle\"");
+    assert!(refusal(&http).contains("handle is (incoming-request, response-outparam)"), "{}", refusal(&http));
+    let typed = MINIMAL.replace("(result (error string))", "(result string (error string))");
+    assert!(refusal(&typed).contains("() -> result<_, string>"));
+    assert!(
+        read(&wat::parse_str(MINIMAL.replace("inferlet:core/run", "pie:inferlet/run@0.1.0")).unwrap())
+            .is_ok()
+    );
+}
+
+#[test]
+fn all_unknown_imports_are_listed_and_no_known_one() {
+    let text = r#"
+        (component
+            (import "wasi:http/types@0.2.12" (instance $http
+                (export "fields" (type (sub resource)))
+                (export "poke" (func))))
+            (import "wasi:io/poll@0.2.3" (instance (export "pollable" (type (sub resource)))))
+            (import "wasi:cli/environment@0.2.0" (instance (export "get-everything" (func))))
+            (import "wasi:cli/exit@0.3.0" (instance (export "exit" (func))))
+            (alias export $http "fields" (type $fields))
+            (core func (canon resource.drop $fields))
+            (alias export $http "poke" (func $poke))
+            (core func (canon lower (func $poke))))
+    "#;
+    assert_eq!(
+        refusal(text),
+        "The component imports what this server does not offer: wasi:cli/environment@0.2.0#get-everything, \
+         wasi:cli/exit@0.3.0, wasi:http/types@0.2.12#poke"
+    );
+}
+
+#[test]
+fn value_types_are_compared_not_only_core_ones() {
+    // list<u8> and string lower alike.
+    let import = |ty: &str| {
+        format!(
+            r#"(component (import "wasi:cli/environment@0.2.0" (instance (export "get-arguments" (func (result (list {ty})))))))"#
+        )
+    };
+    assert!(refusal(&import("string")).contains("it exports nothing"));
+    assert!(
+        refusal(&import("(list u8)"))
+            .contains("wasi:cli/environment@0.2.0#get-arguments is () -> list<string> here")
+    );
+}
+
+#[test]
+fn shapes_that_are_not_run_are_named() {
+    let two_memories = MINIMAL.replace("(core module $main", "(core module (memory 1)) (core module $main");
+    assert!(refusal(&two_memories).contains("has 2 memories"));
+    let wide = MINIMAL.replace("(memory (export \"memory\") 1)", "(memory (export \"memory\") i64 1)");
+    assert!(refusal(&wide).contains("64-bit"));
+    let utf16 = MINIMAL.replace("(memory $memory))", "(memory $memory) string-encoding=utf16)");
+    assert!(refusal(&utf16).contains("UTF-16"));
+    let composed = MINIMAL.replace("(core module $main", "(component (core module)) (core module $main");
+    assert!(refusal(&composed).contains("composed"));
+    let modules = MINIMAL.replace("(core module $main", &("(core module)".repeat(16) + "(core module $main"));
+    assert!(refusal(&modules).contains("17 core modules"));
+}
+
+/// Cut anywhere, or with any byte changed, a component is refused or read; it never panics.
+#[test]
+fn damage_never_panics() {
+    let whole = wat::parse_str(MINIMAL).unwrap();
+    for len in 0..whole.len() {
+        // Cut between two sections it is a smaller, valid component.
+        let _ = read(&whole[..len]).map(|_| ());
+    }
+    for at in 0..whole.len() {
+        for flip in [0x01, 0x80, 0xff] {
+            let mut damaged = whole.clone();
+            damaged[at] ^= flip;
+            let _ = read(&damaged).map(|_| ());
+        }
+    }
+}

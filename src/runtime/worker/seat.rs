@@ -1,0 +1,136 @@
+//! A guest's place in the run queues, and what it has of the thread it runs on.
+//!
+//! Owns: the numbers by which the queues know subjects, and the marks that a guest's next turn is judged by. Never: the
+//! queues, or a thread; those are the parent's.
+
+use super::{Shared, Workers};
+use crate::identity::Subject;
+use async_task::Runnable;
+use std::collections::HashMap;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, PoisonError, Weak};
+use std::task::{Context, Poll};
+
+/// A guest that has something to run.
+pub(super) struct Waiting {
+    pub runnable: Runnable,
+    pub seat: Arc<Place>,
+}
+
+/// The number of each subject that has a seat.
+#[derive(Default)]
+pub(super) struct Subjects {
+    numbers: HashMap<Subject, (usize, usize)>, // number, seats
+    free: Vec<usize>,
+    used: usize,
+}
+
+/// A guest's place in the run queues. Cheap to clone.
+#[derive(Clone)]
+pub struct Seat(pub(super) Arc<Place>);
+
+pub(super) struct Place {
+    // Weak: a guest that waits for ever must not keep the queues of a dropped pool alive.
+    pub(super) shared: Weak<Shared>,
+    pub(super) subject: Subject,
+    /// Its number.
+    pub(super) number: usize,
+    /// The guest's next turn comes because a slice ended, and not because it was woken.
+    pub(super) slice_ended: AtomicBool,
+    /// Slices that it used up in a row.
+    pub(super) in_a_row: AtomicU32,
+    /// It needs no turn any more, only an end.
+    pub(super) ending: AtomicBool,
+}
+
+impl Seat {
+    /// Whoever polls the guest from now on must find that it is over. Its next turn is the ender's, at once.
+    pub fn end(&self) {
+        self.0.ending.store(true, Ordering::Relaxed); // `state`'s lock orders it
+        if let Some(shared) = self.0.shared.upgrade() {
+            shared.hurry(&self.0);
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let Some(shared) = self.shared.upgrade() else { return };
+        let mut subjects = shared.subjects.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some((_, seats)) = subjects.numbers.get_mut(&self.subject) else { return };
+        *seats -= 1;
+        if *seats == 0 {
+            subjects.numbers.remove(&self.subject);
+            subjects.free.push(self.number);
+        }
+    }
+}
+
+impl Workers {
+    /// A place for a guest of this subject.
+    pub fn seat(&self, subject: &Subject) -> Seat {
+        let shared = &self.0.shared;
+        let (number, new) = {
+            let mut subjects = shared.subjects.lock().unwrap_or_else(PoisonError::into_inner);
+            subjects.enter(subject)
+        };
+        if new {
+            let mut state = shared.lock();
+            state.woken.begin(number);
+            state.exhausted.begin(number);
+        }
+        Seat(Arc::new(Place {
+            shared: Arc::downgrade(shared),
+            subject: subject.clone(),
+            number,
+            slice_ended: AtomicBool::new(false),
+            in_a_row: AtomicU32::new(0),
+            ending: AtomicBool::new(false),
+        }))
+    }
+}
+
+impl Subjects {
+    /// The subject's number, and whether it has just been given it.
+    fn enter(&mut self, subject: &Subject) -> (usize, bool) {
+        if let Some((number, seats)) = self.numbers.get_mut(subject) {
+            *seats += 1;
+            return (*number, false);
+        }
+        let number = self.free.pop().unwrap_or_else(|| {
+            self.used += 1;
+            self.used - 1
+        });
+        self.numbers.insert(subject.clone(), (number, 1));
+        (number, true)
+    }
+}
+
+/// What a guest has of the thread it runs on.
+#[derive(Clone)]
+pub struct Slice(pub(super) Arc<Place>);
+
+impl Slice {
+    /// Gives the thread up and queues behind the freshly woken.
+    pub fn end(&self) -> impl Future<Output = ()> + Send + use<> {
+        EndSlice(Some(self.0.clone()))
+    }
+}
+
+struct EndSlice(Option<Arc<Place>>);
+
+impl Future for EndSlice {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        match self.0.take() {
+            Some(seat) => {
+                seat.slice_ended.store(true, Ordering::Relaxed);
+                context.waker().wake_by_ref();
+                Poll::Pending
+            }
+            None => Poll::Ready(()),
+        }
+    }
+}
