@@ -1,7 +1,7 @@
 //! What a web page can do to this machine: in a real browser, a page of another origin can neither open the WebSocket nor
 //! have a program answer it; a page that the configuration names can do both.
 //!
-//! `make test-browser` brings the browser; the suite runs without one.
+//! `make test-browser` runs it and says what to install where no browser is; `make test` needs none.
 
 mod support;
 

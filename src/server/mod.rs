@@ -1,8 +1,10 @@
 //! The door: what apps connect to.
 //!
 //! Owns: [`listener`] sockets and how many may be open, [`upgrade`] from an HTTP request to a WebSocket, [`session`] the
-//! pure state of one connection, [`connection`] its I/O over a [`carrier`] of frames, [`forward`] and [`download`] events and blobs to frames, [`over`] why and
-//! when a connection ends, [`paced`] fairness between sockets, [`names`] whose requests may pass; [`http`] the server instances of programs, over a [`socket`] for hyper; [`house`] names all that the door needs of the box behind it. Never: how programs are kept or run.
+//! pure state of one connection, [`connection`] its I/O over a [`carrier`] of frames, [`forward`] and [`download`] events and
+//! blobs to frames, [`over`] why and when a connection ends, [`paced`] fairness between sockets, [`names`] whose requests may
+//! pass; [`http`] the server instances of programs, over a [`socket`] for hyper; [`house`] names all that the door needs of
+//! the box behind it. Never: how programs are kept or run.
 //!
 //! One connection is one future with an executor of its own: dropping it, or a panic in it, ends that connection, its
 //! uploads and its instances, and nothing else.
