@@ -6,7 +6,7 @@
 use crate::gguf::{Items, Random, Writer};
 
 /// A format of matrices: its number, values and bytes of a block, and what stands in the upper byte of the halves that it
-/// begins with, so that values are about a tenth.
+/// begins with, so that values are about a tenth (those of single values: about a twentieth).
 #[derive(Clone, Copy)]
 pub struct Format {
     number: u32,
@@ -70,8 +70,8 @@ impl Decoder {
         let gemma = self.architecture.starts_with("gemma");
         let mut it = Making { writer: self.keys(), random: Random::new(self.seed), made: 0, of: self };
         let (q, kv) = (HEADS * self.head_dim, KV_HEADS * self.head_dim);
-        it.matrix("token_embd.weight", VOCAB, HIDDEN);
-        if self.architecture == "qwen3" {
+        it.embedding();
+        if !self.tied() {
             it.matrix("output.weight", VOCAB, HIDDEN);
         }
         it.gains("output_norm.weight", HIDDEN);
@@ -107,6 +107,10 @@ impl Decoder {
             it.vector("rope_freqs.weight", self.head_dim / 2, 1.0);
         }
         it.writer.bytes()
+    }
+
+    fn tied(self) -> bool {
+        self.architecture == "qwen2"
     }
 
     fn keys(self) -> Writer {
@@ -164,8 +168,19 @@ impl Making {
         self.writer = writer.tensor_of(name, dims, format, bytes);
     }
 
-    /// Any quants under scales of one size; in a format of single values, values of one size, either sign.
+    /// Rows eight times as large as what a layer adds: few of the next tokens are as good as equal, so that the order of a
+    /// sum decides. Where the embedding is the head too, that would make every token follow itself; Gemma scales its rows.
+    fn embedding(&mut self) {
+        let scaled = self.of.architecture.starts_with("gemma");
+        self.sized("token_embd.weight", VOCAB, HIDDEN, if self.of.tied() || scaled { 0 } else { 3 });
+    }
+
     fn matrix(&mut self, name: &str, rows: usize, row: usize) {
+        self.sized(name, rows, row, 0);
+    }
+
+    /// Any quants under scales of one size; in a format of single values, values of one size, either sign. All times 2^power.
+    fn sized(&mut self, name: &str, rows: usize, row: usize, power: u8) {
         let format = self.of.formats[self.made % self.of.formats.len()];
         self.made += 1;
         let mut bytes = Vec::new();
@@ -173,11 +188,11 @@ impl Making {
             let start = bytes.len();
             bytes.extend((0..format.bytes).map(|_| self.random.next() as u8));
             for (field, upper) in format.halves.iter().enumerate() {
-                bytes[start + 2 * field + 1] = *upper;
+                bytes[start + 2 * field + 1] = *upper + 4 * power;
             }
             if format.halves.is_empty() {
                 let last = bytes.len() - 1;
-                bytes[last] = bytes[last] & 0x80 | 0x3d;
+                bytes[last] = bytes[last] & 0x80 | (0x3d + power / 2);
             }
         }
         self.put(name, &[row, rows], format.number, bytes);

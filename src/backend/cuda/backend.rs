@@ -130,9 +130,12 @@ impl Cuda {
         }
         let room = Room::new(bounds(pages), |bytes| device.buffer(bytes))?;
         let pool = device.buffer(planes(shape) * plane_bytes(shape) * pages)?;
-        // A guest may read an embedding slot that nobody has written.
-        // SAFETY: the buffer is new, and all of it is filled before anything else is put into the stream.
-        unsafe { stream.fill_later(&room.embeds, 0, room.embeds.size(), 0)? };
+        // A guest may read an embedding slot that nobody has written; and what comes back of results has gaps, as each
+        // distribution has room for the longest.
+        for buffer in [&room.embeds, &room.results] {
+            // SAFETY: it is new, and all of it is filled before anything else is put into the stream.
+            unsafe { stream.fill_later(buffer, 0, buffer.size(), 0)? };
+        }
         stream.wait()?;
         let mb = |bytes: usize| bytes / 1_000_000;
         tracing::info!(
