@@ -73,7 +73,7 @@ impl From<Error> for NotLoaded {
 
 impl From<Error> for Fault {
     fn from(error: Error) -> Fault {
-        Fault(error.to_string())
+        Fault(error.to_string().trim_end_matches('.').to_owned()) // whoever tells of it goes on
     }
 }
 
