@@ -12,7 +12,7 @@ use crate::model::quant::Quant;
 
 /// Tokens of a matrix-vector product at most.
 const FEW: usize = 8;
-/// Bytes of dynamic shared memory that one takes for each token.
+/// Bytes of dynamic shared memory that one takes for each token; of bf16 fewer.
 const FEW_SHARED: usize = 5248;
 /// Rows and tokens of a CTA of a matrix-matrix product of many tokens, and of few.
 const WIDE: (usize, usize) = (128, 64);
@@ -76,7 +76,8 @@ fn of_format(kernel: &str, quant: Quant, end: &str) -> String {
 
 /// Whether there are kernels for products with this format: of any number of tokens.
 pub(super) fn has_products(sources: &[Source], quant: Quant) -> bool {
-    ["gemv", "gemm"].iter().any(|kernel| named(sources, &of_format(kernel, quant, "")).is_some())
+    activations(quant).is_some()
+        && ["gemv", "gemm"].iter().any(|kernel| named(sources, &of_format(kernel, quant, "")).is_some())
 }
 
 pub(super) fn has_embedding(sources: &[Source], quant: Quant) -> bool {
@@ -237,14 +238,14 @@ impl Launches<'_> {
         let arguments = |x: Prepared, y: u64, tokens: usize| {
             let mut arguments = operand(matrix);
             match activations(matrix.quant) {
-                Activations::Quants => arguments.extend([x.xq, x.xs].map(at)),
-                Activations::Bf16 => arguments.push(at(x.xb)),
+                Some(Activations::Bf16) => arguments.push(at(x.xb)),
+                _ => arguments.extend([x.xq, x.xs].map(at)),
             }
             arguments.push(at(y));
             arguments.extend([matrix.rows, matrix.pairs(), tokens, adds.into()].map(number));
             arguments
         };
-        let wide = if activations(matrix.quant) == Activations::Bf16 { WIDE_BF16 } else { WIDE };
+        let wide = if activations(matrix.quant) == Some(Activations::Bf16) { WIDE_BF16 } else { WIDE };
         let ctas = |(rows, of): (usize, usize)| [tokens.div_ceil(of), matrix.rows.div_ceil(rows), 1];
         let fills = |grid: [usize; 3]| grid[0] * grid[1] >= self.multiprocessors;
         match (&product.vector, &product.wide, &product.narrow) {

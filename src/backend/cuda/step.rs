@@ -59,7 +59,7 @@ impl Step<'_> {
 
     /// Where rows go for these matrices, in the forms that they read.
     fn prepared(&self, matrices: &[&Matrix]) -> Prepared {
-        let want = |form| matrices.iter().any(|matrix| activations(matrix.quant) == form);
+        let want = |form| matrices.iter().any(|matrix| activations(matrix.quant) == Some(form));
         let if_wanted = |form, buffer: &Buffer| if want(form) { buffer.address() } else { 0 };
         Prepared {
             xq: if_wanted(Activations::Quants, &self.room.xq),

@@ -28,11 +28,12 @@ pub(super) enum Activations {
     Bf16,
 }
 
-/// What a format's kernels multiply with.
-pub(super) fn activations(quant: Quant) -> Activations {
+/// What a format's kernels multiply with. None for F16, whose products take f16, which no kernel makes of a row.
+pub(super) fn activations(quant: Quant) -> Option<Activations> {
     match quant {
-        Quant::BF16 | Quant::F16 => Activations::Bf16,
-        _ => Activations::Quants,
+        Quant::F32 | Quant::F16 => None,
+        Quant::BF16 => Some(Activations::Bf16),
+        _ => Some(Activations::Quants),
     }
 }
 
