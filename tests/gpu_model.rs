@@ -8,6 +8,7 @@ mod support;
 #[path = "support/decoders.rs"]
 mod decoders;
 #[path = "support/gguf.rs"]
+#[allow(dead_code)] // of which a part is used
 mod gguf;
 
 use decoders::{Decoder, FAMILIES, VOCAB};

@@ -4,8 +4,10 @@
 mod support;
 
 #[path = "support/decoders.rs"]
+#[allow(dead_code)]
 mod decoders;
 #[path = "support/gguf.rs"]
+#[allow(dead_code)] // of which a part is used
 mod gguf;
 
 use decoders::{Decoder, LLAMA};

@@ -23,7 +23,6 @@ pub const Q4_0: Format = format(2, 32, 18, &[0x24]);
 pub const Q4_1: Format = format(3, 32, 20, &[0x24, 0xb0]);
 pub const Q8_0: Format = format(8, 32, 34, &[0x14]);
 pub const BF16: Format = format(30, 1, 2, &[]);
-pub const Q5_1: Format = format(7, 32, 24, &[0x1c, 0xb0]);
 const F32: u32 = 0;
 
 const HIDDEN: usize = 128;

@@ -416,3 +416,110 @@ fn set(bytes: &mut [u8], bits: Range<usize>) {
 }
 
 const _: () = assert!(PAIR >= 32 && RECORD % ALIGNED == 0);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::{DrawKey, PageId, TokenId};
+
+    /// The last `rows` rows of a sequence of `len` slots.
+    fn sequence(len: usize, rows: usize, mask: Mask, outputs: Vec<Output>) -> Sequence {
+        Sequence {
+            pages: (0..len.div_ceil(PAGE) as u32).map(PageId).collect(),
+            len: len as u32,
+            inputs: vec![Input::Token(TokenId(0)); rows],
+            positions: vec![0; rows],
+            mask,
+            outputs,
+            draw: DrawKey { seed: 0, queue: 0, pass: 0 },
+        }
+    }
+
+    fn piece(sequence: usize, rows: Range<usize>) -> Piece {
+        Piece { sequence, rows }
+    }
+
+    #[test]
+    fn a_batch_is_cut_where_rows_or_words_run_out() {
+        let long = || sequence(100, 10, Mask::Causal, Vec::new());
+        let batch = Batch { sequences: vec![long(), sequence(3, 3, Mask::Causal, Vec::new()), long()] };
+        let whole = vec![vec![piece(0, 0..10), piece(1, 0..3), piece(2, 0..10)]];
+        assert_eq!(steps(&batch, 64, 1000), whole);
+        // Ten rows and no more; the second sequence begins in the step that the first one filled.
+        let by_rows =
+            vec![vec![piece(0, 0..10)], vec![piece(1, 0..3), piece(2, 0..7)], vec![piece(2, 7..10)]];
+        assert_eq!(steps(&batch, 10, 1000), by_rows);
+        // A table of 100 slots has seven words: two of them do not fit into ten.
+        assert_eq!(steps(&batch, 64, 10), vec![vec![piece(0, 0..10), piece(1, 0..3)], vec![piece(2, 0..10)]]);
+        // Masks of 91 to 100 slots have three or four words a row.
+        let masks = (91..=100).map(|slots| vec![1, slots - 1]).collect();
+        let masked = Batch { sequences: vec![sequence(100, 10, Mask::Runs(masks), Vec::new())] };
+        let cut = steps(&masked, 64, 20);
+        assert_eq!(cut, vec![vec![piece(0, 0..4)], vec![piece(0, 4..7)], vec![piece(0, 7..10)]]);
+        assert_eq!(steps(&masked, 64, 1).len(), 10, "one row goes on, whatever it takes");
+        assert!(steps(&Batch::default(), 64, 10).is_empty());
+    }
+
+    #[test]
+    fn tokens_come_before_distributions_and_the_last_one_is_stored() {
+        let greedy =
+            |row| Output::Token { row, sampler: Sampler::Multinomial { temperature: 0.0 }, ordinal: row };
+        let outputs = vec![
+            Output::Distribution { row: 1, temperature: 1.0, top_k: 5 },
+            greedy(0),
+            Output::Embed { row: 0, to: EmbedId(4) },
+            greedy(2),
+            Output::Embed { row: 2, to: EmbedId(4) },
+        ];
+        let sequences = vec![sequence(4, 2, Mask::Causal, Vec::new()), sequence(3, 3, Mask::Causal, outputs)];
+        let batch = Batch { sequences };
+        let mut wants = Wants::default();
+        let pieces = [piece(0, 0..2), piece(1, 0..3)];
+        wants.note(&batch, &pieces);
+        let told: Vec<_> = wants.list.iter().map(|want| (want.row, want.sequence, want.number)).collect();
+        assert_eq!(told, [(2, 1, 1), (4, 1, 2), (3, 1, 0)]);
+        assert_eq!(wants.stored, [(4, EmbedId(4))]);
+        let sizes = Staging::sizes(&batch, &pieces, &wants.list, wants.stored.len(), 64);
+        assert_eq!(sizes, Sizes { rows: 5, splits: 1, tokens: 2, tops: 1, entries: 8, stored: 1 });
+        // What another step has is not this one's.
+        wants.note(&batch, &[piece(1, 1..2)]);
+        let told: Vec<_> = wants.list.iter().map(|want| (want.row, want.sequence, want.number)).collect();
+        assert_eq!((told, wants.stored.len()), (vec![(0, 1, 0)], 0));
+    }
+
+    #[test]
+    fn parts_begin_aligned_and_depend_on_sizes_alone() {
+        let kinds = Kinds { turns: vec![vec![1.0; 3]; 2], scale: 1.0, windows: vec![None, Some(5)] };
+        let sizes = Sizes { rows: 3, splits: 1, tokens: 2, tops: 1, entries: 4, stored: 1 };
+        let places = Places::of(&sizes, &kinds);
+        let begins = [places.turns, places.draws, places.rows, places.inputs, places.slots];
+        let begins =
+            [&begins[..], &[places.chosen, places.counts, places.to, places.from, places.tail]].concat();
+        assert_eq!(begins, [0, 144, 288, 384, 400, 416, 432, 448, 464, 480]);
+        assert!(least_bytes(&kinds, 3) >= places.tail);
+    }
+
+    #[test]
+    fn runs_become_bits() {
+        for runs in [vec![5], vec![0, 3, 30], vec![9, 1, 0, 7, 50], vec![8, 8, 16], vec![31, 1, 1, 1, 30]] {
+            let slots: u32 = runs.iter().sum();
+            let mut bytes = vec![0xaa; slots.div_ceil(32) as usize * 4];
+            let len = bytes.len();
+            Block(&mut bytes).bits(0..len, &runs);
+            let seen = |slot: u32| {
+                let mut left = slot;
+                let run = runs.iter().position(|run| {
+                    let here = left < *run;
+                    left = left.saturating_sub(*run);
+                    here
+                });
+                run.is_some_and(|run| run % 2 == 0)
+            };
+            for slot in 0..len as u32 * 8 {
+                let bit = bytes[slot as usize / 8] >> (slot % 8) & 1 == 1;
+                assert_eq!(bit, seen(slot), "{runs:?}, slot {slot}");
+            }
+            assert_eq!(hides(&runs), (0..slots).any(|slot| !seen(slot)), "{runs:?}");
+        }
+    }
+}
