@@ -5,8 +5,9 @@
 //!
 //! Among subjects the one that was served least goes first, and while several have something ready no one's passes take
 //! more than its part of the rows, or more work than [`Budget::apart`]: whoever has one row to run has it at least as
-//! often as if the device were given to each subject in turn, however many rows the others have. Priorities are a
-//! subject's own: they order its passes and nobody else's.
+//! often as if the device were given to each subject in turn, however many rows the others have. A subject with more
+//! passes than another has less still, down to a [`CROWD`]th: a crowd makes others' steps a quarter longer, not twice as
+//! long. Priorities are a subject's own: they order its passes and nobody else's.
 //!
 //! Among the passes of one subject higher priority goes first (one that gets nothing rises a level every
 //! [`AGE_BATCHES`] batches), short before long, the instance served least recently first. A batch is bounded in rows
@@ -26,6 +27,8 @@ use std::collections::{BinaryHeap, HashMap};
 pub(super) const SHORT_ROWS: u32 = 8;
 /// Batches without service after which a pass counts as one priority level higher.
 pub(super) const AGE_BATCHES: u64 = 16;
+/// The part of [`Budget::apart`] that a subject has, however few passes another has beside it.
+const CROWD: usize = 4;
 /// One part in so many of a batch is kept for a long pass; else decodes, each a whole batch's work deep in its context
 /// or as many as a batch has rows, would leave it nothing.
 const KEPT: u32 = 4;
@@ -107,10 +110,16 @@ impl Schedule {
         }
         let any_short = lots.iter().any(|lot| lot.rank.iter().any(|r| !r.long.0));
         let parts = lots.len() as u32;
+        let fewest = lots.iter().map(|lot| lot.rank.len()).min().unwrap_or_default();
         for lot in &mut lots {
             (lot.rows, lot.work) = match parts {
+                1 if self.shares.len() > 1 => (budget.rows, budget.work.min(budget.shared)),
                 1 => (budget.rows, budget.work),
-                _ => ((budget.rows / parts).max(1), budget.work.min(budget.apart)),
+                _ => {
+                    let crowd = lot.rank.len().min(CROWD * fewest);
+                    let apart = (u128::from(budget.apart) * fewest as u128 / crowd as u128) as u64;
+                    ((budget.rows / parts).max(1), budget.work.min(apart))
+                }
             };
             lot.long_work = if any_short { budget.beside.min(lot.work) } else { lot.work };
             // Not their levels: with many decodes some have always waited long, and a prompt would never be as urgent.
