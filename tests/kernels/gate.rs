@@ -152,12 +152,7 @@ fn the_functions_are_near_exact_ones() {
         x / 2.0 * (1.0 + inner.tanh())
     };
     let cap = |x: f64| 30.0 * (x / 30.0).tanh();
-    let cases: [(&str, Vec<f32>, &dyn Fn(f64) -> f64, f64); 3] = [
-        ("silu", activated(&x, Activation::Silu), &silu, 0.0),
-        ("gelu", activated(&x, Activation::GeluTanh), &gelu, 1.5e-7),
-        ("cap", capped(&x, 30.0), &cap, 30.0 * 1.5e-7),
-    ];
-    for (name, got, exact, floor) in cases {
+    let near = |name: &str, got: Vec<f32>, exact: &dyn Fn(f64) -> f64, floor: f64| {
         for (&x, got) in x.iter().zip(got) {
             let (x, got) = (f64::from(x), f64::from(got));
             let want = exact(x);
@@ -165,7 +160,10 @@ fn the_functions_are_near_exact_ones() {
             let slack = 5e-7 * want.abs() + floor * x.abs().max(1.0);
             assert!((got - want).abs() <= slack, "{name}({x}) is {got}, not {want}");
         }
-    }
+    };
+    near("silu", activated(&x, Activation::Silu), &silu, 0.0);
+    near("gelu", activated(&x, Activation::GeluTanh), &gelu, 1.5e-7);
+    near("cap", capped(&x, 30.0), &cap, 30.0 * 1.5e-7);
 }
 
 const FAULTS: &[Fault] = &[
