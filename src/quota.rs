@@ -221,8 +221,11 @@ impl Share {
         self.held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).map(drop).map_err(|_| self.full)
     }
 
+    /// More than was taken would be a fault of ours: it must not wrap around, and refuse everybody everything.
     pub fn give(&self, less: u64) {
-        self.held.fetch_sub(less, Ordering::Relaxed);
+        let left = |held: u64| Some(held.saturating_sub(less));
+        let before = self.held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, left);
+        debug_assert!(before.is_ok_and(|held| held >= less), "{less} given back of {before:?}");
     }
 }
 
