@@ -288,6 +288,9 @@ const _: () = assert!(NAMES_PER_INSTANCE as u64 * PAGE_TOKENS_MAX as u64 <= u32:
 
 /// Handles one guest holds at most: a large program keeps hundreds (a pollable per pending pass), a leak shows early.
 pub const HANDLES: usize = 65_536;
+/// Bytes that a handle counts for among what the host holds, beside its value's own: the allocation, and a small thing behind
+/// it that counts nothing itself (a reply to come, a listener, a queue).
+pub const HANDLE_BYTES: usize = 160;
 /// Bytes that the arguments of one call may make the host hold: the largest blob upload or tokenized book, times two.
 pub const LIFTED_BYTES: usize = 32 * 1024 * 1024;
 /// Fuel of one call of a guest's allocator, which cannot be suspended: 4 ms at most. Growing memory by 32 MiB takes
@@ -297,7 +300,7 @@ pub const ALLOCATOR_FUEL: u64 = 1_000_000;
 pub const FUEL: u64 = 4_000_000_000_000;
 /// Linear memory of one instance: a large program's, and a quarter of what all have together.
 pub const MEMORY_BYTES: usize = 256 << 20;
-/// Entries of an instance's tables: 16 bytes each, and stock programs have a few hundred.
+/// Entries of an instance's tables: 4 bytes each, which count as memory, and stock programs have a few hundred.
 pub const TABLE_ELEMENTS: usize = 1 << 20;
 /// From an instance's launch to its end: a day, for one that waits for its client.
 pub const WALL_CLOCK_SECONDS: u64 = 24 * 3600;
@@ -305,10 +308,10 @@ pub const WALL_CLOCK_SECONDS: u64 = 24 * 3600;
 pub const LOG_BYTES: usize = 16 << 20;
 /// The same, of all live instances of one subject: a flood of them must not fill the journal.
 pub const LOG_BYTES_PER_SUBJECT: usize = 8 * LOG_BYTES;
-/// Linear memory that every instance is sure of, whatever others hold: stock programs start with 1.1 MB and stay
-/// below 1.6.
+/// Memory, linear and of tables, that every instance is sure of, whatever others hold: stock programs start with 1.1 MB
+/// and stay below 1.6.
 pub const MEMORY_FLOOR_BYTES: usize = 2 * 1024 * 1024;
-/// Linear memory that all instances together may hold beyond that: what a box with 8 GB can spare beside the model.
+/// Memory that all instances together may hold beyond that: what a box with 8 GB can spare beside the model.
 pub const MEMORY_POOL_BYTES: usize = 1024 * 1024 * 1024;
 /// The same for one subject where there are several: half of it, so that none takes the box.
 pub const MEMORY_BYTES_PER_SUBJECT: usize = MEMORY_POOL_BYTES / 2;

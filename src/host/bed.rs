@@ -155,6 +155,7 @@ impl Bed {
         let join = Command::Join { instance, subject: subject.clone(), pages: PageQuotas::default(), seed };
         assert!(house.engine.try_send(join).is_ok(), "the inbox has room");
         let (quotas, account) = (Quotas::default(), Account::alone());
+        let held = Meter::new(&quotas, account.memory(&quotas));
         let (outgoing, _) = crate::outgoing::outgoing(Default::default());
         let cx = Cx {
             instance,
@@ -163,10 +164,10 @@ impl Bed {
             arguments: vec!["--name".to_owned(), "wert äöü".to_owned()],
             seed,
             returned: String::new(),
-            table: Table::new(&quotas),
+            table: Table::new(&quotas, &held),
             queues: Default::default(),
             names: Default::default(),
-            held: Meter::new(&quotas, account.memory(&quotas)),
+            held,
             model: house.model.clone(),
             engine: house.engine.clone(),
             credits: Credits::default(),

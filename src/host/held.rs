@@ -38,9 +38,14 @@ impl Meter {
     /// # Errors
     /// The instance would hold more than it may.
     pub fn charge(&self, bytes: usize) -> Result<Charge, Trap> {
-        let mut charge = Charge { meter: self.clone(), bytes: 0 };
+        let mut charge = self.nothing();
         charge.set(bytes)?;
         Ok(charge)
+    }
+
+    /// A charge of no bytes yet.
+    pub fn nothing(&self) -> Charge {
+        Charge { meter: self.clone(), bytes: 0 }
     }
 
     pub fn held(&self) -> usize {

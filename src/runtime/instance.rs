@@ -136,6 +136,7 @@ pub(super) async fn join(runtime: &Runtime, entry: &Entry, quotas: &Quotas) -> R
 
 pub(super) fn context(runtime: &Runtime, entry: &Entry, launch: Launch, seed: u64) -> Cx {
     let parts = &runtime.parts;
+    let held = held::Meter::new(&launch.quotas, entry.account.memory(&launch.quotas));
     Cx {
         instance: entry.instance,
         line: parts.outgoing.line(entry.instance, launch.subject.clone(), &launch.http),
@@ -143,10 +144,10 @@ pub(super) fn context(runtime: &Runtime, entry: &Entry, launch: Launch, seed: u6
         arguments: launch.arguments,
         seed,
         returned: String::new(),
-        table: Table::new(&launch.quotas),
+        table: Table::new(&launch.quotas, &held),
         queues: common::Queues::default(),
         names: common::Names::default(),
-        held: held::Meter::new(&launch.quotas, entry.account.memory(&launch.quotas)),
+        held,
         model: parts.model.clone(),
         engine: parts.engine.clone(),
         credits: Credits::new(&launch.quotas, entry.account.operations.clone()),

@@ -13,6 +13,9 @@ use std::fmt;
 /// Entries of a distribution when the guest names no top-k.
 const DISTRIBUTION_DEFAULT: u32 = 32;
 
+/// What a row of a mask takes beside its runs: its place, and the least that an allocation takes, which rows of few runs are.
+const MASK_ROW_BYTES: usize = size_of::<Vec<u32>>() + 32;
+
 /// What the guest has said so far. `execute` takes it all, so that the same handle starts empty again, as on Pie.
 #[derive(Debug, Default)]
 pub struct Draft {
@@ -150,7 +153,7 @@ impl Draft {
     /// Bytes it holds, about.
     pub fn bytes(&self) -> usize {
         4 * (self.pages.len() + self.positions.len() + self.runs)
-            + size_of::<Vec<u32>>() * self.mask.len()
+            + MASK_ROW_BYTES * self.mask.len()
             + size_of::<PassInput>() * self.inputs.len()
             + size_of::<PassOutput>() * self.outputs.len()
     }

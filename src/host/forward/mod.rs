@@ -78,7 +78,7 @@ impl From<Mistake> for Trap {
 
 fn create(cx: &mut Cx, queue: Borrow<Queue>) -> Result<Own<ForwardPass>, Trap> {
     let queue = cx.table.get(&queue)?.0.clone();
-    Ok(Own(ForwardPass { queue, draft: Draft::default(), held: cx.held.charge(0)? }))
+    Ok(Own(ForwardPass { queue, draft: Draft::default(), held: cx.held.nothing() }))
 }
 
 /// Changes a pass and counts what it holds now.
