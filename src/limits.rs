@@ -109,7 +109,7 @@ pub const PAGE_TOKENS_MAX: u32 = 256;
 /// Tokens in all KV pages at most; keeps `page * page_size` and byte offsets of one layer within 40 bits.
 pub const KV_TOKENS_MAX: u32 = 1 << 24;
 /// Tokens in all KV pages at most, unless the operator asks for more: 2,048 for each instance. What is noted of each page
-/// of 16 tokens takes some 160 bytes, so this costs 5 MiB also where the pages of a tiny model cost next to nothing.
+/// of 16 tokens takes some 180 bytes, so this costs 6 MiB also where the pages of a tiny model cost next to nothing.
 pub const KV_TOKENS_UNASKED: u32 = 1 << 19;
 const _: () = assert!(PAGE_TOKENS_MAX <= KV_TOKENS_FLOOR && KV_TOKENS_FLOOR <= KV_TOKENS_UNASKED);
 const _: () = assert!(KV_TOKENS_UNASKED <= KV_TOKENS_MAX && KV_TOKENS_UNASKED as usize == 2048 * INSTANCES);
@@ -271,10 +271,17 @@ pub const DISTRIBUTION_TOKENS: u32 = 1024;
 /// Entries of all distributions of one pass: 8 MiB of ids and probabilities.
 pub const PASS_DISTRIBUTION_ENTRIES: usize = 1 << 20;
 
-/// Bytes of text, or tokens, that are tokenized or detokenized in one call: a long book.
+/// Runs of the mask of one pass: eight for each row of the longest.
+pub const PASS_RUNS: usize = 8 * PASS_ROWS;
+
+/// Bytes of text that are tokenized in one call: a long book.
 pub const TOKENIZED_BYTES: usize = 4 << 20;
-/// Bytes that the tokens of one call may stand for: four to each of [`TOKENIZED_BYTES`], as in common text. As text
-/// it is at most three times this, should nothing of it be UTF-8.
+/// Tokens that are detokenized in one call: as many as such a text has, at four bytes each.
+pub const DETOKENIZED_TOKENS: usize = TOKENIZED_BYTES / 4;
+/// Threads that tokenize and detokenize what is long, for all guests.
+pub const ASIDE_THREADS: usize = 2;
+/// Bytes that the tokens of one call may stand for: four times as many as in common text. As text it is at most three times
+/// this, should nothing of it be UTF-8.
 pub const DETOKENIZED_BYTES: usize = 4 * TOKENIZED_BYTES;
 /// Bytes that the host keeps for one guest behind handles (blobs, half-built passes, results): two full mailboxes.
 pub const HELD_BYTES: usize = 2 * MAILBOX_BLOB_BYTES;
@@ -291,8 +298,15 @@ pub const HANDLES: usize = 65_536;
 /// Bytes that a handle counts for among what the host holds, beside its value's own: the allocation, and a small thing behind
 /// it that counts nothing itself (a reply to come, a listener, a queue).
 pub const HANDLE_BYTES: usize = 160;
-/// Bytes that the arguments of one call may make the host hold: the largest blob upload or tokenized book, times two.
+/// Bytes that a long argument (a blob, a mask), which is lifted in pieces, may make the host hold.
 pub const LIFTED_BYTES: usize = 32 * 1024 * 1024;
+/// Bytes that all other arguments of one call may: a text to tokenize, and as much again as a message. A worker copies them
+/// in a millisecond or two.
+pub const LIFTED_AT_ONCE_BYTES: usize = TOKENIZED_BYTES + (1 << 20);
+/// Lists, texts and handles within lists among these, each of which costs some 100 ns: twice what `poll` takes.
+pub const LIFTED_ITEMS: usize = 2 * POLLED;
+/// Bytes that the smallest allocation takes.
+pub const ALLOCATION_BYTES: usize = 32;
 /// Fuel of one call of a guest's allocator, which cannot be suspended: 4 ms at most. Growing memory by 32 MiB takes
 /// half of it, dlmalloc itself a few hundred.
 pub const ALLOCATOR_FUEL: u64 = 1_000_000;
@@ -335,6 +349,9 @@ pub const CORE_MEMORIES: usize = 1;
 pub const INSTANCES: usize = 256;
 /// Instances of one subject where there are several, over all its connections: half of them, so that none takes the box.
 pub const INSTANCES_PER_SUBJECT: usize = INSTANCES / 2;
+/// Subjects of which it is known what their instances have used in the last seconds: of those that live, and as many again
+/// that have ended.
+pub const ACCOUNTS: usize = 2 * INSTANCES;
 /// Pollables in one `poll`: every handle could be one, but nobody waits for more than the passes it has in flight.
 pub const POLLED: usize = 4096;
 /// Bytes of one write to a body; what `check-write` permits.
