@@ -16,6 +16,7 @@ use crate::model::Model;
 use crate::model::toy::{TOY_VOCAB, Toy};
 use crate::quota::Quotas;
 use crate::runtime::account::Account;
+use crate::runtime::aside::Aside;
 use crate::runtime::quota::Allowance;
 use crate::runtime::table::Table;
 use crate::runtime::{Directory, events};
@@ -89,6 +90,7 @@ pub struct House {
     pub exchange: Arc<Exchange>,
     pub notices: Receiver<Notice>,
     model: Arc<Model>,
+    aside: Aside,
     /// [`program`], translated once.
     program: Arc<(wasmi::Engine, Module)>,
 }
@@ -121,7 +123,15 @@ impl House {
         let wasm = wat::parse_str(program(memory)).expect("sound text");
         let guests = wasmi::Engine::new(Config::default().consume_fuel(true));
         let program = Module::new(&guests, &wasm[..]).expect("a sound program");
-        House { engine, exchange: Arc::default(), notices, model, program: Arc::new((guests, program)) }
+        let aside = Aside::start(1).expect("a thread");
+        House {
+            engine,
+            exchange: Arc::default(),
+            notices,
+            model,
+            aside,
+            program: Arc::new((guests, program)),
+        }
     }
 }
 
@@ -170,6 +180,7 @@ impl Bed {
             held,
             model: house.model.clone(),
             engine: house.engine.clone(),
+            aside: house.aside.clone(),
             credits: Credits::default(),
             exchange: house.exchange.clone(),
             mailbox: Arc::new(Mailbox::new(&quotas, account.unread(&quotas))),

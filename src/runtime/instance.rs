@@ -152,6 +152,7 @@ pub(super) fn context(runtime: &Runtime, entry: &Entry, launch: Launch, seed: u6
         engine: parts.engine.clone(),
         credits: Credits::new(&launch.quotas, entry.account.operations.clone()),
         exchange: parts.exchange.clone(),
+        aside: parts.workers.aside().clone(),
         mailbox: entry.mailbox.clone(),
         events: launch.events,
         directory: runtime.directory.clone(),

@@ -17,7 +17,8 @@
 //! done, look out for the next one for a few microseconds before they sleep. There are never more threads that run
 //! guests or batches than there are workers.
 
-use super::fair::Fair;
+use super::aside::Aside;
+use super::fair::{Fair, Subjects};
 use crate::backend::crew::Crew;
 use crate::engine::Settle;
 use crate::limits;
@@ -34,7 +35,7 @@ mod seat;
 #[cfg(test)]
 mod tests;
 
-use seat::{Place, Subjects, Waiting};
+use seat::{Place, Waiting};
 pub use seat::{Seat, Slice};
 
 /// Of so much time of the woken, as much as one part goes to guests that used their last slice up, ...
@@ -56,6 +57,7 @@ pub struct Workers(Arc<Pool>);
 struct Pool {
     shared: Arc<Shared>,
     crew: Arc<Crew>,
+    aside: Aside,
 }
 
 struct Shared {
@@ -69,8 +71,7 @@ struct Shared {
     settled: Condvar,
     /// Somebody is to be ended, or this is the end.
     ends: Condvar,
-    /// Numbers of subjects. Never held while `state` is waited for.
-    subjects: Mutex<Subjects>,
+    subjects: Subjects,
     /// Copies of the state's counts, for those who look without the lock.
     woken: AtomicUsize,
     running: AtomicUsize,
@@ -115,7 +116,7 @@ impl Workers {
             first: Condvar::new(),
             settled: Condvar::new(),
             ends: Condvar::new(),
-            subjects: Mutex::default(),
+            subjects: Subjects::default(),
             woken: AtomicUsize::new(0),
             running: AtomicUsize::new(0),
             elsewhere: AtomicUsize::new(0),
@@ -134,7 +135,8 @@ impl Workers {
             })
         };
         own.get_or_init(|| Arc::downgrade(&crew));
-        let pool = Workers(Arc::new(Pool { shared, crew }));
+        let aside = Aside::start(limits::ASIDE_THREADS)?;
+        let pool = Workers(Arc::new(Pool { shared, crew, aside }));
         for rank in 0..size {
             let (shared, crew) = (pool.0.shared.clone(), pool.0.crew.clone());
             thread::Builder::new()
@@ -150,6 +152,11 @@ impl Workers {
     /// The crew of these threads, for a backend.
     pub fn crew(&self) -> Arc<Crew> {
         self.0.crew.clone()
+    }
+
+    /// Where a guest's host calls have done what takes long.
+    pub fn aside(&self) -> &Aside {
+        &self.0.aside
     }
 
     /// Runs a future to its end. It gets a [`Slice`] to give its thread up with.
