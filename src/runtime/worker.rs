@@ -9,7 +9,8 @@
 //! batch, so guests and kernels do not fight for a core. A worker with nothing to do sleeps on a condition variable.
 //!
 //! Whoever is ended need not wait for a turn: a thread apart, the ender, drops what there is of it and tells its client,
-//! though every worker has part in a batch. It runs no guest's code.
+//! though every worker has part in a batch. Nor does whoever ends by itself keep a worker, or a batch, with what it leaves
+//! behind. There too subjects take turns: thousands of handles take their time. The ender runs no guest's code.
 //!
 //! Waking a thread takes some 30 µs, and a token would need it four times: the engine, a worker, the engine, the workers.
 //! So while batches follow each other the engine's thread stands in for the first worker: it runs that worker's share
@@ -23,7 +24,6 @@ use crate::backend::crew::Crew;
 use crate::engine::Settle;
 use crate::limits;
 use async_task::Runnable;
-use std::collections::VecDeque;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -84,7 +84,7 @@ struct State {
     woken: Fair<Waiting>,
     exhausted: Fair<Waiting>,
     /// Those whose end was decided: for the ender.
-    ending: VecDeque<Runnable>,
+    ending: Fair<Waiting>,
     /// Guests that run now and came from `woken`.
     running: usize,
     /// Nanoseconds that the exhausted have coming, or that they were given too many.
@@ -297,16 +297,16 @@ impl Shared {
     }
 
     fn push(&self, guest: Waiting, exhausted: bool) {
+        let number = guest.seat.number;
         let mut state = self.lock();
         if state.ended {
             drop(state);
             return; // and the guest with it
         }
         if guest.seat.ending.load(Ordering::Relaxed) {
-            state.ending.push_back(guest.runnable);
+            state.ending.push(number, guest);
             return self.ends.notify_one();
         }
-        let number = guest.seat.number;
         match exhausted {
             true => state.exhausted.push(number, guest),
             false => state.woken.push(number, guest),
@@ -326,7 +326,7 @@ impl Shared {
         let is_it = |guest: &Waiting| Arc::ptr_eq(&guest.seat, seat);
         let woken = state.woken.take(seat.number, is_it);
         let Some(guest) = woken.or_else(|| state.exhausted.take(seat.number, is_it)) else { return };
-        state.ending.push_back(guest.runnable);
+        state.ending.push(seat.number, guest);
         self.publish(&state);
         if state.settling {
             self.settled.notify_all();
@@ -338,10 +338,14 @@ impl Shared {
     fn end_guests(&self) {
         let mut state = self.lock();
         while !state.ended {
-            if let Some(runnable) = state.ending.pop_front() {
+            if let Some((number, Waiting { runnable, seat })) = state.ending.pop() {
                 drop(state);
+                let since = Instant::now();
                 run(runnable);
+                let took = since.elapsed().as_nanos() as u64;
                 state = self.lock();
+                state.ending.over(number, took);
+                drop(seat); // only now may its number be another's
             } else {
                 state = self.ends.wait(state).unwrap_or_else(PoisonError::into_inner);
             }

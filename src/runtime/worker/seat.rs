@@ -55,12 +55,13 @@ impl Workers {
             let mut state = shared.lock();
             state.woken.begin(number);
             state.exhausted.begin(number);
+            state.ending.begin(number);
         }
         Seat(Arc::new(Place {
             shared: Arc::downgrade(shared),
             number,
-            slice_ended: AtomicBool::new(false),
             _number: subject,
+            slice_ended: AtomicBool::new(false),
             in_a_row: AtomicU32::new(0),
             ending: AtomicBool::new(false),
         }))
@@ -75,6 +76,12 @@ impl Slice {
     /// Gives the thread up and queues behind the freshly woken.
     pub fn end(&self) -> impl Future<Output = ()> + Send + use<> {
         EndSlice(Some(self.0.clone()))
+    }
+
+    /// Gives the thread up for good: the guest needs no turn any more, and what is left of its life is the ender's.
+    pub fn leave(&self) -> impl Future<Output = ()> + Send + use<> {
+        self.0.ending.store(true, Ordering::Relaxed); // `state`'s lock orders it
+        self.end()
     }
 }
 

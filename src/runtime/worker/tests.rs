@@ -279,3 +279,52 @@ fn an_end_waits_neither_for_a_turn_nor_for_a_batch() {
     ended.sort_unstable();
     assert_eq!(ended, (0..200).collect::<Vec<_>>());
 }
+
+/// Says whose it was, and on which thread, when it is dropped, which takes until it may.
+struct Remains(&'static str, channel::Sender<(&'static str, Option<String>)>, channel::Receiver<()>);
+
+impl Drop for Remains {
+    fn drop(&mut self) {
+        let _closed = self.2.recv_blocking();
+        self.1.send_blocking((self.0, thread::current().name().map(str::to_owned))).unwrap();
+    }
+}
+
+/// The story: a hundred instances with as many handles as there may be were ended, and somebody else's end had to wait until
+/// all of these were dropped: seconds.
+#[test]
+fn subjects_take_turns_at_their_end_and_no_worker_drops_what_is_left() {
+    let workers = Workers::start(1).unwrap();
+    let (dropped, drops) = channel::bounded(50);
+    let (may, may_drop) = channel::bounded::<()>(1);
+    let (end, ends) = channel::bounded::<()>(1);
+    let mut seats = Vec::new();
+    let begun = Arc::new(AtomicUsize::new(0));
+    for guest in 0..21 {
+        let who = if guest < 20 { "many" } else { "one" };
+        let seat = workers.seat(&Subject::new(who));
+        let (remains, ends) = (Remains(who, dropped.clone(), may_drop.clone()), ends.clone());
+        let begun = begun.clone();
+        workers.spawn(&seat, |_| async move {
+            let _remains = remains;
+            begun.fetch_add(1, Ordering::Relaxed);
+            let _closed = ends.recv().await;
+        });
+        seats.push(seat);
+    }
+    while begun.load(Ordering::Relaxed) < 21 {
+        thread::yield_now();
+    }
+    seats.iter().for_each(Seat::end);
+    end.close(); // each is woken, and with the ender now
+    let remains = Remains("itself", dropped.clone(), may_drop.clone());
+    spawn(&workers, |slice| async move {
+        let _remains = remains;
+        slice.leave().await;
+    });
+    may.close();
+    let order: Vec<_> = (0..22).map(|_| drops.recv_blocking().unwrap()).collect();
+    let at = order.iter().position(|(who, _)| *who == "one");
+    assert!(at <= Some(2), "{order:?}");
+    assert!(order.iter().all(|(_, thread)| thread.as_deref() == Some("ender")), "{order:?}");
+}
