@@ -58,6 +58,12 @@ impl Table {
         self.len() == 0
     }
 
+    /// What its handles count for.
+    #[cfg(test)]
+    pub fn bytes(&self) -> usize {
+        self.charge.bytes()
+    }
+
     /// # Errors
     /// The table holds as many as it may, or the host as much for this instance.
     pub fn insert<R: Resource>(&mut self, value: R) -> Result<u32, Trap> {

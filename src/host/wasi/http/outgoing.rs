@@ -295,7 +295,11 @@ fn method(cx: &mut Cx, request: Request) -> Result<Method, Trap> {
 }
 
 fn set_method(cx: &mut Cx, request: Request, method: Method) -> Result<Result<(), ()>, Trap> {
-    cx.table.get_mut(&request)?.set(|request| &mut request.method, method, |method| method.as_http().is_some())
+    cx.table.get_mut(&request)?.set(
+        |request| &mut request.method,
+        method,
+        |method| method.as_http().is_some(),
+    )
 }
 
 fn path_with_query(cx: &mut Cx, request: Request) -> Result<Option<String>, Trap> {
