@@ -148,6 +148,13 @@ impl Guest {
     }
 }
 
+impl Drop for Guest {
+    /// What the slice in progress has used is counted, however it came to its end.
+    fn drop(&mut self) {
+        let _ = self.account(); // nothing is left to refuse it
+    }
+}
+
 /// The outcome, and whether it had to be waited for.
 async fn waiting(pending: &mut Pending) -> (<Pending as Future>::Output, bool) {
     let mut waited = false;

@@ -9,7 +9,8 @@
 //! batch, so guests and kernels do not fight for a core. A worker with nothing to do sleeps on a condition variable.
 //!
 //! Whoever is ended need not wait for a turn: a thread apart, the ender, drops what there is of it and tells its client,
-//! though every worker has part in a batch. It runs no guest's code.
+//! though every worker has part in a batch. Nor does whoever ends by itself keep a worker, or a batch, with what it leaves
+//! behind. There too subjects take turns: thousands of handles take their time. The ender runs no guest's code.
 //!
 //! Waking a thread takes some 30 µs, and a token would need it four times: the engine, a worker, the engine, the workers.
 //! So while batches follow each other the engine's thread stands in for the first worker: it runs that worker's share
@@ -17,12 +18,12 @@
 //! done, look out for the next one for a few microseconds before they sleep. There are never more threads that run
 //! guests or batches than there are workers.
 
-use super::fair::Fair;
+use super::aside::Aside;
+use super::fair::{Fair, Subjects};
 use crate::backend::crew::Crew;
 use crate::engine::Settle;
 use crate::limits;
 use async_task::Runnable;
-use std::collections::VecDeque;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -34,7 +35,7 @@ mod seat;
 #[cfg(test)]
 mod tests;
 
-use seat::{Place, Subjects, Waiting};
+use seat::{Place, Waiting};
 pub use seat::{Seat, Slice};
 
 /// Of so much time of the woken, as much as one part goes to guests that used their last slice up, ...
@@ -47,6 +48,9 @@ const BURST: Duration = Duration::from_millis(1);
 /// Of so much time that a guest waits, one part makes up for as much that it has computed: a burst for each token of a
 /// model, and no more than that for one that sleeps a moment again and again.
 const WAITED_PART: u32 = 4;
+/// What a turn counts for at most: a little more than a slice of fuel takes. If it took longer, the system had other uses
+/// for the core.
+const TURN_MOST: Duration = Duration::from_micros(250);
 /// More than this is not held against it.
 const COMPUTED_MOST: Duration = Duration::from_millis(20);
 /// How long a thread that had part in a batch looks out for the next before it sleeps: far less than a batch.
@@ -61,6 +65,7 @@ pub struct Workers(Arc<Pool>);
 struct Pool {
     shared: Arc<Shared>,
     crew: Arc<Crew>,
+    aside: Aside,
 }
 
 struct Shared {
@@ -75,8 +80,7 @@ struct Shared {
     settled: Condvar,
     /// Somebody is to be ended, or this is the end.
     ends: Condvar,
-    /// Numbers of subjects. Never held while `state` is waited for.
-    subjects: Mutex<Subjects>,
+    subjects: Subjects,
     /// Copies of the state's counts, for those who look without the lock.
     woken: AtomicUsize,
     running: AtomicUsize,
@@ -89,7 +93,7 @@ struct State {
     woken: Fair<Waiting>,
     exhausted: Fair<Waiting>,
     /// Those whose end was decided: for the ender.
-    ending: VecDeque<Runnable>,
+    ending: Fair<Waiting>,
     /// Guests that run now and came from `woken`.
     running: usize,
     /// Nanoseconds that the exhausted have coming, or that they were given too many.
@@ -122,7 +126,7 @@ impl Workers {
             first: Condvar::new(),
             settled: Condvar::new(),
             ends: Condvar::new(),
-            subjects: Mutex::default(),
+            subjects: Subjects::default(),
             woken: AtomicUsize::new(0),
             running: AtomicUsize::new(0),
             elsewhere: AtomicUsize::new(0),
@@ -141,7 +145,8 @@ impl Workers {
             })
         };
         own.get_or_init(|| Arc::downgrade(&crew));
-        let pool = Workers(Arc::new(Pool { shared, crew }));
+        let aside = Aside::start(limits::ASIDE_THREADS)?;
+        let pool = Workers(Arc::new(Pool { shared, crew, aside }));
         for rank in 0..size {
             let (shared, crew) = (pool.0.shared.clone(), pool.0.crew.clone());
             thread::Builder::new()
@@ -157,6 +162,11 @@ impl Workers {
     /// The crew of these threads, for a backend.
     pub fn crew(&self) -> Arc<Crew> {
         self.0.crew.clone()
+    }
+
+    /// Where a guest's host calls have done what takes long.
+    pub fn aside(&self) -> &Aside {
+        &self.0.aside
     }
 
     /// Runs a future to its end. It gets a [`Slice`] to give its thread up with.
@@ -293,16 +303,16 @@ impl Shared {
     }
 
     fn push(&self, guest: Waiting, exhausted: bool) {
+        let number = guest.seat.number;
         let mut state = self.lock();
         if state.ended {
             drop(state);
             return; // and the guest with it
         }
         if guest.seat.ending.load(Ordering::Relaxed) {
-            state.ending.push_back(guest.runnable);
+            state.ending.push(number, guest);
             return self.ends.notify_one();
         }
-        let number = guest.seat.number;
         match exhausted {
             true => state.exhausted.push(number, guest),
             false => state.woken.push(number, guest),
@@ -322,7 +332,7 @@ impl Shared {
         let is_it = |guest: &Waiting| Arc::ptr_eq(&guest.seat, seat);
         let woken = state.woken.take(seat.number, is_it);
         let Some(guest) = woken.or_else(|| state.exhausted.take(seat.number, is_it)) else { return };
-        state.ending.push_back(guest.runnable);
+        state.ending.push(seat.number, guest);
         self.publish(&state);
         if state.settling {
             self.settled.notify_all();
@@ -334,10 +344,14 @@ impl Shared {
     fn end_guests(&self) {
         let mut state = self.lock();
         while !state.ended {
-            if let Some(runnable) = state.ending.pop_front() {
+            if let Some((number, Waiting { runnable, seat })) = state.ending.pop() {
                 drop(state);
+                let since = Instant::now();
                 run(runnable);
+                let took = since.elapsed().as_nanos() as u64;
                 state = self.lock();
+                state.ending.over(number, took);
+                drop(seat); // only now may its number be another's
             } else {
                 state = self.ends.wait(state).unwrap_or_else(PoisonError::into_inner);
             }
