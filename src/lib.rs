@@ -21,7 +21,8 @@
 //! many as cores: runs slices of guests and, on the CPU backend, the shares of a batch, never both at once; while batches
 //! follow each other the engine's thread stands in for the first worker, so that no token waits for a thread to wake.
 //! `ender`: drops what there is of those that end and tells their clients, whatever the workers do.
-//! `aside`: two threads of low priority that tokenize what is too long for a worker.
+//! `heavy` and two `aside`, of low priority: instructions of guests that take many slices; texts too long for a worker to
+//! tokenize.
 //! `disk`: alone writes key-value pairs, all that wait in one transaction with one sync.
 //! Heavy work on a program or a blob (hashes, validation, translation, its file) runs on smol's blocking pool. A
 //! panic is caught at the guest's and the session's border; one in the engine ends the process.

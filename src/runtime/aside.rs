@@ -106,9 +106,7 @@ impl Shared {
     }
 
     fn run(&self) {
-        if let Err(error) = rustix::process::nice(NICER) {
-            tracing::warn!(target: "runtime", "a thread for long work keeps its priority: {error}");
-        }
+        lower_priority();
         let mut state = self.lock();
         while !state.ended {
             if let Some((number, task)) = state.waiting.pop() {
@@ -127,6 +125,13 @@ impl Shared {
                 state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
             }
         }
+    }
+}
+
+/// Makes the calling thread, and only that, one for long work.
+pub(super) fn lower_priority() {
+    if let Err(error) = rustix::process::nice(NICER) {
+        tracing::warn!(target: "runtime", "a thread for long work keeps its priority: {error}");
     }
 }
 

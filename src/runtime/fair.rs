@@ -107,6 +107,12 @@ impl<T> Fair<T> {
         self.len == 0
     }
 
+    /// How often somebody has come to wait where nobody of its subject was.
+    #[cfg(test)]
+    pub fn entered(&self) -> u64 {
+        self.entered
+    }
+
     /// The number is a new subject's from now on.
     pub fn begin(&mut self, subject: usize) {
         self.share(subject).served = 0;

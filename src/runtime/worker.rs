@@ -10,7 +10,7 @@
 //!
 //! Whoever is ended need not wait for a turn: a thread apart, the ender, drops what there is of it and tells its client,
 //! though every worker has part in a batch. Nor does whoever ends by itself keep a worker, or a batch, with what it leaves
-//! behind. There too subjects take turns: thousands of handles take their time. The ender runs no guest's code.
+//! behind, nor with one instruction that takes long (`apart.rs`).
 //!
 //! Waking a thread takes some 30 µs, and a token would need it four times: the engine, a worker, the engine, the workers.
 //! So while batches follow each other the engine's thread stands in for the first worker: it runs that worker's share
@@ -31,6 +31,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 
+mod apart;
 mod seat;
 #[cfg(test)]
 mod tests;
@@ -80,6 +81,8 @@ struct Shared {
     settled: Condvar,
     /// Somebody is to be ended, or this is the end.
     ends: Condvar,
+    /// Somebody's next instruction takes long, or this is the end.
+    heavies: Condvar,
     subjects: Subjects,
     /// Copies of the state's counts, for those who look without the lock.
     woken: AtomicUsize,
@@ -94,6 +97,8 @@ struct State {
     exhausted: Fair<Waiting>,
     /// Those whose end was decided: for the ender.
     ending: Fair<Waiting>,
+    /// Those whose next instruction takes long: for the thread of low priority.
+    heavy: Fair<Waiting>,
     /// Guests that run now and came from `woken`.
     running: usize,
     /// Nanoseconds that the exhausted have coming, or that they were given too many.
@@ -126,6 +131,7 @@ impl Workers {
             first: Condvar::new(),
             settled: Condvar::new(),
             ends: Condvar::new(),
+            heavies: Condvar::new(),
             subjects: Subjects::default(),
             woken: AtomicUsize::new(0),
             running: AtomicUsize::new(0),
@@ -154,8 +160,7 @@ impl Workers {
                 .stack_size(limits::WORKER_STACK_BYTES)
                 .spawn(move || shared.work(&crew, rank))?;
         }
-        let shared = pool.0.shared.clone();
-        thread::Builder::new().name("ender".into()).spawn(move || shared.end_guests())?;
+        pool.0.shared.clone().start_apart()?;
         Ok(pool)
     }
 
@@ -205,12 +210,13 @@ impl Drop for Pool {
         let guests = {
             let mut state = self.shared.lock();
             state.ended = true;
-            let State { woken, exhausted, ending, .. } = &mut *state;
-            (std::mem::take(woken), std::mem::take(exhausted), std::mem::take(ending))
+            let State { woken, exhausted, ending, heavy, .. } = &mut *state;
+            [woken, exhausted, ending, heavy].map(std::mem::take)
         };
         // Outside the lock: dropping a guest may wake another.
         drop(guests);
         self.shared.ends.notify_all();
+        self.shared.heavies.notify_all();
         self.shared.work.notify_all();
         self.shared.first.notify_all();
         self.shared.settled.notify_all();
@@ -313,6 +319,10 @@ impl Shared {
             state.ending.push(number, guest);
             return self.ends.notify_one();
         }
+        if guest.seat.heavy.swap(false, Ordering::Relaxed) {
+            state.heavy.push(number, guest);
+            return self.heavies.notify_one();
+        }
         match exhausted {
             true => state.exhausted.push(number, guest),
             false => state.woken.push(number, guest),
@@ -331,31 +341,14 @@ impl Shared {
         let mut state = self.lock();
         let is_it = |guest: &Waiting| Arc::ptr_eq(&guest.seat, seat);
         let woken = state.woken.take(seat.number, is_it);
-        let Some(guest) = woken.or_else(|| state.exhausted.take(seat.number, is_it)) else { return };
+        let woken = woken.or_else(|| state.exhausted.take(seat.number, is_it));
+        let Some(guest) = woken.or_else(|| state.heavy.take(seat.number, is_it)) else { return };
         state.ending.push(seat.number, guest);
         self.publish(&state);
         if state.settling {
             self.settled.notify_all();
         }
         self.ends.notify_one();
-    }
-
-    /// The ender.
-    fn end_guests(&self) {
-        let mut state = self.lock();
-        while !state.ended {
-            if let Some((number, Waiting { runnable, seat })) = state.ending.pop() {
-                drop(state);
-                let since = Instant::now();
-                run(runnable);
-                let took = since.elapsed().as_nanos() as u64;
-                state = self.lock();
-                state.ending.over(number, took);
-                drop(seat); // only now may its number be another's
-            } else {
-                state = self.ends.wait(state).unwrap_or_else(PoisonError::into_inner);
-            }
-        }
     }
 
     fn wake_one(&self, state: &mut State) {

@@ -34,6 +34,8 @@ pub(super) struct Place {
     pub(super) computed: AtomicU64,
     /// When its last turn was over, in nanoseconds since the pool's start.
     pub(super) turn_over: AtomicU64,
+    /// Its next instruction takes long.
+    pub(super) heavy: AtomicBool,
     /// It needs no turn any more, only an end.
     pub(super) ending: AtomicBool,
 }
@@ -83,6 +85,7 @@ impl Workers {
             state.woken.begin(number);
             state.exhausted.begin(number);
             state.ending.begin(number);
+            state.heavy.begin(number);
         }
         Seat(Arc::new(Place {
             shared: Arc::downgrade(shared),
@@ -91,6 +94,7 @@ impl Workers {
             slice_ended: AtomicBool::new(false),
             computed: AtomicU64::new(0),
             turn_over: AtomicU64::new(0),
+            heavy: AtomicBool::new(false),
             ending: AtomicBool::new(false),
         }))
     }
@@ -104,6 +108,12 @@ impl Slice {
     /// Gives the thread up and queues behind the freshly woken.
     pub fn end(&self) -> impl Future<Output = ()> + Send + use<> {
         EndSlice(Some(self.0.clone()))
+    }
+
+    /// Gives the thread up for one of low priority until its next wait: for an instruction that takes many slices.
+    pub fn heavy(&self) -> impl Future<Output = ()> + Send + use<> {
+        self.0.heavy.store(true, Ordering::Relaxed); // `state`'s lock orders it
+        self.end()
     }
 
     /// Gives the thread up for good: the guest needs no turn any more, and what is left of its life is the ender's.

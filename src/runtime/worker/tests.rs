@@ -355,3 +355,44 @@ fn subjects_take_turns_at_their_end_and_no_worker_drops_what_is_left() {
     assert!(at <= Some(2), "{order:?}");
     assert!(order.iter().all(|(_, thread)| thread.as_deref() == Some("ender")), "{order:?}");
 }
+
+impl Workers {
+    /// Turns on the thread for long instructions, about.
+    pub fn heavy_turns(&self) -> u64 {
+        self.0.shared.lock().heavy.entered()
+    }
+}
+
+/// The story: one instruction that filled 256 MiB took 64 ms of a worker, for which every batch waited.
+#[test]
+fn what_takes_long_keeps_no_worker_and_its_guest_comes_back_or_ends() {
+    let workers = Workers::start(1).unwrap();
+    let (begun, begins) = channel::bounded(1);
+    let (over, ends) = channel::bounded::<()>(1);
+    let (told, tells) = channel::bounded(1);
+    let name = || thread::current().name().map(str::to_owned);
+    spawn(&workers, |slice| async move {
+        slice.heavy().await;
+        begun.send(name()).await.unwrap();
+        let _closed = ends.recv_blocking();
+        slice.end().await;
+        told.send(name()).await.unwrap();
+    });
+    assert_eq!(begins.recv_blocking().unwrap().as_deref(), Some("heavy"));
+    // The worker is free meanwhile, and whoever waits for the same thread can be ended.
+    let seat = workers.seat(&Subject::everyone());
+    let (dropped, drops) = channel::bounded(1);
+    let (here, comes) = channel::bounded(1);
+    workers.spawn(&seat, |slice| async move {
+        here.send(()).await.unwrap();
+        slice.heavy().await;
+        dropped.send(name()).await.unwrap();
+    });
+    comes.recv_blocking().unwrap();
+    workers.settle(Duration::from_secs(60));
+    seat.end();
+    assert_eq!(drops.recv_blocking().unwrap().as_deref(), Some("ender"));
+    over.close();
+    assert_eq!(tells.recv_blocking().unwrap().as_deref(), Some("worker-0"));
+    assert_eq!(workers.heavy_turns(), 2);
+}
