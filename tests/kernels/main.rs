@@ -8,6 +8,7 @@ mod expand;
 
 mod attend;
 mod divide;
+mod formats;
 mod gemm;
 mod gemv;
 mod harness;
