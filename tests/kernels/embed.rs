@@ -2,16 +2,23 @@
 
 use crate::harness::{
     Caught, Fault, Seeded, Wrong, blocks, each_is_caught, from_bytes, launch, module, passes, same, to_bytes,
+    whole,
 };
 use ptx_emulator::{Kind, Launch, Memory, Module, Parameters};
 use tartlet::backend::cuda::repack::Layout;
 use tartlet::model::quant::Quant;
 
-const FORMATS: [(&str, Quant); 4] = [
+const FORMATS: [(&str, Quant); 10] = [
     ("embed_q4_0.ptx", Quant::Q4_0),
     ("embed_q4_1.ptx", Quant::Q4_1),
+    ("embed_q5_0.ptx", Quant::Q5_0),
+    ("embed_q5_1.ptx", Quant::Q5_1),
     ("embed_q8_0.ptx", Quant::Q8_0),
+    ("embed_q4_k.ptx", Quant::Q4_K),
+    ("embed_q5_k.ptx", Quant::Q5_K),
+    ("embed_q6_k.ptx", Quant::Q6_K),
     ("embed_bf16.ptx", Quant::BF16),
+    ("embed_f16.ptx", Quant::F16),
 ];
 
 /// What an input is an embedding slot by.
@@ -28,6 +35,7 @@ impl Case {
     /// Rows of the stream as bits: a zero has its sign.
     fn run(&self, module: &Module, quant: Quant, seed: u64) -> Result<(), Wrong> {
         let Case { vocab, hidden, scale, ref inputs } = *self;
+        let hidden = whole(quant, hidden);
         let seeded = &mut Seeded::new(seed);
         let file = blocks(quant, vocab, hidden, seeded);
         let embeds = seeded.normals(3 * hidden);
@@ -111,8 +119,8 @@ const FAULTS: &[Fault] = &[
     Fault {
         name: "a tile has 8 rows",
         file: "embed.inc",
-        find: "shr.u32         %place, %input, 4; ",
-        replace: "shr.u32         %place, %input, 3; ",
+        find: "shr.u32         %tile, %input, 4;",
+        replace: "shr.u32         %tile, %input, 3;",
         caught: Caught::By(Kind::OutOfBounds),
     },
     Fault {
@@ -125,8 +133,8 @@ const FAULTS: &[Fault] = &[
     Fault {
         name: "rows 8 to 15 are rows 0 to 7",
         file: "embed.inc",
-        find: "bfe.u32         %high, %input, 3, 1;",
-        replace: "bfe.u32         %high, %input, 4, 1;",
+        find: "bfe.u32         %upper, %input, 3, 1;",
+        replace: "bfe.u32         %upper, %input, 4, 1;",
         caught: Caught::WrongResult,
     },
     Fault {
@@ -145,23 +153,30 @@ const FAULTS: &[Fault] = &[
     },
     Fault {
         name: "the second half's quants are the first's",
-        file: "fmt/q4_0.inc",
-        find: "mad.wide.u32 %at, \\half, 8, \\quants;",
-        replace: "mad.wide.u32 %at, \\half, 0, \\quants;",
+        file: "quant.inc",
+        find: "mad.wide.u32    %at, %half, 8, %quants;",
+        replace: "mad.wide.u32    %at, %half, 0, %quants;",
         caught: Caught::WrongResult,
     },
     Fault {
         name: "the second half's scale is the first's",
-        file: "fmt/q4_0.inc",
-        find: "mad.wide.u32 %at, \\half, 2, \\scales;",
-        replace: "mad.wide.u32 %at, \\half, 0, \\scales;",
+        file: "fmt/scales_d.inc",
+        find: "mad.wide.u32    %at, %half, 2, %at;",
+        replace: "mad.wide.u32    %at, %half, 0, %at;",
         caught: Caught::WrongResult,
     },
     Fault {
         name: "low nibbles are high ones",
         file: "quant.inc",
-        find: "bfe.u32     %nibble, \\word, \\(8 * \\i), 4;",
-        replace: "bfe.u32     %nibble, \\word, \\(8 * \\i + 4), 4;",
+        find: "bfe.u32         %n\\i, %word, \\(8 * \\i), 4;",
+        replace: "bfe.u32         %n\\i, %word, \\(8 * \\i + 4), 4;",
+        caught: Caught::WrongResult,
+    },
+    Fault {
+        name: "no offset is taken away",
+        file: "fmt/scales_d.inc",
+        find: "    sub.rn.f32      %x\\i, %x\\i, %m;\n",
+        replace: "",
         caught: Caught::WrongResult,
     },
 ];
@@ -173,28 +188,61 @@ fn faults_in_rows_are_caught() {
 
 #[test]
 fn faults_in_formats_are_caught() {
-    let of_q4_1 = [Fault {
-        name: "the minimum is the first half's",
-        file: "fmt/q4_1.inc",
-        find: "mad.wide.u32 %at, \\half, 4, \\scales;",
-        replace: "mad.wide.u32 %at, \\half, 0, \\scales;",
-        caught: Caught::WrongResult,
-    }];
-    each_is_caught("embed_q4_1.ptx", &of_q4_1, |module| cases(module, Quant::Q4_1));
-    let of_q8_0 = [Fault {
-        name: "quants have no sign",
-        file: "fmt/q8_0.inc",
-        find: "bfe.s32     %q, %next",
-        replace: "bfe.u32     %q, %next",
-        caught: Caught::WrongResult,
-    }];
-    each_is_caught("embed_q8_0.ptx", &of_q8_0, |module| cases(module, Quant::Q8_0));
-    let of_bf16 = [Fault {
-        name: "the second of two values keeps the first",
-        file: "embed_bf16.ptx",
-        find: "and.b32     %bits, %w\\i, 0xffff0000;",
-        replace: "mov.b32     %bits, %w\\i;",
-        caught: Caught::WrongResult,
-    }];
-    each_is_caught("embed_bf16.ptx", &of_bf16, |module| cases(module, Quant::BF16));
+    let wrong = |name, file, find, replace| Fault { name, file, find, replace, caught: Caught::WrongResult };
+    let each = |kernel: &str, quant: Quant, faults: &[Fault]| {
+        each_is_caught(kernel, faults, |module| cases(module, quant));
+    };
+    let minimum = wrong(
+        "the minimum is the first half's",
+        "fmt/scales_dm.inc",
+        "mad.wide.u32    %at, %half, 4, %at;",
+        "mad.wide.u32    %at, %half, 0, %at;",
+    );
+    let fifth = wrong(
+        "fifth bits are row g's",
+        "fmt/quants_5.inc",
+        "mad.lo.u32      %bits, %upper, 4, %half;",
+        "mov.b32         %bits, %half;",
+    );
+    each("embed_q5_1.ptx", Quant::Q5_1, &[minimum, fifth]);
+    let signs = wrong(
+        "quants have no sign",
+        "fmt/quants_8.inc",
+        "bfe.s32         %n\\(4 + \\i)",
+        "bfe.u32         %n\\(4 + \\i)",
+    );
+    each("embed_q8_0.ptx", Quant::Q8_0, &[signs]);
+    let late = wrong(
+        "block 4 is one of the first four",
+        "fmt/scales_k.inc",
+        "setp.gt.u32 %late, %part, 3;",
+        "setp.gt.u32 %late, %part, 4;",
+    );
+    let superblock = wrong(
+        "all superblocks are the row's first",
+        "embed.inc",
+        "    shr.u32         %bits, %block, 3;\n",
+        "    mov.b32         %bits, 0;\n",
+    );
+    each("embed_q4_k.ptx", Quant::Q4_K, &[late, superblock]);
+    let scale = wrong(
+        "both halves have the first one's scale",
+        "fmt/scales_6.inc",
+        "bfe.s32     %s, %word, 8, 8;",
+        "bfe.s32     %s, %word, 0, 8;",
+    );
+    let behind = wrong(
+        "superblocks lie before the pairs",
+        "embed.inc",
+        "    mad.lo.u32      %bits, %pairs, PAIR_SCALES, %bits;\n    cvt",
+        "    cvt",
+    );
+    each("embed_q6_k.ptx", Quant::Q6_K, &[scale, behind]);
+    let second = wrong(
+        "the second of two values keeps the first",
+        "fmt/floats.inc",
+        "and.b32         %bits, %word, 0xffff0000;",
+        "mov.b32         %bits, %word;",
+    );
+    each("embed_bf16.ptx", Quant::BF16, &[second]);
 }

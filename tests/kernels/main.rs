@@ -10,6 +10,7 @@ mod attend;
 mod copies;
 mod divide;
 mod embed;
+mod formats;
 mod gate;
 mod gemm;
 mod gemv;
