@@ -59,12 +59,14 @@ impl Step<'_> {
 
     /// Where rows go for these matrices, in the forms that they read.
     fn prepared(&self, matrices: &[&Matrix]) -> Prepared {
-        let want = |form| matrices.iter().any(|matrix| activations(matrix.quant) == Some(form));
-        let if_wanted = |form, buffer: &Buffer| if want(form) { buffer.address() } else { 0 };
+        let want = |form| matrices.iter().any(|matrix| activations(matrix.quant) == form);
+        let if_wanted =
+            |form, buffer: Option<&Buffer>| buffer.filter(|_| want(form)).map_or(0, Buffer::address);
         Prepared {
-            xq: if_wanted(Activations::Quants, &self.room.xq),
-            xs: if_wanted(Activations::Quants, &self.room.xs),
-            xb: if_wanted(Activations::Bf16, &self.room.xb),
+            xq: if_wanted(Activations::Quants, Some(&self.room.xq)),
+            xs: if_wanted(Activations::Quants, Some(&self.room.xs)),
+            bf16: if_wanted(Activations::Bf16, self.room.bf16.as_ref()),
+            f16: if_wanted(Activations::F16, self.room.f16.as_ref()),
         }
     }
 
