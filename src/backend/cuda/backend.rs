@@ -6,7 +6,7 @@
 use super::coverage::covers;
 use super::graphs::Graphs;
 use super::launches::{Heads, Kernels, Launches, Planes, formats};
-use super::plan::{self, Demand, TooLarge, plane_bytes, planes, table_words};
+use super::plan::{self, Demand, Memory, TooLarge, plane_bytes, planes, table_words};
 use super::room::{Bounds, ENTRY, RESULT_BYTES, Room, TOPS_AT, bytes};
 use super::staging::{Kinds, Piece, Sizes, Staging, Want, Wants, What, least_bytes, steps};
 use super::step::Step;
@@ -124,9 +124,12 @@ impl Cuda {
         let memory = device.memory()?;
         let of_weights = weights::bytes(model).map_err(NotLoaded::Unknown)?;
         let demand = Demand::of(shape, of_weights, bytes(bounds(0)));
-        let count = plan::pages(memory, demand, options.kv_tokens).map_err(NotLoaded::TooLarge)?;
-        let pages = count as usize;
+        let fit = |memory| plan::pages(memory, demand, options.kv_tokens).map_err(NotLoaded::TooLarge);
+        fit(memory)?;
         let weights = Weights::load(model, &device, &mut stream)?;
+        // What the weights have really taken: the driver rounds each buffer up.
+        let count = fit(Memory { free: device.memory()?.free + of_weights, ..memory })?;
+        let pages = count as usize;
         if let Err(error) = model.gguf.forget() {
             tracing::warn!(%error, "the model file's pages stay in memory beside the weights on the GPU");
         }

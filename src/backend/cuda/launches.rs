@@ -166,6 +166,19 @@ pub(super) struct Heads {
     pub eps: f32,
 }
 
+/// What becomes queries, keys and values: products, what is done to them, where they go.
+#[derive(Clone, Copy)]
+pub(super) struct Projected {
+    pub qkv: [u64; 3],
+    pub biases: [Option<u64>; 3],
+    /// Of queries and of keys.
+    pub gains: [Option<u64>; 2],
+    pub turns: u64,
+    pub slots: u64,
+    /// Of keys and of values, one layer's.
+    pub pages: [u64; 2],
+}
+
 /// A pool of pages as the kernels are told of it.
 #[derive(Clone, Copy)]
 pub(super) struct Planes {
@@ -293,19 +306,11 @@ impl Launches<'_> {
     }
 
     /// Bias, norm of each head, rotation; queries in place, keys and values into their pages.
-    pub fn rotate_append(
-        &self,
-        heads: &Heads,
-        [q, k, v]: [u64; 3],
-        biases: [Option<u64>; 3],
-        gains: [Option<u64>; 2],
-        [turns, slots]: [u64; 2],
-        [keys, values]: [u64; 2],
-        rows: usize,
-    ) -> Result<(), Error> {
-        let mut arguments: Vec<Argument> = [q, k, v].map(at).into();
+    pub fn rotate_append(&self, heads: &Heads, of: Projected, rows: usize) -> Result<(), Error> {
+        let Projected { qkv, biases, gains, turns, slots, pages } = of;
+        let mut arguments: Vec<Argument> = qkv.map(at).into();
         arguments.extend(biases.into_iter().chain(gains).map(|place| at(place.unwrap_or(0))));
-        arguments.extend([turns, slots, q, keys, values].map(at));
+        arguments.extend([turns, slots, qkv[0], pages[0], pages[1]].map(at));
         let Heads { heads, kv_heads, head_dim, dims, halves, eps, .. } = *heads;
         let sizes = [heads, kv_heads, head_dim, dims, halves.into(), heads * head_dim, kv_heads * head_dim];
         arguments.extend(sizes.map(number));

@@ -9,7 +9,7 @@
 //! choose ▸ norm, quantise ▸ head ▸ cap ▸ best, weigh ▸ draw, top
 //! ```
 
-use super::launches::{Heads, Launches, Planes, Prepared};
+use super::launches::{Heads, Launches, Planes, Prepared, Projected};
 use super::plan::splits;
 use super::room::{Room, TOPS_AT};
 use super::staging::{Kinds, Places, Sizes};
@@ -86,15 +86,8 @@ impl Step<'_> {
         let turns = self.staged(places.turns + layer.turns * places.turns_stride);
         let plane = |at: usize| self.planes.pool + (at * self.planes.stride) as u64;
         let pages = [2 * number, 2 * number + 1].map(plane);
-        launches.rotate_append(
-            self.heads,
-            qkv,
-            biases,
-            gains,
-            [turns, self.staged(places.slots)],
-            pages,
-            rows,
-        )?;
+        let slots = self.staged(places.slots);
+        launches.rotate_append(self.heads, Projected { qkv, biases, gains, turns, slots, pages }, rows)?;
         self.attend(sizes, places, pages, layer)?;
         let x = self.prepared(&[&layer.output]);
         launches.norm_quantize(room.attended.address(), None, x, [rows, shape.q_width()], eps)?;
