@@ -7,6 +7,7 @@ mod engine;
 mod hazards;
 mod job;
 pub mod operation;
+mod pace;
 mod pages;
 mod policy;
 mod prefix;

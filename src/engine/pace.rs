@@ -1,0 +1,145 @@
+//! How much a batch may hold, so that nobody waits long.
+//!
+//! Owns: what rows and slots have cost on this device. Never: which rows a batch has; the schedule chooses within the budget.
+
+use crate::backend::Batch;
+use crate::engine::schedule::Budget;
+use std::time::Duration;
+
+/// How long a long prompt's chunk may hold up the decodes that run beside it, ...
+const CHUNK_BESIDE: Duration = Duration::from_millis(100);
+/// ... how long a batch may run while guests of several subjects are there, whose next step waits for its end, ...
+const CHUNK_SHARED: Duration = Duration::from_millis(40);
+/// ... and how long a batch may run at all. The pages of one who is ended come back after it, which is promised within
+/// 200 ms, and a newcomer waits for it; the estimate may be off by a third.
+const CHUNK_ALONE: Duration = Duration::from_millis(150);
+/// Rows in a chunk at least: fewer would read all weights for next to nothing.
+const CHUNK_LEAST: u32 = 16;
+/// The first chunk's rows, before anything was measured.
+const CHUNK_FIRST: u32 = 32;
+/// Slots whose attention costs what the rest of a row does, before anything was measured. A row of a small model reads
+/// 135 M weights and multiplies 35 k numbers per slot, which would be 4,000; attention runs less smoothly.
+const ROW_FIRST: f64 = 512.0;
+/// Bounds of what one batch may teach: a stall of the machine is not the device's pace.
+const SURPRISE: f64 = 4.0;
+
+/// What a batch may hold, from measured time: so much for each row, so much for each slot that a row sees. What
+/// shares a batch never changes a number, so this may follow the clock.
+pub(super) struct Pace {
+    most: u32,
+    /// None yet: no estimate.
+    cost: Option<Cost>,
+    /// Nanoseconds that a step of one row takes, nearly all of it for the weights; smoothed, once there was a small one.
+    lone: Option<f64>,
+}
+
+/// Nanoseconds, smoothed.
+#[derive(Clone, Copy)]
+struct Cost {
+    row: f64,
+    slot: f64,
+}
+
+impl Pace {
+    pub fn new(most: u32) -> Pace {
+        Pace { most, cost: None, lone: None }
+    }
+
+    pub fn budget(&self) -> Budget {
+        let Some(cost) = self.cost else {
+            let work = (f64::from(CHUNK_FIRST) * ROW_FIRST) as u64;
+            return Budget {
+                rows: self.most,
+                row: ROW_FIRST as u64,
+                work,
+                beside: work,
+                apart: work,
+                shared: work,
+            };
+        };
+        let row = (cost.row / cost.slot) as u64;
+        let within = |time: Duration| (time.as_nanos() as f64 / cost.slot) as u64;
+        let least = u64::from(CHUNK_LEAST) * (row + u64::from(CHUNK_LEAST));
+        Budget {
+            rows: self.most,
+            row,
+            work: within(CHUNK_ALONE).max(least),
+            beside: within(CHUNK_BESIDE).max(least),
+            shared: within(CHUNK_SHARED).max(least),
+            // At least one row, as of everything.
+            apart: ((self.lone.unwrap_or(cost.row) / cost.slot) as u64).max(row + 1),
+        }
+    }
+
+    pub fn learn(&mut self, batch: &Batch, took: Duration) {
+        let (mut rows, mut slots) = (0.0, 0.0);
+        for sequence in &batch.sequences {
+            let new = sequence.inputs.len() as f64;
+            rows += new;
+            slots += new * (f64::from(sequence.len) - (new - 1.0) / 2.0);
+        }
+        let cost = self.cost.unwrap_or(Cost { row: ROW_FIRST, slot: 1.0 }); // Before: in proportion only.
+        let (of_rows, of_slots) = (rows * cost.row, slots * cost.slot);
+        if of_rows + of_slots < f64::from(CHUNK_LEAST) * cost.row {
+            // A few rows cost what reading the weights costs, not what a row costs.
+            if rows > 0.0 {
+                let took = took.as_nanos() as f64;
+                let others =
+                    if self.cost.is_some() { (of_rows + of_slots) * (1.0 - 1.0 / rows) } else { 0.0 };
+                let lone = (took - others).max(took / rows);
+                self.lone = Some(self.lone.map_or(lone, |before| smooth(before, lone)));
+            }
+            return;
+        }
+        let took = took.as_nanos() as f64;
+        let Some(before) = self.cost else {
+            let scale = (took / (of_rows + of_slots)).max(1e-9);
+            self.cost = Some(Cost { row: cost.row * scale, slot: cost.slot * scale });
+            return;
+        };
+        // The batch teaches about what it was mostly made of.
+        self.cost = Some(if of_rows >= of_slots {
+            Cost { row: smooth(before.row, (took - of_slots) / rows), ..before }
+        } else {
+            Cost { slot: smooth(before.slot, (took - of_rows) / slots), ..before }
+        });
+    }
+}
+
+fn smooth(before: f64, now: f64) -> f64 {
+    (before * 3.0 + now.clamp(before / SURPRISE, before * SURPRISE)) / 4.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::{DrawKey, Input, Mask, Sequence, TokenId};
+
+    /// A device that takes what it takes; budgets are kept to it, whatever the contexts.
+    #[test]
+    fn a_batch_within_the_budget_takes_no_longer_than_it_should() {
+        let (row_ns, slot_ns) = (5e6, 7e3);
+        let time = |rows: f64, slots: f64| Duration::from_nanos((rows * row_ns + slots * slot_ns) as u64);
+        let mut pace = Pace::new(1 << 20);
+        let chunk = |context: u32, rows: u32| Sequence {
+            pages: Vec::new(),
+            len: context + rows,
+            inputs: vec![Input::Token(TokenId(0)); rows as usize],
+            positions: Vec::new(),
+            mask: Mask::Causal,
+            outputs: Vec::new(),
+            draw: DrawKey { seed: 0, queue: 0, pass: 0 },
+        };
+        for round in 0..200 {
+            let context = [0, 20_000, 300, 2_000][round % 4];
+            let (rows, budget) = (4, pace.budget());
+            let each = u64::from(rows) * (budget.row + u64::from(context));
+            let sequences = vec![chunk(context, rows); (budget.work / each).max(1) as usize];
+            let all = sequences.len() as f64 * f64::from(rows);
+            let took = time(all, all * f64::from(context));
+            let fits = took <= CHUNK_ALONE * 3 / 2 || sequences.len() == 1;
+            assert!(round < 40 || fits, "round {round}: {took:?} behind {context}");
+            pace.learn(&Batch { sequences }, took);
+        }
+    }
+}
