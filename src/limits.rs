@@ -383,6 +383,9 @@ pub const HTTP_HEAD_FIELDS: usize = 100;
 pub const HTTP_HEAD_WITHIN: Duration = Duration::from_secs(20);
 /// From a request's head to its response's: as long as a program may think before its first word.
 pub const HTTP_ANSWER_WITHIN: Duration = Duration::from_secs(600);
+/// From the end of an answer to the end of its instance: for what a program writes down after its last word. As long may
+/// one take to end that has thrown its way to answer away, before its client is told.
+pub const HTTP_AFTERWARDS: Duration = Duration::from_secs(5);
 /// Bytes of a request's body: what a guest's memory could take.
 pub const HTTP_BODY_BYTES: u64 = 64 << 20;
 /// Time that a client may let a server wait for its body in all, beside what [`HTTP_BODY_BYTES_PER_SECOND`] earns it.

@@ -137,6 +137,10 @@ fn a_program_of_published_crates_alone_answers_as_http_wants() {
     http.send("POST", "/echo-trailers", &trailing, b"3\r\nabc\r\n0\r\nX-After: all\r\n\r\n");
     let trailers = http.response();
     assert!(trailers.whole && trailers.body.is_empty(), "{trailers:?}");
+    assert_eq!(trailers.field("x-after"), Some("all"), "{trailers:?}");
+    http.send("POST", "/echo", &trailing, b"3\r\nabc\r\n0\r\nX-After: all\r\n\r\n");
+    let trailers = http.response();
+    assert_eq!((trailers.text(), trailers.field("x-after")), ("abc", Some("all")), "behind a body that was read");
 
     http.send("GET", "/", &["Connection: close"], b"");
     assert_eq!(http.response().status, 200);
@@ -339,6 +343,36 @@ fn a_program_that_fails_is_told_as_what_it_is() {
     assert_eq!(Http::connect(port).get("/seen").status, 200);
     assert!(server.log().contains("before the head"), "the log says why");
     server.assert_alive();
+    nothing_is_left(&server);
+}
+
+/// An answer of which no body goes out is out at once, and so is one that breaks; a program may go on behind it for a while.
+#[test]
+fn who_has_answered_may_write_something_down_and_then_ends() {
+    let server = Server::small();
+    let port = launch(&server, "web", &[]);
+    for (method, status) in [("GET", 204), ("GET", 304), ("HEAD", 200), ("GET", 200)] {
+        let query = format!("{status}&{method}");
+        let mut http = Http::connect(port);
+        http.send(method, &format!("/afterwards?{query}"), &[], b"");
+        assert_eq!(http.head().expect("a head").status, status, "{query}");
+        until("it has written", || Http::connect(port).get("/afterwards-kept").text() == query);
+    }
+    // These would be the server instance's last places.
+    for _ in 0..PLACES {
+        let mut http = Http::connect(port);
+        http.send("HEAD", "/drip?1", &[], b"");
+        assert_eq!(http.head().expect("a head").status, 200);
+    }
+    nothing_is_left(&server);
+
+    let whole = Http::connect(port).get("/lives-on");
+    assert_eq!((whole.status, whole.text(), whole.whole), (200, "all of it\n", true));
+    let broken = Http::connect(port).get("/lives-on-broken");
+    assert_eq!((broken.status, broken.text(), broken.whole), (200, "so far", false));
+    let none = Http::connect(port).get("/lives-on-silent");
+    assert_eq!(none.status, 500);
+    assert!(none.text().contains("threw its way to answer away"), "{}", none.text());
     nothing_is_left(&server);
 }
 

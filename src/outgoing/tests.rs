@@ -81,7 +81,7 @@ async fn read(body: &Reader) -> Result<(Vec<u8>, Option<HeaderMap>), ErrorCode> 
         poll_fn(|context| body.poll_ready(context)).await;
         match body.take(usize::MAX) {
             Taken::Bytes(bytes) => whole.extend_from_slice(&bytes),
-            Taken::End(trailers) => return Ok((whole, trailers)),
+            Taken::End => return Ok((whole, body.trailers())),
             Taken::Broken(why) => return Err(why),
             Taken::Nothing => {}
         }
