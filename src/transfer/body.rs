@@ -337,7 +337,11 @@ mod tests {
         assert_eq!(reader.take(9), Taken::Bytes(bytes(3)));
         assert!(reader.is_whole());
         assert_eq!((reader.take(9), reader.take(9)), (Taken::End, Taken::End));
-        assert_eq!((reader.trailers(), reader.trailers()), (Some(trailers), None), "once, whoever saw the end");
+        assert_eq!(
+            (reader.trailers(), reader.trailers()),
+            (Some(trailers), None),
+            "once, whoever saw the end"
+        );
 
         let (writer, reader) = pipe(None);
         drop(writer);
