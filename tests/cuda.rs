@@ -174,14 +174,14 @@ fn every_failure_ends_in_its_sentence() {
 }
 
 /// A launch that is refused while the one before it never ends: nothing that this one uses is given back, where the driver
-/// would wait for it.
+/// would wait for it. The stand-in driver runs work when somebody waits: that the first one hangs, and is said to, behind the
+/// refusal shows that it was there.
 #[test]
 fn a_refusal_behind_a_hung_launch_does_not_hang() {
-    // Two of the launches of one draw; launches are counted as they run, with a graph's, and calls as they are made.
-    let told = "hung@179 cuLaunchKernel@176=701";
-    let output = on_stand_in(&[], told);
+    let output = on_stand_in(&[], "hung@attend_64 refused@attend_combine=701");
     assert_eq!(output.status.code(), Some(70), "{}", text(&output.stderr));
     assert!(sentence(&output).contains("The driver refuses cuLaunchKernel"), "{}", sentence(&output));
+    assert!(text(&output.stderr).contains("hangs, as told: attend_64\n"), "{}", text(&output.stderr));
 }
 
 /// The binary starts without a driver because it needs none, and a driver finds none of its functions in the binary.

@@ -105,6 +105,9 @@ impl Driver {
         shared: u32,
         parameters: Vec<u8>,
     ) -> Answer<()> {
+        if let Some(code) = self.script.refuses(&function.name) {
+            return Err(Status(code));
+        }
         let grid_fits =
             (1..=i32::MAX as u32).contains(&grid[0]) && grid[1..].iter().all(|n| (1..=65_535).contains(n));
         let block_fits =
@@ -253,7 +256,8 @@ impl Driver {
         let fault = match work {
             Work::Launch { function, grid, block, shared, parameters } => {
                 self.launches += 1;
-                if self.script.hung == Some(self.launches) {
+                if self.script.hangs(self.launches, &function.name) {
+                    eprintln!("stand-in driver: launch {} hangs, as told: {}", self.launches, function.name);
                     self.streams.get_mut(&stream).ok_or(INVALID_HANDLE)?.hung = true;
                     HUNG.store(true, Ordering::Relaxed);
                     return Ok(());
