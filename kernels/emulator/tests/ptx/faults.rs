@@ -111,6 +111,30 @@ fn out_of_bounds() {
     caught(Kind::OutOfBounds, 1, 32, "#\ncp.async.ca.shared.global [%s], [%at+4096], 4;");
 }
 
+/// Two variables of shared memory adjoin on a device; who leaves the first one does not come out in the second here.
+#[test]
+fn a_variable_of_shared_memory_ends_where_it_ends() {
+    let two = ".shared .align 4 .b8 small[100]; .shared .align 16 .b32 other[32];
+        mov.u32 %v0, small; mov.u32 %v1, other; mad.lo.u32 %v1, %lane, 4, %v1; st.shared.u32 [%v1], %lane;
+        setp.eq.u32 %q, %lane, 0;";
+    let one = |body: &str| format!("{two}\n#\n@%q {body}");
+    fine(1, 32, &one("st.shared.u32 [%v0+96], %lane;"));
+    let fault = caught(Kind::OutOfBounds, 1, 32, &one("st.shared.u32 [%v0+100], %lane;"));
+    assert!(fault.sentence.contains("bytes 100 to 104 of `small`"), "{fault}");
+    assert_eq!(fault.kernel, "small");
+    // Byte 112 is the first of `other` on a device, byte -4 one of `small`.
+    caught(Kind::OutOfBounds, 1, 32, &one("ld.shared.u32 %v2, [%v0+112];"));
+    caught(Kind::OutOfBounds, 1, 32, &one("red.shared.add.u32 [%v1+-16], 1;"));
+    caught(Kind::OutOfBounds, 1, 32, &one("cp.async.ca.shared.global [%v0+100], [%data], 4;"));
+    // The banks are a device's: there `small` starts at byte 2048, `other` at 2160, sixteen before the next round of banks.
+    let meet = |at: u32| {
+        let body =
+            format!("{two} mov.u32 %v2, tile; @!%q add.u32 %v1, %v2, {at}; st.shared.u32 [%v1], %lane;");
+        run(1, 2, 0, &body).expect("it runs").bank_conflicts
+    };
+    assert_eq!([meet(112), meet(116)], [1, 0]);
+}
+
 #[test]
 fn local_memory() {
     let own = ".local .align 16 .b32 own[4]; .reg .b64 %l; mov.u64 %l, own;";
@@ -403,6 +427,22 @@ fn copies_are_waited_for() {
         32,
         "cp.async.ca.shared.global [%s], [%at], 4; cp.async.commit_group;\n#\ncp.async.ca.shared.global [%s], [%at], 4;",
     );
+    // Until it lands, nobody writes where it comes from.
+    let over = |wait: &str, write: &str| {
+        format!(
+            "cp.async.ca.shared.global [%s], [%at], 4; cp.async.commit_group; {wait}
+            xor.b32 %v0, %thread, 32; mad.wide.u32 %at, %v0, 4, %data;
+            #
+            {write}
+            cp.async.wait_all;"
+        )
+    };
+    for write in ["st.global.u32 [%at], 1;", "red.global.add.u32 [%at], 1;", "st.u32 [%at], 1;"] {
+        fine(1, 64, &over("cp.async.wait_all; bar.sync 0;", write));
+        let fault = caught(Kind::CopyNotWaited, 1, 64, &over("bar.sync 0;", write));
+        assert!(fault.sentence.contains("is still to read"), "{fault}");
+    }
+    fine(1, 64, &over("bar.sync 0;", "st.global.u32 [%at+2048], 1;"));
     // A slot of the ring is filled again while others may still read it.
     let refill = |barrier: &str| {
         format!(
