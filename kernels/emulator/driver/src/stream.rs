@@ -2,7 +2,7 @@
 //!
 //! Owns: the order. Work waits in its stream until somebody asks for an event behind it, or frees memory.
 
-use crate::driver::{Answer, Driver, Function, REGISTERS, THREADS};
+use crate::driver::{Answer, Driver, Function, REGISTERS, SHARED_USUAL, THREADS};
 use crate::status::*;
 use ptx_emulator::{Launch, Options};
 use std::collections::VecDeque;
@@ -116,7 +116,7 @@ impl Driver {
         if !grid_fits || !block_fits || threads > u64::from(function.threads()) {
             return Err(INVALID_VALUE);
         }
-        if function.kernel().shared_bytes() + shared > function.allowed.load(Ordering::Relaxed) {
+        if function.kernel().shared_bytes() + shared > SHARED_USUAL {
             return Err(INVALID_VALUE);
         }
         // Registers are given to warps, 8 a thread at a time.
