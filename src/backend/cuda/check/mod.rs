@@ -7,18 +7,22 @@
 //! norms.rs      norms and quantisation, bit for bit against plain Rust
 //! products.rs   products of a matrix with one vector, a few, many: the same
 //! attention.rs  attention against its formula
-//! sampling.rs   the tokens that the processor draws
+//! sampling.rs   the tokens that the processor draws, and its distributions
+//! rows.rs       rows of the embedding, rows and pages copied
+//! layers.rs     what a layer does between products, bit for bit
 //! ```
 //! A check says of each launch what came out, for the comparison with another device (`make gpu-check`); what a kernel's time
 //! is has a row of its own for each kernel and each way to use it.
 
 mod attention;
 mod basics;
+mod layers;
 mod norms;
 mod products;
+mod rows;
 mod sampling;
 
-use super::{Buffer, Device, Error, Kernel, Stream};
+use super::{Argument, Buffer, Device, Error, Kernel, Stream};
 use super::{error, kernels};
 use crate::backend::check::{BANDWIDTH, Check, Compiled, Found, Launched, Report};
 use crate::backend::{DrawKey, sample};
@@ -43,6 +47,8 @@ const RATE_SHARE: usize = 64;
 
 /// What a check found, or how it ended when the device did not do its part at all.
 type Checked = Result<Result<Found, String>, Error>;
+/// A kernel, and what takes its time.
+type Rate = (&'static str, fn(&mut Bed) -> Checked);
 
 /// Opens the device and checks it; `timed`: with rates, and with the deadline of a device that nothing slows down. The
 /// error: the device cannot be used at all.
@@ -83,6 +89,14 @@ fn all(bed: &mut Bed, checks: &mut Vec<Check>) -> Result<(), Error> {
     }
     add("attention", attention::attention(bed))?;
     add("sampling", sampling::sampling(bed))?;
+    add("distributions", sampling::distributions(bed))?;
+    add("embedding", rows::embedding(bed))?;
+    add("copy_rows", rows::copies(bed))?;
+    add("pages", rows::pages(bed))?;
+    add("rotate_append", layers::heads(bed))?;
+    add("gate_quantize", layers::gate(bed))?;
+    add("add_normed", layers::post_norm(bed))?;
+    add("cap_logits", layers::cap(bed))?;
     if !bed.timed {
         return Ok(());
     }
@@ -102,6 +116,12 @@ fn all(bed: &mut Bed, checks: &mut Vec<Check>) -> Result<(), Error> {
     }
     for kernel in sampling::KERNELS {
         add(&format!("{kernel}, rate"), sampling::rate(bed, kernel))?;
+    }
+    for (kernel, rate) in rows::RATES.iter().chain(&layers::RATES) {
+        add(&format!("{kernel}, rate"), rate(bed))?;
+    }
+    for (kernel, quant) in rows::EMBEDDINGS {
+        add(&format!("{kernel}, rate"), rows::embedding_rate(bed, kernel, quant))?;
     }
     Ok(())
 }
@@ -145,6 +165,22 @@ impl<'a> Bed<'a> {
         let mut bytes = vec![0; buffer.size()];
         self.stream.download(buffer, 0, &mut bytes)?;
         Ok(bytes)
+    }
+
+    /// Puts a kernel into the stream.
+    ///
+    /// # Safety
+    /// The arguments are what the kernel's head says, and live until it is done.
+    unsafe fn launch(
+        &self,
+        name: &str,
+        grid: [usize; 2],
+        block: u32,
+        arguments: &[Argument],
+    ) -> Result<(), Error> {
+        let grid = [grid[0] as u32, grid[1] as u32, 1];
+        // SAFETY: the caller's.
+        unsafe { self.stream.launch(self.kernel(name)?, grid, [block, 1, 1], 0, arguments) }
     }
 
     /// The shortest time by the device's clock of `work`, which is done some times over.

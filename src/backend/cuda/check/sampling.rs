@@ -1,14 +1,15 @@
-//! Sampling: the very tokens that the processor draws.
+//! Sampling: the very tokens that the processor draws, and the very distributions that it makes.
 //!
 //! Owns: rows of logits that have ties, holes and edges. Never: how a token is drawn;
 //! `backend/sample.rs` is the reference.
 
-use super::{Bed, Checked, Found, Launched, Seeded, norms::floats};
-use crate::backend::Sampler;
+use super::{BEFORE, Bed, Checked, Found, Launched, Seeded, norms::floats, same};
 use crate::backend::cuda::draw::record;
 use crate::backend::cuda::{Argument, Buffer, Error};
 use crate::backend::exp::exp_fixed;
 use crate::backend::sample::{LOGITS_PER_MAXIMUM, Logits, Sampling};
+use crate::backend::{Produced, Sampler};
+use crate::limits;
 
 /// Threads of the two kernels that look at all logits, and the logits that a CTA of them takes.
 const ALL_BLOCK: u32 = 256;
@@ -27,9 +28,15 @@ const SAMPLERS: [Sampler; 6] = [
     Sampler::TopKTopP { temperature: 2.0, k: 100, p: 0.95 },
 ];
 /// Those that are timed, in the order in which they run.
-pub(super) const KERNELS: [&str; 3] = ["sample_best", "sample_weigh", "sample_draw"];
+pub(super) const KERNELS: [&str; 4] = [BEST, WEIGH, DRAW, TOP];
+const BEST: &str = "sample_best";
+const WEIGH: &str = "sample_weigh";
+const DRAW: &str = "sample_draw";
+const TOP: &str = "sample_top";
 /// Logits of a row that is timed.
 const TIMED_VOCABULARY: usize = 131_072;
+/// Tokens of a distribution that is timed.
+const TIMED_TOP: u32 = 32;
 
 /// A row to draw from.
 struct Row {
@@ -105,11 +112,27 @@ fn corners() -> Vec<Row> {
     [0.0, f32::MIN_POSITIVE, 0.5, 1.0 - f32::EPSILON / 2.0].map(row).into()
 }
 
+fn maxima(logits: &[f32]) -> Vec<f32> {
+    let largest = |part: &[f32]| part.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    logits.chunks(LOGITS_PER_MAXIMUM).map(largest).collect()
+}
+
 /// What the processor draws.
 fn want(Row { logits, sampler, random }: &Row) -> u32 {
-    let largest = |part: &[f32]| part.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let maxima: Vec<f32> = logits.chunks(LOGITS_PER_MAXIMUM).map(largest).collect();
-    Sampling::new(logits.len()).token(Logits { all: logits, maxima: &maxima }, *sampler, *random).0
+    let logits = Logits { all: logits, maxima: &maxima(logits) };
+    Sampling::new(logits.all.len()).token(logits, *sampler, *random).0
+}
+
+/// Ids and bits of probabilities in turn.
+fn want_top(logits: &[f32], temperature: f32, k: u32) -> Vec<u8> {
+    let logits = Logits { all: logits, maxima: &maxima(logits) };
+    match Sampling::new(logits.all.len()).distribution(logits, temperature, k) {
+        Produced::Token(_) => Vec::new(),
+        Produced::Distribution { ids, probs } => {
+            let pairs = ids.iter().zip(probs);
+            pairs.flat_map(|(id, prob)| [id.0.to_le_bytes(), prob.to_le_bytes()].concat()).collect()
+        }
+    }
 }
 
 pub(super) fn sampling(bed: &mut Bed) -> Checked {
@@ -123,12 +146,12 @@ pub(super) fn sampling(bed: &mut Bed) -> Checked {
     for (seed, vocab, rows) in cases {
         let all: Vec<f32> = rows.iter().flat_map(|row| &row.logits).copied().collect();
         let records: Vec<u8> = rows.iter().flat_map(|row| record(row.sampler, row.random)).collect();
-        let on = On::new(bed, &all, &records, vocab)?;
-        for kernel in KERNELS {
+        let on = On::new(bed, &all, &records, &vec![0; rows.len() * 4], vocab)?;
+        for kernel in [BEST, WEIGH, DRAW] {
             // SAFETY: it lives until `bytes` has waited.
             unsafe { on.later(bed, kernel)? };
         }
-        for (kernel, left) in KERNELS.into_iter().zip([&on.places, &on.sums, &on.tokens]) {
+        for (kernel, left) in [(BEST, &on.places), (WEIGH, &on.sums), (DRAW, &on.tokens)] {
             let name = format!("{kernel}, {} rows of {vocab}", rows.len());
             launches.push(Launched::exact(name, seed, &bed.bytes(left)?));
         }
@@ -156,15 +179,19 @@ struct On {
     places: Buffer,
     sums: Buffer,
     tokens: Buffer,
+    /// Of a distribution: how many tokens, and room for them.
+    counts: Buffer,
+    top: Buffer,
 }
 
 impl On {
-    fn new(bed: &mut Bed, logits: &[f32], records: &[u8], vocab: usize) -> Result<On, Error> {
+    fn new(bed: &mut Bed, logits: &[f32], records: &[u8], counts: &[u8], vocab: usize) -> Result<On, Error> {
         let rows = logits.len() / vocab;
         let stretches = rows * vocab.div_ceil(LOGITS_PER_MAXIMUM) * 8;
         let (logits, records) = (bed.with(&floats(logits))?, bed.with(records)?);
         let (places, sums) = (bed.blank(stretches)?, bed.blank(stretches)?);
-        Ok(On { vocab, rows, logits, records, places, sums, tokens: bed.blank(rows * 4)? })
+        let (counts, top) = (bed.with(counts)?, bed.blank(rows * TOP_ROOM * 8)?);
+        Ok(On { vocab, rows, logits, records, places, sums, tokens: bed.blank(rows * 4)?, counts, top })
     }
 
     /// One of [`KERNELS`]; those before it have run.
@@ -173,29 +200,76 @@ impl On {
     /// It lives until the kernel is done.
     unsafe fn later(&self, bed: &Bed, kernel: &str) -> Result<(), Error> {
         let count = Argument::U32(self.vocab as u32);
-        let [logits, places, sums, records, tokens] =
-            [&self.logits, &self.places, &self.sums, &self.records, &self.tokens].map(Argument::Buffer);
-        let all = [self.vocab.div_ceil(ALL_LOGITS) as u32, self.rows as u32, 1];
+        let [logits, places, sums, records] =
+            [&self.logits, &self.places, &self.sums, &self.records].map(Argument::Buffer);
+        let [tokens, counts, top] = [&self.tokens, &self.counts, &self.top].map(Argument::Buffer);
+        let all = [self.vocab.div_ceil(ALL_LOGITS), self.rows];
         let (grid, block, arguments) = match kernel {
-            "sample_best" => (all, ALL_BLOCK, vec![logits, places, count]),
-            "sample_weigh" => (all, ALL_BLOCK, vec![logits, places, records, sums, count]),
-            _ => ([self.rows as u32, 1, 1], DRAW_BLOCK, vec![logits, places, sums, records, tokens, count]),
+            BEST => (all, ALL_BLOCK, vec![logits, places, count]),
+            WEIGH => (all, ALL_BLOCK, vec![logits, places, records, sums, count]),
+            DRAW => ([self.rows, 1], DRAW_BLOCK, vec![logits, places, sums, records, tokens, count]),
+            _ => {
+                let room = Argument::U32(TOP_ROOM as u32);
+                ([self.rows, 1], DRAW_BLOCK, vec![logits, places, sums, records, counts, top, count, room])
+            }
         };
         // SAFETY: the buffers are as large as the kernel's head says; the rest is the caller's.
-        unsafe { bed.stream.launch(bed.kernel(kernel)?, grid, [block, 1, 1], 0, &arguments) }
+        unsafe { bed.launch(kernel, grid, block, &arguments) }
     }
 }
 
-/// Bytes of logits per second, as if the kernel read each once; the draw, which is by top-p, passes most of them by and reads
-/// some again.
+/// How rows' distributions are asked for, each with each kind of logits: the temperature, and how many tokens. Of 0: none.
+const TOPS: [(f32, u32); 5] = [(1.0, 1), (0.8, 32), (2.0, TOP_ROOM as u32), (0.0, 5), (1.0, 0)];
+/// Entries from one row to the next.
+const TOP_ROOM: usize = limits::DISTRIBUTION_TOKENS as usize;
+
+pub(super) fn distributions(bed: &mut Bed) -> Checked {
+    let (mut count, mut launches) = (0, Vec::new());
+    for (case, vocab) in VOCABULARIES.into_iter().enumerate() {
+        let seed = case as u64;
+        let mut seeded = Seeded::new(seed);
+        let (mut all, mut records, mut counts, mut wanted) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        for (temperature, k) in TOPS {
+            for kind in 0..if vocab < MANY { KINDS } else { KINDS_OF_MANY } {
+                let row = logits(kind, vocab, &mut seeded);
+                wanted.push(want_top(&row, temperature, k));
+                records.extend(record(Sampler::Multinomial { temperature }, 0));
+                counts.extend(k.to_le_bytes());
+                all.extend(row);
+            }
+        }
+        let on = On::new(bed, &all, &records, &counts, vocab)?;
+        for kernel in [BEST, WEIGH, TOP] {
+            // SAFETY: it lives until `bytes` has waited.
+            unsafe { on.later(bed, kernel)? };
+        }
+        let got = bed.bytes(&on.top)?;
+        launches.push(Launched::exact(format!("{TOP}, {} rows of {vocab}", wanted.len()), seed, &got));
+        count += wanted.len();
+        for (row, (got, want)) in got.chunks(TOP_ROOM * 8).zip(wanted).enumerate() {
+            let (got, beyond) = got.split_at(want.len());
+            let untouched = beyond.iter().all(|byte| *byte == BEFORE);
+            let right =
+                if untouched { same("entries", got, &want) } else { Err("more than it should".to_owned()) };
+            if let Err(wrong) = right {
+                return Ok(Err(format!("row {row} of {vocab} logits: {wrong}")));
+            }
+        }
+    }
+    Ok(Ok(Found { launches, ..Found::right(count) }))
+}
+
+/// Bytes of logits per second, as if the kernel read each once; the draw, which is by top-p, and the distribution pass most
+/// of them by and read some again.
 pub(super) fn rate(bed: &mut Bed, kernel: &str) -> Checked {
     let rows = (bed.rate_bytes() / (4 * TIMED_VOCABULARY)).max(1);
     let mut seeded = Seeded::new(0);
     let logits = logits(0, TIMED_VOCABULARY, &mut seeded).repeat(rows);
     let sampler = Sampler::TopP { temperature: 0.8, p: 0.95 };
     let records: Vec<u8> = (0..rows).flat_map(|_| record(sampler, seeded.bits())).collect();
-    let on = On::new(bed, &logits, &records, TIMED_VOCABULARY)?;
-    for before in KERNELS.into_iter().take_while(|before| *before != kernel) {
+    let counts: Vec<u8> = (0..rows).flat_map(|_| TIMED_TOP.to_le_bytes()).collect();
+    let on = On::new(bed, &logits, &records, &counts, TIMED_VOCABULARY)?;
+    for before in [BEST, WEIGH].into_iter().take_while(|before| *before != kernel) {
         // SAFETY: it lives until the last wait.
         unsafe { on.later(bed, before)? };
     }
