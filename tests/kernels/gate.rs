@@ -4,6 +4,7 @@ use crate::harness::{
     Caught, Fault, Q8, Seeded, Wrong, each_is_caught, f32_to_bf16, from_bytes, launch, module, passes, same,
     to_bytes,
 };
+use crate::norm::cut_to_f16;
 use ptx_emulator::{Kind, Launch, Memory, Module, Parameters};
 use tartlet::backend::cpu::plain::{activated, capped};
 use tartlet::model::shape::Activation;
@@ -19,12 +20,23 @@ struct Case {
     quantises: bool,
     rounds: bool,
     kept: bool,
+    /// How `xb` is rounded.
+    half: fn(f32) -> u16,
 }
 
 impl Case {
     fn of(rows: usize, dim: usize) -> Case {
         let (quantises, rounds, kept) = (true, true, true);
-        Case { rows, dim, activation: Activation::Silu, halves: false, quantises, rounds, kept }
+        Case {
+            rows,
+            dim,
+            activation: Activation::Silu,
+            halves: false,
+            quantises,
+            rounds,
+            kept,
+            half: f32_to_bf16,
+        }
     }
 
     fn run(&self, module: &Module, seed: u64, gate: &[f32], up: &[f32]) -> Result<(), Wrong> {
@@ -76,7 +88,7 @@ impl Case {
         if self.rounds {
             let mut rounded = Vec::new();
             for row in want.chunks(dim) {
-                rounded.extend(row.iter().map(|&y| f32_to_bf16(y)));
+                rounded.extend(row.iter().map(|&y| (self.half)(y)));
                 rounded.resize(rounded.len().next_multiple_of(64), 0);
             }
             same("xb", &memory.read(xb, rounded.len() * 2)?, &to_bytes(&rounded))?;
@@ -110,6 +122,8 @@ fn cases(module: &Module) -> Result<(), Wrong> {
 #[test]
 fn rows_are_gated_and_quantised() {
     passes("gate_quantize", cases(&module("gate_quantize.ptx")));
+    let case = Case { half: cut_to_f16, ..Case::of(2, 1120) };
+    passes("gate_quantize_f16", case.seeded(&module("gate_quantize_f16.ptx"), 23));
 }
 
 /// Numbers at which the functions bend, saturate or are cut, and any others.
@@ -176,42 +190,42 @@ const FAULTS: &[Fault] = &[
     },
     Fault {
         name: "the row's end is one step late",
-        file: "gate_quantize.ptx",
+        file: "gate_quantize.inc",
         find: "setp.lt.u32     %kept, %place, %dim;",
         replace: "setp.le.u32     %kept, %place, %dim;",
         caught: Caught::By(Kind::OutOfBounds),
     },
     Fault {
         name: "the padding is not written",
-        file: "gate_quantize.ptx",
+        file: "gate_quantize.inc",
         find: "setp.lt.u32     %inside, %place, %padded;",
         replace: "setp.lt.u32     %inside, %place, %dim;",
         caught: Caught::By(Kind::UninitialisedGlobal),
     },
     Fault {
         name: "rows of gates lie side by side",
-        file: "gate_quantize.ptx",
+        file: "gate_quantize.inc",
         find: "mul.wide.u32    %offset, %row, %stride;",
         replace: "mul.wide.u32    %offset, %row, %dim;",
         caught: Caught::WrongResult,
     },
     Fault {
         name: "gelu is silu",
-        file: "gate_quantize.ptx",
+        file: "gate_quantize.inc",
         find: "    @%by_gelu bra.uni BY_GELU;\n",
         replace: "",
         caught: Caught::WrongResult,
     },
     Fault {
         name: "up is another gate",
-        file: "gate_quantize.ptx",
+        file: "gate_quantize.inc",
         find: "POINTER         %up, up",
         replace: "POINTER         %up, gate",
         caught: Caught::WrongResult,
     },
     Fault {
         name: "a kept row that nobody wants",
-        file: "gate_quantize.ptx",
+        file: "gate_quantize.inc",
         find: "setp.ne.and.u64 %kept, %y_row, 0, %kept;",
         replace: "setp.eq.or.u64  %kept, %y_row, 0, %kept;",
         caught: Caught::By(Kind::OutOfBounds),
