@@ -354,3 +354,59 @@ fn subjects_share_the_device_equally_whatever_they_ask() {
         assert!(rows_of.iter().all(|rows| *rows > 0), "{rows_of:?}");
     }
 }
+
+/// The story: 32 instances queued all they may, and every batch looked at all 8,192 passes before it took a handful.
+#[test]
+fn a_turn_looks_at_the_first_of_each_kind_and_not_at_all_that_waits() {
+    let mut w = World::of(&(0..32).map(|guest| guest % 4).collect::<Vec<_>>());
+    let queues: Vec<QueueId> = w.guests.clone();
+    let mut waiting = 0;
+    for (guest, queue) in queues.iter().enumerate() {
+        for ordinal in 0..256 {
+            w.guests[guest] = QueueId { ordinal, ..*queue };
+            assert!(w.schedule.open(w.guests[guest]));
+            w.submit(guest, if ordinal % 8 == 0 { 40 } else { 1 });
+            waiting += 1;
+        }
+    }
+    let budget =
+        Budget { rows: 64, row: 1000, work: 1 << 30, beside: 1 << 20, apart: 1 << 30, shared: u64::MAX };
+    let mut batches = 0;
+    while !w.schedule.is_idle() {
+        let looked: usize = w.schedule.lots(budget).iter().map(|lot| lot.rank.len()).sum();
+        assert!((1..=2 * 32).contains(&looked), "{looked} of {waiting}");
+        assert!(!w.batch_of(budget).is_empty());
+        batches += 1;
+    }
+    assert!(batches >= waiting / 64, "{batches}");
+}
+
+#[test]
+fn a_priority_counts_for_what_waits_already() {
+    let mut w = World::new(3);
+    (0..3).for_each(|guest| w.submit(guest, 1));
+    w.schedule.set_priority(w.guests[2], Priority::High);
+    assert_eq!(w.batch(1, 1), [(2, 1)]);
+    w.schedule.set_priority(w.guests[0], Priority::Low);
+    assert_eq!(w.batch(1, 1), [(1, 1)]);
+    assert_eq!(w.batch(1, 1), [(0, 1)]);
+}
+
+/// The story: each job that was dropped looked for itself among all the moves of everyone.
+#[test]
+fn moves_of_an_instance_that_left_are_passed_over() {
+    let mut schedule = Schedule::new(4, 0);
+    let instances = [0, 1].map(|_| InstanceId::random());
+    for instance in instances {
+        schedule.join(instance, Subject::everyone());
+        for at in 0..2 {
+            let touch = Touch { kind: Kind::Page, at: Physical(at), from: 0, to: 4, write: true };
+            let page = Physical(at).into();
+            schedule.add_move(instance, Move::Clear { page, from: 0 }, vec![touch]);
+        }
+    }
+    assert_eq!(schedule.leave(instances[0], |_, _| false).len(), 2);
+    let budget = Budget { rows: 8, row: 1, work: 8, beside: 8, apart: 8, shared: 8 };
+    assert_eq!(schedule.plan(budget).map(|plan| plan.moves.len()), Some(2));
+    assert!(schedule.is_idle() && schedule.plan(budget).is_none());
+}
