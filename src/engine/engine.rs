@@ -47,6 +47,8 @@ const SETTLE_MOST: Duration = Duration::from_millis(10);
 
 /// How long a long prompt's chunk may hold up the decodes that run beside it, ...
 const CHUNK_BESIDE: Duration = Duration::from_millis(100);
+/// ... how long a batch may run while guests of several subjects are there, whose next step waits for its end, ...
+const CHUNK_SHARED: Duration = Duration::from_millis(40);
 /// ... and how long a batch may run at all. The pages of one who is ended come back after it, which is promised within
 /// 200 ms, and a newcomer waits for it; the estimate may be off by a third.
 const CHUNK_ALONE: Duration = Duration::from_millis(150);
@@ -288,7 +290,14 @@ impl Pace {
     fn budget(&self) -> Budget {
         let Some(cost) = self.cost else {
             let work = (f64::from(CHUNK_FIRST) * ROW_FIRST) as u64;
-            return Budget { rows: self.most, row: ROW_FIRST as u64, work, beside: work, apart: work };
+            return Budget {
+                rows: self.most,
+                row: ROW_FIRST as u64,
+                work,
+                beside: work,
+                apart: work,
+                shared: work,
+            };
         };
         let row = (cost.row / cost.slot) as u64;
         let within = |time: Duration| (time.as_nanos() as f64 / cost.slot) as u64;
@@ -298,6 +307,7 @@ impl Pace {
             row,
             work: within(CHUNK_ALONE).max(least),
             beside: within(CHUNK_BESIDE).max(least),
+            shared: within(CHUNK_SHARED).max(least),
             // At least one row, as of everything.
             apart: ((self.lone.unwrap_or(cost.row) / cost.slot) as u64).max(row + 1),
         }

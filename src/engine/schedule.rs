@@ -40,6 +40,9 @@ pub struct Budget {
     pub beside: u64,
     /// Work of one subject's passes, when another's run beside them: what a step of one row takes.
     pub apart: u64,
+    /// Work in all while guests of several subjects are there, though only one's have something ready: the others wait for
+    /// the end of the batch when they have.
+    pub shared: u64,
 }
 
 impl Budget {

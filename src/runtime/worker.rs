@@ -43,9 +43,14 @@ pub use seat::{Seat, Slice};
 const EXHAUSTED_PART: i64 = 16;
 /// ... saved up for no more than a slice.
 const EXHAUSTED_SAVED: i64 = 200_000; // ns
-/// Slices in a row, up to a millisecond, after which a guest that was woken counts as one that only computes. The engine
-/// waits for the woken a bounded time, so what this can cost others is bounded too.
-const BURST_SLICES: u32 = 4;
+/// What a guest may compute, beyond what it has waited for, before it counts as one that only computes. The engine waits for
+/// the woken a bounded time, so what this can cost others is bounded too.
+const BURST: Duration = Duration::from_millis(1);
+/// Of so much time that a guest waits, one part makes up for as much that it has computed: a burst for each token of a
+/// model, and no more than that for one that sleeps a moment again and again.
+const WAITED_PART: u32 = 4;
+/// More than this is not held against it.
+const COMPUTED_MOST: Duration = Duration::from_millis(20);
 /// How long a thread that had part in a batch looks out for the next before it sleeps: far less than a batch.
 const LOOKOUT: Duration = Duration::from_micros(200);
 /// Looks of one thread before it reads the clock again.
@@ -63,6 +68,7 @@ struct Pool {
 
 struct Shared {
     size: usize,
+    started: Instant,
     state: Mutex<State>,
     /// For all workers but the first: something to run, a call of the crew, or the end.
     work: Condvar,
@@ -116,6 +122,7 @@ impl Workers {
     pub fn start(size: usize) -> io::Result<Workers> {
         let shared = Arc::new(Shared {
             size,
+            started: Instant::now(),
             state: Mutex::default(),
             work: Condvar::new(),
             first: Condvar::new(),
@@ -170,12 +177,8 @@ impl Workers {
         let future = make(Slice(seat.clone()));
         let schedule = move |runnable| {
             if let Some(shared) = seat.shared.upgrade() {
-                let slices = match seat.slice_ended.swap(false, Ordering::Relaxed) {
-                    true => seat.in_a_row.load(Ordering::Relaxed).saturating_add(1),
-                    false => 0,
-                };
-                seat.in_a_row.store(slices, Ordering::Relaxed);
-                shared.push(Waiting { runnable, seat: seat.clone() }, slices >= BURST_SLICES);
+                let exhausted = seat.is_exhausted(shared.started.elapsed());
+                shared.push(Waiting { runnable, seat: seat.clone() }, exhausted);
             }
         };
         let (runnable, task) = async_task::spawn(future, schedule);
@@ -448,7 +451,9 @@ impl Shared {
         let Turn { guest: Waiting { runnable, seat }, woken, owed } = turn;
         let since = Instant::now();
         run(runnable);
-        let took = since.elapsed().as_nanos() as u64;
+        let took = since.elapsed();
+        seat.computed(took, self.started.elapsed());
+        let took = took.as_nanos() as u64;
         let mut state = self.lock();
         state.over(&seat, woken, owed, took);
         self.publish(&state);

@@ -219,6 +219,11 @@ impl Server {
         self.folder.path("key")
     }
 
+    /// The number of the process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Fails if the process is gone.
     pub fn assert_alive(&mut self) {
         if let Some(status) = self.child.try_wait().expect("our child") {

@@ -5,8 +5,9 @@
 //!
 //! Among subjects the one that was served least goes first, and while several have something ready no one's passes take
 //! more than its part of the rows, or more work than [`Budget::apart`]: whoever has one row to run has it at least as
-//! often as if the device were given to each subject in turn, however many rows the others have. Priorities are a
-//! subject's own: they order its passes and nobody else's.
+//! often as if the device were given to each subject in turn, however many rows the others have. A subject with more
+//! passes than another has less still, down to a [`CROWD`]th: a crowd makes others' steps a quarter longer, not twice as
+//! long. Priorities are a subject's own: they order its passes and nobody else's.
 //!
 //! Among the passes of one subject higher priority goes first (one that gets nothing rises a level every
 //! [`AGE_BATCHES`] batches), short before long, the instance served least recently first; of one instance's passes that
@@ -27,6 +28,8 @@ use std::collections::{BinaryHeap, HashMap};
 pub(super) const SHORT_ROWS: u32 = 8;
 /// Batches without service after which a pass counts as one priority level higher.
 pub(super) const AGE_BATCHES: u64 = 16;
+/// The part of [`Budget::apart`] that a subject has, however few passes another has beside it.
+const CROWD: usize = 4;
 /// One part in so many of a batch is kept for a long pass; else decodes, each a whole batch's work deep in its context
 /// or as many as a batch has rows, would leave it nothing.
 const KEPT: u32 = 4;
@@ -47,6 +50,8 @@ pub(super) struct Lot {
     first: JobId,
     /// Of each class of each instance the one that is next, and those that others in the batch have let go.
     pub(super) rank: BinaryHeap<Rank>,
+    /// How many may run.
+    passes: usize,
     /// The highest priority among its passes.
     top: u64,
     rows: u32,
@@ -62,7 +67,18 @@ pub(super) struct Lot {
 impl Lot {
     fn new(subject: Subject, first: JobId) -> Lot {
         let rank = BinaryHeap::new();
-        Lot { subject, first, rank, top: 0, rows: 0, work: 0, long_work: 0, kept: None, begun: false }
+        Lot {
+            subject,
+            first,
+            rank,
+            passes: 0,
+            top: 0,
+            rows: 0,
+            work: 0,
+            long_work: 0,
+            kept: None,
+            begun: false,
+        }
     }
 }
 
@@ -99,7 +115,7 @@ impl Schedule {
         let mut lots: Vec<Lot> = Vec::new();
         let mut of: HashMap<&Subject, usize> = HashMap::new();
         for guest in self.guests.values() {
-            for (class, id) in guest.ready.heads() {
+            for (class, id, passes) in guest.ready.heads() {
                 let Some(rank) = self.rank(id) else { continue };
                 let at = *of.entry(&guest.subject).or_insert(lots.len());
                 if at == lots.len() {
@@ -107,6 +123,7 @@ impl Schedule {
                 }
                 let lot = &mut lots[at];
                 lot.first = lot.first.min(id);
+                lot.passes += passes;
                 // Not their levels: with many decodes some have always waited long, and a prompt would never be as urgent.
                 lot.top = lot.top.max(class.priority as u64);
                 lot.rank.push(rank);
@@ -115,10 +132,16 @@ impl Schedule {
         lots.sort_unstable_by_key(|lot| lot.first);
         let any_short = lots.iter().any(|lot| lot.rank.iter().any(|r| !r.long.0));
         let parts = lots.len() as u32;
+        let fewest = lots.iter().map(|lot| lot.passes).min().unwrap_or_default();
         for lot in &mut lots {
             (lot.rows, lot.work) = match parts {
+                1 if self.shares.len() > 1 => (budget.rows, budget.work.min(budget.shared)),
                 1 => (budget.rows, budget.work),
-                _ => ((budget.rows / parts).max(1), budget.work.min(budget.apart)),
+                _ => {
+                    let crowd = lot.passes.min(CROWD * fewest);
+                    let apart = (u128::from(budget.apart) * fewest as u128 / crowd as u128) as u64;
+                    ((budget.rows / parts).max(1), budget.work.min(apart))
+                }
             };
             lot.long_work = if any_short { budget.beside.min(lot.work) } else { lot.work };
             let prompt = lot.rank.iter().filter(|r| r.long.0 && r.level >= lot.top).max();

@@ -2,14 +2,15 @@
 //!
 //! Owns: the marks that a guest's next turn is judged by. Never: the queues, or a thread; those are the parent's.
 
-use super::{Shared, Workers};
+use super::{BURST, COMPUTED_MOST, Shared, WAITED_PART, Workers};
 use crate::identity::Subject;
 use crate::runtime::fair::Number;
 use async_task::Runnable;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 /// A guest that has something to run.
 pub(super) struct Waiting {
@@ -29,8 +30,10 @@ pub(super) struct Place {
     _number: Number,
     /// The guest's next turn comes because a slice ended, and not because it was woken.
     pub(super) slice_ended: AtomicBool,
-    /// Slices that it used up in a row.
-    pub(super) in_a_row: AtomicU32,
+    /// Nanoseconds that it has computed, less its part of those that it has waited.
+    pub(super) computed: AtomicU64,
+    /// When its last turn was over, in nanoseconds since the pool's start.
+    pub(super) turn_over: AtomicU64,
     /// Its next instruction takes long.
     pub(super) heavy: AtomicBool,
     /// It needs no turn any more, only an end.
@@ -44,6 +47,30 @@ impl Seat {
         if let Some(shared) = self.0.shared.upgrade() {
             shared.hurry(&self.0);
         }
+    }
+}
+
+impl Place {
+    /// A turn of so long ended `now`.
+    pub(super) fn computed(&self, took: Duration, now: Duration) {
+        self.change(|computed| (computed + took).min(COMPUTED_MOST));
+        self.turn_over.store(now.as_nanos() as u64, Ordering::Relaxed);
+    }
+
+    /// Whether its next turn, which it wants from `now` on, is one of the exhausted.
+    pub(super) fn is_exhausted(&self, now: Duration) -> bool {
+        let waited = match self.slice_ended.swap(false, Ordering::Relaxed) {
+            true => Duration::ZERO,
+            // One who is woken in its turn has waited since the last, for all that is known here: a slice too much.
+            false => now.saturating_sub(Duration::from_nanos(self.turn_over.load(Ordering::Relaxed))),
+        };
+        self.change(|computed| computed.saturating_sub(waited / WAITED_PART)) > BURST
+    }
+
+    fn change(&self, change: impl Fn(Duration) -> Duration) -> Duration {
+        let change = |nanoseconds| change(Duration::from_nanos(nanoseconds)).as_nanos() as u64;
+        let before = self.computed.update(Ordering::Relaxed, Ordering::Relaxed, change);
+        Duration::from_nanos(change(before))
     }
 }
 
@@ -65,7 +92,8 @@ impl Workers {
             number,
             _number: subject,
             slice_ended: AtomicBool::new(false),
-            in_a_row: AtomicU32::new(0),
+            computed: AtomicU64::new(0),
+            turn_over: AtomicU64::new(0),
             heavy: AtomicBool::new(false),
             ending: AtomicBool::new(false),
         }))
