@@ -6,7 +6,7 @@
 //! # The picture
 //! ```text
 //!  app ══ws══▶ server ──message──▶ session ──launch, signal──▶ runtime ──host call──▶ host ──operation──▶ engine ──batch──▶ backend
-//!   ▲                                                             │                   ├──▶ exchange (kvs,              cpu
+//!   ▲                                                             │                   ├──▶ exchange (kvs,         cuda │ cpu
 //!   └══ws══ server ◀──event── session ◀──event── runtime ◀────────┘                   │     topics, mailboxes)
 //!                                                   ▲                                 └──▶ directory (read only)
 //!                                                   └──────────── result ◀──────────────── engine ◀──outcome

@@ -158,6 +158,27 @@ pub const UNUSED_PIECE_BYTES: usize = 256;
 /// Positions of a model's trained context; the longest claimed is 10 Mi.
 pub const MODEL_CONTEXT: u32 = 16 * 1024 * 1024;
 
+// ---- a GPU ----
+
+/// Memory of a GPU that is left to its driver (modules, graphs, the context) and to others: one part in so many, ...
+pub const GPU_RESERVE_SHARE: usize = 16;
+/// ... and no more than this, which large cards would never need.
+pub const GPU_RESERVE_BYTES: usize = 512 << 20;
+/// From a step's begin until the device counts as hung: a hundred times what the engine lets a batch take.
+pub const GPU_STEP: Duration = Duration::from_secs(10);
+/// Steps of decoding that are kept as graphs, by their sizes; the one that was not launched for longest goes first.
+pub const GPU_GRAPHS: usize = 64;
+/// Rows that go through the head together: with 128 Ki tokens 512 KiB of logits each.
+pub const GPU_HEAD_ROWS: usize = 64;
+/// Words of page tables and masks in one step beside two for each page of the pool, for one sequence that has them all;
+/// what has more runs as several steps.
+pub const GPU_TABLE_WORDS: usize = 64 << 10;
+/// Splits of 256 slots that attention may leave to be joined, over all rows of a launch; a sequence that has the whole pool
+/// finds room whatever this says. Heads of 128 take 0.5 KiB each: 16 MiB with 32 of them.
+pub const GPU_SPLITS: usize = 1024;
+/// Bytes of weights that are in host memory at a time on their way to the device.
+pub const GPU_UPLOAD_BYTES: usize = 16 << 20;
+
 // ---- the engine ----
 
 /// Bytes of what the ranks of a CPU batch gather for parts of long sequences, to be joined: kept once they were needed. A

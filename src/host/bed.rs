@@ -113,13 +113,14 @@ impl House {
     /// end.
     pub fn over(
         model: Arc<Model>,
-        backend: Box<dyn Backend>,
+        backend: Box<dyn Backend + Send>,
         memory: u32,
         on_fault: impl FnOnce(String) + Send + 'static,
     ) -> House {
         let (sender, notices) = bounded(64);
+        let backend = move || Ok::<Box<dyn Backend>, ()>(backend);
         let engine =
-            Engine::start(backend, Box::new(()), &Reuse::default(), sender, on_fault).expect("a thread");
+            Engine::start(backend, Box::new(()), Reuse::default(), sender, on_fault).expect("a thread");
         let wasm = wat::parse_str(program(memory)).expect("sound text");
         let guests = wasmi::Engine::new(Config::default().consume_fuel(true));
         let program = Module::new(&guests, &wasm[..]).expect("a sound program");

@@ -49,6 +49,9 @@ const BURST: Duration = Duration::from_millis(1);
 /// Of so much time that a guest waits, one part makes up for as much that it has computed: a burst for each token of a
 /// model, and no more than that for one that sleeps a moment again and again.
 const WAITED_PART: u32 = 4;
+/// What a turn counts for at most: a little more than a slice of fuel takes. If it took longer, the system had other uses
+/// for the core.
+const TURN_MOST: Duration = Duration::from_micros(250);
 /// More than this is not held against it.
 const COMPUTED_MOST: Duration = Duration::from_millis(20);
 /// How long a thread that had part in a batch looks out for the next before it sleeps: far less than a batch.

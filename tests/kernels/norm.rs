@@ -8,10 +8,10 @@ use crate::harness::{
 use ptx_emulator::{Kind, Launch, Memory, Module, Parameters};
 use tartlet::backend::cpu::plain;
 
-const EPS: f32 = 1e-5;
+pub const EPS: f32 = 1e-5;
 
 /// What a row is multiplied by, summed as the kernel sums.
-fn norm(x: &[f32]) -> f32 {
+pub fn norm(x: &[f32]) -> f32 {
     let mut squares = [0.0f32; 256];
     for turn in x.chunks(1024) {
         for (square, four) in squares.iter_mut().zip(turn.chunks(4)) {
@@ -209,35 +209,35 @@ fn rows_do_not_meet() {
 const FAULTS: &[Fault] = &[
     Fault {
         name: "no barrier between the warps' sums",
-        file: "norm_quantize.ptx",
-        find: "    bar.sync        0;\n",
+        file: "norm.inc",
+        find: "        bar.sync    0;\n",
         replace: "",
         caught: Caught::By(Kind::UninitialisedShared),
     },
     Fault {
         name: "every lane writes the warp's sum",
-        file: "norm_quantize.ptx",
-        find: "@%heads st.shared.f32",
+        file: "norm.inc",
+        find: "@%first st.shared.f32",
         replace: "st.shared.f32",
         caught: Caught::By(Kind::SharedRace),
     },
     Fault {
         name: "the last shuffle of the sum goes too far",
-        file: "norm_quantize.ptx",
+        file: "norm.inc",
         find: "distance, 16, 8, 4, 2, 1",
         replace: "distance, 16, 8, 4, 2, 2",
         caught: Caught::WrongResult,
     },
     Fault {
         name: "a block's shuffles leave the block",
-        file: "norm_quantize.ptx",
+        file: "quantise.inc",
         find: "distance, 4, 2, 1",
         replace: "distance, 8, 2, 1",
         caught: Caught::WrongResult,
     },
     Fault {
         name: "seven warps of eight are summed",
-        file: "norm_quantize.ptx",
+        file: "norm.inc",
         find: ".irp i, 1, 2, 3, 4, 5, 6, 7\n",
         replace: ".irp i, 1, 2, 3, 4, 5, 6\n",
         caught: Caught::WrongResult,
@@ -279,35 +279,35 @@ const FAULTS: &[Fault] = &[
     },
     Fault {
         name: "the scale is stored by the second lane",
-        file: "norm_quantize.ptx",
-        find: "setp.eq.u32     %heads, %at, 0;",
-        replace: "setp.eq.u32     %heads, %at, 1;",
+        file: "quantise.inc",
+        find: "setp.eq.u32     %heads, %other, 0;",
+        replace: "setp.eq.u32     %heads, %other, 1;",
         caught: Caught::By(Kind::Misaligned),
     },
     Fault {
         name: "scales lie twice as dense",
-        file: "norm_quantize.ptx",
-        find: "shr.u64         %to, %offset, 2;",
-        replace: "shr.u64         %to, %offset, 3;",
+        file: "quantise.inc",
+        find: "shr.u64         %in_scales, %in_rows, 2;",
+        replace: "shr.u64         %in_scales, %in_rows, 3;",
         caught: Caught::By(Kind::Misaligned),
     },
     Fault {
         name: "pairs of quants change places",
-        file: "norm_quantize.ptx",
+        file: "quantise.inc",
         find: "0x5410",
         replace: "0x1054",
         caught: Caught::WrongResult,
     },
     Fault {
         name: "quants are cut off, not rounded",
-        file: "norm_quantize.ptx",
+        file: "quantise.inc",
         find: "cvt.rni.s32.f32",
         replace: "cvt.rzi.s32.f32",
         caught: Caught::WrongResult,
     },
     Fault {
         name: "a block of zeros has a scale",
-        file: "norm_quantize.ptx",
+        file: "quantise.inc",
         find: "    selp.f32        %inverse, %inverse, 0f00000000, %some;\n",
         replace: "",
         caught: Caught::WrongResult,

@@ -6,7 +6,7 @@
 //! Among subjects the one that was served least goes first, and while several have something ready no one's passes take
 //! more than its part of the rows, or more work than [`Budget::apart`]: whoever has one row to run has it at least as
 //! often as if the device were given to each subject in turn, however many rows the others have. A subject with more
-//! passes than another has less still, down to a [`CROWD`]th: a crowd makes others' steps a quarter longer, not twice as
+//! guests that wait than another has less still, down to a [`CROWD`]th: a crowd makes others' steps a quarter longer, not twice as
 //! long. Priorities are a subject's own: they order its passes and nobody else's.
 //!
 //! Among the passes of one subject higher priority goes first (one that gets nothing rises a level every
@@ -28,7 +28,7 @@ use std::collections::{BinaryHeap, HashMap};
 pub(super) const SHORT_ROWS: u32 = 8;
 /// Batches without service after which a pass counts as one priority level higher.
 pub(super) const AGE_BATCHES: u64 = 16;
-/// The part of [`Budget::apart`] that a subject has, however few passes another has beside it.
+/// The part of [`Budget::apart`] that a subject has, however few guests of another wait.
 const CROWD: usize = 4;
 /// One part in so many of a batch is kept for a long pass; else decodes, each a whole batch's work deep in its context
 /// or as many as a batch has rows, would leave it nothing.

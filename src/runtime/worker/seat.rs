@@ -2,7 +2,7 @@
 //!
 //! Owns: the marks that a guest's next turn is judged by. Never: the queues, or a thread; those are the parent's.
 
-use super::{BURST, COMPUTED_MOST, Shared, WAITED_PART, Workers};
+use super::{BURST, COMPUTED_MOST, Shared, TURN_MOST, WAITED_PART, Workers};
 use crate::identity::Subject;
 use crate::runtime::fair::Number;
 use async_task::Runnable;
@@ -53,7 +53,7 @@ impl Seat {
 impl Place {
     /// A turn of so long ended `now`.
     pub(super) fn computed(&self, took: Duration, now: Duration) {
-        self.change(|computed| (computed + took).min(COMPUTED_MOST));
+        self.change(|computed| (computed + took.min(TURN_MOST)).min(COMPUTED_MOST));
         self.turn_over.store(now.as_nanos() as u64, Ordering::Relaxed);
     }
 

@@ -152,7 +152,7 @@ impl On {
 }
 
 /// Blocks of a format, as a file has them: any quants; scales and values of size 2^-7 or so, of either sign.
-fn blocks(quant: Quant, rows: usize, columns: usize, seeded: &mut Seeded) -> Vec<u8> {
+pub(super) fn blocks(quant: Quant, rows: usize, columns: usize, seeded: &mut Seeded) -> Vec<u8> {
     let mut bytes = seeded.bytes(rows * quant.row_bytes(columns));
     if quant == Quant::BF16 {
         bytes.chunks_mut(2).for_each(|value| value[1] = value[1] & 0x80 | 0x3c);
