@@ -3,7 +3,7 @@
 //! Owns: which device is checked, the table, the JSON, the verdict. Never: a check; each backend has its own.
 
 use crate::backend::check::{BANDWIDTH, Check, Found, Report};
-use crate::backend::{cpu, cuda};
+use crate::backend::{Which, cpu, cuda};
 use serde_json::json;
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -16,24 +16,6 @@ pub struct Options {
     pub libcuda: Option<PathBuf>,
     /// Whether rates are measured, and steps must end in the time that a device takes.
     pub timed: bool,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Which {
-    Cuda,
-    Cpu,
-}
-
-impl std::str::FromStr for Which {
-    type Err = String;
-
-    fn from_str(name: &str) -> Result<Which, String> {
-        match name {
-            "cuda" => Ok(Which::Cuda),
-            "cpu" => Ok(Which::Cpu),
-            other => Err(format!("--backend {other} is neither cuda nor cpu.")),
-        }
-    }
 }
 
 /// What was found, whatever it was; the error says why the device cannot be used at all. `tell` hears a sentence if another

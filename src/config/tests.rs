@@ -30,10 +30,12 @@ fn the_template_says_what_the_code_does() {
         (
             "engine",
             &[
+                "backend",
                 "batch_tokens",
                 "embeds",
                 "kv_cache",
                 "kv_tokens",
+                "libcuda",
                 "page_size",
                 "prefix_reuse",
                 "seed",

@@ -1,6 +1,7 @@
 //! `sample_best`, `sample_weigh` and `sample_draw` against the processor's draws: the same token, whatever the logits.
 
 mod faults;
+mod top;
 
 use crate::harness::{Seeded, Wrong, from_bytes, launch, module, passes, same, to_bytes};
 use ptx_emulator::{Counts, Kind, Launch, Memory, Module, Parameters};

@@ -73,11 +73,11 @@ pub(super) fn graph(bed: &mut Bed) -> Checked {
     let (mut input, mut output) = (bed.device.pinned(bytes)?, bed.device.pinned(bytes)?);
     // SAFETY: all of it outlives the last wait, and is touched between the end of a replay and the next one alone.
     let chain = bed.stream.capture(|stream| unsafe {
-        stream.upload_later(&input, &first, 0)?;
+        stream.upload_later(&input, 0..bytes, &first, 0)?;
         stream.fill_later(&middle, 0, bytes, BEFORE)?;
         copy_later(stream, copy, [&middle, &first], COUNT - 1, 2)?;
         copy_later(stream, copy, [&last, &middle], COUNT, 1)?;
-        stream.download_later(&last, 0, &mut output)
+        stream.download_later(&last, 0, &mut output, 0..bytes)
     })?;
     for replay in 0..REPLAYS {
         let mut want = Seeded::new(replay.into()).bytes(bytes);

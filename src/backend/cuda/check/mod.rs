@@ -7,16 +7,20 @@
 //! norms.rs      norms and quantisation, bit for bit against plain Rust
 //! products.rs   products of a matrix with one vector, a few, many: the same
 //! attention.rs  attention against its formula
-//! sampling.rs   the tokens that the processor draws
+//! sampling.rs   the tokens that the processor draws, and its distributions
+//! rows.rs       rows of the embedding, rows and pages copied
+//! layers.rs     what a layer does between products, bit for bit
 //! ```
 
 mod attention;
 mod basics;
+mod layers;
 mod norms;
 mod products;
+mod rows;
 mod sampling;
 
-use super::{Buffer, Device, Error, Kernel, Stream};
+use super::{Argument, Buffer, Device, Error, Kernel, Stream};
 use super::{error, kernels};
 use crate::backend::check::{BANDWIDTH, Check, Compiled, Found, Report, Sample};
 use crate::backend::{DrawKey, sample};
@@ -79,7 +83,15 @@ fn all(bed: &mut Bed, checks: &mut Vec<Check>) -> Result<(), Error> {
         add(product.kernel, products::check(bed, product))?;
     }
     add("attention", attention::attention(bed))?;
-    add("sampling", sampling::sampling(bed))
+    add("sampling", sampling::sampling(bed))?;
+    add("distributions", sampling::distributions(bed))?;
+    add("embedding", rows::embedding(bed))?;
+    add("copy_rows", rows::copies(bed))?;
+    add("pages", rows::pages(bed))?;
+    add("rotate_append", layers::heads(bed))?;
+    add("gate_quantize", layers::gate(bed))?;
+    add("add_normed", layers::post_norm(bed))?;
+    add("cap_logits", layers::cap(bed))
 }
 
 /// What every check works with.
@@ -121,6 +133,22 @@ impl<'a> Bed<'a> {
         let mut bytes = vec![0; buffer.size()];
         self.stream.download(buffer, 0, &mut bytes)?;
         Ok(bytes)
+    }
+
+    /// Puts a kernel into the stream.
+    ///
+    /// # Safety
+    /// The arguments are what the kernel's head says, and live until it is done.
+    unsafe fn launch(
+        &self,
+        name: &str,
+        grid: [usize; 2],
+        block: u32,
+        arguments: &[Argument],
+    ) -> Result<(), Error> {
+        let grid = [grid[0] as u32, grid[1] as u32, 1];
+        // SAFETY: the caller's.
+        unsafe { self.stream.launch(self.kernel(name)?, grid, [block, 1, 1], 0, arguments) }
     }
 
     /// The shortest time by the device's clock of `work`, which is done some times over.

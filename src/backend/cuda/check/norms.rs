@@ -14,7 +14,7 @@ const NORM: &str = "norm_quantize";
 const NORM_BLOCK: u32 = 256;
 const TURN: usize = 1024;
 const CHUNK: usize = 8 * TURN;
-const EPSILON: f32 = 1e-5;
+pub(super) const EPSILON: f32 = 1e-5;
 /// Values of a row that is timed.
 const TIMED_DIM: usize = 4096;
 
@@ -29,29 +29,37 @@ pub(super) struct Row {
     pub halves: Vec<u8>, // bf16 [padded]
 }
 
+/// What a row is multiplied by, its squares summed in the kernels' order.
+pub(super) fn norm(x: &[f32]) -> f32 {
+    let mut squares = [0f32; NORM_BLOCK as usize]; // [thread]
+    for (at, x) in x.iter().enumerate() {
+        let square = &mut squares[at % TURN / 4];
+        *square = x.mul_add(*x, *square);
+    }
+    for distance in [16, 8, 4, 2, 1] {
+        squares = std::array::from_fn(|thread| squares[thread] + squares[thread ^ distance]);
+    }
+    let sum = squares.chunks(32).map(|warp| warp[0]).reduce(|sum, warp| sum + warp).unwrap_or(0.0);
+    1.0 / (sum / x.len() as f32 + EPSILON).sqrt()
+}
+
 /// The kernel's steps.
 pub(super) fn norm_row(x: &[f32], gain: Option<&[f32]>) -> Row {
-    let norm = gain.map(|_| {
-        let mut squares = [0f32; NORM_BLOCK as usize]; // [thread]
-        for (at, x) in x.iter().enumerate() {
-            let square = &mut squares[at % TURN / 4];
-            *square = x.mul_add(*x, *square);
+    match gain {
+        None => prepared(x),
+        Some(gain) => {
+            let norm = norm(x);
+            prepared(&x.iter().zip(gain).map(|(x, gain)| x * norm * gain).collect::<Vec<f32>>())
         }
-        for distance in [16, 8, 4, 2, 1] {
-            squares = std::array::from_fn(|thread| squares[thread] + squares[thread ^ distance]);
-        }
-        let sum = squares.chunks(32).map(|warp| warp[0]).reduce(|sum, warp| sum + warp).unwrap_or(0.0);
-        1.0 / (sum / x.len() as f32 + EPSILON).sqrt()
-    });
-    let value = |at: usize| match (norm, gain) {
-        (Some(norm), Some(gain)) => x[at] * norm * gain[at],
-        _ => x[at],
-    };
+    }
+}
+
+/// Values as products read them.
+pub(super) fn prepared(x: &[f32]) -> Row {
     let padded = x.len().next_multiple_of(PAIR);
     let mut row = Row { quants: Vec::new(), scales: Vec::new(), halves: Vec::new() };
     for first in (0..padded).step_by(BLOCK) {
-        let values: [f32; BLOCK] =
-            std::array::from_fn(|at| if first + at < x.len() { value(first + at) } else { 0.0 });
+        let values: [f32; BLOCK] = std::array::from_fn(|at| x.get(first + at).copied().unwrap_or(0.0));
         let largest = values.iter().fold(0f32, |largest, value| largest.max(value.abs()));
         let (scale, inverse) = if largest > 1e-30 { (largest / 127.0, 127.0 / largest) } else { (0.0, 0.0) };
         let quants = values.map(|value| (value * inverse).clamp(-127.0, 127.0).round_ties_even() as i8);

@@ -1,13 +1,14 @@
-//! Sampling: the very tokens that the processor draws.
+//! Sampling: the very tokens that the processor draws, and the very distributions that it makes.
 //!
 //! Owns: rows of logits that have ties, holes and edges. Never: how a token is drawn;
 //! `backend/sample.rs` is the reference.
 
-use super::{Bed, Checked, Found, Seeded, norms::floats};
-use crate::backend::Sampler;
+use super::{BEFORE, Bed, Checked, Found, Seeded, norms::floats, same};
 use crate::backend::cuda::draw::record;
 use crate::backend::cuda::{Argument, Buffer, Error};
 use crate::backend::sample::{LOGITS_PER_MAXIMUM, Logits, Sampling};
+use crate::backend::{Produced, Sampler};
+use crate::limits;
 
 /// Threads of the two kernels that look at all logits, and the logits that a CTA of them takes.
 const ALL_BLOCK: u32 = 256;
@@ -47,10 +48,26 @@ fn logits(kind: usize, vocab: usize, seeded: &mut Seeded) -> Vec<f32> {
     (0..vocab).map(|_| one()).collect()
 }
 
-fn want(logits: &[f32], sampler: Sampler, random: u64) -> u32 {
+fn maxima(logits: &[f32]) -> Vec<f32> {
     let largest = |part: &[f32]| part.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let maxima: Vec<f32> = logits.chunks(LOGITS_PER_MAXIMUM).map(largest).collect();
-    Sampling::new(logits.len()).token(Logits { all: logits, maxima: &maxima }, sampler, random).0
+    logits.chunks(LOGITS_PER_MAXIMUM).map(largest).collect()
+}
+
+fn want(logits: &[f32], sampler: Sampler, random: u64) -> u32 {
+    let logits = Logits { all: logits, maxima: &maxima(logits) };
+    Sampling::new(logits.all.len()).token(logits, sampler, random).0
+}
+
+/// Ids and bits of probabilities in turn.
+fn want_top(logits: &[f32], temperature: f32, k: u32) -> Vec<u8> {
+    let logits = Logits { all: logits, maxima: &maxima(logits) };
+    match Sampling::new(logits.all.len()).distribution(logits, temperature, k) {
+        Produced::Token(_) => Vec::new(),
+        Produced::Distribution { ids, probs } => {
+            let pairs = ids.iter().zip(probs);
+            pairs.flat_map(|(id, prob)| [id.0.to_le_bytes(), prob.to_le_bytes()].concat()).collect()
+        }
+    }
 }
 
 pub(super) fn sampling(bed: &mut Bed) -> Checked {
@@ -122,6 +139,51 @@ impl On {
             bed.stream.launch(draw, [self.rows as u32, 1, 1], [DRAW_BLOCK, 1, 1], 0, &to_tokens)
         }
     }
+}
+
+/// How rows' distributions are asked for, each with each kind of logits: the temperature, and how many tokens. Of 0: none.
+const TOPS: [(f32, u32); 5] = [(1.0, 1), (0.8, 32), (2.0, TOP_ROOM as u32), (0.0, 5), (1.0, 0)];
+/// Entries from one row to the next.
+const TOP_ROOM: usize = limits::DISTRIBUTION_TOKENS as usize;
+
+pub(super) fn distributions(bed: &mut Bed) -> Checked {
+    let mut digest = blake3::Hasher::new();
+    for (case, vocab) in VOCABULARIES.into_iter().enumerate() {
+        let mut seeded = Seeded::new(case as u64);
+        let (mut all, mut records, mut counts, mut wanted) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        for (temperature, k) in TOPS {
+            for kind in 0..KINDS {
+                let row = logits(kind, vocab, &mut seeded);
+                wanted.push(want_top(&row, temperature, k));
+                records.extend(record(Sampler::Multinomial { temperature }, 0));
+                counts.extend(k.to_le_bytes());
+                all.extend(row);
+            }
+        }
+        let on = On::new(bed, &all, &records, vocab)?;
+        let (counts, top) = (bed.with(&counts)?, bed.blank(wanted.len() * TOP_ROOM * 8)?);
+        let mut arguments: Vec<Argument> =
+            [&on.logits, &on.places, &on.sums, &on.records, &counts, &top].map(Argument::Buffer).into();
+        arguments.extend([vocab, TOP_ROOM].map(|count| Argument::U32(count as u32)));
+        // SAFETY: made for these sizes; they live until `bytes` has waited.
+        unsafe {
+            on.later(bed)?;
+            bed.launch("sample_top", [wanted.len(), 1], DRAW_BLOCK, &arguments)?;
+        }
+        let got = bed.bytes(&top)?;
+        for (row, (got, want)) in got.chunks(TOP_ROOM * 8).zip(wanted).enumerate() {
+            let (got, beyond) = got.split_at(want.len());
+            digest.update(got);
+            let untouched = beyond.iter().all(|byte| *byte == BEFORE);
+            let right =
+                if untouched { same("entries", got, &want) } else { Err("more than it should".to_owned()) };
+            if let Err(wrong) = right {
+                return Ok(Err(format!("row {row} of {vocab} logits: {wrong}")));
+            }
+        }
+    }
+    let digest = Some(digest.finalize().to_hex().to_string());
+    Ok(Ok(Found { digest, ..Found::right(VOCABULARIES.len() * KINDS * TOPS.len()) }))
 }
 
 /// Bytes of logits per second, drawn from by top-p, read once (the kernels read them twice and a few of them again).
