@@ -158,14 +158,17 @@ pub(super) fn blocks(quant: Quant, rows: usize, columns: usize, seeded: &mut See
         bytes.chunks_mut(2).for_each(|value| value[1] = value[1] & 0x80 | 0x3c);
         return bytes;
     }
-    let heads = if quant == Quant::Q4_1 { 2 } else { 1 };
-    for block in bytes.chunks_mut(quant.row_bytes(BLOCK)) {
-        let (scales, quants) = block.split_at_mut(2 * heads);
-        for scale in scales.chunks_mut(2) {
-            scale[1] = scale[1] & 0x83 | 0x20; // the exponent
+    for block in bytes.chunks_mut(quant.block_bytes()) {
+        let halves: &[usize] = match quant {
+            Quant::Q4_1 | Quant::Q5_1 | Quant::Q4_K | Quant::Q5_K => &[0, 2],
+            Quant::Q6_K => &[208],
+            _ => &[0],
+        };
+        for at in halves {
+            block[at + 1] = block[at + 1] & 0x83 | 0x20; // the exponent
         }
         if quant == Quant::Q8_0 {
-            quants.iter_mut().filter(|quant| **quant == 0x80).for_each(|quant| *quant = 0);
+            block[2..].iter_mut().filter(|quant| **quant == 0x80).for_each(|quant| *quant = 0);
         }
     }
     bytes
