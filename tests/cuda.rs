@@ -178,7 +178,7 @@ fn every_failure_ends_in_its_sentence() {
 #[test]
 fn a_refusal_behind_a_hung_launch_does_not_hang() {
     // Two of the launches of one draw; launches are counted as they run, with a graph's, and calls as they are made.
-    let told = "hung@179 cuLaunchKernel@176=701";
+    let told = "hung@393 cuLaunchKernel@390=701";
     let output = on_stand_in(&[], told);
     assert_eq!(output.status.code(), Some(70), "{}", text(&output.stderr));
     assert!(sentence(&output).contains("The driver refuses cuLaunchKernel"), "{}", sentence(&output));
