@@ -65,7 +65,6 @@
 
 pub mod appliance;
 pub mod auth;
-pub mod backend;
 pub mod bench;
 pub mod cli;
 pub mod client;
@@ -76,8 +75,6 @@ pub mod eval;
 pub mod exchange;
 pub mod host;
 pub mod identity;
-pub mod limits;
-pub mod model;
 pub mod observe;
 pub mod outgoing;
 pub mod program;
@@ -89,3 +86,6 @@ pub mod server;
 mod simulation;
 pub mod transfer;
 pub mod wire;
+
+// A package of their own, `src/compute`, which says why.
+pub use tartlet_compute::{backend, limits, model};

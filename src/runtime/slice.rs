@@ -12,6 +12,7 @@ use super::quota::Name;
 use super::worker::Slice;
 use crate::host::function::{Lowered, Pending, Suspended};
 use crate::host::{Cx, Trap};
+use crate::limits::WORKER_STACK_BYTES;
 use crate::observe::stages::{self, Stage};
 use std::future::poll_fn;
 use std::task::Poll;
@@ -20,6 +21,7 @@ use wasmi::{AsContextMut, Func, ResumableCall, Store, Val};
 /// Fuel of a slice: 50 to 220 µs of interpreted code on one x86-64 core, depending on the instructions, so that a
 /// woken guest waits no longer than that for a thread.
 pub const SLICE_FUEL: u64 = 100_000;
+const _: () = assert!(SLICE_FUEL as usize * 256 < WORKER_STACK_BYTES);
 
 /// A store whose code runs in slices.
 pub struct Guest {
