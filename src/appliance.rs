@@ -9,12 +9,12 @@
 
 use crate::auth::Grant;
 use crate::auth::Verifier;
-use crate::backend::cpu::{Cpu, CpuOptions};
+use crate::backend::choice::{self, NotLoaded, Options};
 use crate::backend::heap;
 use crate::cli::{EXIT_DEVICE, Failure};
 use crate::config::{Config, OpenaiConfig};
 use crate::engine::operation::Notice;
-use crate::engine::{self, Engine, Reuse};
+use crate::engine::{self, Engine, NotStarted, Reuse};
 use crate::exchange::Exchange;
 use crate::host::Trap;
 use crate::identity::{ProgramHash, Subject};
@@ -104,15 +104,15 @@ impl Appliance {
         let exchange = Arc::new(Exchange::open(&config.state).map_err(Failure::config)?);
         let workers =
             Workers::start(config.engine.threads).map_err(failed("The worker threads cannot be started"))?;
-        let options = CpuOptions {
-            pages: config.engine.kv_tokens.map(|tokens| tokens / config.engine.page_size),
+        let options = Options {
+            which: config.engine.backend,
+            libcuda: config.engine.libcuda.clone(),
+            kv_tokens: config.engine.kv_tokens,
             page_size: config.engine.page_size,
             embeds: config.engine.embeds,
             batch_tokens: config.engine.batch_tokens,
             kv: config.engine.kv_cache,
-            exact: false,
         };
-        let cpu = Cpu::load(model.clone(), options, workers.crew()).map_err(Failure::config)?;
 
         // One notice per instance may wait, so the engine rarely finds the channel full.
         let (notices, given_up) = smol::channel::bounded(limits::INSTANCES);
@@ -126,8 +126,10 @@ impl Appliance {
             tracing::warn!("a public prefix has fewer tokens than a page: nothing of it is found again");
         }
         let reuse = Reuse { on: config.engine.prefix_reuse, public };
-        let engine = Engine::start(Box::new(cpu), Box::new(workers.clone()), &reuse, notices, on_fault)
-            .map_err(failed("The engine's thread cannot be started"))?;
+        let (own, crew) = (model.clone(), workers.crew());
+        let backend = move || choice::load(own, &options, crew);
+        let engine = Engine::start(backend, Box::new(workers.clone()), reuse, notices, on_fault)
+            .map_err(not_started)?;
         announce(&model, &engine, &config);
 
         let (outgoing, sending) = outgoing::outgoing(config.allow);
@@ -211,6 +213,18 @@ async fn open_openai(
         expires: None,
     };
     hall.open(serve).await.map_err(|why| Failure::new(format!("The API of OpenAI is not served: {why}.")))
+}
+
+/// Why there is no engine, and whether another start could help.
+fn not_started(why: NotStarted<NotLoaded>) -> Failure {
+    match why {
+        NotStarted::Thread(cause) => failed("The engine's thread cannot be started")(cause),
+        NotStarted::Backend(why) if why.is_of_device() => {
+            Failure { sentence: why.to_string(), status: EXIT_DEVICE }
+        }
+        NotStarted::Backend(why) => Failure::config(why),
+        NotStarted::Panicked => Failure::new("The engine panicked before it could run."),
+    }
 }
 
 /// Turns the cause of a failed step into a sentence.

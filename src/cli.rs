@@ -4,7 +4,7 @@
 //! appliance serves, the client runs programs, `auth` makes tokens), and never a token as an argument (`ps` shows those).
 
 use crate::backend::cpu::KvFormat;
-use crate::backend::cuda;
+use crate::backend::{Which, cuda};
 use crate::outgoing::Allowed;
 use crate::quota::Caps;
 use crate::{appliance, auth, bench, client, config, eval, model, selftest};
@@ -81,6 +81,8 @@ const VERBS: &[Verb] = &[
             values("public-key", "FILE", "accept tokens signed by this key (k4.public.…); may be repeated"),
             switch("no-auth", "accept everyone; only on a loopback address"),
             value("seed", "N", "make sampling repeatable: every instance draws from N"),
+            value("backend", "auto|cuda|cpu", "what runs the model (default auto: a GPU that can be used, else the processor)"),
+            value("libcuda", "PATH", "the CUDA driver's library, where it is not found by itself"),
             value("openai", "PORT", "serve the API of OpenAI on this port of 127.0.0.1 (port 0 takes a free one)"),
             switch("print-config", "print the default configuration, every key explained, and end"),
         ],
@@ -377,6 +379,8 @@ fn serve(words: &Words) -> Result<ExitCode, Failure> {
         no_auth: words.has("no-auth"),
         seed: words.text("seed")?,
         openai: words.text("openai")?,
+        backend: words.text("backend")?,
+        libcuda: words.path("libcuda"),
     };
     appliance::serve(config::Config::read(flags).map_err(Failure::config)?)
 }
@@ -517,7 +521,11 @@ fn measure(words: &Words) -> Result<ExitCode, Failure> {
 }
 
 fn check(words: &Words) -> Result<ExitCode, Failure> {
-    let backend = words.text("backend")?.map(|name| name.parse()).transpose().map_err(Failure::usage)?;
+    let named = |name: String| {
+        let refused = || Failure::usage(format!("--backend {name} is neither cuda nor cpu."));
+        Which::named(&name).ok_or_else(refused)
+    };
+    let backend = words.text("backend")?.map(named).transpose()?;
     let timed = !words.has("untimed");
     let options = selftest::Options { backend, libcuda: words.path("libcuda"), timed };
     let report = selftest::run(&options, |sentence| eprintln!("tartlet: {sentence}"))

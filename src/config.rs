@@ -4,6 +4,7 @@
 //! models or stores; a `Config` is a promise that the values make sense together, not that the files are good.
 
 use crate::auth::{self, PublicKey};
+use crate::backend::Which;
 use crate::backend::cpu::KvFormat;
 use crate::limits;
 use crate::outgoing::Allowed;
@@ -33,6 +34,8 @@ pub struct Flags {
     pub no_auth: bool,
     pub seed: Option<String>,
     pub openai: Option<String>,
+    pub backend: Option<String>,
+    pub libcuda: Option<PathBuf>,
 }
 
 /// What the server serves, checked.
@@ -86,6 +89,10 @@ pub struct OpenaiConfig {
 
 #[derive(Clone, Debug)]
 pub struct EngineConfig {
+    /// What runs batches. None: a GPU that can be used and knows the model, else the processor.
+    pub backend: Option<Which>,
+    /// The CUDA driver's library. None: where it is usually found.
+    pub libcuda: Option<PathBuf>,
     /// Tokens in all KV pages together. None: as many as a share of the free memory holds.
     pub kv_tokens: Option<u32>,
     /// Tokens per page.
@@ -144,6 +151,8 @@ struct RawModel {
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields, default, expecting = "the section [engine]")]
 struct RawEngine {
+    backend: Option<String>,
+    libcuda: Option<PathBuf>,
     #[serde(deserialize_with = "whole")]
     kv_tokens: Option<u32>,
     #[serde(deserialize_with = "whole")]
@@ -261,8 +270,14 @@ impl Config {
                 ));
             }
         };
+        // What the command line names lies where it was started, and what the file names beside the file.
+        let engine = RawEngine {
+            backend: flags.backend.or(raw.engine.backend),
+            libcuda: flags.libcuda.or(raw.engine.libcuda.map(|path| beside.join(path))),
+            ..raw.engine
+        };
         let seed = match flags.seed {
-            None => raw.engine.seed,
+            None => engine.seed,
             Some(text) => {
                 Some(text.parse().map_err(|_| format!("--seed {text} is not a whole number below 2^64."))?)
             }
@@ -281,7 +296,7 @@ impl Config {
             state: flags.state.or(raw.state.map(|path| beside.join(path))).map_or_else(default_state, Ok)?,
             auth,
             model: ModelConfig { path: model, name: raw.model.name, template, public_prefixes },
-            engine: EngineConfig::check(&raw.engine, seed)?,
+            engine: EngineConfig::check(&engine, seed)?,
             quotas: quotas(&raw.quotas, enabled)?,
             openai,
             allow: Allowed::new(&raw.http.allow).map_err(|what| format!("[http] allow: {what}."))?,
@@ -304,7 +319,8 @@ impl EngineConfig {
     /// The section of a configuration that means this.
     pub fn section(&self) -> String {
         let mut text = format!(
-            "[engine]\npage_size = {}\nembeds = {}\nbatch_tokens = {}\nkv_cache = \"{}\"\nprefix_reuse = {}\nthreads = {}\n",
+            "[engine]\nbackend = \"{}\"\npage_size = {}\nembeds = {}\nbatch_tokens = {}\nkv_cache = \"{}\"\nprefix_reuse = {}\nthreads = {}\n",
+            self.backend.map_or("auto", Which::name),
             self.page_size,
             self.embeds,
             self.batch_tokens,
@@ -314,6 +330,9 @@ impl EngineConfig {
         );
         if let Some(tokens) = self.kv_tokens {
             text += &format!("kv_tokens = {tokens}\n");
+        }
+        if let Some(path) = &self.libcuda {
+            text += &format!("libcuda = {path:?}\n");
         }
         if let Some(seed) = self.seed {
             text += &format!("seed = {seed}\n");
@@ -331,7 +350,16 @@ impl EngineConfig {
             raw.kv_tokens.map(|tokens| within("kv_tokens", tokens, page_size, limits::KV_TOKENS_MAX));
         let cores = || std::thread::available_parallelism().map_or(1, usize::from);
         let threads = thread_count(raw.threads.unwrap_or_else(cores))?;
+        let backend = match raw.backend.as_deref() {
+            None | Some("auto") => None,
+            Some(name) => {
+                let refused = || format!("[engine] backend = {name:?} is none of auto, cuda, cpu.");
+                Some(Which::named(name).ok_or_else(refused)?)
+            }
+        };
         Ok(EngineConfig {
+            backend,
+            libcuda: raw.libcuda.clone(),
             kv_tokens: kv_tokens.transpose()?,
             page_size,
             embeds: within("embeds", raw.embeds.unwrap_or(1024), 1, limits::EMBEDS_MAX)?,

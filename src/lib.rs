@@ -6,7 +6,7 @@
 //! # The picture
 //! ```text
 //!  app ══ws══▶ server ──message──▶ session ──launch, signal──▶ runtime ──host call──▶ host ──operation──▶ engine ──batch──▶ backend
-//!   ▲                                                             │                   ├──▶ exchange (kvs,              cpu
+//!   ▲                                                             │                   ├──▶ exchange (kvs,         cuda │ cpu
 //!   └══ws══ server ◀──event── session ◀──event── runtime ◀────────┘                   │     topics, mailboxes)
 //!                                                   ▲                                 └──▶ directory (read only)
 //!                                                   └──────────── result ◀──────────────── engine ◀──outcome
@@ -20,7 +20,9 @@
 //! `io`: smol, sockets, sessions and HTTP. `engine`: alone owns the model's pages and device; no locks inside. `worker`, as
 //! many as cores: runs slices of guests and, on the CPU backend, the shares of a batch, never both at once; while batches
 //! follow each other the engine's thread stands in for the first worker, so that no token waits for a thread to wake.
-//! `ender`: tells the clients of those whose end was decided and drops what there is of them, whatever the workers do.
+//! `ender`: drops what there is of those that end and tells their clients, whatever the workers do.
+//! `heavy` and two `aside`, of low priority: instructions of guests that take many slices; texts too long for a worker to
+//! tokenize.
 //! `disk`: alone writes key-value pairs, all that wait in one transaction with one sync.
 //! Heavy work on a program or a blob (hashes, validation, translation, its file) runs on smol's blocking pool. A
 //! panic is caught at the guest's and the session's border; one in the engine ends the process.

@@ -109,7 +109,7 @@ pub const PAGE_TOKENS_MAX: u32 = 256;
 /// Tokens in all KV pages at most; keeps `page * page_size` and byte offsets of one layer within 40 bits.
 pub const KV_TOKENS_MAX: u32 = 1 << 24;
 /// Tokens in all KV pages at most, unless the operator asks for more: 2,048 for each instance. What is noted of each page
-/// of 16 tokens takes some 160 bytes, so this costs 5 MiB also where the pages of a tiny model cost next to nothing.
+/// of 16 tokens takes some 180 bytes, so this costs 6 MiB also where the pages of a tiny model cost next to nothing.
 pub const KV_TOKENS_UNASKED: u32 = 1 << 19;
 const _: () = assert!(PAGE_TOKENS_MAX <= KV_TOKENS_FLOOR && KV_TOKENS_FLOOR <= KV_TOKENS_UNASKED);
 const _: () = assert!(KV_TOKENS_UNASKED <= KV_TOKENS_MAX && KV_TOKENS_UNASKED as usize == 2048 * INSTANCES);
@@ -157,6 +157,27 @@ pub const MODEL_VOCAB: u32 = 1024 * 1024;
 pub const UNUSED_PIECE_BYTES: usize = 256;
 /// Positions of a model's trained context; the longest claimed is 10 Mi.
 pub const MODEL_CONTEXT: u32 = 16 * 1024 * 1024;
+
+// ---- a GPU ----
+
+/// Memory of a GPU that is left to its driver (modules, graphs, the context) and to others: one part in so many, ...
+pub const GPU_RESERVE_SHARE: usize = 16;
+/// ... and no more than this, which large cards would never need.
+pub const GPU_RESERVE_BYTES: usize = 512 << 20;
+/// From a step's begin until the device counts as hung: a hundred times what the engine lets a batch take.
+pub const GPU_STEP: Duration = Duration::from_secs(10);
+/// Steps of decoding that are kept as graphs, by their sizes; the one that was not launched for longest goes first.
+pub const GPU_GRAPHS: usize = 64;
+/// Rows that go through the head together: with 128 Ki tokens 512 KiB of logits each.
+pub const GPU_HEAD_ROWS: usize = 64;
+/// Words of page tables and masks in one step beside two for each page of the pool, for one sequence that has them all;
+/// what has more runs as several steps.
+pub const GPU_TABLE_WORDS: usize = 64 << 10;
+/// Splits of 256 slots that attention may leave to be joined, over all rows of a launch; a sequence that has the whole pool
+/// finds room whatever this says. Heads of 128 take 0.5 KiB each: 16 MiB with 32 of them.
+pub const GPU_SPLITS: usize = 1024;
+/// Bytes of weights that are in host memory at a time on their way to the device.
+pub const GPU_UPLOAD_BYTES: usize = 16 << 20;
 
 // ---- the engine ----
 
@@ -271,10 +292,17 @@ pub const DISTRIBUTION_TOKENS: u32 = 1024;
 /// Entries of all distributions of one pass: 8 MiB of ids and probabilities.
 pub const PASS_DISTRIBUTION_ENTRIES: usize = 1 << 20;
 
-/// Bytes of text, or tokens, that are tokenized or detokenized in one call: a long book.
+/// Runs of the mask of one pass: eight for each row of the longest.
+pub const PASS_RUNS: usize = 8 * PASS_ROWS;
+
+/// Bytes of text that are tokenized in one call: a long book.
 pub const TOKENIZED_BYTES: usize = 4 << 20;
-/// Bytes that the tokens of one call may stand for: four to each of [`TOKENIZED_BYTES`], as in common text. As text
-/// it is at most three times this, should nothing of it be UTF-8.
+/// Tokens that are detokenized in one call: as many as such a text has, at four bytes each.
+pub const DETOKENIZED_TOKENS: usize = TOKENIZED_BYTES / 4;
+/// Threads that tokenize and detokenize what is long, for all guests.
+pub const ASIDE_THREADS: usize = 2;
+/// Bytes that the tokens of one call may stand for: four times as many as in common text. As text it is at most three times
+/// this, should nothing of it be UTF-8.
 pub const DETOKENIZED_BYTES: usize = 4 * TOKENIZED_BYTES;
 /// Bytes that the host keeps for one guest behind handles (blobs, half-built passes, results): two full mailboxes.
 pub const HELD_BYTES: usize = 2 * MAILBOX_BLOB_BYTES;
@@ -288,8 +316,18 @@ const _: () = assert!(NAMES_PER_INSTANCE as u64 * PAGE_TOKENS_MAX as u64 <= u32:
 
 /// Handles one guest holds at most: a large program keeps hundreds (a pollable per pending pass), a leak shows early.
 pub const HANDLES: usize = 65_536;
-/// Bytes that the arguments of one call may make the host hold: the largest blob upload or tokenized book, times two.
+/// Bytes that a handle counts for among what the host holds, beside its value's own: the allocation, and a small thing behind
+/// it that counts nothing itself (a reply to come, a listener, a queue).
+pub const HANDLE_BYTES: usize = 160;
+/// Bytes that a long argument (a blob, a mask), which is lifted in pieces, may make the host hold.
 pub const LIFTED_BYTES: usize = 32 * 1024 * 1024;
+/// Bytes that all other arguments of one call may: a text to tokenize, and as much again as a message. A worker copies them
+/// in a millisecond or two.
+pub const LIFTED_AT_ONCE_BYTES: usize = TOKENIZED_BYTES + (1 << 20);
+/// Lists, texts and handles within lists among these, each of which costs some 100 ns: twice what `poll` takes.
+pub const LIFTED_ITEMS: usize = 2 * POLLED;
+/// Bytes that the smallest allocation takes.
+pub const ALLOCATION_BYTES: usize = 32;
 /// Fuel of one call of a guest's allocator, which cannot be suspended: 4 ms at most. Growing memory by 32 MiB takes
 /// half of it, dlmalloc itself a few hundred.
 pub const ALLOCATOR_FUEL: u64 = 1_000_000;
@@ -297,7 +335,7 @@ pub const ALLOCATOR_FUEL: u64 = 1_000_000;
 pub const FUEL: u64 = 4_000_000_000_000;
 /// Linear memory of one instance: a large program's, and a quarter of what all have together.
 pub const MEMORY_BYTES: usize = 256 << 20;
-/// Entries of an instance's tables: 16 bytes each, and stock programs have a few hundred.
+/// Entries of an instance's tables: 4 bytes each, which count as memory, and stock programs have a few hundred.
 pub const TABLE_ELEMENTS: usize = 1 << 20;
 /// From an instance's launch to its end: a day, for one that waits for its client.
 pub const WALL_CLOCK_SECONDS: u64 = 24 * 3600;
@@ -305,10 +343,10 @@ pub const WALL_CLOCK_SECONDS: u64 = 24 * 3600;
 pub const LOG_BYTES: usize = 16 << 20;
 /// The same, of all live instances of one subject: a flood of them must not fill the journal.
 pub const LOG_BYTES_PER_SUBJECT: usize = 8 * LOG_BYTES;
-/// Linear memory that every instance is sure of, whatever others hold: stock programs start with 1.1 MB and stay
-/// below 1.6.
+/// Memory, linear and of tables, that every instance is sure of, whatever others hold: stock programs start with 1.1 MB
+/// and stay below 1.6.
 pub const MEMORY_FLOOR_BYTES: usize = 2 * 1024 * 1024;
-/// Linear memory that all instances together may hold beyond that: what a box with 8 GB can spare beside the model.
+/// Memory that all instances together may hold beyond that: what a box with 8 GB can spare beside the model.
 pub const MEMORY_POOL_BYTES: usize = 1024 * 1024 * 1024;
 /// The same for one subject where there are several: half of it, so that none takes the box.
 pub const MEMORY_BYTES_PER_SUBJECT: usize = MEMORY_POOL_BYTES / 2;
@@ -331,6 +369,9 @@ pub const CORE_MEMORIES: usize = 1;
 pub const INSTANCES: usize = 256;
 /// Instances of one subject where there are several, over all its connections: half of them, so that none takes the box.
 pub const INSTANCES_PER_SUBJECT: usize = INSTANCES / 2;
+/// Subjects of which it is known what their instances have used in the last seconds: of those that live, and as many again
+/// that have ended.
+pub const ACCOUNTS: usize = 2 * INSTANCES;
 /// Pollables in one `poll`: every handle could be one, but nobody waits for more than the passes it has in flight.
 pub const POLLED: usize = 4096;
 /// Bytes of one write to a body; what `check-write` permits.

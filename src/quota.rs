@@ -95,7 +95,7 @@ quotas! {
     LogBytes: "log_bytes", "log bytes", limits::LOG_BYTES as u64, ANY, Ends;
     /// Handles of all kinds.
     Handles: "handles", "handles", limits::HANDLES as u64, limits::HANDLES as u64, Ends;
-    /// What the host keeps behind them: blobs, half-built passes, results.
+    /// What the host keeps for them and behind them: blobs, half-built passes, results.
     HeldBytes: "held_bytes", "bytes held by the host", limits::HELD_BYTES as u64, 1 << 32, Ends;
 
     /// Instances, those included whose last event is not sent yet.
@@ -103,7 +103,7 @@ quotas! {
         limits::INSTANCES_PER_SUBJECT as u64, limits::INSTANCES as u64, Ends;
     SubjectFuel: "subject_fuel", "fuel of one subject", NONE, ANY, Ends;
     SubjectFuelPerSecond: "subject_fuel_per_second", "fuel per second of one subject", NONE, ANY, Waits;
-    /// Linear memory beyond what each instance is sure of, and what the host holds beyond 1 MiB each.
+    /// Linear memory and tables beyond what each instance is sure of, and what the host holds beyond 1 MiB each.
     SubjectMemoryBytes: "subject_memory_bytes", "memory bytes of one subject",
         limits::MEMORY_BYTES_PER_SUBJECT as u64, ANY, Ends;
     /// KV pages in use, those included that only exports or queued operations still hold.
@@ -221,8 +221,11 @@ impl Share {
         self.held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).map(drop).map_err(|_| self.full)
     }
 
+    /// More than was taken would be a fault of ours: it must not wrap around, and refuse everybody everything.
     pub fn give(&self, less: u64) {
-        self.held.fetch_sub(less, Ordering::Relaxed);
+        let left = |held: u64| Some(held.saturating_sub(less));
+        let before = self.held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, left);
+        debug_assert!(before.is_ok_and(|held| held >= less), "{less} given back of {before:?}");
     }
 }
 

@@ -2,8 +2,8 @@
 //!
 //! Owns: which device is checked, the table, the JSON, the verdict. Never: a check; each backend has its own.
 
-use crate::backend::check::{BANDWIDTH, Check, Found, Report};
-use crate::backend::{cpu, cuda};
+use crate::backend::check::{BANDWIDTH, Check, Found, Launched, Outcome, Report};
+use crate::backend::{Which, cpu, cuda};
 use serde_json::json;
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -16,24 +16,6 @@ pub struct Options {
     pub libcuda: Option<PathBuf>,
     /// Whether rates are measured, and steps must end in the time that a device takes.
     pub timed: bool,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Which {
-    Cuda,
-    Cpu,
-}
-
-impl std::str::FromStr for Which {
-    type Err = String;
-
-    fn from_str(name: &str) -> Result<Which, String> {
-        match name {
-            "cuda" => Ok(Which::Cuda),
-            "cpu" => Ok(Which::Cpu),
-            other => Err(format!("--backend {other} is neither cuda nor cpu.")),
-        }
-    }
 }
 
 /// What was found, whatever it was; the error says why the device cannot be used at all. `tell` hears a sentence if another
@@ -97,13 +79,13 @@ pub fn table(report: &Report) -> String {
     }
     let bandwidth = report.checks.iter().find(|check| check.name == BANDWIDTH);
     let bandwidth = bandwidth.and_then(|check| check.found.as_ref().ok()?.rate);
-    let _ = writeln!(text, "\n{:<20} result", "check");
+    let _ = writeln!(text, "\n{:<28} result", "check");
     for Check { name, found } in &report.checks {
         let result = match found {
             Ok(found) => right(found, bandwidth),
             Err(wrong) => format!("FAILED: {wrong}"),
         };
-        let _ = writeln!(text, "{name:<20} {result}");
+        let _ = writeln!(text, "{name:<28} {result}");
     }
     for kernel in report.kernels.iter().filter(|kernel| kernel.spilled > 0) {
         let _ = writeln!(
@@ -124,6 +106,15 @@ fn hex(numbers: &[f32]) -> String {
     })
 }
 
+fn launched(Launched { name, seed, result }: &Launched) -> serde_json::Value {
+    match result {
+        Outcome::Digest(digest) => json!({ "launch": name, "seed": seed, "digest": digest }),
+        Outcome::Sample(sample) => {
+            json!({ "launch": name, "seed": seed, "numbers": hex(&sample.numbers), "within": sample.within })
+        }
+    }
+}
+
 /// The report for programs: one JSON object.
 pub fn json(report: &Report) -> String {
     let kernels = report.kernels.iter().map(|kernel| {
@@ -139,11 +130,7 @@ pub fn json(report: &Report) -> String {
             "name": name,
             "passed": true,
             "cases": found.cases,
-            "digest": found.digest,
-            "sample": found.sample.as_ref().map(|sample| json!({
-                "numbers": hex(&sample.numbers),
-                "within": sample.within,
-            })),
+            "launches": found.launches.iter().map(launched).collect::<Vec<_>>(),
             "bytes_per_second": found.rate,
             "operations_per_second": found.operations,
         }),

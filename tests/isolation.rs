@@ -140,6 +140,8 @@ fn code_without_end_bottom_or_bound() {
         ("recurse", Trap("recursion")),
         ("allocate", Quota("memory")),
         ("grow", Quota("memory")),
+        ("fill", Endless),
+        ("copy", Endless),
         ("panic", Trap("abort")),
         ("unreachable", Trap("abort")),
         ("load", Trap("out of bounds")),

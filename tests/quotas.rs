@@ -194,6 +194,21 @@ fn who_is_fast_waits() {
     });
 }
 
+/// Lives so short that each would have a whole second's fuel for itself, if the count began anew with each. That they take
+/// so long at least is no matter of the machine: three seconds' fuel is not there before the third second.
+#[test]
+fn a_row_of_short_lives_has_no_more_of_a_second_than_a_long_one() {
+    let server = server();
+    smol::block_on(async {
+        let mut client = client(&server, "short", &["subject_fuel_per_second=4000000", "fuel=2000000"]).await;
+        let since = std::time::Instant::now();
+        for _ in 0..7 {
+            over(&client.run("rogue", &["spin"]).await, "fuel, limit 2000000");
+        }
+        assert!(since.elapsed().as_secs() >= 1, "14,000,000 of fuel in {:?}", since.elapsed());
+    });
+}
+
 /// A program that only ever asks the host for work runs out of fuel like one that works itself.
 #[test]
 fn work_of_the_host_is_paid_for() {

@@ -8,12 +8,15 @@
 use std::fmt;
 
 pub mod check;
+pub mod choice;
 pub mod cpu;
 pub mod crew;
 pub mod cuda;
 pub mod exp;
 pub mod heap;
 pub mod sample;
+
+pub use choice::Which;
 
 /// A physical KV page: `page_size` slots of K and V in every layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -160,8 +163,8 @@ impl fmt::Display for Fault {
 
 impl std::error::Error for Fault {}
 
-/// Computes batches over its own paged K/V. Owned by one engine thread; the ids it is given were checked.
-pub trait Backend: Send {
+/// Computes batches over its own paged K/V. Made and owned by one engine thread; the ids it is given were checked.
+pub trait Backend {
     fn info(&self) -> &Info;
 
     /// Appends the rows' K/V, attends, and makes the outputs. `outcome` is overwritten.

@@ -30,10 +30,12 @@ fn the_template_says_what_the_code_does() {
         (
             "engine",
             &[
+                "backend",
                 "batch_tokens",
                 "embeds",
                 "kv_cache",
                 "kv_tokens",
+                "libcuda",
                 "page_size",
                 "prefix_reuse",
                 "seed",
@@ -66,6 +68,29 @@ fn the_template_says_what_the_code_does() {
 /// Quotas whose value depends on whether there are several subjects.
 fn of_one_subject(name: Name) -> bool {
     matches!(name, Name::SubjectInstances | Name::SubjectMemoryBytes | Name::SubjectUnreadBytes)
+}
+
+#[test]
+fn what_runs_the_model_is_chosen_by_name() {
+    let engine = |text: &str, flags: Flags| checked(text, flags).map(|config| config.engine);
+    let flags = |backend: &str| Flags {
+        backend: Some(backend.to_owned()),
+        libcuda: Some("l.so".into()),
+        ..no_auth()
+    };
+    for (name, which) in [("auto", None), ("cuda", Some(Which::Cuda)), ("cpu", Some(Which::Cpu))] {
+        let text = format!("[engine]\nbackend = \"{name}\"\nlibcuda = \"drv/libcuda.so.1\"");
+        let of_file = engine(&text, no_auth()).unwrap();
+        assert_eq!(of_file.backend, which);
+        assert_eq!(of_file.libcuda.as_deref(), Some(Path::new("/etc/tartlet/drv/libcuda.so.1")));
+        // The command line wins, and a configuration of what was read means the same.
+        let of_flags = engine("[engine]\nbackend = \"cpu\"\nlibcuda = \"x\"", flags(name)).unwrap();
+        assert_eq!((of_flags.backend, of_flags.libcuda.as_deref()), (which, Some(Path::new("l.so"))));
+        let again = engine(&of_file.section(), no_auth()).unwrap();
+        assert_eq!((again.backend, again.libcuda), (of_file.backend, of_file.libcuda));
+    }
+    let said = engine("[engine]\nbackend = \"gpu\"", no_auth()).expect_err("no such backend");
+    assert_eq!(said, "[engine] backend = \"gpu\" is none of auto, cuda, cpu.");
 }
 
 #[test]

@@ -47,6 +47,8 @@ const SETTLE_MOST: Duration = Duration::from_millis(10);
 
 /// How long a long prompt's chunk may hold up the decodes that run beside it, ...
 const CHUNK_BESIDE: Duration = Duration::from_millis(100);
+/// ... how long a batch may run while guests of several subjects are there, whose next step waits for its end, ...
+const CHUNK_SHARED: Duration = Duration::from_millis(40);
 /// ... and how long a batch may run at all. The pages of one who is ended come back after it, which is promised within
 /// 200 ms, and a newcomer waits for it; the estimate may be off by a third.
 const CHUNK_ALONE: Duration = Duration::from_millis(150);
@@ -74,6 +76,17 @@ impl fmt::Display for Gone {
 }
 
 impl std::error::Error for Gone {}
+
+/// Why there is no engine.
+#[derive(Debug)]
+pub enum NotStarted<E> {
+    /// The system gives no thread.
+    Thread(std::io::Error),
+    /// The backend was not made.
+    Backend(E),
+    /// What makes it has panicked, and said so.
+    Panicked,
+}
 
 /// The way to an engine. Cheap to clone; the engine ends when the last one is dropped.
 #[derive(Clone)]
@@ -127,25 +140,40 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Starts the thread "engine". `reuse`: which prefixes it may find again. `notices` wants room for one notice per
-    /// instance; while it is full they wait here. `on_fault` is called once, last, if the device fails or the engine panics: every waiting guest has then been
+    /// Starts the thread "engine", which makes its backend itself: a device belongs to one thread. `reuse`: which
+    /// prefixes it may find again. `notices` wants room for one notice per instance; while it is full they wait here.
+    /// `on_fault` is called once, last, if the device fails or the engine panics: every waiting guest has then been
     /// answered that its work is lost, and the process should end.
-    pub fn start(
-        backend: Box<dyn Backend>,
+    pub fn start<E: Send + 'static>(
+        backend: impl FnOnce() -> Result<Box<dyn Backend>, E> + Send + 'static,
         settle: Box<dyn Settle>,
-        reuse: &Reuse,
+        reuse: Reuse,
         notices: Sender<Notice>,
         on_fault: impl FnOnce(String) + Send + 'static,
-    ) -> std::io::Result<Handle> {
-        let info = Arc::new(backend.info().clone());
+    ) -> Result<Handle, NotStarted<E>> {
         let (sender, inbox) = smol::channel::bounded(ENGINE_INBOX);
-        let pace = Pace::new(info.batch_tokens);
-        let state = State::new(&info, reuse);
-        let engine = Engine { backend, settle, inbox, notices, untold: VecDeque::new(), state, pace };
+        let (made, ready) = std::sync::mpsc::sync_channel(1);
+        let life = move || {
+            let backend = match backend() {
+                Ok(backend) => backend,
+                Err(why) => {
+                    let _ = made.send(Err(why)); // whoever starts the engine waits for it
+                    return;
+                }
+            };
+            let info = Arc::new(backend.info().clone());
+            let (state, pace) = (State::new(&info, &reuse), Pace::new(info.batch_tokens));
+            let _ = made.send(Ok(info));
+            Engine { backend, settle, inbox, notices, untold: VecDeque::new(), state, pace }.live(on_fault);
+        };
         // It runs guests too, so it has a worker's stack.
         let thread = std::thread::Builder::new().name("engine".into()).stack_size(WORKER_STACK_BYTES);
-        thread.spawn(move || engine.live(on_fault))?;
-        Ok(Handle { inbox: sender, info })
+        thread.spawn(life).map_err(NotStarted::Thread)?;
+        match ready.recv() {
+            Ok(Ok(info)) => Ok(Handle { inbox: sender, info }),
+            Ok(Err(why)) => Err(NotStarted::Backend(why)),
+            Err(_) => Err(NotStarted::Panicked),
+        }
     }
 
     fn live(mut self, on_fault: impl FnOnce(String)) {
@@ -288,7 +316,14 @@ impl Pace {
     fn budget(&self) -> Budget {
         let Some(cost) = self.cost else {
             let work = (f64::from(CHUNK_FIRST) * ROW_FIRST) as u64;
-            return Budget { rows: self.most, row: ROW_FIRST as u64, work, beside: work, apart: work };
+            return Budget {
+                rows: self.most,
+                row: ROW_FIRST as u64,
+                work,
+                beside: work,
+                apart: work,
+                shared: work,
+            };
         };
         let row = (cost.row / cost.slot) as u64;
         let within = |time: Duration| (time.as_nanos() as f64 / cost.slot) as u64;
@@ -298,6 +333,7 @@ impl Pace {
             row,
             work: within(CHUNK_ALONE).max(least),
             beside: within(CHUNK_BESIDE).max(least),
+            shared: within(CHUNK_SHARED).max(least),
             // At least one row, as of everything.
             apart: ((self.lone.unwrap_or(cost.row) / cost.slot) as u64).max(row + 1),
         }
@@ -446,10 +482,11 @@ mod tests {
     fn start(settle: impl Settle + 'static, fails_at: usize, how: fn() -> Fault) -> World {
         let sizes = Arc::<Mutex<Vec<usize>>>::default();
         let fake = Fake::new(info());
-        let backend = Box::new(Failing { fake, sizes: sizes.clone(), fails_at, how });
+        let failing = Failing { fake, sizes: sizes.clone(), fails_at, how };
+        let backend = move || Ok::<Box<dyn Backend>, ()>(Box::new(failing));
         let (notices, _notices) = smol::channel::bounded(8);
         let (tell, faults) = smol::channel::bounded(1);
-        let engine = Engine::start(backend, Box::new(settle), &Reuse::default(), notices, move |why| {
+        let engine = Engine::start(backend, Box::new(settle), Reuse::default(), notices, move |why| {
             let _ = tell.try_send(why);
         });
         World { engine: engine.expect("a thread"), sizes, faults, _notices }
@@ -457,6 +494,19 @@ mod tests {
 
     fn no_fault() -> Fault {
         Fault("none expected".into())
+    }
+
+    /// Whoever starts it hears why there is none, and nobody is told of a fault.
+    #[test]
+    fn an_engine_without_a_backend_does_not_start() {
+        type Made = Result<Box<dyn Backend>, &'static str>;
+        let start = |backend: fn() -> Made| {
+            let (notices, _notices) = smol::channel::bounded(1);
+            let fault = |why| panic!("{why}");
+            Engine::start(backend, Box::new(()), Reuse::default(), notices, fault).map(drop)
+        };
+        assert!(matches!(start(|| Err("no device")), Err(NotStarted::Backend("no device"))));
+        assert!(matches!(start(|| panic!("as asked")), Err(NotStarted::Panicked)));
     }
 
     #[test]

@@ -6,7 +6,7 @@
 use crate::backend::{DrawKey, Input, Mask, Output, PageId, Produced, Sequence};
 use crate::engine::credit::Credit;
 use crate::engine::hazards::{JobId, Touch};
-use crate::engine::operation::{PassResult, QueueId, Reply};
+use crate::engine::operation::{PassResult, Priority, QueueId, Reply};
 use crate::identity::InstanceId;
 #[cfg(test)]
 use crate::simulation::plant::{Bug, planted};
@@ -24,8 +24,18 @@ pub struct Job {
     pub then: Vec<Then>,
     /// The batch since which it could have run and got nothing.
     pub since: u64,
+    /// Where it stands among the passes that may run now, if it is one.
+    pub ready: Option<Class>,
     /// Its room in the instance's allowance, given back on drop.
     pub credit: Option<Credit>,
+}
+
+/// What is served in one row: of one instance's passes that are alike in this, the first submitted goes first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Class {
+    pub priority: Priority,
+    /// Whether it has many rows left.
+    pub long: bool,
 }
 
 /// A job that waits for this one.

@@ -16,5 +16,5 @@ mod schedule;
 pub(crate) mod simulation;
 mod state;
 
-pub use engine::{Engine, Gone, Handle, Settle};
+pub use engine::{Engine, Gone, Handle, NotStarted, Settle};
 pub use prefix::Reuse;

@@ -165,8 +165,8 @@ impl Operation {
 
 /// A page of a queued pass: its two names, what the pass does to it, and what others must wait for (44 bytes).
 const PAGE_WORDS: usize = 11;
-/// A mask row beside its runs: the list that holds them (24 bytes).
-const ROW_WORDS: usize = 6;
+/// A mask row beside its runs: the list that holds them (24 bytes), and the least that an allocation takes.
+const ROW_WORDS: usize = 14;
 
 /// How an instance left, which decides what becomes of its queued work and its exports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,21 +3,24 @@
 //! Owns: the queued jobs, the order among them, and who is served next. Never: a tensor, a clock, a name of a page
 //! (it sees physical ids), a reply. Pure: the same calls give the same plans.
 //!
-//! Moves of pages go first, then the passes that `choose.rs` takes.
+//! Moves of pages go first, then the passes that `choose.rs` takes from those that are ready (`ready.rs`).
 
 use crate::backend::{Batch, Fault, Outcome};
 use crate::engine::credit::Credit;
 use crate::engine::hazards::{Edge, Hazards, JobId, Touch};
-use crate::engine::job::{Job, Move, PassWork, Then, Work};
+use crate::engine::job::{Class, Job, Move, PassWork, Then, Work};
 use crate::engine::operation::{Kind, Priority, QueueId, Reply};
 use crate::engine::pages::Physical;
 use crate::identity::{InstanceId, Subject};
 use crate::limits::QUEUES_PER_INSTANCE;
 #[cfg(test)]
 use crate::simulation::plant::{Bug, planted};
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use choose::SHORT_ROWS;
+use ready::Ready;
+use std::collections::{BTreeMap, HashMap, VecDeque};
 
 mod choose;
+mod ready;
 
 /// Moves of one turn: of pages of a large model, some 25 ms. Whoever found a long prefix waits a few turns, not everybody
 /// for it.
@@ -37,6 +40,9 @@ pub struct Budget {
     pub beside: u64,
     /// Work of one subject's passes, when another's run beside them: what a step of one row takes.
     pub apart: u64,
+    /// Work in all while guests of several subjects are there, though only one's have something ready: the others wait for
+    /// the end of the batch when they have.
+    pub shared: u64,
 }
 
 impl Budget {
@@ -79,12 +85,10 @@ struct Run {
 pub struct Schedule {
     jobs: BTreeMap<JobId, Job>,
     hazards: Hazards,
-    queues: HashMap<QueueId, Queue>,
+    queues: BTreeMap<QueueId, Queue>,
     guests: HashMap<InstanceId, Guest>,
     shares: HashMap<Subject, Share>,
-    /// Passes that may run now.
-    ready: BTreeSet<JobId>,
-    /// Moves that may run now, in the order they became so.
+    /// Moves that may run now, in the order they became so; some may have been dropped since.
     moves: VecDeque<JobId>,
     done: Vec<Job>,
     /// Batches planned so far.
@@ -101,6 +105,8 @@ struct Queue {
     priority: Priority,
     /// The last pass submitted, while it is queued.
     tail: Option<JobId>,
+    /// Its pass that may run now: there is one at the most, as each waits for the one before.
+    ready: Option<JobId>,
     /// Passes submitted so far: the ordinal of the next.
     passes: u64,
     closed: bool,
@@ -113,6 +119,8 @@ struct Guest {
     jobs: u32,
     queues: usize,
     left: bool,
+    /// Its passes that may run now.
+    ready: Ready,
 }
 
 /// What one subject has of the device.
@@ -129,10 +137,9 @@ impl Schedule {
         Schedule {
             jobs: BTreeMap::new(),
             hazards: Hazards::new(pages, embeds),
-            queues: HashMap::new(),
+            queues: BTreeMap::new(),
             guests: HashMap::new(),
             shares: HashMap::new(),
-            ready: BTreeSet::new(),
             moves: VecDeque::new(),
             done: Vec::new(),
             batch: 0,
@@ -147,7 +154,8 @@ impl Schedule {
     /// Once for each instance, before all else of it.
     pub fn join(&mut self, instance: InstanceId, subject: Subject) {
         self.shares.entry(subject.clone()).or_default().guests += 1;
-        let guest = Guest { subject, served: 0, jobs: 0, queues: 0, left: false };
+        let ready = Ready::default();
+        let guest = Guest { subject, served: 0, jobs: 0, queues: 0, left: false, ready };
         self.guests.insert(instance, guest);
     }
 
@@ -174,8 +182,11 @@ impl Schedule {
     }
 
     pub fn set_priority(&mut self, queue: QueueId, priority: Priority) {
-        if let Some(queue) = self.queues.get_mut(&queue) {
-            queue.priority = priority;
+        let Some(open) = self.queues.get_mut(&queue) else { return };
+        open.priority = priority;
+        if let Some(id) = open.ready {
+            self.unready(id);
+            self.make_ready(id);
         }
     }
 
@@ -240,7 +251,8 @@ impl Schedule {
             *(if planned { &mut after_planned } else { &mut after_done }) += 1;
         }
         let (then, since) = (Vec::new(), self.batch);
-        let job = Job { instance, work, touches, after_done, after_planned, then, since, credit };
+        let ready = None;
+        let job = Job { instance, work, touches, after_done, after_planned, then, since, ready, credit };
         self.jobs.insert(id, job);
         self.place_if_free(id);
         id
@@ -254,9 +266,36 @@ impl Schedule {
         }
         job.since = self.batch;
         match job.work {
-            Work::Pass(..) => drop(self.ready.insert(id)),
+            Work::Pass(..) => self.make_ready(id),
             Work::Move(_) => self.moves.push_back(id),
             Work::Synchronize(..) => self.complete(id),
+        }
+    }
+
+    /// Puts the pass where its queue's priority and its length have it.
+    fn make_ready(&mut self, id: JobId) {
+        let Some(job) = self.jobs.get_mut(&id) else { return };
+        let Work::Pass(queue, pass) = &job.work else { return };
+        let open = self.queues.get_mut(queue);
+        let priority = open.as_ref().map_or(Priority::Normal, |open| open.priority);
+        let class = Class { priority, long: pass.left() > SHORT_ROWS };
+        job.ready = Some(class);
+        if let Some(open) = open {
+            open.ready = Some(id);
+        }
+        if let Some(guest) = self.guests.get_mut(&job.instance) {
+            guest.ready.insert(class, id);
+        }
+    }
+
+    fn unready(&mut self, id: JobId) {
+        let Some(job) = self.jobs.get_mut(&id) else { return };
+        let (Some(class), Work::Pass(queue, _)) = (job.ready.take(), &job.work) else { return };
+        if let Some(open) = self.queues.get_mut(queue).filter(|open| open.ready == Some(id)) {
+            open.ready = None;
+        }
+        if let Some(guest) = self.guests.get_mut(&job.instance) {
+            guest.ready.remove(class, id);
         }
     }
 
@@ -279,7 +318,8 @@ impl Schedule {
         some.then_some(plan)
     }
 
-    /// Puts up to `allowed` rows of the pass into the plan. Rows taken, and the passes that may now follow it.
+    /// Puts up to `allowed` rows of the pass into the plan. Rows taken, and the passes that may now follow it, if nothing else
+    /// keeps them.
     fn take(&mut self, id: JobId, allowed: u32, plan: &mut Plan) -> Option<(u32, Vec<JobId>)> {
         let job = self.jobs.get_mut(&id)?;
         let Work::Pass(_, pass) = &mut job.work else { return None };
@@ -297,18 +337,18 @@ impl Schedule {
         if let Some(guest) = self.guests.get_mut(&job.instance) {
             guest.served = self.services;
         }
+        self.unready(id);
         if !whole {
+            self.make_ready(id); // it may be short now
             return Some((rows, Vec::new()));
         }
-        self.ready.remove(&id);
         for &follower in &followers {
             if let Some(job) = self.jobs.get_mut(&follower) {
                 job.after_planned -= 1;
             }
             self.place_if_free(follower);
         }
-        let ready = followers.into_iter().filter(|f| self.ready.contains(f)).collect();
-        Some((rows, ready))
+        Some((rows, followers))
     }
 
     // ---- finishing ----
@@ -355,6 +395,7 @@ impl Schedule {
     }
 
     fn remove(&mut self, id: JobId) -> Option<Job> {
+        self.unready(id);
         let job = self.jobs.remove(&id)?;
         self.hazards.leave(id, &job.touches);
         if let Work::Pass(queue, _) = &job.work {
@@ -404,19 +445,18 @@ impl Schedule {
     pub fn leave(&mut self, instance: InstanceId, owned: impl Fn(Kind, Physical) -> bool) -> Vec<Job> {
         let mine: Vec<JobId> =
             self.jobs.iter().filter(|(_, j)| j.instance == instance).map(|(&id, _)| id).collect();
-        let (mut needed, mut doomed) = (HashSet::new(), Vec::new());
+        // Whether a page is needed; its readers are looked through once, however many of these jobs write it.
+        let (mut needed, mut doomed) = (HashMap::new(), Vec::new());
         for &id in mine.iter().rev() {
             let job = &self.jobs[&id];
-            let wanted = job.touches.iter().any(|t| {
-                t.write
-                    && (needed.contains(&(t.kind, t.at))
-                        || owned(t.kind, t.at)
-                        || self.others_read(instance, t.kind, t.at))
+            let wanted = job.touches.iter().filter(|t| t.write).any(|t| {
+                let for_others = || owned(t.kind, t.at) || self.others_read(instance, t.kind, t.at);
+                *needed.entry((t.kind, t.at)).or_insert_with(for_others)
             });
             #[cfg(test)]
             let wanted = wanted && !planted(Bug::KeptWork);
             if wanted {
-                needed.extend(job.touches.iter().map(|t| (t.kind, t.at)));
+                needed.extend(job.touches.iter().map(|t| ((t.kind, t.at), true)));
             } else {
                 doomed.push(id);
             }
@@ -432,7 +472,8 @@ impl Schedule {
     }
 
     fn forget_guest(&mut self, instance: InstanceId) {
-        let queues: Vec<QueueId> = self.queues.keys().filter(|q| q.instance == instance).copied().collect();
+        let all = [0, u32::MAX].map(|ordinal| QueueId { instance, ordinal });
+        let queues: Vec<QueueId> = self.queues.range(all[0]..=all[1]).map(|(queue, _)| *queue).collect();
         for queue in queues {
             self.close(queue);
         }
@@ -456,8 +497,6 @@ impl Schedule {
     }
 
     fn drop_job(&mut self, id: JobId) -> Option<Job> {
-        self.ready.remove(&id);
-        self.moves.retain(|m| *m != id);
         let mut job = self.remove(id)?;
         for then in std::mem::take(&mut job.then) {
             if let Some(job) = self.jobs.get_mut(&then.job) {
@@ -470,7 +509,6 @@ impl Schedule {
 
     /// Everything, done or not: the engine is ending.
     pub fn take_all(&mut self) -> Vec<Job> {
-        self.ready.clear();
         self.moves.clear();
         let mut all = self.take_done();
         all.extend(std::mem::take(&mut self.jobs).into_values());
@@ -489,7 +527,8 @@ impl Schedule {
     /// How often the queued jobs name each page; a job names one at most once to read and once to write.
     pub fn holds(&self, kind: Kind) -> HashMap<Physical, u32> {
         for job in self.jobs.values() {
-            let once: HashSet<_> = job.touches.iter().map(|t| (t.kind, t.at, t.write)).collect();
+            let once: std::collections::HashSet<_> =
+                job.touches.iter().map(|t| (t.kind, t.at, t.write)).collect();
             assert_eq!(once.len(), job.touches.len(), "an access is noted twice");
         }
         let mut holds = HashMap::new();

@@ -4,8 +4,9 @@
 //! how one type is laid out (`values.rs`); what a function means (the interface files).
 //!
 //! Nothing a guest writes is trusted: pointers, lengths, handles, discriminants and UTF-8 are checked, and what one
-//! call may make the host hold is bounded ([`limits::LIFTED_BYTES`]), because lists in memory may overlap and so
-//! claim far more than the guest owns.
+//! call may make the host hold is bounded, because lists in memory may overlap and so claim far more than the guest owns.
+//! What is lifted in one go is bounded so that no worker is kept by it ([`limits::LIFTED_AT_ONCE_BYTES`],
+//! [`limits::LIFTED_ITEMS`]); longer lists come in pieces (`lists.rs`).
 
 use super::function::nested;
 use super::shape::Shape;
@@ -46,6 +47,7 @@ pub trait Lift: Value {
 
     /// Reads `count` of them in a row; one copy for types of one size everywhere.
     fn load_many(from: &mut Source<'_>, at: usize, count: usize) -> Result<Vec<Self>, Trap> {
+        from.count(count)?;
         (0..count).map(|i| Self::load(from, at + i * Self::SIZE)).collect()
     }
 }
@@ -115,7 +117,9 @@ pub struct Source<'a> {
     /// Bytes read so far, as guest and host count them, whichever is more.
     read: usize,
     /// Lists read so far, each of which the host allocates.
-    lists: u64,
+    lists: usize,
+    /// Items read so far that are looked at one by one.
+    items: usize,
 }
 
 impl<'a> Source<'a> {
@@ -123,15 +127,37 @@ impl<'a> Source<'a> {
         match memory {
             Some(memory) => {
                 let (bytes, cx) = memory.data_and_store_mut(ctx);
-                Source { memory: bytes, cx, read: 0, lists: 0 }
+                Source { memory: bytes, cx, read: 0, lists: 0, items: 0 }
             }
-            None => Source { memory: &[], cx: ctx.data_mut(), read: 0, lists: 0 },
+            None => Source { memory: &[], cx: ctx.data_mut(), read: 0, lists: 0, items: 0 },
         }
     }
 
     /// Fuel for what was lifted so far.
     pub fn fuel(&self) -> u64 {
-        fuel_of_bytes(self.read) + self.lists * LIST_FUEL
+        fuel_of_bytes(self.read) + self.lists as u64 * LIST_FUEL
+    }
+
+    /// Bytes that the host holds of it.
+    pub fn held(&self) -> usize {
+        self.read + self.lists * limits::ALLOCATION_BYTES
+    }
+
+    /// Whether that was about a slice's work.
+    pub fn slice_is_over(&self) -> bool {
+        self.read >= PIECE_BYTES || self.lists >= LISTS_AT_ONCE
+    }
+
+    /// So many items follow that are looked at one by one.
+    fn count(&mut self, items: usize) -> Result<(), Trap> {
+        self.items = self.items.saturating_add(items);
+        match self.items > limits::LIFTED_ITEMS {
+            true => Err(Trap::error(format!(
+                "the arguments hold more than {} lists or handles, the most one call may pass",
+                limits::LIFTED_ITEMS
+            ))),
+            false => Ok(()),
+        }
     }
 
     /// Reads what a guest's function returned through a pointer.
@@ -151,19 +177,21 @@ impl<'a> Source<'a> {
         align: usize,
         held: usize,
     ) -> Result<(), Trap> {
+        self.locate(at, count, size, align)?;
+        self.lists += 1;
+        self.read = self.read.saturating_add(count.saturating_mul(size.max(held)));
+        match self.read > limits::LIFTED_AT_ONCE_BYTES {
+            true => Err(too_much(limits::LIFTED_AT_ONCE_BYTES)),
+            false => Ok(()),
+        }
+    }
+
+    /// That a list is where a guest says, without reading it.
+    pub(super) fn locate(&self, at: usize, count: usize, size: usize, align: usize) -> Result<(), Trap> {
         if !at.is_multiple_of(align) {
             return Err(Trap::error(format!("the pointer {at:#x} is not aligned to {align} bytes")));
         }
-        self.slice(at, count.saturating_mul(size))?;
-        self.lists += 1;
-        self.read = self.read.saturating_add(count.saturating_mul(size.max(held)));
-        match self.read > limits::LIFTED_BYTES {
-            true => Err(Trap::error(format!(
-                "the arguments hold more than {} bytes, the most one call may pass",
-                limits::LIFTED_BYTES
-            ))),
-            false => Ok(()),
-        }
+        self.slice(at, count.saturating_mul(size)).map(drop)
     }
 
     pub(super) fn slice(&self, at: usize, len: usize) -> Result<&'a [u8], Trap> {
@@ -177,12 +205,18 @@ impl<'a> Source<'a> {
     }
 }
 
+pub(super) fn too_much(bytes: usize) -> Trap {
+    Trap::error(format!("the arguments hold more than {bytes} bytes, the most one call may pass"))
+}
+
 fn outside(at: usize, len: usize, size: usize) -> Trap {
     Trap::error(format!("{len} bytes at {at:#x} lie outside the guest's memory of {size} bytes"))
 }
 
-/// Bytes lowered in one go: a slice's worth at what they are charged.
+/// Bytes lifted or lowered in one go: a slice's worth at what they are charged.
 pub(super) const PIECE_BYTES: usize = 1 << 20;
+/// Lists lifted in one go: about a slice, as each is an allocation.
+const LISTS_AT_ONCE: usize = 1024;
 /// Calls of the guest's allocator in one go: about a slice, as each takes some microseconds of interpreted code.
 const ALLOCATIONS_AT_ONCE: usize = 24;
 

@@ -16,6 +16,7 @@ use crate::model::Model;
 use crate::model::toy::{TOY_VOCAB, Toy};
 use crate::quota::Quotas;
 use crate::runtime::account::Account;
+use crate::runtime::aside::Aside;
 use crate::runtime::quota::Allowance;
 use crate::runtime::table::Table;
 use crate::runtime::{Directory, events};
@@ -89,6 +90,7 @@ pub struct House {
     pub exchange: Arc<Exchange>,
     pub notices: Receiver<Notice>,
     model: Arc<Model>,
+    aside: Aside,
     /// [`program`], translated once.
     program: Arc<(wasmi::Engine, Module)>,
 }
@@ -111,17 +113,26 @@ impl House {
     /// end.
     pub fn over(
         model: Arc<Model>,
-        backend: Box<dyn Backend>,
+        backend: Box<dyn Backend + Send>,
         memory: u32,
         on_fault: impl FnOnce(String) + Send + 'static,
     ) -> House {
         let (sender, notices) = bounded(64);
+        let backend = move || Ok::<Box<dyn Backend>, ()>(backend);
         let engine =
-            Engine::start(backend, Box::new(()), &Reuse::default(), sender, on_fault).expect("a thread");
+            Engine::start(backend, Box::new(()), Reuse::default(), sender, on_fault).expect("a thread");
         let wasm = wat::parse_str(program(memory)).expect("sound text");
         let guests = wasmi::Engine::new(Config::default().consume_fuel(true));
         let program = Module::new(&guests, &wasm[..]).expect("a sound program");
-        House { engine, exchange: Arc::default(), notices, model, program: Arc::new((guests, program)) }
+        let aside = Aside::start(1).expect("a thread");
+        House {
+            engine,
+            exchange: Arc::default(),
+            notices,
+            model,
+            aside,
+            program: Arc::new((guests, program)),
+        }
     }
 }
 
@@ -155,6 +166,7 @@ impl Bed {
         let join = Command::Join { instance, subject: subject.clone(), pages: PageQuotas::default(), seed };
         assert!(house.engine.try_send(join).is_ok(), "the inbox has room");
         let (quotas, account) = (Quotas::default(), Account::alone());
+        let held = Meter::new(&quotas, account.memory(&quotas));
         let (outgoing, _) = crate::outgoing::outgoing(Default::default());
         let cx = Cx {
             instance,
@@ -163,12 +175,13 @@ impl Bed {
             arguments: vec!["--name".to_owned(), "wert äöü".to_owned()],
             seed,
             returned: String::new(),
-            table: Table::new(&quotas),
+            table: Table::new(&quotas, &held),
             queues: Default::default(),
             names: Default::default(),
-            held: Meter::new(&quotas, account.memory(&quotas)),
+            held,
             model: house.model.clone(),
             engine: house.engine.clone(),
+            aside: house.aside.clone(),
             credits: Credits::default(),
             exchange: house.exchange.clone(),
             mailbox: Arc::new(Mailbox::new(&quotas, account.unread(&quotas))),

@@ -7,6 +7,8 @@
 //! `runtime/slice.rs` knows), its future awaited there, and the answer lowered before the guest resumes.
 
 use super::abi::{Canon, Flat, Lift, Lower, Rest, Source, Target};
+use super::held::Charge;
+use super::lists::Gather;
 use super::shape::{FLAT_PARAMETERS, FLAT_RESULTS, Shape, Signature};
 use super::{Cx, Trap};
 use crate::observe::stages::{self, Stage};
@@ -73,7 +75,7 @@ function!(A B C D E F G H);
 /// Goes on with a suspended call: lowers the answer, or a part of it.
 pub type Finish = Box<dyn FnOnce(StoreContextMut<'_, Cx>) -> Result<Lowered, Trap> + Send>;
 
-/// How far the lowering of an answer has come.
+/// How far the lowering of an answer has come, or before that the lifting of a long argument.
 pub enum Lowered {
     /// The guest may go on, with this core result if the function has one.
     Done(Option<Val>),
@@ -154,6 +156,22 @@ impl Interface {
                     Ok(finish)
                 }))),
             }
+        })
+    }
+
+    /// A function that takes a long list, which is lifted in pieces.
+    pub fn gather<A: Lift, T: Lift, R: Lower>(
+        self,
+        name: &'static str,
+        function: impl Function<A, Gather<T, R>>,
+    ) -> Interface {
+        let place: Arc<str> = format!("{}.{name}", self.name).into();
+        self.add::<A, R>(name, move |mut ctx, canon, values| {
+            let (arguments, pointer) = arguments::<A, R>(ctx.as_context_mut(), canon, values)?;
+            let gather = function.call(ctx.data_mut(), arguments)?;
+            let held = ctx.data().held.nothing();
+            gathered(ctx, Gathered { canon, pointer, gather, items: Vec::new(), held, place: place.clone() })
+                .map(Answer::from)
         })
     }
 
@@ -289,6 +307,39 @@ fn arguments<A: Lift, R: Lower>(
     let pointer = if R::FLAT > FLAT_RESULTS { Some(flat.u32()?) } else { None };
     charge(&mut ctx, fuel);
     Ok((arguments, pointer))
+}
+
+/// A long list that is being lifted.
+struct Gathered<T, R> {
+    canon: Canon,
+    pointer: Option<u32>,
+    gather: Gather<T, R>,
+    items: Vec<T>,
+    held: Charge,
+    /// For sentences: the first piece's are told by the call, later ones are not.
+    place: Arc<str>,
+}
+
+/// Lifts a piece. Once all are there, the call is made and its answer lowered.
+fn gathered<T: Lift, R: Lower>(
+    mut ctx: StoreContextMut<'_, Cx>,
+    mut list: Gathered<T, R>,
+) -> Result<Lowered, Trap> {
+    let mut source = Source::new(&mut ctx, list.canon.memory);
+    list.gather.list.piece(&mut source, &mut list.items, list.held.bytes())?;
+    let (fuel, held) = (source.fuel(), source.held());
+    charge(&mut ctx, fuel);
+    if list.gather.list.is_empty() {
+        let Gathered { canon, pointer, gather, items, held, .. } = list;
+        drop(held); // whatever keeps the items counts them
+        let answer = (gather.then)(ctx.data_mut(), items)?;
+        return lower(ctx, canon, answer, pointer);
+    }
+    list.held.set(list.held.bytes() + held)?;
+    Ok(Lowered::More(Box::new(move |ctx| {
+        let place = list.place.clone();
+        gathered(ctx, list).map_err(|trap| trap.within(&place))
+    })))
 }
 
 fn lower<R: Lower>(

@@ -6,13 +6,17 @@
 use super::Trap;
 use crate::limits;
 use crate::quota::{Name, Quota, Quotas, Shares};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// One per instance; clones count together.
 #[derive(Clone, Debug)]
-pub struct Meter {
-    held: Arc<AtomicUsize>,
+pub struct Meter(Arc<Held>);
+
+#[derive(Debug)]
+struct Held {
+    /// Whoever changes it takes or gives portions before anybody else sees it: what a guest's charge takes and what the io
+    /// thread lets go at the same time are two changes, one after the other.
+    bytes: Mutex<usize>,
     full: Quota,
     /// Whole portions count with the subject's memory and everyone's.
     shares: Shares,
@@ -28,58 +32,55 @@ pub struct Charge {
 impl Meter {
     /// Nothing is held yet.
     pub fn new(quotas: &Quotas, shares: Shares) -> Meter {
-        Meter { held: Arc::default(), full: quotas.over(Name::HeldBytes), shares }
+        Meter(Arc::new(Held { bytes: Mutex::new(0), full: quotas.over(Name::HeldBytes), shares }))
     }
 
     /// # Errors
     /// The instance would hold more than it may.
     pub fn charge(&self, bytes: usize) -> Result<Charge, Trap> {
-        let mut charge = Charge { meter: self.clone(), bytes: 0 };
+        let mut charge = self.nothing();
         charge.set(bytes)?;
         Ok(charge)
     }
 
+    /// A charge of no bytes yet.
+    pub fn nothing(&self) -> Charge {
+        Charge { meter: self.clone(), bytes: 0 }
+    }
+
     pub fn held(&self) -> usize {
-        self.held.load(Ordering::Relaxed)
+        *self.0.bytes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Of all that is held, `less` is now `more`; after an error nothing has changed.
+    fn change(&self, less: usize, more: usize) -> Result<(), Trap> {
+        let Held { bytes, full, shares } = &*self.0;
+        let mut held = bytes.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = held.saturating_sub(less).saturating_add(more);
+        if more > less && now as u64 > full.limit {
+            return Err(Trap::Quota(*full));
+        }
+        let (before, after) = (portions(*held), portions(now));
+        if after > before {
+            shares.take(after - before).map_err(Trap::Quota)?;
+        } else if after < before {
+            shares.give(before - after);
+        }
+        *held = now;
+        Ok(())
     }
 }
 
 impl Charge {
     /// What is counted here is now `bytes`; after an error it stays what it was.
     pub fn set(&mut self, bytes: usize) -> Result<(), Trap> {
-        // Only the guest's own calls charge, one at a time; a late drop elsewhere only ever lowers the count.
-        let others = self.meter.held().saturating_sub(self.bytes);
-        if others.saturating_add(bytes) as u64 > self.meter.full.limit {
-            return Err(Trap::Quota(self.meter.full));
-        }
-        match bytes.checked_sub(self.bytes) {
-            Some(more) => self.meter.more(more)?,
-            None => self.meter.less(self.bytes - bytes),
-        }
+        self.meter.change(self.bytes, bytes)?;
         self.bytes = bytes;
         Ok(())
     }
-}
 
-impl Meter {
-    fn more(&self, bytes: usize) -> Result<(), Trap> {
-        let before = self.held.fetch_add(bytes, Ordering::Relaxed);
-        let portions = portions(before + bytes) - portions(before);
-        if portions > 0
-            && let Err(quota) = self.shares.take(portions)
-        {
-            self.held.fetch_sub(bytes, Ordering::Relaxed);
-            return Err(Trap::Quota(quota));
-        }
-        Ok(())
-    }
-
-    fn less(&self, bytes: usize) {
-        let before = self.held.fetch_sub(bytes, Ordering::Relaxed);
-        let portions = portions(before) - portions(before - bytes);
-        if portions > 0 {
-            self.shares.give(portions);
-        }
+    pub fn bytes(&self) -> usize {
+        self.bytes
     }
 }
 
@@ -91,7 +92,7 @@ fn portions(held: usize) -> u64 {
 
 impl Drop for Charge {
     fn drop(&mut self) {
-        self.meter.less(self.bytes);
+        let _ = self.meter.change(self.bytes, 0); // less is never refused
     }
 }
 
@@ -130,5 +131,26 @@ mod tests {
         let third = meters[1].charge(1).unwrap();
         drop((first, second, third));
         assert_eq!(account.memory(&quotas).take(2 * portion as u64), Ok(()), "all of it comes back");
+    }
+
+    /// The story: a charge raised the count before it took its portions. What another thread let go in between gave back
+    /// portions that nobody had; when the charge was then refused, the subject's count fell below zero and no instance
+    /// of it was given anything any more.
+    #[test]
+    fn threads_that_charge_and_let_go_at_an_edge_leave_the_count_whole() {
+        let portion = limits::HELD_PORTION_BYTES;
+        let quotas = Quotas::default().with(Name::SubjectMemoryBytes, portion as u64);
+        let account = Account::alone();
+        let other = Meter::new(&quotas, account.memory(&quotas));
+        let all = other.charge(portion).unwrap(); // so that every charge past the edge is refused
+        let meter = Meter::new(&quotas, account.memory(&quotas));
+        let near = meter.charge(portion - 20).unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(|| (0..100_000).for_each(|_| drop(meter.charge(10).unwrap())));
+            scope.spawn(|| (0..100_000).for_each(|_| assert!(meter.charge(portion).is_err())));
+        });
+        drop((all, near));
+        assert_eq!((meter.held(), account.memory(&quotas).take(portion as u64)), (0, Ok(())));
+        assert!(account.memory(&quotas).take(1).is_err(), "and not a byte more");
     }
 }

@@ -19,6 +19,7 @@ use crate::exchange::{Exchange, Mailbox};
 use crate::identity::{InstanceId, Subject};
 use crate::model::Model;
 use crate::outgoing::Line;
+use crate::runtime::aside::Aside;
 use crate::runtime::quota::Allowance;
 use crate::runtime::table::Table;
 use crate::runtime::{Directory, Servers, events};
@@ -72,6 +73,8 @@ pub struct Cx {
     pub held: held::Meter,
     pub model: Arc<Model>,
     pub engine: Handle,
+    /// Where calls have done what takes long.
+    pub aside: Aside,
     /// Room for this instance's operations in the engine.
     pub credits: Credits,
     pub exchange: Arc<Exchange>,

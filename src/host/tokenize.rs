@@ -7,11 +7,10 @@ use crate::backend::TokenId;
 use crate::limits;
 use crate::model::Model;
 use crate::runtime::table::Resource;
-use smol::lock::Semaphore;
 use std::sync::Arc;
 
-/// Bytes of text beyond which tokenizing leaves the worker for a thread that may be busy for long. Below, it takes
-/// about a slice.
+/// Bytes of text beyond which tokenizing leaves the worker for a thread that may be busy for long: milliseconds to a second,
+/// in which guests and batches would wait. Below, it takes about a slice.
 const LONG_TEXT: usize = 16 * 1024;
 /// Fuel for each byte tokenized and each token detokenized: about what the same loop would cost the guest.
 const FUEL_PER_BYTE: u64 = 16;
@@ -48,35 +47,41 @@ fn tokenize(cx: &mut Cx, tokenizer: Borrow<Tokenizer>, text: String) -> Result<L
     }
     let model = cx.table.get(&tokenizer)?.0.clone();
     cx.owe(text.len(), FUEL_PER_BYTE);
-    let long = text.len() > LONG_TEXT;
+    let bytes = text.len();
     let work = move || model.tokenizer.encode(&text).into_iter().map(|TokenId(id)| id).collect();
-    Ok(match long {
-        true => elsewhere(work),
-        false => Later::ready(work()),
-    })
+    match bytes > LONG_TEXT {
+        true => elsewhere(cx, bytes + size_of::<u32>() * bytes, work), // a token has a byte at least
+        false => Ok(Later::ready(work())),
+    }
 }
 
-/// Work of milliseconds to a second: a worker would hold up guests and batches with it. Two at a time, so that it
-/// does not take the cores either.
-fn elsewhere<R: Send + 'static>(work: impl FnOnce() -> R + Send + 'static) -> Later<R> {
-    static PLACES: Semaphore = Semaphore::new(2);
-    Later::wait(async move {
-        let _place = PLACES.acquire().await;
-        Ok(smol::unblock(work).await)
-    })
+/// Does the work on another thread. What it takes and makes is some `bytes`, held until the guest has the answer.
+fn elsewhere<R: Send + 'static>(
+    cx: &Cx,
+    bytes: usize,
+    work: impl FnOnce() -> R + Send + 'static,
+) -> Result<Later<R>, Trap> {
+    let held = cx.held.charge(bytes)?;
+    let answer = cx.aside.run(&cx.subject, work);
+    Ok(Later::wait(async move {
+        let answer = answer.await;
+        drop(held);
+        answer
+    }))
 }
 
 /// Special tokens come out verbatim, what is not UTF-8 as U+FFFD.
 fn detokenize(cx: &mut Cx, tokenizer: Borrow<Tokenizer>, tokens: Vec<u32>) -> Result<Later<String>, Trap> {
-    if tokens.len() > limits::TOKENIZED_BYTES {
+    if tokens.len() > limits::DETOKENIZED_TOKENS {
         return Err(Trap::error(format!(
             "tokens has {} items; at most {} are detokenized at once",
             tokens.len(),
-            limits::TOKENIZED_BYTES
+            limits::DETOKENIZED_TOKENS
         )));
     }
     let tokens: Vec<TokenId> = tokens.into_iter().map(TokenId).collect();
     let model = cx.table.get(&tokenizer)?.0.clone();
+    cx.owe(tokens.len(), FUEL_PER_BYTE);
     // A vocabulary may have entries of any length: what comes out is measured before it is made.
     let bytes = model.tokenizer.decoded_len(&tokens).map_err(|bad| Trap::error(format!("tokens: {bad}")))?;
     if bytes > limits::DETOKENIZED_BYTES {
@@ -85,15 +90,15 @@ fn detokenize(cx: &mut Cx, tokenizer: Borrow<Tokenizer>, tokens: Vec<u32>) -> Re
             limits::DETOKENIZED_BYTES
         )));
     }
-    cx.owe(tokens.len(), FUEL_PER_BYTE);
     cx.owe(bytes, 1);
     let long = tokens.len().max(bytes) > LONG_TEXT;
+    let held = size_of::<TokenId>() * tokens.len() + bytes;
     // Every id was looked up above: no token is bad now.
     let work = move || model.tokenizer.decode(&tokens).unwrap_or_default();
-    Ok(match long {
-        true => elsewhere(work),
-        false => Later::ready(work()),
-    })
+    match long {
+        true => elsewhere(cx, held, work),
+        false => Ok(Later::ready(work())),
+    }
 }
 
 /// Ids ascending, raw bytes, special tokens left out. The one big answer: its fuel is charged by token too.

@@ -3,8 +3,9 @@
 //! Owns: the counters. Never: a value to hold them to, which each instance brings along ([`Quotas`]): two tokens of one
 //! subject may let their bearers have different shares of the same count.
 //!
-//! An account lives as long as an instance of its subject stands in the directory; what an instance has is given back
-//! before it leaves, so an account that nobody needs is all zeroes.
+//! An account lives as long as an instance of its subject, whose part in it is given back before it leaves the directory,
+//! and until the seconds have paid for the fuel that its subject has used: a row of short lives has no more of a second
+//! than one long one.
 
 use super::pace::Window;
 use crate::clock;
@@ -12,6 +13,7 @@ use crate::engine::credit::Gauge;
 use crate::quota::{Count, Name, Quotas, Share, Shares};
 use smol::channel::{self, Receiver, Sender};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 /// One subject's.
@@ -21,7 +23,9 @@ pub struct Account {
     unread: Count,
     log: Count,
     /// Fuel by the second.
-    pub(super) window: Window,
+    window: Window,
+    /// The second by which that is paid for.
+    paid: AtomicU64,
     /// Queued operations.
     pub(super) operations: Arc<Gauge>,
     pub(super) all: Arc<All>,
@@ -45,6 +49,11 @@ impl All {
         (Arc::new(all), leaving)
     }
 
+    /// The second that runs.
+    pub(super) fn second(&self) -> u64 {
+        clock::now().saturating_duration_since(self.epoch).as_secs()
+    }
+
     pub(super) fn memory_is_back(&self) {
         let _ = self.left.try_send(()); // full: it will be heard of anyway
     }
@@ -58,6 +67,7 @@ impl Account {
             unread: Count::default(),
             log: Count::default(),
             window: Window::default(),
+            paid: AtomicU64::new(0),
             operations: Arc::default(),
             all: all.clone(),
         }
@@ -67,6 +77,24 @@ impl Account {
     #[cfg(test)]
     pub fn alone() -> Arc<Account> {
         Arc::new(Account::new(&All::new().0))
+    }
+
+    /// Counts fuel that was used in this second; answers what is unpaid at so much a second.
+    pub(super) fn spend(&self, second: u64, fuel: u64, rate: u64) -> u64 {
+        let unpaid = self.window.spend(second, fuel, rate);
+        let seconds = if unpaid > 0 { unpaid.div_ceil(rate.max(1)) } else { 0 };
+        self.paid.fetch_max(second.saturating_add(seconds), Ordering::Relaxed);
+        unpaid
+    }
+
+    /// The second by which all fuel is paid for.
+    pub(super) fn paid(&self) -> u64 {
+        self.paid.load(Ordering::Relaxed)
+    }
+
+    /// Whether seconds to come have to pay for what was used.
+    pub(super) fn owes(&self) -> bool {
+        self.paid() > self.all.second()
     }
 
     pub fn fuel(&self, quotas: &Quotas) -> Share {

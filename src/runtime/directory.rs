@@ -1,6 +1,7 @@
 //! Who runs, whose, and which program.
 //!
-//! Owns: the list of live instances, bounded, and for each the two ways to reach it: its mailbox and its end.
+//! Owns: the list of live instances, bounded, and for each the two ways to reach it: its mailbox and its end; and the accounts
+//! of subjects that have an instance or have not paid for one.
 //! Never: a guest's state, or the guest's future; those are with the worker that runs it.
 //!
 //! An instance can be found from `prepare` until it has ended, and takes its place in the list until its client has
@@ -12,6 +13,7 @@ use super::ending::Ending;
 use super::worker::Seat;
 use crate::exchange::Mailbox;
 use crate::identity::{InstanceId, ProgramHash, Subject};
+use crate::limits;
 use crate::quota::{Name, Quotas};
 use smol::lock::OnceCell;
 use std::collections::HashMap;
@@ -46,34 +48,61 @@ impl Entry {
 /// Cheap to clone; all clones are one directory.
 #[derive(Clone, Default)]
 pub struct Directory {
-    entries: Arc<Mutex<HashMap<InstanceId, Entry>>>,
+    lists: Arc<Mutex<Lists>>,
+}
+
+#[derive(Default)]
+struct Lists {
+    entries: HashMap<InstanceId, Entry>,
+    accounts: HashMap<Subject, Arc<Account>>,
+}
+
+impl Lists {
+    /// The subject's account, the one it had if it still counts.
+    fn account(&mut self, subject: &Subject, all: &Arc<All>) -> Arc<Account> {
+        if let Some(account) = self.accounts.get(subject) {
+            return account.clone();
+        }
+        let in_use = |account: &Arc<Account>| Arc::strong_count(account) > 1;
+        self.accounts.retain(|_, account| in_use(account) || account.owes());
+        if self.accounts.len() >= limits::ACCOUNTS {
+            // Whoever owes least is forgiven.
+            let idle = self.accounts.iter().filter(|(_, account)| !in_use(account));
+            if let Some(least) = idle.min_by_key(|(_, account)| account.paid()).map(|(who, _)| who.clone()) {
+                self.accounts.remove(&least);
+            }
+        }
+        let account = Arc::new(Account::new(all));
+        self.accounts.insert(subject.clone(), account.clone());
+        account
+    }
 }
 
 impl Directory {
     pub fn count(&self) -> usize {
-        self.lock().values().filter(|entry| !entry.ended).count()
+        self.lock().entries.values().filter(|entry| !entry.ended).count()
     }
 
     pub fn find(&self, instance: InstanceId) -> Option<Entry> {
-        self.lock().get(&instance).filter(|entry| !entry.ended).cloned()
+        self.lock().entries.get(&instance).filter(|entry| !entry.ended).cloned()
     }
 
     /// How many instances one subject has.
     pub fn count_of(&self, subject: &Subject) -> usize {
-        self.lock().values().filter(|entry| entry.subject == *subject).count()
+        self.lock().entries.values().filter(|entry| entry.subject == *subject).count()
     }
 
     /// The instances of one subject, by id.
     pub fn of(&self, subject: &Subject) -> Vec<Entry> {
-        let entries = self.lock();
+        let lists = self.lock();
         let mut found: Vec<Entry> =
-            entries.values().filter(|e| !e.ended && e.subject == *subject).cloned().collect();
+            lists.entries.values().filter(|e| !e.ended && e.subject == *subject).cloned().collect();
         found.sort_unstable_by_key(|entry| entry.instance);
         found
     }
 
     pub(crate) fn all(&self) -> Vec<Entry> {
-        self.lock().values().cloned().collect()
+        self.lock().entries.values().cloned().collect()
     }
 
     /// Enters one more instance of the subject, if there may be one. `make` gets the account that all of a subject share.
@@ -84,34 +113,61 @@ impl Directory {
         all: &Arc<All>,
         make: impl FnOnce(Arc<Account>) -> Entry,
     ) -> Result<Entry, LaunchRefusal> {
-        let mut entries = self.lock();
-        let mut others = entries.values().filter(|entry| entry.subject == *subject).peekable();
-        let account = others.peek().map(|entry| entry.account.clone());
-        for (count, name) in [(others.count(), Name::SubjectInstances), (entries.len(), Name::TotalInstances)]
-        {
+        let mut lists = self.lock();
+        let entries = &lists.entries;
+        let others = entries.values().filter(|entry| entry.subject == *subject).count();
+        for (count, name) in [(others, Name::SubjectInstances), (entries.len(), Name::TotalInstances)] {
             if count >= quotas.size(name) {
                 return Err(LaunchRefusal::Full(quotas.over(name)));
             }
         }
-        let entry = make(account.unwrap_or_else(|| Arc::new(Account::new(all))));
-        entries.insert(entry.instance, entry.clone());
+        let entry = make(lists.account(subject, all));
+        lists.entries.insert(entry.instance, entry.clone());
         Ok(entry)
     }
 
     /// It cannot be found any more.
     pub(crate) fn end(&self, instance: InstanceId) {
-        if let Some(entry) = self.lock().get_mut(&instance) {
+        if let Some(entry) = self.lock().entries.get_mut(&instance) {
             entry.ended = true;
         }
     }
 
     /// Its place is free.
     pub(crate) fn leave(&self, instance: InstanceId) {
-        self.lock().remove(&instance);
+        self.lock().entries.remove(&instance);
     }
 
-    /// The map is whole between any two statements here, so a panic elsewhere does not spoil it.
-    fn lock(&self) -> MutexGuard<'_, HashMap<InstanceId, Entry>> {
-        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The maps are whole between any two statements here, so a panic elsewhere does not spoil them.
+    fn lock(&self) -> MutexGuard<'_, Lists> {
+        self.lists.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The story: a subject whose programs live shortly began each second's fuel anew with every one of them.
+    #[test]
+    fn an_account_is_kept_until_what_was_used_is_paid_for() {
+        let (all, _leaving) = All::new();
+        let mut lists = Lists::default();
+        let [short, idle] = ["short", "idle"].map(Subject::new);
+        let account = lists.account(&short, &all);
+        drop(lists.account(&idle, &all));
+        account.spend(all.second(), 1_000_000, 10);
+        let first = Arc::downgrade(&account);
+        drop(account);
+        drop(lists.account(&Subject::new("other"), &all));
+        assert!(!lists.accounts.contains_key(&idle), "it owes nothing");
+        assert!(Arc::ptr_eq(&lists.account(&short, &all), &first.upgrade().expect("it is kept")));
+        // Many that owe: there is a bound, and those that owe most are kept.
+        for who in 0..2 * limits::ACCOUNTS {
+            let account = lists.account(&Subject::new(&who.to_string()), &all);
+            account.spend(all.second(), 100, 10);
+        }
+        assert_eq!(lists.accounts.len(), limits::ACCOUNTS);
+        assert!(lists.accounts.contains_key(&short));
     }
 }

@@ -97,6 +97,7 @@ pub(super) async fn run(
         Err(gone) => return Ending::ServerError(gone.to_string()),
     };
     let cx = context(runtime, entry, launch, seed);
+    let end = slice.clone();
     let start = match &errand {
         Errand::Run => &code.plan.run,
         Errand::Answer(_) => &code.plan.handle,
@@ -113,6 +114,7 @@ pub(super) async fn run(
         Errand::Run => guest.run().await,
         Errand::Answer(call) => guest.answer(*call).await.map(Ok),
     };
+    end.leave().await; // Thousands of handles take a while to drop.
     match outcome {
         Ok(Ok(())) | Err(Trap::Exit { ok: true }) => Ending::Completed(guest.returned()),
         Ok(Err(text)) => Ending::failed(&text),
@@ -136,6 +138,7 @@ pub(super) async fn join(runtime: &Runtime, entry: &Entry, quotas: &Quotas) -> R
 
 pub(super) fn context(runtime: &Runtime, entry: &Entry, launch: Launch, seed: u64) -> Cx {
     let parts = &runtime.parts;
+    let held = held::Meter::new(&launch.quotas, entry.account.memory(&launch.quotas));
     Cx {
         instance: entry.instance,
         line: parts.outgoing.line(entry.instance, launch.subject.clone(), &launch.http),
@@ -143,12 +146,13 @@ pub(super) fn context(runtime: &Runtime, entry: &Entry, launch: Launch, seed: u6
         arguments: launch.arguments,
         seed,
         returned: String::new(),
-        table: Table::new(&launch.quotas),
+        table: Table::new(&launch.quotas, &held),
         queues: common::Queues::default(),
         names: common::Names::default(),
-        held: held::Meter::new(&launch.quotas, entry.account.memory(&launch.quotas)),
+        held,
         model: parts.model.clone(),
         engine: parts.engine.clone(),
+        aside: parts.workers.aside().clone(),
         credits: Credits::new(&launch.quotas, entry.account.operations.clone()),
         exchange: parts.exchange.clone(),
         mailbox: entry.mailbox.clone(),

@@ -18,6 +18,7 @@ use std::fmt;
 use std::sync::Arc;
 
 pub mod account;
+pub mod aside;
 pub mod directory;
 pub mod ending;
 pub mod events;

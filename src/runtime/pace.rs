@@ -19,21 +19,28 @@ pub struct Window(AtomicU64);
 const FUEL_BITS: u32 = 40;
 const FUEL: u64 = (1 << FUEL_BITS) - 1;
 const SECONDS: u64 = (1 << (64 - FUEL_BITS)) - 1;
+/// So many seconds may pass between a look at the clock and what it is for.
+const LATE: u64 = 60;
 
 impl Window {
     /// Adds fuel that was used in this second, and has each second since the last one pay `share`. Answers what is
-    /// unpaid.
-    fn spend(&self, second: u64, fuel: u64, share: u64) -> u64 {
-        let add = |word: u64| {
-            // The number of a second is cut off after half a year, and so is the difference.
-            let since = second.wrapping_sub(word >> FUEL_BITS) & SECONDS;
-            let unpaid = (word & FUEL).saturating_sub(share.saturating_mul(since));
-            unpaid.saturating_add(fuel).min(FUEL)
-        };
-        let next = |word| Some((second & SECONDS) << FUEL_BITS | add(word));
-        match self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next) {
-            Ok(before) | Err(before) => add(before),
+    /// unpaid. Whoever has no bound neither pays, for others too, nor owes.
+    pub(super) fn spend(&self, second: u64, fuel: u64, share: u64) -> u64 {
+        if share == NONE {
+            return 0;
         }
+        let next = |word: u64| {
+            // The number of a second is cut off after half a year, and so is the difference. Nearly all of that is less
+            // than nothing: somebody read the clock, and another came first.
+            let since = second.wrapping_sub(word >> FUEL_BITS) & SECONDS;
+            let since = if since > SECONDS - LATE { 0 } else { since };
+            let unpaid = (word & FUEL).saturating_sub(share.saturating_mul(since));
+            let paid = (word >> FUEL_BITS).wrapping_add(since) & SECONDS;
+            paid << FUEL_BITS | unpaid.saturating_add(fuel).min(FUEL)
+        };
+        let before = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |word| Some(next(word)));
+        let (Ok(before) | Err(before)) = before;
+        next(before) & FUEL
     }
 }
 
@@ -80,26 +87,26 @@ impl Pace {
         if self.uncounted < self.portion {
             return Ok(());
         }
+        self.share.take(self.uncounted)?;
+        self.counted += self.uncounted;
         let mut fuel = std::mem::take(&mut self.uncounted);
-        self.share.take(fuel)?;
-        self.counted += fuel;
-        let epoch = self.account.all.epoch;
         loop {
-            let second = clock::now().saturating_duration_since(epoch).as_secs();
+            let second = self.account.all.second();
             let [own, subject] = self.rates;
-            let unpaid =
-                [self.own.spend(second, fuel, own), self.account.window.spend(second, fuel, subject)];
+            let unpaid = [self.own.spend(second, fuel, own), self.account.spend(second, fuel, subject)];
             if unpaid[0] < own && unpaid[1] < subject {
                 return Ok(());
             }
             fuel = 0;
-            clock::at(epoch + Duration::from_secs(second + 1)).await;
+            clock::at(self.account.all.epoch + Duration::from_secs(second + 1)).await;
         }
     }
 }
 
 impl Drop for Pace {
     fn drop(&mut self) {
+        // The last slice is nobody's gift either.
+        self.account.spend(self.account.all.second(), self.uncounted, self.rates[1]);
         self.share.give(self.counted);
     }
 }
@@ -116,12 +123,40 @@ mod tests {
         assert_eq!(window.spend(6, 3, 10), 23, "the same second");
         assert_eq!(window.spend(8, 0, 10), 3);
         assert_eq!(window.spend(60, 7, 10), 7, "what is not used is not kept");
-        assert_eq!(window.spend(61, 2, NONE), 2);
+        assert_eq!((window.spend(900, 5, NONE), window.spend(60, 0, 10)), (0, 7), "no bound, no part in it");
         assert_eq!(window.spend(61, u64::MAX, 10), FUEL, "as much as can be told");
         // The number of a second begins again.
         let window = Window::default();
-        assert_eq!(window.spend(SECONDS, 25, 10), 25);
+        assert_eq!(window.spend(SECONDS / 2, 7, 10), 7);
+        assert_eq!(window.spend(SECONDS, 25, 10), 25, "a quarter of a year later");
         assert_eq!(window.spend(SECONDS + 1, 0, 10), 15);
+    }
+
+    /// The story: two threads read the clock, and the one that had read it first came last. The difference was minus one
+    /// second, cut off to half a year, and half a year paid for everything.
+    #[test]
+    fn a_clock_that_was_read_late_pays_nothing_and_moves_nothing_back() {
+        let window = Window::default();
+        assert_eq!(window.spend(6, 1000, 10), 1000);
+        assert_eq!(window.spend(5, 3, 10), 1003);
+        assert_eq!(window.spend(6, 0, 10), 1003, "the sixth second does not pay twice");
+        assert_eq!(window.spend(7, 0, 10), 993);
+        let window = Window::default();
+        assert_eq!(window.spend(SECONDS / 2, 0, 10), 0);
+        assert_eq!(window.spend(SECONDS, 100, 10), 100);
+        assert_eq!(window.spend(SECONDS + 1, 0, 10), 90);
+        assert_eq!(window.spend(SECONDS, 0, 10), 90, "across the end of the numbers too");
+    }
+
+    #[test]
+    fn what_was_not_counted_when_a_life_ends_is_owed_by_its_subject() {
+        let account = Account::alone();
+        let quotas = Quotas::default().with(Name::SubjectFuelPerSecond, 10);
+        let mut pace = Pace::new(account.clone(), &quotas, 1_000);
+        pace.used(1_000_000);
+        assert!(!account.owes());
+        drop(pace);
+        assert!(account.owes());
     }
 
     #[test]
@@ -137,7 +172,7 @@ mod tests {
         assert_eq!(keep(&mut paces[1], 60), Err(quotas.over(Name::SubjectFuel)));
         let [first, mut second] = paces;
         drop(first);
-        assert_eq!(keep(&mut second, 60), Ok(()));
+        assert_eq!(keep(&mut second, 0), Ok(()), "what it has used is there to be counted still");
         drop(second);
         assert_eq!(account.fuel(&quotas).take(100), Ok(()), "all of it came back");
     }

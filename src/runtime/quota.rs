@@ -1,7 +1,7 @@
 //! The growth of a guest's memory and tables, against what it, its subject and all together may have.
 //!
-//! Owns: the limiter that the interpreter asks. Of memory, each instance is sure of [`limits::MEMORY_FLOOR_BYTES`]; what it
-//! has beyond counts with its subject's and everyone's, so that they cannot together take the box down, nor some of
+//! Owns: the limiter that the interpreter asks. Of memory, its tables' included, each instance is sure of
+//! [`limits::MEMORY_FLOOR_BYTES`]; what it has beyond counts with its subject's and everyone's, so that they cannot together take the box down, nor some of
 //! them keep the others from starting.
 //! Never: ending anybody; exceeding a quota is a [`Trap`](crate::host::Trap) or an [`Ending`](super::Ending).
 
@@ -12,6 +12,9 @@ pub use crate::quota::{Name, Quota, Quotas};
 use std::sync::Arc;
 use wasmi::ResourceLimiter;
 use wasmi_core::LimiterError;
+
+/// What an entry of a table takes in the interpreter.
+const ELEMENT_BYTES: usize = size_of::<wasmi_core::RawRef>();
 
 fn beyond_floor(bytes: usize) -> u64 {
     bytes.saturating_sub(limits::MEMORY_FLOOR_BYTES) as u64
@@ -29,7 +32,7 @@ pub struct Allowance {
 
 impl Drop for Allowance {
     fn drop(&mut self) {
-        self.memory.give(beyond_floor(self.memory_bytes));
+        self.memory.give(beyond_floor(self.bytes()));
         self.account.all.memory_is_back();
     }
 }
@@ -50,6 +53,17 @@ impl Allowance {
         self.exceeded
     }
 
+    /// Of memories and tables.
+    fn bytes(&self) -> usize {
+        self.memory_bytes.saturating_add(self.table_elements.saturating_mul(ELEMENT_BYTES))
+    }
+
+    /// Takes what `more` bytes are beyond the floor from what subject and box have.
+    fn take(&mut self, more: usize) -> Result<(), Quota> {
+        let bytes = self.bytes();
+        self.memory.take(beyond_floor(bytes.saturating_add(more)) - beyond_floor(bytes))
+    }
+
     fn refuse(&mut self, quota: Quota) -> Result<bool, LimiterError> {
         self.exceeded = Some(quota);
         Err(LimiterError::ResourceLimiterDeniedAllocation)
@@ -66,11 +80,12 @@ impl ResourceLimiter for Allowance {
         if maximum.is_some_and(|maximum| desired > maximum) {
             return Ok(false); // the program's own limit: `memory.grow` answers -1
         }
-        let total = self.memory_bytes.saturating_add(desired.saturating_sub(current));
+        let more = desired.saturating_sub(current);
+        let total = self.memory_bytes.saturating_add(more);
         if total > self.quotas.size(Name::MemoryBytes) {
             return self.refuse(self.quotas.over(Name::MemoryBytes));
         }
-        if let Err(quota) = self.memory.take(beyond_floor(total) - beyond_floor(self.memory_bytes)) {
+        if let Err(quota) = self.take(more) {
             return self.refuse(quota);
         }
         self.memory_bytes = total;
@@ -86,9 +101,13 @@ impl ResourceLimiter for Allowance {
         if maximum.is_some_and(|maximum| desired > maximum) {
             return Ok(false);
         }
-        let total = self.table_elements.saturating_add(desired.saturating_sub(current));
+        let more = desired.saturating_sub(current);
+        let total = self.table_elements.saturating_add(more);
         if total > self.quotas.size(Name::TableElements) {
             return self.refuse(self.quotas.over(Name::TableElements));
+        }
+        if let Err(quota) = self.take(more.saturating_mul(ELEMENT_BYTES)) {
+            return self.refuse(quota);
         }
         self.table_elements = total;
         Ok(true)
@@ -137,5 +156,20 @@ mod tests {
         drop((hog, second, third));
         assert_eq!(one.memory(&most).take(pool as u64), Ok(()), "all of it comes back");
         assert!(leaving.try_recv().is_ok() && leaving.try_recv().is_err(), "one word for all");
+    }
+
+    #[test]
+    fn tables_count_as_memory() {
+        let quotas = Quotas::default().with(Name::SubjectMemoryBytes, 400);
+        let account = Account::alone();
+        let mut guest = Allowance::new(quotas, account.clone());
+        let elements = (limits::MEMORY_FLOOR_BYTES - 65_536) / ELEMENT_BYTES;
+        assert!(guest.table_growing(0, elements, None).is_ok());
+        assert!(guest.memory_growing(0, 65_536, None).is_ok(), "to the floor");
+        assert!(guest.table_growing(elements, elements + 100, None).is_ok(), "100 entries beyond it");
+        assert!(guest.table_growing(elements + 100, elements + 101, None).is_err());
+        assert_eq!(guest.exceeded(), Some(quotas.over(Name::SubjectMemoryBytes)));
+        drop(guest);
+        assert_eq!(account.memory(&quotas).take(400), Ok(()), "all of it comes back");
     }
 }

@@ -416,6 +416,19 @@ fn slices_of_any_size_give_the_same_result() {
     }
 }
 
+/// Growing and filling 32 MiB is one instruction each, and takes the fuel of five slices.
+#[test]
+fn an_instruction_of_many_slices_runs_apart() {
+    let bench = Bench::new(1, Quotas::default());
+    let fill = "(drop (memory.grow (i32.const 512))) (memory.fill (i32.const 65536) (i32.const 7) (i32.const 33554432))
+        (memory.copy (i32.const 65536) (i32.const 65537) (i32.const 100000))";
+    assert_eq!(bench.ending(&simple(&[], fill)), Ending::Completed("".into()));
+    let turns = bench.runtime.parts.workers.heavy_turns();
+    assert!((2..=4).contains(&turns), "{turns}");
+    assert_eq!(bench.ending(&simple(&[], "")), Ending::Completed("".into()));
+    assert_eq!(bench.runtime.parts.workers.heavy_turns(), turns, "others need no such thread");
+}
+
 fn copy(launch: &Launch) -> Launch {
     Launch {
         program: launch.program.clone(),

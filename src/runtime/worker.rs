@@ -9,7 +9,8 @@
 //! batch, so guests and kernels do not fight for a core. A worker with nothing to do sleeps on a condition variable.
 //!
 //! Whoever is ended need not wait for a turn: a thread apart, the ender, drops what there is of it and tells its client,
-//! though every worker has part in a batch. It runs no guest's code.
+//! though every worker has part in a batch. Nor does whoever ends by itself keep a worker, or a batch, with what it leaves
+//! behind, nor with one instruction that takes long (`apart.rs`).
 //!
 //! Waking a thread takes some 30 µs, and a token would need it four times: the engine, a worker, the engine, the workers.
 //! So while batches follow each other the engine's thread stands in for the first worker: it runs that worker's share
@@ -17,12 +18,12 @@
 //! done, look out for the next one for a few microseconds before they sleep. There are never more threads that run
 //! guests or batches than there are workers.
 
-use super::fair::Fair;
+use super::aside::Aside;
+use super::fair::{Fair, Subjects};
 use crate::backend::crew::Crew;
 use crate::engine::Settle;
 use crate::limits;
 use async_task::Runnable;
-use std::collections::VecDeque;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -30,20 +31,29 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 
+mod apart;
 mod seat;
 #[cfg(test)]
 mod tests;
 
-use seat::{Place, Subjects, Waiting};
+use seat::{Place, Waiting};
 pub use seat::{Seat, Slice};
 
 /// Of so much time of the woken, as much as one part goes to guests that used their last slice up, ...
 const EXHAUSTED_PART: i64 = 16;
 /// ... saved up for no more than a slice.
 const EXHAUSTED_SAVED: i64 = 200_000; // ns
-/// Slices in a row, up to a millisecond, after which a guest that was woken counts as one that only computes. The engine
-/// waits for the woken a bounded time, so what this can cost others is bounded too.
-const BURST_SLICES: u32 = 4;
+/// What a guest may compute, beyond what it has waited for, before it counts as one that only computes. The engine waits for
+/// the woken a bounded time, so what this can cost others is bounded too.
+const BURST: Duration = Duration::from_millis(1);
+/// Of so much time that a guest waits, one part makes up for as much that it has computed: a burst for each token of a
+/// model, and no more than that for one that sleeps a moment again and again.
+const WAITED_PART: u32 = 4;
+/// What a turn counts for at most: a little more than a slice of fuel takes. If it took longer, the system had other uses
+/// for the core.
+const TURN_MOST: Duration = Duration::from_micros(250);
+/// More than this is not held against it.
+const COMPUTED_MOST: Duration = Duration::from_millis(20);
 /// How long a thread that had part in a batch looks out for the next before it sleeps: far less than a batch.
 const LOOKOUT: Duration = Duration::from_micros(200);
 /// Looks of one thread before it reads the clock again.
@@ -56,10 +66,12 @@ pub struct Workers(Arc<Pool>);
 struct Pool {
     shared: Arc<Shared>,
     crew: Arc<Crew>,
+    aside: Aside,
 }
 
 struct Shared {
     size: usize,
+    started: Instant,
     state: Mutex<State>,
     /// For all workers but the first: something to run, a call of the crew, or the end.
     work: Condvar,
@@ -69,8 +81,9 @@ struct Shared {
     settled: Condvar,
     /// Somebody is to be ended, or this is the end.
     ends: Condvar,
-    /// Numbers of subjects. Never held while `state` is waited for.
-    subjects: Mutex<Subjects>,
+    /// Somebody's next instruction takes long, or this is the end.
+    heavies: Condvar,
+    subjects: Subjects,
     /// Copies of the state's counts, for those who look without the lock.
     woken: AtomicUsize,
     running: AtomicUsize,
@@ -83,7 +96,9 @@ struct State {
     woken: Fair<Waiting>,
     exhausted: Fair<Waiting>,
     /// Those whose end was decided: for the ender.
-    ending: VecDeque<Runnable>,
+    ending: Fair<Waiting>,
+    /// Those whose next instruction takes long: for the thread of low priority.
+    heavy: Fair<Waiting>,
     /// Guests that run now and came from `woken`.
     running: usize,
     /// Nanoseconds that the exhausted have coming, or that they were given too many.
@@ -110,12 +125,14 @@ impl Workers {
     pub fn start(size: usize) -> io::Result<Workers> {
         let shared = Arc::new(Shared {
             size,
+            started: Instant::now(),
             state: Mutex::default(),
             work: Condvar::new(),
             first: Condvar::new(),
             settled: Condvar::new(),
             ends: Condvar::new(),
-            subjects: Mutex::default(),
+            heavies: Condvar::new(),
+            subjects: Subjects::default(),
             woken: AtomicUsize::new(0),
             running: AtomicUsize::new(0),
             elsewhere: AtomicUsize::new(0),
@@ -134,7 +151,8 @@ impl Workers {
             })
         };
         own.get_or_init(|| Arc::downgrade(&crew));
-        let pool = Workers(Arc::new(Pool { shared, crew }));
+        let aside = Aside::start(limits::ASIDE_THREADS)?;
+        let pool = Workers(Arc::new(Pool { shared, crew, aside }));
         for rank in 0..size {
             let (shared, crew) = (pool.0.shared.clone(), pool.0.crew.clone());
             thread::Builder::new()
@@ -142,8 +160,7 @@ impl Workers {
                 .stack_size(limits::WORKER_STACK_BYTES)
                 .spawn(move || shared.work(&crew, rank))?;
         }
-        let shared = pool.0.shared.clone();
-        thread::Builder::new().name("ender".into()).spawn(move || shared.end_guests())?;
+        pool.0.shared.clone().start_apart()?;
         Ok(pool)
     }
 
@@ -152,18 +169,19 @@ impl Workers {
         self.0.crew.clone()
     }
 
+    /// Where a guest's host calls have done what takes long.
+    pub fn aside(&self) -> &Aside {
+        &self.0.aside
+    }
+
     /// Runs a future to its end. It gets a [`Slice`] to give its thread up with.
     pub fn spawn<F: Future<Output = ()> + Send + 'static>(&self, seat: &Seat, make: impl FnOnce(Slice) -> F) {
         let seat = seat.0.clone();
         let future = make(Slice(seat.clone()));
         let schedule = move |runnable| {
             if let Some(shared) = seat.shared.upgrade() {
-                let slices = match seat.slice_ended.swap(false, Ordering::Relaxed) {
-                    true => seat.in_a_row.load(Ordering::Relaxed).saturating_add(1),
-                    false => 0,
-                };
-                seat.in_a_row.store(slices, Ordering::Relaxed);
-                shared.push(Waiting { runnable, seat: seat.clone() }, slices >= BURST_SLICES);
+                let exhausted = seat.is_exhausted(shared.started.elapsed());
+                shared.push(Waiting { runnable, seat: seat.clone() }, exhausted);
             }
         };
         let (runnable, task) = async_task::spawn(future, schedule);
@@ -192,12 +210,13 @@ impl Drop for Pool {
         let guests = {
             let mut state = self.shared.lock();
             state.ended = true;
-            let State { woken, exhausted, ending, .. } = &mut *state;
-            (std::mem::take(woken), std::mem::take(exhausted), std::mem::take(ending))
+            let State { woken, exhausted, ending, heavy, .. } = &mut *state;
+            [woken, exhausted, ending, heavy].map(std::mem::take)
         };
         // Outside the lock: dropping a guest may wake another.
         drop(guests);
         self.shared.ends.notify_all();
+        self.shared.heavies.notify_all();
         self.shared.work.notify_all();
         self.shared.first.notify_all();
         self.shared.settled.notify_all();
@@ -290,16 +309,20 @@ impl Shared {
     }
 
     fn push(&self, guest: Waiting, exhausted: bool) {
+        let number = guest.seat.number;
         let mut state = self.lock();
         if state.ended {
             drop(state);
             return; // and the guest with it
         }
         if guest.seat.ending.load(Ordering::Relaxed) {
-            state.ending.push_back(guest.runnable);
+            state.ending.push(number, guest);
             return self.ends.notify_one();
         }
-        let number = guest.seat.number;
+        if guest.seat.heavy.swap(false, Ordering::Relaxed) {
+            state.heavy.push(number, guest);
+            return self.heavies.notify_one();
+        }
         match exhausted {
             true => state.exhausted.push(number, guest),
             false => state.woken.push(number, guest),
@@ -318,27 +341,14 @@ impl Shared {
         let mut state = self.lock();
         let is_it = |guest: &Waiting| Arc::ptr_eq(&guest.seat, seat);
         let woken = state.woken.take(seat.number, is_it);
-        let Some(guest) = woken.or_else(|| state.exhausted.take(seat.number, is_it)) else { return };
-        state.ending.push_back(guest.runnable);
+        let woken = woken.or_else(|| state.exhausted.take(seat.number, is_it));
+        let Some(guest) = woken.or_else(|| state.heavy.take(seat.number, is_it)) else { return };
+        state.ending.push(seat.number, guest);
         self.publish(&state);
         if state.settling {
             self.settled.notify_all();
         }
         self.ends.notify_one();
-    }
-
-    /// The ender.
-    fn end_guests(&self) {
-        let mut state = self.lock();
-        while !state.ended {
-            if let Some(runnable) = state.ending.pop_front() {
-                drop(state);
-                run(runnable);
-                state = self.lock();
-            } else {
-                state = self.ends.wait(state).unwrap_or_else(PoisonError::into_inner);
-            }
-        }
     }
 
     fn wake_one(&self, state: &mut State) {
@@ -444,7 +454,9 @@ impl Shared {
         let Turn { guest: Waiting { runnable, seat }, woken, owed } = turn;
         let since = Instant::now();
         run(runnable);
-        let took = since.elapsed().as_nanos() as u64;
+        let took = since.elapsed();
+        seat.computed(took, self.started.elapsed());
+        let took = took.as_nanos() as u64;
         let mut state = self.lock();
         state.over(&seat, woken, owed, took);
         self.publish(&state);

@@ -5,7 +5,7 @@ use crate::expand;
 use crate::harness::{Seeded, folder, from_bytes, launch, passes, same, to_bytes};
 use ptx_emulator::{Launch, Memory, Module, Parameters};
 
-/// out[i] = {a[i] / b[i], a[i] / 127, sqrt(a[i]), 1 / b[i]}
+/// out[i] = {a[i] / b[i], a[i] / 127, sqrt(a[i]), 1 / b[i], a[i] / b[i], 2 / b[i]}, the last two by QUOTIENT
 const KERNEL: &str = r#"
 .version 7.4
 .target sm_80
@@ -15,7 +15,7 @@ const KERNEL: &str = r#"
 {
     .reg .b32 %i, %size;
     .reg .b64 %a, %b, %out;
-    .reg .f32 %x, %y, %q;
+    .reg .f32 %x, %y, %q, %inverse, %two;
     mov.u32 %i, %ctaid.x;
     mov.u32 %size, %tid.x;
     mad.lo.u32 %i, %i, 256, %size;
@@ -26,7 +26,7 @@ const KERNEL: &str = r#"
     mad.wide.u32 %b, %i, 4, %b;
     ld.global.f32 %y, [%b];
     ld.param.u64 %out, [out];
-    mad.wide.u32 %out, %i, 16, %out;
+    mad.wide.u32 %out, %i, 24, %out;
     DIVIDE %q, %x, %y
     st.global.f32 [%out], %q;
     DIVIDE_BY_127 %q, %x
@@ -35,6 +35,12 @@ const KERNEL: &str = r#"
     st.global.f32 [%out + 8], %q;
     INVERT %q, %y
     st.global.f32 [%out + 12], %q;
+    mov.f32 %inverse, %q;
+    QUOTIENT %q, %x, %y, %inverse
+    st.global.f32 [%out + 16], %q;
+    mov.f32 %two, 0f40000000;
+    QUOTIENT %q, %two, %y, %inverse
+    st.global.f32 [%out + 20], %q;
     ret;
 }
 "#;
@@ -61,7 +67,7 @@ fn quotients_and_roots_are_correctly_rounded() {
         let mut memory = Memory::new();
         let parameters =
             Parameters::new().u64(memory.upload("a", &to_bytes(&a))).u64(memory.upload("b", &to_bytes(&b)));
-        let out = memory.alloc(a.len() * 16, "out");
+        let out = memory.alloc(a.len() * 24, "out");
         let parameters = parameters.u64(out);
         let shape = Launch {
             grid: [a.len() as u32 / 256, 1, 1],
@@ -70,9 +76,12 @@ fn quotients_and_roots_are_correctly_rounded() {
             parameters: parameters.bytes(),
         };
         launch(&module, &mut memory, &shape, seed).unwrap_or_else(|fault| panic!("{fault}"));
-        let got: Vec<f32> = from_bytes(&memory.read(out, a.len() * 16).expect("it was written"));
-        let want: Vec<f32> =
-            a.iter().zip(&b).flat_map(|(a, b)| [a / b, a / 127.0, a.sqrt(), 1.0 / b]).collect();
+        let got: Vec<f32> = from_bytes(&memory.read(out, a.len() * 24).expect("it was written"));
+        let want: Vec<f32> = a
+            .iter()
+            .zip(&b)
+            .flat_map(|(a, b)| [a / b, a / 127.0, a.sqrt(), 1.0 / b, a / b, 2.0 / b])
+            .collect();
         passes(&format!("seed {seed}"), same("quotients and roots", &got, &want));
     }
 }

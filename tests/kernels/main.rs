@@ -7,11 +7,17 @@
 mod expand;
 
 mod attend;
+mod copies;
 mod divide;
+mod embed;
+mod formats;
+mod gate;
 mod gemm;
 mod gemv;
 mod harness;
+mod heads;
 mod norm;
+mod post_norm;
 mod ptxas;
 mod repack;
 mod sample;

@@ -2,16 +2,16 @@
 //! bit; against the processor's own norm; against f64.
 
 use crate::harness::{
-    Caught, Fault, Plain, Q8, Seeded, Wrong, each_is_caught, f32_to_bf16, from_bytes, launch, module, passes,
-    same, to_bytes,
+    Caught, Fault, Plain, Q8, Seeded, Wrong, each_is_caught, f32_to_bf16, f32_to_f16, from_bytes, launch,
+    module, passes, same, to_bytes,
 };
 use ptx_emulator::{Kind, Launch, Memory, Module, Parameters};
 use tartlet::backend::cpu::plain;
 
-const EPS: f32 = 1e-5;
+pub const EPS: f32 = 1e-5;
 
 /// What a row is multiplied by, summed as the kernel sums.
-fn norm(x: &[f32]) -> f32 {
+pub fn norm(x: &[f32]) -> f32 {
     let mut squares = [0.0f32; 256];
     for turn in x.chunks(1024) {
         for (square, four) in squares.iter_mut().zip(turn.chunks(4)) {
@@ -54,11 +54,13 @@ struct Case {
     /// Which of the two outputs are wanted.
     quantises: bool,
     rounds: bool,
+    /// How `xb` is rounded.
+    half: fn(f32) -> u16,
 }
 
 impl Case {
     fn of(tokens: usize, dim: usize) -> Case {
-        Case { tokens, dim, norms: true, quantises: true, rounds: true }
+        Case { tokens, dim, norms: true, quantises: true, rounds: true, half: f32_to_bf16 }
     }
 
     fn run(&self, module: &Module, seed: u64, x: &[f32], gain: &[f32]) -> Result<(), Wrong> {
@@ -108,7 +110,7 @@ impl Case {
         if self.rounds {
             let mut rounded = Vec::new();
             for row in want.chunks(dim) {
-                rounded.extend(row.iter().map(|&x| f32_to_bf16(x)));
+                rounded.extend(row.iter().map(|&x| (self.half)(x)));
                 rounded.resize(rounded.len().next_multiple_of(64), 0);
             }
             let rounded = to_bytes(&rounded);
@@ -149,6 +151,47 @@ fn cases(module: &Module) -> Result<(), Wrong> {
 fn rows_are_normed_and_quantised() {
     let module = module("norm_quantize.ptx");
     passes("norm_quantize", cases(&module));
+}
+
+/// What is larger than the largest half becomes it.
+pub fn cut_to_f16(x: f32) -> u16 {
+    f32_to_f16(x.clamp(-65504.0, 65504.0))
+}
+
+fn f16_cases(module: &Module) -> Result<(), Wrong> {
+    Case { half: cut_to_f16, ..Case::of(2, 576) }.seeded(module, 30)?;
+    Case { half: cut_to_f16, norms: false, ..Case::of(2, 160) }.seeded(module, 31)?;
+    let mut x: Vec<f32> = (0..64).map(|i| 2f32.powi(i - 30) * if i % 3 == 0 { 1.0 } else { -1.37 }).collect();
+    x[7] = 65519.9;
+    let case = Case { half: cut_to_f16, norms: false, quantises: false, ..Case::of(1, 64) };
+    case.run(module, 32, &x, &[])
+}
+
+#[test]
+fn rows_are_made_halves() {
+    passes("norm_quantize_f16", f16_cases(&module("norm_quantize_f16.ptx")));
+}
+
+#[test]
+fn faults_in_halves_are_caught() {
+    let fault = |name, find, replace| Fault {
+        name,
+        file: "quantise.inc",
+        find,
+        replace,
+        caught: Caught::WrongResult,
+    };
+    let faults = [
+        fault(
+            "a large number is infinite",
+            "min.f32     %b, \\second, 0f477fe000;",
+            "mov.f32     %b, \\second;",
+        ),
+        fault("a large negative number is infinite", "        max.f32     %a, %a, 0fc77fe000;\n", ""),
+        fault("the halves change places", "cvt.rn.f16x2.f32 \\to, %b, %a;", "cvt.rn.f16x2.f32 \\to, %a, %b;"),
+        fault("halves are cut off", "cvt.rn.f16x2.f32", "cvt.rz.f16x2.f32"),
+    ];
+    each_is_caught("norm_quantize_f16.ptx", &faults, f16_cases);
 }
 
 /// What rounding and its guards are about: ties, zeros, blocks below the smallest scale and near the largest numbers.
@@ -209,105 +252,105 @@ fn rows_do_not_meet() {
 const FAULTS: &[Fault] = &[
     Fault {
         name: "no barrier between the warps' sums",
-        file: "norm_quantize.ptx",
-        find: "    bar.sync        0;\n",
+        file: "norm.inc",
+        find: "        bar.sync    0;\n",
         replace: "",
         caught: Caught::By(Kind::UninitialisedShared),
     },
     Fault {
         name: "every lane writes the warp's sum",
-        file: "norm_quantize.ptx",
-        find: "@%heads st.shared.f32",
+        file: "norm.inc",
+        find: "@%first st.shared.f32",
         replace: "st.shared.f32",
         caught: Caught::By(Kind::SharedRace),
     },
     Fault {
         name: "the last shuffle of the sum goes too far",
-        file: "norm_quantize.ptx",
+        file: "norm.inc",
         find: "distance, 16, 8, 4, 2, 1",
         replace: "distance, 16, 8, 4, 2, 2",
         caught: Caught::WrongResult,
     },
     Fault {
         name: "a block's shuffles leave the block",
-        file: "norm_quantize.ptx",
+        file: "quantise.inc",
         find: "distance, 4, 2, 1",
         replace: "distance, 8, 2, 1",
         caught: Caught::WrongResult,
     },
     Fault {
         name: "seven warps of eight are summed",
-        file: "norm_quantize.ptx",
+        file: "norm.inc",
         find: ".irp i, 1, 2, 3, 4, 5, 6, 7\n",
         replace: ".irp i, 1, 2, 3, 4, 5, 6\n",
         caught: Caught::WrongResult,
     },
     Fault {
         name: "the row's end is one step late",
-        file: "norm_quantize.ptx",
+        file: "norm_quantize.inc",
         find: "    setp.lt.u32     %inside, %at, %dim;",
         replace: "    setp.le.u32     %inside, %at, %dim;",
         caught: Caught::By(Kind::OutOfBounds),
     },
     Fault {
         name: "the gain is read past its end",
-        file: "norm_quantize.ptx",
+        file: "norm_quantize.inc",
         find: "setp.lt.and.u32 %inside, %at, %dim, %norms;",
         replace: "setp.le.and.u32 %inside, %at, %dim, %norms;",
         caught: Caught::By(Kind::OutOfBounds),
     },
     Fault {
         name: "stores go past the padding",
-        file: "norm_quantize.ptx",
+        file: "norm_quantize.inc",
         find: "setp.lt.u32     %inside, %at, %padded;",
         replace: "setp.le.u32     %inside, %at, %padded;",
         caught: Caught::By(Kind::OutOfBounds),
     },
     Fault {
         name: "the padding is not written",
-        file: "norm_quantize.ptx",
+        file: "norm_quantize.inc",
         find: "setp.lt.u32     %inside, %at, %padded;",
         replace: "setp.lt.u32     %inside, %at, %dim;",
         caught: Caught::By(Kind::UninitialisedGlobal),
     },
     Fault {
         name: "rows are padded to 32",
-        file: "norm_quantize.ptx",
+        file: "norm_quantize.inc",
         find: "0xffffffc0",
         replace: "0xffffffe0",
         caught: Caught::By(Kind::OutOfBounds),
     },
     Fault {
         name: "the scale is stored by the second lane",
-        file: "norm_quantize.ptx",
-        find: "setp.eq.u32     %heads, %at, 0;",
-        replace: "setp.eq.u32     %heads, %at, 1;",
+        file: "quantise.inc",
+        find: "setp.eq.u32     %heads, %other, 0;",
+        replace: "setp.eq.u32     %heads, %other, 1;",
         caught: Caught::By(Kind::Misaligned),
     },
     Fault {
         name: "scales lie twice as dense",
-        file: "norm_quantize.ptx",
-        find: "shr.u64         %to, %offset, 2;",
-        replace: "shr.u64         %to, %offset, 3;",
+        file: "quantise.inc",
+        find: "shr.u64         %in_scales, %in_rows, 2;",
+        replace: "shr.u64         %in_scales, %in_rows, 3;",
         caught: Caught::By(Kind::Misaligned),
     },
     Fault {
         name: "pairs of quants change places",
-        file: "norm_quantize.ptx",
+        file: "quantise.inc",
         find: "0x5410",
         replace: "0x1054",
         caught: Caught::WrongResult,
     },
     Fault {
         name: "quants are cut off, not rounded",
-        file: "norm_quantize.ptx",
+        file: "quantise.inc",
         find: "cvt.rni.s32.f32",
         replace: "cvt.rzi.s32.f32",
         caught: Caught::WrongResult,
     },
     Fault {
         name: "a block of zeros has a scale",
-        file: "norm_quantize.ptx",
+        file: "quantise.inc",
         find: "    selp.f32        %inverse, %inverse, 0f00000000, %some;\n",
         replace: "",
         caught: Caught::WrongResult,
@@ -321,7 +364,7 @@ const FAULTS: &[Fault] = &[
     },
     Fault {
         name: "the gain of the turn before",
-        file: "norm_quantize.ptx",
+        file: "norm_quantize.inc",
         find: "[%gains + \\(\\i * TURN * 4)]",
         replace: "[%gains + \\(\\i * TURN * 2)]",
         caught: Caught::WrongResult,

@@ -1,10 +1,22 @@
 //! Repacking is a permutation: back is what was there, and each fragment is where the kernels look for it.
 
-use crate::harness::{Seeded, blocks};
+use crate::gemv::Block;
+use crate::harness::{Seeded, blocks, is_float, whole};
 use tartlet::backend::cuda::repack::Layout;
 use tartlet::model::quant::Quant;
 
-const FORMATS: [Quant; 4] = [Quant::Q4_0, Quant::Q4_1, Quant::Q8_0, Quant::BF16];
+const FORMATS: [Quant; 10] = [
+    Quant::F16,
+    Quant::BF16,
+    Quant::Q8_0,
+    Quant::Q4_0,
+    Quant::Q4_1,
+    Quant::Q5_0,
+    Quant::Q5_1,
+    Quant::Q4_K,
+    Quant::Q5_K,
+    Quant::Q6_K,
+];
 
 /// Full tiles and ragged ones, even and odd numbers of blocks.
 const SHAPES: [(usize, usize); 7] =
@@ -21,6 +33,7 @@ fn packed(layout: &Layout, file: &[u8]) -> (Vec<u8>, Vec<u8>) {
 fn there_and_back_is_the_file() {
     for quant in FORMATS {
         for (seed, (rows, columns)) in SHAPES.into_iter().enumerate() {
+            let columns = whole(quant, columns);
             let layout = Layout::new(quant, rows, columns).expect("a format with a kernel");
             let file = blocks(quant, rows, columns, &mut Seeded::new(seed as u64));
             let (quants, scales) = packed(&layout, &file);
@@ -31,74 +44,123 @@ fn there_and_back_is_the_file() {
     }
 }
 
-/// Each byte of a file of different bytes is found at one place, and what is found nowhere is zero.
+/// Each bit of a file is found at one place, and what is found nowhere is zero: of files that have one bit of each byte, or of
+/// each third, seventh, ..., as many are found. A row's bits lie where no other's do.
 #[test]
-fn no_byte_is_lost_doubled_or_changed() {
+fn no_bit_is_lost_doubled_or_changed() {
+    let ones = |bytes: &[u8]| bytes.iter().map(|byte| byte.count_ones()).sum::<u32>();
     for quant in FORMATS {
         for (rows, columns) in SHAPES {
+            let columns = whole(quant, columns);
             let layout = Layout::new(quant, rows, columns).expect("a format with a kernel");
-            let mut seen = vec![0i64; 256];
-            for round in 0..2 {
-                // Bytes of one row stand apart from those of others in one of the rounds.
-                let file: Vec<u8> = (0..layout.file_bytes())
-                    .map(|at| if round == 0 { at % 255 + 1 } else { at / 97 % 255 + 1 } as u8)
-                    .collect();
+            for (bit, every) in (0..8).zip([1, 3, 7, 11, 97, 131, 211, 997]) {
+                let byte = |at: usize| if at.is_multiple_of(every) { 1 << bit } else { 0 };
+                let file: Vec<u8> = (0..layout.file_bytes()).map(byte).collect();
                 let (quants, scales) = packed(&layout, &file);
-                seen.fill(0);
-                quants.iter().chain(&scales).for_each(|&byte| seen[usize::from(byte)] += 1);
-                file.iter().for_each(|&byte| seen[usize::from(byte)] -= 1);
-                let padding = (quants.len() + scales.len() - file.len()) as i64;
-                assert_eq!(seen[0], padding, "{quant} {rows} x {columns}");
-                assert!(seen[1..].iter().all(|&count| count == 0), "{quant} {rows} x {columns}");
+                assert_eq!(
+                    ones(&quants) + ones(&scales),
+                    ones(&file),
+                    "{quant} {rows} x {columns}, bit {bit}"
+                );
             }
+            let (quants, scales) = packed(&layout, &vec![0xff; layout.file_bytes()]);
+            assert_eq!(ones(&quants) + ones(&scales), 8 * layout.file_bytes() as u32, "{quant}");
         }
     }
 }
 
-/// The fragments of `mma.m16n8k32.s8` and of `mma.m16n8k16.bf16`, as the PTX ISA draws them, from the packed bytes.
+/// Value `i` of 0..8 (4q + i, then 16 + 4q + i - 4) that the packed bytes of `pair`'s quants have for a lane's row, 1 for row
+/// g + 8, and block: as mma.m16n8k32.s8 wants them, less what the kernels subtract.
+fn value(quant: Quant, pair: &[u8], lane: usize, [upper, block, i]: [usize; 3]) -> i32 {
+    let (sixteen, i) = (i / 4, i % 4);
+    let nibble = i32::from(pair[lane * 16 + block * 8 + upper * 4 + i] >> (4 * sixteen) & 15);
+    match quant {
+        Quant::Q8_0 => i32::from(pair[block * 512 + lane * 16 + sixteen * 8 + upper * 4 + i] as i8),
+        Quant::Q4_0 => nibble - 8,
+        Quant::Q4_1 | Quant::Q4_K => nibble,
+        Quant::Q6_K => {
+            let bits = pair[512 + lane * 8 + upper * 4 + i] >> (4 * sixteen + 2 * block) & 3;
+            (nibble | i32::from(bits) << 4) - 32
+        }
+        _ => {
+            let bit = pair[512 + lane * 4 + i] >> (4 * upper + 2 * sixteen + block) & 1;
+            (nibble | i32::from(bit) << 4) - if quant == Quant::Q5_0 { 16 } else { 0 }
+        }
+    }
+}
+
+/// The fragments of `mma.m16n8k32.s8` and of `mma.m16n8k16.bf16`, as the PTX ISA draws them, from the packed bytes; and the
+/// scales' bytes.
 #[test]
 fn lanes_find_their_fragments() {
-    let (rows, columns) = (40, 160);
+    let rows = 40;
     for quant in FORMATS {
+        let columns = whole(quant, 160) + if quant.block_len() == 256 { 256 } else { 0 };
         let layout = Layout::new(quant, rows, columns).expect("a format with a kernel");
         let file = blocks(quant, rows, columns, &mut Seeded::new(7));
         let (quants, scales) = packed(&layout, &file);
-        let row_bytes = quant.row_bytes(columns);
         let pairs = columns.div_ceil(64);
-        for (tile, pair, lane) in
-            (0..3).flat_map(|t| (0..pairs).flat_map(move |p| (0..32).map(move |l| (t, p, l))))
+        let (pair_quants, tile_scales) = (quants.len() / 3 / pairs, scales.len() / 3);
+        let unit = quant.block_len().max(32);
+        for (tile, pair, lane, upper) in
+            (0..3 * pairs * 64).map(|at| (at / 64 / pairs, at / 64 % pairs, at / 2 % 32, at % 2))
         {
             let (g, q) = (lane / 4, lane % 4);
-            for (half, high) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
-                let (row, block) = (tile * 16 + g + 8 * high, pair * 2 + half);
-                let inside = row < rows && block < columns / 32;
-                let block = inside.then(|| {
-                    let bytes = quant.row_bytes(32);
-                    &file[row * row_bytes + block * bytes..][..bytes]
-                });
-                let of = |from: usize, len: usize| block.map_or(vec![0; len], |b| b[from..][..len].to_vec());
+            let row = tile * 16 + g + 8 * upper;
+            // The row's bytes of the file, as many as whole pairs want, and where those of the pair begin.
+            let mut bytes = vec![0; quant.row_bytes(columns.next_multiple_of(64.max(unit)))];
+            let row_bytes = quant.row_bytes(columns);
+            if row < rows {
+                bytes[..row_bytes].copy_from_slice(&file[row * row_bytes..][..row_bytes]);
+            }
+            let of_pair = &quants[(tile * pairs + pair) * pair_quants..][..pair_quants];
+            if is_float(quant) {
+                for sixteen in 0..4 {
+                    let at = (sixteen * 32 + lane) * 16 + upper * 4;
+                    let from = |value: usize| &bytes[(pair * 64 + sixteen * 16 + value) * 2..][..4];
+                    assert_eq!(&of_pair[at..][..4], from(2 * q), "{quant}");
+                    assert_eq!(&of_pair[at + 8..][..4], from(8 + 2 * q), "{quant}");
+                }
+                continue;
+            }
+            let decoded: Vec<Block> =
+                bytes.chunks(quant.block_bytes()).flat_map(|b| Block::of(quant, b)).collect();
+            let of_tile = &scales[tile * tile_scales..][..tile_scales];
+            for half in 0..2 {
+                let block = pair * 2 + half;
+                // What pads a row counts as zeros only by its scale.
+                for i in (0..8).filter(|_| row < rows && block * 32 < columns) {
+                    let want = decoded[block].quants[i / 4 * 16 + 4 * q + i % 4];
+                    assert_eq!(
+                        value(quant, of_pair, lane, [upper, half, i]),
+                        want,
+                        "{quant} row {row} block {block}"
+                    );
+                }
                 match quant {
-                    Quant::Q4_0 | Quant::Q4_1 => {
-                        let head = quant.block_bytes() - 16;
-                        let at = ((tile * pairs + pair) * 32 + lane) * 16 + half * 8 + high * 4;
-                        assert_eq!(quants[at..][..4], of(head + 4 * q, 4));
-                        let at = (tile * pairs + pair) * 32 * head + g * 4 * head + (high * 2 + half) * head;
-                        assert_eq!(scales[at..][..head], of(0, head));
+                    Quant::Q4_K | Quant::Q5_K => {
+                        let at = pair / 4 * 256 + row % 16 * 16;
+                        assert_eq!(
+                            of_tile[at..][..16],
+                            bytes[pair / 4 * quant.block_bytes()..][..16],
+                            "{quant}"
+                        );
                     }
-                    Quant::Q8_0 => {
-                        let at = (((tile * pairs + pair) * 2 + half) * 32 + lane) * 16 + high * 4;
-                        assert_eq!(quants[at..][..4], of(2 + 4 * q, 4));
-                        assert_eq!(quants[at + 8..][..4], of(2 + 16 + 4 * q, 4));
-                        let at = (tile * pairs + pair) * 64 + g * 8 + high * 4 + half * 2;
-                        assert_eq!(scales[at..][..2], of(0, 2));
+                    Quant::Q6_K => {
+                        let at = pair * 64 + g * 8 + upper * 4 + half * 2;
+                        let own = &bytes[pair / 4 * 210..][..210];
+                        assert_eq!(of_tile[at..][..2], own[192 + pair % 4 * 4 + half * 2..][..2]);
+                        let at = pairs * 64 + pair / 4 * 32 + g * 4 + upper * 2;
+                        assert_eq!(of_tile[at..][..2], own[208..]);
                     }
                     _ => {
-                        for step in 0..2 {
-                            let sixteen = (tile * pairs + pair) * 4 + half * 2 + step;
-                            let at = (sixteen * 32 + lane) * 16 + high * 4;
-                            assert_eq!(quants[at..][..4], of((step * 16 + 2 * q) * 2, 4));
-                            assert_eq!(quants[at + 8..][..4], of((step * 16 + 8 + 2 * q) * 2, 4));
-                        }
+                        let head = tile_scales / pairs / 32;
+                        let at = pair * 32 * head + g * 4 * head + (upper * 2 + half) * head;
+                        assert_eq!(
+                            of_tile[at..][..head],
+                            bytes[block * quant.block_bytes()..][..head],
+                            "{quant}"
+                        );
                     }
                 }
             }
@@ -112,4 +174,5 @@ fn what_no_kernel_reads_has_no_layout() {
         assert_eq!(Layout::new(quant, 16, 256).is_some(), FORMATS.contains(&quant), "{quant}");
     }
     assert_eq!(Layout::new(Quant::BF16, 16, 33), None);
+    assert_eq!(Layout::new(Quant::Q4_K, 16, 288), None);
 }

@@ -135,10 +135,15 @@ impl Server {
     }
 
     fn with(model: PathBuf, config: &str) -> Server {
+        Server::of(model, config, &[])
+    }
+
+    /// A server that accepts everyone, with this model, configuration and flags.
+    pub fn of(model: PathBuf, config: &str, flags: &[&str]) -> Server {
         let folder = Folder::new();
         let path = folder.path("tartlet.toml");
         std::fs::write(&path, config).expect("the folder can be written to");
-        let flags = ["--no-auth", "--config", path.to_str().expect("UTF-8")];
+        let flags = [&["--no-auth", "--config", path.to_str().expect("UTF-8")], flags].concat();
         Server::start_in(folder, model, None, &flags)
     }
 
@@ -187,7 +192,26 @@ impl Server {
     }
 
     fn start_in(folder: Folder, model: PathBuf, token: Option<String>, flags: &[&str]) -> Server {
-        let mut child = tartlet()
+        Server::launch(tartlet(), folder, model, token, flags)
+    }
+
+    /// A server that accepts everyone, on the stand-in driver, which is told this.
+    pub fn on_stand_in(model: PathBuf, told: &str, flags: &[&str]) -> Server {
+        let mut command = tartlet();
+        command.env("STAND_IN_DRIVER", told);
+        let library = stand_in::stand_in().to_str().expect("UTF-8");
+        let flags = [&["--no-auth", "--backend", "cuda", "--libcuda", library], flags].concat();
+        Server::launch(command, Folder::new(), model, None, &flags)
+    }
+
+    fn launch(
+        mut command: Command,
+        folder: Folder,
+        model: PathBuf,
+        token: Option<String>,
+        flags: &[&str],
+    ) -> Server {
+        let mut child = command
             .arg("serve")
             .arg("--model")
             .arg(&model)
@@ -217,6 +241,11 @@ impl Server {
 
     pub fn key(&self) -> PathBuf {
         self.folder.path("key")
+    }
+
+    /// The number of the process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// Fails if the process is gone.
@@ -278,6 +307,11 @@ impl Server {
     pub fn stop(&mut self) -> ExitStatus {
         let asked = Command::new("kill").arg(self.child.id().to_string()).status().expect("kill runs");
         assert!(asked.success());
+        self.ended()
+    }
+
+    /// Waits until the server has ended by itself.
+    pub fn ended(&mut self) -> ExitStatus {
         let since = Instant::now();
         loop {
             if let Some(status) = self.child.try_wait().expect("our child") {

@@ -10,6 +10,8 @@ pub const MODES: &[Mode] = &[
     ("recurse", recurse),
     ("allocate", allocate),
     ("grow", grow),
+    ("fill", fill),
+    ("copy", copy),
     ("panic", || panic!("on purpose")),
     ("unreachable", || core::arch::wasm32::unreachable()),
     ("load", load),
@@ -41,6 +43,22 @@ fn allocate() -> String {
     let mut kept = Vec::new();
     loop {
         kept.push(black_box(vec![1u8; 1 << 20]));
+    }
+}
+
+/// One instruction after the other, each of which writes a hundred megabytes.
+fn fill() -> String {
+    let mut memory = vec![0u8; 100 << 20];
+    loop {
+        black_box(&mut memory[..]).fill(black_box(7));
+    }
+}
+
+fn copy() -> String {
+    let mut memory = vec![1u8; 200 << 20];
+    let half = memory.len() / 2;
+    loop {
+        black_box(&mut memory[..]).copy_within(..half, black_box(half));
     }
 }
 

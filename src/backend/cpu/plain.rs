@@ -12,9 +12,11 @@ use super::tiles::{BLOCK, Columns, TILE};
 use super::vector;
 use crate::backend::PageId;
 use crate::model::gguf::{Quant, Tensor};
+use crate::model::shape::Activation;
 use std::io;
 
 const PLAIN: Plain<false> = Plain;
+const FUSED: Plain<true> = Plain;
 
 /// `numbers` filled up to whole vectors with zeros.
 fn filled(numbers: &[f32]) -> Vec<f32> {
@@ -29,6 +31,23 @@ pub fn norm(x: &[f32], gains: &[f32], eps: f32) -> Vec<f32> {
     vector::norm(PLAIN, &mut normed, &filled(gains), x.len(), eps);
     normed.truncate(x.len());
     normed
+}
+
+/// `of` of each number, a vector at a time.
+fn on_lanes(numbers: &[f32], of: impl Fn(&[f32; LANES]) -> [f32; LANES]) -> Vec<f32> {
+    let mut values: Vec<f32> = filled(numbers).as_chunks::<LANES>().0.iter().flat_map(of).collect();
+    values.truncate(numbers.len());
+    values
+}
+
+/// `activation(x)`: what the feed-forward multiplies by, rounded as the vector paths round.
+pub fn activated(x: &[f32], activation: Activation) -> Vec<f32> {
+    on_lanes(x, |x| vector::gated(FUSED, activation, *x, [1.0; LANES]))
+}
+
+/// `cap * tanh(x / cap)`, rounded as the vector paths round.
+pub fn capped(x: &[f32], cap: f32) -> Vec<f32> {
+    on_lanes(x, |x| vector::capped(FUSED, *x, Some(cap)))
 }
 
 /// Quants, and of each 32 their scale and their sum.

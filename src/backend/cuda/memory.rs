@@ -2,6 +2,7 @@
 //!
 //! Owns: allocation and its end. Never: what is copied when; streams order that.
 
+use super::plan::Memory;
 use super::{Device, Error, driver};
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
@@ -102,6 +103,14 @@ impl Drop for Pinned {
 }
 
 impl Device {
+    /// Bytes that are free, of how many.
+    pub(super) fn memory(&self) -> Result<Memory, Error> {
+        let (mut free, mut total) = (0, 0);
+        // SAFETY: both places are ours.
+        self.judge("cuMemGetInfo_v2", unsafe { driver::cuMemGetInfo_v2(&mut free, &mut total) })?;
+        Ok(Memory { free, total })
+    }
+
     /// Memory of the device.
     pub fn buffer(&self, bytes: usize) -> Result<Buffer, Error> {
         Buffer::new(self, bytes)

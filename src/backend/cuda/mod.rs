@@ -10,24 +10,43 @@
 //! draw.rs    how a row is drawn from                 check/     `tartlet selftest --backend cuda`
 //! leave.rs   how a process ends whose device is lost
 //! ```
+//! On them stands the backend:
+//! ```text
+//! backend.rs   a batch becomes steps                 plan.rs      how much memory is for what
+//! ├ staging.rs   what a step is told, in one copy    coverage.rs  which models the kernels know
+//! ├ step.rs      its launches, in their order        weights.rs   matrices and vectors there
+//! │ └ launches.rs  each kernel's grid, arguments     room.rs      what a step works in
+//! └ graphs.rs    steps that come again, recorded
+//! ```
 //! Everything holds the device; a device that is lost is not spoken to any more, not even to free what is on it.
 
+mod backend;
 mod check;
+mod coverage;
 mod device;
 pub mod draw;
 mod driver;
 mod error;
+mod graphs;
 pub mod kernels;
+mod launches;
 mod leave;
 mod memory;
 mod module;
+mod plan;
 pub mod repack;
+mod room;
+mod staging;
+mod step;
 mod stream;
+mod weights;
 
+pub use backend::{Cuda, CudaOptions, NotLoaded};
 pub use check::check;
 pub use device::{Device, Properties};
 pub use error::Error;
 pub use leave::leave;
 pub use memory::{Buffer, Pinned};
 pub use module::{Argument, Kernel, KernelProperties};
+pub use plan::TooLarge;
 pub use stream::{Event, Graph, Stream};

@@ -10,6 +10,7 @@ use super::{Argument, Buffer, Device, Error, Kernel, Pinned, driver};
 use cust::sys;
 use std::cell::Cell;
 use std::ffi::c_void;
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 /// Bytes that a copy of plain memory moves at a time.
@@ -108,26 +109,44 @@ impl Stream {
         self.put("cuLaunchKernel", status)
     }
 
-    /// Puts a copy into the stream: `from` to the bytes of `to` from `at` on.
+    /// Puts a copy into the stream: the bytes `part` of `from` to `to` from `at` on.
     ///
     /// # Safety
-    /// Until the copy is done (and while a graph with it is launched) both live, `from` is not written, and nothing else
-    /// uses that part of `to`.
-    pub unsafe fn upload_later(&self, from: &Pinned, to: &Buffer, at: usize) -> Result<(), Error> {
-        self.within(to, at, from.len())?;
+    /// Until the copy is done (and while a graph with it is launched) both live, that part of `from` is not written, and
+    /// nothing else uses that part of `to`.
+    ///
+    /// # Panics
+    /// When `from` has no such part.
+    pub unsafe fn upload_later(
+        &self,
+        from: &Pinned,
+        part: Range<usize>,
+        to: &Buffer,
+        at: usize,
+    ) -> Result<(), Error> {
+        self.within(to, at, part.len())?;
         // SAFETY: both ranges exist; the rest is the caller's.
-        unsafe { self.copy_in(from, to, at) }
+        unsafe { self.copy_in(&from[part], to, at) }
     }
 
-    /// The other way: the bytes of `from` from `at` on to `to`.
+    /// The other way: the bytes of `from` from `at` on to the bytes `part` of `to`.
     ///
     /// # Safety
-    /// Until the copy is done (and while a graph with it is launched) both live, `to` is not touched, and nothing else
-    /// writes that part of `from`.
-    pub unsafe fn download_later(&self, from: &Buffer, at: usize, to: &mut Pinned) -> Result<(), Error> {
-        self.within(from, at, to.len())?;
+    /// Until the copy is done (and while a graph with it is launched) both live, that part of `to` is not touched, and
+    /// nothing else writes that part of `from`.
+    ///
+    /// # Panics
+    /// When `to` has no such part.
+    pub unsafe fn download_later(
+        &self,
+        from: &Buffer,
+        at: usize,
+        to: &mut Pinned,
+        part: Range<usize>,
+    ) -> Result<(), Error> {
+        self.within(from, at, part.len())?;
         // SAFETY: both ranges exist; the rest is the caller's.
-        unsafe { self.copy_out(from, at, to) }
+        unsafe { self.copy_out(from, at, &mut to[part]) }
     }
 
     /// Sets `count` bytes of `to` from `at` on to `byte`, in the order of the stream.

@@ -5,19 +5,21 @@
 //!
 //! Among subjects the one that was served least goes first, and while several have something ready no one's passes take
 //! more than its part of the rows, or more work than [`Budget::apart`]: whoever has one row to run has it at least as
-//! often as if the device were given to each subject in turn, however many rows the others have. Priorities are a
-//! subject's own: they order its passes and nobody else's.
+//! often as if the device were given to each subject in turn, however many rows the others have. A subject with more
+//! guests that wait than another has less still, down to a [`CROWD`]th: a crowd makes others' steps a quarter longer, not twice as
+//! long. Priorities are a subject's own: they order its passes and nobody else's.
 //!
 //! Among the passes of one subject higher priority goes first (one that gets nothing rises a level every
-//! [`AGE_BATCHES`] batches), short before long, the instance served least recently first. A batch is bounded in rows
+//! [`AGE_BATCHES`] batches), short before long, the instance served least recently first; of one instance's passes that
+//! are alike in these the first submitted, and one that does not fit keeps those behind it for the next batch. So a
+//! turn looks at the first of each kind and at what it takes, not at all that waits. A batch is bounded in rows
 //! and in work, so that it ends soon whatever the contexts are, and each pass goes as far as there is room. Neither
 //! kind keeps the other waiting: beside short passes (decodes) the long ones (prompts) have at most [`Budget::beside`],
 //! and for a long one that is as urgent as they, a part of what its subject has is kept.
 
 use super::{Budget, Plan, Schedule};
 use crate::engine::hazards::JobId;
-use crate::engine::job::Work;
-use crate::engine::operation::Priority;
+use crate::engine::job::{Class, Work};
 use crate::identity::Subject;
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
@@ -26,13 +28,15 @@ use std::collections::{BinaryHeap, HashMap};
 pub(super) const SHORT_ROWS: u32 = 8;
 /// Batches without service after which a pass counts as one priority level higher.
 pub(super) const AGE_BATCHES: u64 = 16;
+/// The part of [`Budget::apart`] that a subject has, however few guests of another wait.
+const CROWD: usize = 4;
 /// One part in so many of a batch is kept for a long pass; else decodes, each a whole batch's work deep in its context
 /// or as many as a batch has rows, would leave it nothing.
 const KEPT: u32 = 4;
 
 /// Who goes first of one subject's: the greatest.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Rank {
+pub(super) struct Rank {
     level: u64,
     long: Reverse<bool>,
     served: Reverse<u64>,
@@ -40,9 +44,14 @@ struct Rank {
 }
 
 /// What one subject may still have of the batch.
-struct Lot {
+pub(super) struct Lot {
     subject: Subject,
-    rank: BinaryHeap<Rank>,
+    /// The pass of it that was submitted first.
+    first: JobId,
+    /// Of each class of each instance the one that is next, and those that others in the batch have let go.
+    pub(super) rank: BinaryHeap<Rank>,
+    /// How many may run.
+    passes: usize,
     /// The highest priority among its passes.
     top: u64,
     rows: u32,
@@ -53,6 +62,24 @@ struct Lot {
     kept: Option<(u32, u64)>,
     /// Something of it is in the batch.
     begun: bool,
+}
+
+impl Lot {
+    fn new(subject: Subject, first: JobId) -> Lot {
+        let rank = BinaryHeap::new();
+        Lot {
+            subject,
+            first,
+            rank,
+            passes: 0,
+            top: 0,
+            rows: 0,
+            work: 0,
+            long_work: 0,
+            kept: None,
+            begun: false,
+        }
+    }
 }
 
 impl Schedule {
@@ -83,38 +110,40 @@ impl Schedule {
         }
     }
 
-    /// What is ready, by subject; in an order that follows from what was submitted.
-    fn lots(&self, budget: Budget) -> Vec<Lot> {
+    /// What is ready, by subject: whoever's first pass was submitted first comes first.
+    pub(super) fn lots(&self, budget: Budget) -> Vec<Lot> {
         let mut lots: Vec<Lot> = Vec::new();
         let mut of: HashMap<&Subject, usize> = HashMap::new();
-        for &id in &self.ready {
-            let Some((subject, rank)) = self.subject(id).zip(self.rank(id)) else { continue };
-            let at = *of.entry(subject).or_insert(lots.len());
-            if at == lots.len() {
-                let (subject, rank) = (subject.clone(), BinaryHeap::new());
-                lots.push(Lot {
-                    subject,
-                    rank,
-                    top: 0,
-                    rows: 0,
-                    work: 0,
-                    long_work: 0,
-                    kept: None,
-                    begun: false,
-                });
+        for guest in self.guests.values() {
+            for (class, id, passes) in guest.ready.heads() {
+                let Some(rank) = self.rank(id) else { continue };
+                let at = *of.entry(&guest.subject).or_insert(lots.len());
+                if at == lots.len() {
+                    lots.push(Lot::new(guest.subject.clone(), id));
+                }
+                let lot = &mut lots[at];
+                lot.first = lot.first.min(id);
+                lot.passes += passes;
+                // Not their levels: with many decodes some have always waited long, and a prompt would never be as urgent.
+                lot.top = lot.top.max(class.priority as u64);
+                lot.rank.push(rank);
             }
-            lots[at].rank.push(rank);
         }
+        lots.sort_unstable_by_key(|lot| lot.first);
         let any_short = lots.iter().any(|lot| lot.rank.iter().any(|r| !r.long.0));
         let parts = lots.len() as u32;
+        let fewest = lots.iter().map(|lot| lot.passes).min().unwrap_or_default();
         for lot in &mut lots {
             (lot.rows, lot.work) = match parts {
+                1 if self.shares.len() > 1 => (budget.rows, budget.work.min(budget.shared)),
                 1 => (budget.rows, budget.work),
-                _ => ((budget.rows / parts).max(1), budget.work.min(budget.apart)),
+                _ => {
+                    let crowd = lot.passes.min(CROWD * fewest);
+                    let apart = (u128::from(budget.apart) * fewest as u128 / crowd as u128) as u64;
+                    ((budget.rows / parts).max(1), budget.work.min(apart))
+                }
             };
             lot.long_work = if any_short { budget.beside.min(lot.work) } else { lot.work };
-            // Not their levels: with many decodes some have always waited long, and a prompt would never be as urgent.
-            lot.top = lot.rank.iter().filter_map(|r| self.priority(r.job.0)).max().unwrap_or_default() as u64;
             let prompt = lot.rank.iter().filter(|r| r.long.0 && r.level >= lot.top).max();
             lot.kept = prompt.and_then(|r| self.kept(r.job.0, lot, budget));
         }
@@ -141,7 +170,7 @@ impl Schedule {
                 lot.rank.push(now); // Its instance was served since.
                 continue;
             }
-            let Some(context) = self.context(id) else { continue };
+            let Some((context, class)) = self.context(id) else { continue };
             // However deep its context, the first gets on; else it would never.
             let mut least = u32::from(plan.runs.is_empty() || !lot.begun);
             let (rows_left, work_left) = if now.long.0 {
@@ -158,7 +187,8 @@ impl Schedule {
             lot.rows -= taken;
             lot.work = lot.work.saturating_sub(cost);
             lot.long_work = lot.long_work.saturating_sub(if now.long.0 { cost } else { 0 });
-            lot.rank.extend(freed.into_iter().filter_map(|id| self.rank(id)));
+            let next = self.next(id, class);
+            lot.rank.extend(freed.into_iter().chain(next).filter_map(|id| self.rank(id)));
             return Some((taken, cost));
         }
         None
@@ -173,35 +203,33 @@ impl Schedule {
         Some((rows, work.min(budget.cost(pass.context, rows))))
     }
 
-    /// Slots that the next row of the pass sees behind it.
-    fn context(&self, id: JobId) -> Option<u32> {
-        match &self.jobs.get(&id)?.work {
-            Work::Pass(_, pass) => Some(pass.context),
+    /// Slots that the next row of the pass sees behind it, and its class.
+    fn context(&self, id: JobId) -> Option<(u32, Class)> {
+        let job = self.jobs.get(&id)?;
+        match &job.work {
+            Work::Pass(_, pass) => Some((pass.context, job.ready?)),
             _ => None,
         }
+    }
+
+    /// The pass of this class that is next when `id` has been taken.
+    fn next(&self, id: JobId, class: Class) -> Option<JobId> {
+        let instance = self.jobs.get(&id)?.instance;
+        self.guests.get(&instance)?.ready.after(class, id)
     }
 
     fn served(&self, subject: &Subject) -> u64 {
         self.shares.get(subject).map_or(0, |share| share.served)
     }
 
-    fn subject(&self, id: JobId) -> Option<&Subject> {
-        let instance = self.jobs.get(&id)?.instance;
-        Some(&self.guests.get(&instance)?.subject)
-    }
-
-    fn priority(&self, id: JobId) -> Option<Priority> {
-        let Work::Pass(queue, _) = &self.jobs.get(&id)?.work else { return None };
-        Some(self.queues.get(queue).map_or(Priority::Normal, |q| q.priority))
-    }
-
+    /// None: it is not ready, or has rows in this batch.
     fn rank(&self, id: JobId) -> Option<Rank> {
         let job = self.jobs.get(&id)?;
-        let Work::Pass(_, pass) = &job.work else { return None };
-        let waited = self.batch - job.since;
+        let Class { priority, long } = job.ready?;
+        let waited = self.batch.checked_sub(job.since)?;
         Some(Rank {
-            level: self.priority(id)? as u64 + waited / AGE_BATCHES,
-            long: Reverse(pass.left() > SHORT_ROWS),
+            level: priority as u64 + waited / AGE_BATCHES,
+            long: Reverse(long),
             served: Reverse(self.guests.get(&job.instance).map_or(0, |g| g.served)),
             job: Reverse(id),
         })

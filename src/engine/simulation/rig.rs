@@ -65,8 +65,8 @@ impl Rig {
         let rows = 1 + random.below(16);
         let (row, work) = (u64::from(random.below(16)), u64::from(1 + random.below(400)));
         let beside = u64::from(random.below(200));
-        let apart = (7 * beside + work) % 200;
-        let plan = self.state.plan(Budget { rows, row, work, beside, apart })?;
+        let (apart, shared) = ((7 * beside + work) % 200, (5 * work + beside) % 1000);
+        let plan = self.state.plan(Budget { rows, row, work, beside, apart, shared })?;
         for step in &plan.moves {
             let moved = match *step {
                 Move::Copy { from, to } => self.fake.copy_page(from, to),

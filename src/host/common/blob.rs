@@ -3,7 +3,7 @@
 use crate::exchange::mailbox::Receive;
 use crate::host::abi::{Borrow, Own};
 use crate::host::held::{Charge, Meter};
-use crate::host::lists::Bytes;
+use crate::host::lists::{Bytes, Gather, Long};
 use crate::host::wasi::io::Pollable;
 use crate::host::{Cx, Interface, Trap};
 use crate::runtime::table::Resource;
@@ -44,15 +44,15 @@ pub(super) fn functions(interface: Interface) -> Interface {
     interface
         .resource::<Blob>()
         .resource::<BlobResult>()
-        .call("[constructor]blob", new)
+        .gather("[constructor]blob", new)
         .call("[method]blob.read", read)
         .call("[method]blob.size", size)
         .call("[method]blob-result.pollable", pollable)
         .call("[method]blob-result.get", get)
 }
 
-fn new(cx: &mut Cx, bytes: Vec<u8>) -> Result<Own<Blob>, Trap> {
-    Blob::new(bytes.into(), &cx.held).map(Own)
+fn new(_: &mut Cx, bytes: Long<u8>) -> Result<Gather<u8, Own<Blob>>, Trap> {
+    bytes.then(|cx, bytes| Blob::new(bytes.into(), &cx.held).map(Own))
 }
 
 /// What there is of `n` bytes from `offset` on; past the end, nothing.

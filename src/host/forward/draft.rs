@@ -13,6 +13,9 @@ use std::fmt;
 /// Entries of a distribution when the guest names no top-k.
 const DISTRIBUTION_DEFAULT: u32 = 32;
 
+/// What a row of a mask takes beside its runs: its place, and the least that an allocation takes, which rows of few runs are.
+const MASK_ROW_BYTES: usize = size_of::<Vec<u32>>() + limits::ALLOCATION_BYTES;
+
 /// What the guest has said so far. `execute` takes it all, so that the same handle starts empty again, as on Pie.
 #[derive(Debug, Default)]
 pub struct Draft {
@@ -150,7 +153,7 @@ impl Draft {
     /// Bytes it holds, about.
     pub fn bytes(&self) -> usize {
         4 * (self.pages.len() + self.positions.len() + self.runs)
-            + size_of::<Vec<u32>>() * self.mask.len()
+            + MASK_ROW_BYTES * self.mask.len()
             + size_of::<PassInput>() * self.inputs.len()
             + size_of::<PassOutput>() * self.outputs.len()
     }
@@ -167,8 +170,10 @@ impl Draft {
 
     /// Replaces the mask. BRLE: per row, lengths of runs that attend, hide, attend, ...
     pub fn mask(&mut self, rows: Vec<Vec<u32>>) -> Result<(), Mistake> {
-        bounded("attention mask rows", rows.len(), limits::PASS_ROWS)?;
-        self.runs = rows.iter().map(Vec::len).sum();
+        mask_rows(rows.len())?;
+        let runs = rows.iter().map(Vec::len).sum();
+        bounded("runs in the attention mask", runs, limits::PASS_RUNS)?;
+        self.runs = runs;
         self.mask = rows;
         Ok(())
     }
@@ -279,6 +284,11 @@ impl Draft {
     fn outputs(&self, more: usize) -> Result<(), Mistake> {
         bounded("outputs", self.outputs.len() + more, limits::PASS_OUTPUTS)
     }
+}
+
+/// That a mask may have so many rows.
+pub fn mask_rows(rows: usize) -> Result<(), Mistake> {
+    bounded("attention mask rows", rows, limits::PASS_ROWS)
 }
 
 /// Whether a pass answers with tokens or distributions.

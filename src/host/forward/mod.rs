@@ -11,6 +11,7 @@ pub mod draft;
 use super::abi::{Borrow, Own};
 use super::common::{Names, Queue, Stream, given_up, submit};
 use super::held::Charge;
+use super::lists::{Gather, Long};
 use super::wasi::io::Pollable;
 use super::{Cx, Interface, Later, Trap};
 use crate::backend::{Produced, Sampler, TokenId};
@@ -28,7 +29,7 @@ pub fn interface() -> Interface {
         .wait("[method]forward-pass-result.get-distributions", get_distributions)
         .wait("[method]forward-pass-result.get-tokens", get_tokens)
         .call("create-forward-pass", create)
-        .call("attention-mask", attention_mask)
+        .gather("attention-mask", attention_mask)
         .call("kv-cache", kv_cache)
         .call("input-embeddings", input_embeddings)
         .call("input-tokens", input_tokens)
@@ -78,7 +79,7 @@ impl From<Mistake> for Trap {
 
 fn create(cx: &mut Cx, queue: Borrow<Queue>) -> Result<Own<ForwardPass>, Trap> {
     let queue = cx.table.get(&queue)?.0.clone();
-    Ok(Own(ForwardPass { queue, draft: Draft::default(), held: cx.held.charge(0)? }))
+    Ok(Own(ForwardPass { queue, draft: Draft::default(), held: cx.held.nothing() }))
 }
 
 /// Changes a pass and counts what it holds now.
@@ -92,8 +93,13 @@ fn edit(
     pass.held.set(pass.draft.bytes())
 }
 
-fn attention_mask(cx: &mut Cx, pass: Borrow<ForwardPass>, mask: Vec<Vec<u32>>) -> Result<(), Trap> {
-    edit(cx, &pass, |draft| draft.mask(mask))
+fn attention_mask(
+    _: &mut Cx,
+    pass: Borrow<ForwardPass>,
+    mask: Long<Vec<u32>>,
+) -> Result<Gather<Vec<u32>, ()>, Trap> {
+    draft::mask_rows(mask.len())?;
+    mask.then(move |cx, mask| edit(cx, &pass, |draft| draft.mask(mask)))
 }
 
 fn kv_cache(cx: &mut Cx, pass: Borrow<ForwardPass>, pages: Vec<u32>, last_len: u32) -> Result<(), Trap> {

@@ -310,7 +310,7 @@ faults! {
         a.mask_word = Some((2 * r.below(rows), 4097 + 2 * r.below(100) as u32));
         true
     };
-    "a mask of more rows and runs than there can be" Ends ["the most one call may pass", "outside"], |a, g, r| {
+    "a mask of more rows and runs than there can be" Ends ["attention mask rows", "outside"], |a, g, r| {
         // Rows of what lies behind the mask: most have nothing in them, the first has half of memory.
         masked(a);
         a.mask_word = Some((1, 1 << 19));

@@ -127,3 +127,59 @@ fn what_a_slice_cannot_pay_is_owed() {
     assert_eq!(bed.store.get_fuel().unwrap(), 0);
     assert!(bed.cx().owed_fuel >= 2_000_000 - SLICE_FUEL, "{}", bed.cx().owed_fuel);
 }
+
+/// The story: a mask of 1.4 million rows, each an allocation, was lifted in one go of 0.2 s, and 32 MiB of anything in one
+/// of 20 ms.
+#[test]
+fn a_long_argument_comes_in_pieces_and_whole_or_not_at_all() {
+    let mut bed = Bed::new();
+    let queue = queue(&mut bed);
+    let pass = number(bed.call(FORWARD, "create-forward-pass", &[&queue]).unwrap());
+    let mask = bed.lists(&vec![vec![1]; 10_000]);
+    bed.call(FORWARD, "attention-mask", &[&pass, &mask]).unwrap();
+    assert!((9..20).contains(&bed.goes), "{} goes", bed.goes);
+    assert!(held(&mut bed) >= 10_000 * 56, "each row is an allocation");
+    let text: Vec<u8> = (0..5 << 20).map(|i| (i % 251) as u8).collect();
+    let bytes = bed.bytes(&text);
+    let blob = number(bed.call(COMMON, "[constructor]blob", &[&bytes]).unwrap());
+    assert!((4..10).contains(&bed.goes), "{} goes", bed.goes);
+    let range = [Val::I64(3 << 20), Val::I64(1000)];
+    let at = bed.call(COMMON, "[method]blob.read", &[&blob, &range]).unwrap();
+    assert_eq!(bed.bytes_at(at), text[3 << 20..(3 << 20) + 1000]);
+
+    let before = held(&mut bed);
+    let many = [Val::I32(4096), Val::I32(200_000)];
+    let sentence = bed.sentence(FORWARD, "attention-mask", &[&pass, &many]);
+    assert!(sentence.contains("200000 attention mask rows; at most 131072"), "{sentence}");
+    // Rows that share one memory: short to say, long to copy.
+    let long = bed.list(&[4096, 0x4_0000].repeat(1000));
+    let sentence = bed.sentence(FORWARD, "attention-mask", &[&pass, &[long[0].clone(), Val::I32(1000)]]);
+    let most = format!("more than {} bytes, the most one call may pass", crate::limits::LIFTED_BYTES);
+    assert!(sentence.contains(&most) && sentence.contains("attention-mask"), "{sentence}");
+    let sentence = bed.sentence(RUNTIME, "get-all-models-with-traits", &[&[Val::I32(4096), Val::I32(9000)]]);
+    assert!(sentence.contains("more than 8192 lists or handles"), "{sentence}");
+    assert_eq!(held(&mut bed), before, "what was not taken is not held");
+}
+
+/// The story: a request in the making held 24 KB of texts that counted nowhere, 65,536 times.
+#[test]
+fn the_texts_of_a_request_in_the_making_are_counted() {
+    const HTTP: &str = "wasi:http/types@0.2.0";
+    let mut bed = Bed::new();
+    let fields = number(bed.call(HTTP, "[constructor]fields", &[]).unwrap());
+    let request = number(bed.call(HTTP, "[constructor]outgoing-request", &[&fields]).unwrap());
+    let before = held(&mut bed);
+    for (name, text, valid) in [
+        ("set-path-with-query", "/".repeat(8000), true),
+        ("set-path-with-query", "/".repeat(7000), true),
+        ("set-path-with-query", "/".repeat(9000), false),
+        ("set-authority", "a".repeat(500), true),
+    ] {
+        let text = bed.text(&text);
+        let set = bed.call(HTTP, &format!("[method]outgoing-request.{name}"), &[&request, &number(1), &text]);
+        assert_eq!(set, Ok(u64::from(!valid)), "{name}");
+    }
+    assert_eq!(held(&mut bed), before + 7500);
+    bed.drop_handle(HTTP, "outgoing-request", request[0].i32().unwrap() as u32).unwrap();
+    assert_eq!(held(&mut bed), 0);
+}

@@ -1,6 +1,6 @@
 //! Passes and pages, against a running engine whose backend parrots.
 
-use super::{COMMON, FORWARD, POLL, queue};
+use super::{COMMON, FORWARD, POLL, held, queue};
 use crate::backend::cpu::{Cpu, CpuOptions, KvFormat};
 use crate::backend::crew::Crew;
 use crate::host::Trap;
@@ -85,9 +85,9 @@ fn execute_takes_what_was_set_and_the_handle_can_be_set_up_again() {
     let queue = queue(&mut bed);
     let pages = allocate(&mut bed, &queue, 1);
     let pass = pass(&mut bed, &queue, &pages, 2, 2);
-    assert!(bed.cx().held.held() > 0);
+    assert!(held(&mut bed) > 0);
     assert!(execute(&mut bed, &pass).unwrap().is_none(), "no outputs, no result");
-    assert_eq!(bed.cx().held.held(), 0, "what was submitted is the engine's");
+    assert_eq!(held(&mut bed), 0, "what was submitted is the engine's");
     set_up(&mut bed, &pass, &pages, 3, 1);
     let first = bed.list(&[0]);
     bed.call(FORWARD, "output-tokens", &[&pass, &first, &float(0.0)]).unwrap();

@@ -60,6 +60,7 @@ fn instances_are_bounded_by_subject_and_in_all_and_an_account_goes_with_the_last
     drop(one);
     assert!(account.upgrade().is_some());
     drop(two);
+    drop(launch_of("e", quotas).unwrap()); // only then is it looked for
     assert!(account.upgrade().is_none(), "nobody of the subject is left");
     drop(bench.house);
 }

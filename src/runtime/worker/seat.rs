@@ -1,29 +1,21 @@
 //! A guest's place in the run queues, and what it has of the thread it runs on.
 //!
-//! Owns: the numbers by which the queues know subjects, and the marks that a guest's next turn is judged by. Never: the
-//! queues, or a thread; those are the parent's.
+//! Owns: the marks that a guest's next turn is judged by. Never: the queues, or a thread; those are the parent's.
 
-use super::{Shared, Workers};
+use super::{BURST, COMPUTED_MOST, Shared, TURN_MOST, WAITED_PART, Workers};
 use crate::identity::Subject;
+use crate::runtime::fair::Number;
 use async_task::Runnable;
-use std::collections::HashMap;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, PoisonError, Weak};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 /// A guest that has something to run.
 pub(super) struct Waiting {
     pub runnable: Runnable,
     pub seat: Arc<Place>,
-}
-
-/// The number of each subject that has a seat.
-#[derive(Default)]
-pub(super) struct Subjects {
-    numbers: HashMap<Subject, (usize, usize)>, // number, seats
-    free: Vec<usize>,
-    used: usize,
 }
 
 /// A guest's place in the run queues. Cheap to clone.
@@ -33,13 +25,17 @@ pub struct Seat(pub(super) Arc<Place>);
 pub(super) struct Place {
     // Weak: a guest that waits for ever must not keep the queues of a dropped pool alive.
     pub(super) shared: Weak<Shared>,
-    pub(super) subject: Subject,
-    /// Its number.
+    /// Its subject's.
     pub(super) number: usize,
+    _number: Number,
     /// The guest's next turn comes because a slice ended, and not because it was woken.
     pub(super) slice_ended: AtomicBool,
-    /// Slices that it used up in a row.
-    pub(super) in_a_row: AtomicU32,
+    /// Nanoseconds that it has computed, less its part of those that it has waited.
+    pub(super) computed: AtomicU64,
+    /// When its last turn was over, in nanoseconds since the pool's start.
+    pub(super) turn_over: AtomicU64,
+    /// Its next instruction takes long.
+    pub(super) heavy: AtomicBool,
     /// It needs no turn any more, only an end.
     pub(super) ending: AtomicBool,
 }
@@ -54,16 +50,27 @@ impl Seat {
     }
 }
 
-impl Drop for Place {
-    fn drop(&mut self) {
-        let Some(shared) = self.shared.upgrade() else { return };
-        let mut subjects = shared.subjects.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some((_, seats)) = subjects.numbers.get_mut(&self.subject) else { return };
-        *seats -= 1;
-        if *seats == 0 {
-            subjects.numbers.remove(&self.subject);
-            subjects.free.push(self.number);
-        }
+impl Place {
+    /// A turn of so long ended `now`.
+    pub(super) fn computed(&self, took: Duration, now: Duration) {
+        self.change(|computed| (computed + took.min(TURN_MOST)).min(COMPUTED_MOST));
+        self.turn_over.store(now.as_nanos() as u64, Ordering::Relaxed);
+    }
+
+    /// Whether its next turn, which it wants from `now` on, is one of the exhausted.
+    pub(super) fn is_exhausted(&self, now: Duration) -> bool {
+        let waited = match self.slice_ended.swap(false, Ordering::Relaxed) {
+            true => Duration::ZERO,
+            // One who is woken in its turn has waited since the last, for all that is known here: a slice too much.
+            false => now.saturating_sub(Duration::from_nanos(self.turn_over.load(Ordering::Relaxed))),
+        };
+        self.change(|computed| computed.saturating_sub(waited / WAITED_PART)) > BURST
+    }
+
+    fn change(&self, change: impl Fn(Duration) -> Duration) -> Duration {
+        let change = |nanoseconds| change(Duration::from_nanos(nanoseconds)).as_nanos() as u64;
+        let before = self.computed.update(Ordering::Relaxed, Ordering::Relaxed, change);
+        Duration::from_nanos(change(before))
     }
 }
 
@@ -71,39 +78,25 @@ impl Workers {
     /// A place for a guest of this subject.
     pub fn seat(&self, subject: &Subject) -> Seat {
         let shared = &self.0.shared;
-        let (number, new) = {
-            let mut subjects = shared.subjects.lock().unwrap_or_else(PoisonError::into_inner);
-            subjects.enter(subject)
-        };
-        if new {
+        let subject = shared.subjects.enter(subject);
+        let number = subject.number;
+        if subject.new {
             let mut state = shared.lock();
             state.woken.begin(number);
             state.exhausted.begin(number);
+            state.ending.begin(number);
+            state.heavy.begin(number);
         }
         Seat(Arc::new(Place {
             shared: Arc::downgrade(shared),
-            subject: subject.clone(),
             number,
+            _number: subject,
             slice_ended: AtomicBool::new(false),
-            in_a_row: AtomicU32::new(0),
+            computed: AtomicU64::new(0),
+            turn_over: AtomicU64::new(0),
+            heavy: AtomicBool::new(false),
             ending: AtomicBool::new(false),
         }))
-    }
-}
-
-impl Subjects {
-    /// The subject's number, and whether it has just been given it.
-    fn enter(&mut self, subject: &Subject) -> (usize, bool) {
-        if let Some((number, seats)) = self.numbers.get_mut(subject) {
-            *seats += 1;
-            return (*number, false);
-        }
-        let number = self.free.pop().unwrap_or_else(|| {
-            self.used += 1;
-            self.used - 1
-        });
-        self.numbers.insert(subject.clone(), (number, 1));
-        (number, true)
     }
 }
 
@@ -115,6 +108,18 @@ impl Slice {
     /// Gives the thread up and queues behind the freshly woken.
     pub fn end(&self) -> impl Future<Output = ()> + Send + use<> {
         EndSlice(Some(self.0.clone()))
+    }
+
+    /// Gives the thread up for one of low priority until its next wait: for an instruction that takes many slices.
+    pub fn heavy(&self) -> impl Future<Output = ()> + Send + use<> {
+        self.0.heavy.store(true, Ordering::Relaxed); // `state`'s lock orders it
+        self.end()
+    }
+
+    /// Gives the thread up for good: the guest needs no turn any more, and what is left of its life is the ender's.
+    pub fn leave(&self) -> impl Future<Output = ()> + Send + use<> {
+        self.0.ending.store(true, Ordering::Relaxed); // `state`'s lock orders it
+        self.end()
     }
 }
 

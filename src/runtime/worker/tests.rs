@@ -74,7 +74,7 @@ fn settling_waits_for_a_burst_of_a_few_slices() {
             let rounds = rounds.clone();
             async move {
                 while asked.recv().await.is_ok() {
-                    for _ in 1..BURST_SLICES {
+                    for _ in 0..3 {
                         slice.end().await;
                     }
                     rounds.fetch_add(1, Ordering::Relaxed);
@@ -92,6 +92,29 @@ fn settling_waits_for_a_burst_of_a_few_slices() {
             );
         }
     }
+}
+
+/// Who computes and sleeps a moment in turn only computes; who waits most of the time, as for a model's tokens, does not.
+#[test]
+fn a_moment_of_sleep_makes_up_for_nothing() {
+    let workers = Workers::start(1).unwrap();
+    let Seat(seat) = workers.seat(&Subject::everyone());
+    let mut now = Duration::from_secs(1);
+    let mut turns = |slice: Duration, wait: Duration| {
+        let exhausted = (0..100).filter(|_| {
+            now += wait;
+            let exhausted = seat.is_exhausted(now);
+            now += slice;
+            seat.computed(slice, now);
+            exhausted
+        });
+        exhausted.count()
+    };
+    let (slice, moment) = (Duration::from_micros(200), Duration::from_micros(1));
+    assert_eq!(turns(slice, 4 * slice), 0, "a fifth of the time");
+    assert!(turns(slice, moment) >= 94);
+    assert!(turns(slice, 8 * slice) <= 100);
+    assert_eq!(turns(slice, 8 * slice), 0, "and is forgiven: of 20 ms a slice with each");
 }
 
 #[test]
@@ -145,6 +168,7 @@ fn while_batches_follow_each_other_one_thread_stands_in_and_nobody_starves() {
             let counted = AtomicUsize::new(0);
             crew.run(&|_rank| {
                 counted.fetch_add(1, Ordering::Relaxed);
+                thread::sleep(Duration::from_micros(500)); // far more than an answer takes to compute
                 crew.barrier();
             });
             shares += counted.into_inner();
@@ -196,26 +220,29 @@ fn a_subject_with_many_guests_has_no_more_than_one_with_one() {
     for size in [1, 2] {
         let workers = Workers::start(size).unwrap();
         let turns: Turns = Arc::new((0..2).map(|_| AtomicUsize::new(0)).collect());
-        let begin = Arc::new(AtomicBool::new(false));
         for guest in 0..201 {
-            let (subject, turns, begin) = (usize::from(guest == 200), turns.clone(), begin.clone());
+            let (subject, turns) = (usize::from(guest == 200), turns.clone());
             workers.spawn(&workers.seat(&Subject::new(&subject.to_string())), |slice| async move {
                 loop {
-                    if begin.load(Ordering::Relaxed) {
-                        turns[subject].fetch_add(1, Ordering::Relaxed);
-                    }
+                    turns[subject].fetch_add(1, Ordering::Relaxed);
                     thread::sleep(Duration::from_micros(20)); // turns of one length, whatever the machine does
                     slice.end().await;
                 }
             });
         }
-        begin.store(true, Ordering::Relaxed);
         let had = |subject: usize| turns[subject].load(Ordering::Relaxed);
-        while had(0) < 2000 {
-            thread::yield_now();
-        }
+        let until = |count| {
+            while had(0) < count {
+                thread::yield_now();
+            }
+        };
+        // At first each counts as woken, until it has computed a burst.
+        until(200 * (BURST.as_micros() / 20) as usize);
+        let before = [had(0), had(1)];
+        until(before[0] + 2000);
+        let turns = [had(0) - before[0], had(1) - before[1]];
         // Its only guest cannot be in two places, so of two threads' time it may have less than half, never a 200th.
-        assert!(had(1) > 500, "{} turns beside {}", had(1), had(0));
+        assert!(turns[1] > 500, "{turns:?}");
     }
 }
 
@@ -278,4 +305,94 @@ fn an_end_waits_neither_for_a_turn_nor_for_a_batch() {
     batch.join().unwrap();
     ended.sort_unstable();
     assert_eq!(ended, (0..200).collect::<Vec<_>>());
+}
+
+/// Says whose it was, and on which thread, when it is dropped, which takes until it may.
+struct Remains(&'static str, channel::Sender<(&'static str, Option<String>)>, channel::Receiver<()>);
+
+impl Drop for Remains {
+    fn drop(&mut self) {
+        let _closed = self.2.recv_blocking();
+        self.1.send_blocking((self.0, thread::current().name().map(str::to_owned))).unwrap();
+    }
+}
+
+/// The story: a hundred instances with as many handles as there may be were ended, and somebody else's end had to wait until
+/// all of these were dropped: seconds.
+#[test]
+fn subjects_take_turns_at_their_end_and_no_worker_drops_what_is_left() {
+    let workers = Workers::start(1).unwrap();
+    let (dropped, drops) = channel::bounded(50);
+    let (may, may_drop) = channel::bounded::<()>(1);
+    let (end, ends) = channel::bounded::<()>(1);
+    let mut seats = Vec::new();
+    let begun = Arc::new(AtomicUsize::new(0));
+    for guest in 0..21 {
+        let who = if guest < 20 { "many" } else { "one" };
+        let seat = workers.seat(&Subject::new(who));
+        let (remains, ends) = (Remains(who, dropped.clone(), may_drop.clone()), ends.clone());
+        let begun = begun.clone();
+        workers.spawn(&seat, |_| async move {
+            let _remains = remains;
+            begun.fetch_add(1, Ordering::Relaxed);
+            let _closed = ends.recv().await;
+        });
+        seats.push(seat);
+    }
+    while begun.load(Ordering::Relaxed) < 21 {
+        thread::yield_now();
+    }
+    seats.iter().for_each(Seat::end);
+    end.close(); // each is woken, and with the ender now
+    let remains = Remains("itself", dropped.clone(), may_drop.clone());
+    spawn(&workers, |slice| async move {
+        let _remains = remains;
+        slice.leave().await;
+    });
+    may.close();
+    let order: Vec<_> = (0..22).map(|_| drops.recv_blocking().unwrap()).collect();
+    let at = order.iter().position(|(who, _)| *who == "one");
+    assert!(at <= Some(2), "{order:?}");
+    assert!(order.iter().all(|(_, thread)| thread.as_deref() == Some("ender")), "{order:?}");
+}
+
+impl Workers {
+    /// Turns on the thread for long instructions, about.
+    pub fn heavy_turns(&self) -> u64 {
+        self.0.shared.lock().heavy.entered()
+    }
+}
+
+/// The story: one instruction that filled 256 MiB took 64 ms of a worker, for which every batch waited.
+#[test]
+fn what_takes_long_keeps_no_worker_and_its_guest_comes_back_or_ends() {
+    let workers = Workers::start(1).unwrap();
+    let (begun, begins) = channel::bounded(1);
+    let (over, ends) = channel::bounded::<()>(1);
+    let (told, tells) = channel::bounded(1);
+    let name = || thread::current().name().map(str::to_owned);
+    spawn(&workers, |slice| async move {
+        slice.heavy().await;
+        begun.send(name()).await.unwrap();
+        let _closed = ends.recv_blocking();
+        slice.end().await;
+        told.send(name()).await.unwrap();
+    });
+    assert_eq!(begins.recv_blocking().unwrap().as_deref(), Some("heavy"));
+    // The worker is free meanwhile, and whoever waits for the same thread can be ended.
+    let seat = workers.seat(&Subject::everyone());
+    let (dropped, drops) = channel::bounded(1);
+    let (here, comes) = channel::bounded(1);
+    workers.spawn(&seat, |slice| async move {
+        here.send(()).await.unwrap();
+        slice.heavy().await;
+        dropped.send(name()).await.unwrap();
+    });
+    comes.recv_blocking().unwrap();
+    workers.settle(Duration::from_secs(60));
+    seat.end();
+    assert_eq!(drops.recv_blocking().unwrap().as_deref(), Some("ender"));
+    over.close();
+    assert_eq!(tells.recv_blocking().unwrap().as_deref(), Some("worker-0"));
+    assert_eq!(workers.heavy_turns(), 2);
 }

@@ -2,7 +2,7 @@
 //!
 //! Owns: plain Rust that takes the kernel's steps in the kernel's order, as its head says it. Never: a tolerance.
 
-use super::{Bed, Checked, Found, Seeded, same};
+use super::{Bed, Checked, Found, Launched, Seeded, same};
 use crate::backend::cuda::repack::PAIR;
 use crate::backend::cuda::{Argument, Buffer, Error, Kernel};
 
@@ -14,13 +14,25 @@ const NORM: &str = "norm_quantize";
 const NORM_BLOCK: u32 = 256;
 const TURN: usize = 1024;
 const CHUNK: usize = 8 * TURN;
-const EPSILON: f32 = 1e-5;
+pub(super) const EPSILON: f32 = 1e-5;
 /// Values of a row that is timed.
 const TIMED_DIM: usize = 4096;
 
-/// Tokens, dim, and whether there is a gain.
-const NORM_CASES: [(usize, usize, bool); 5] =
-    [(1, 576, true), (3, 192, true), (2, 32, false), (2, 1536, true), (1, 8224, false)];
+/// Tokens, dim, and whether there is a gain: below a warp and below the block, an odd number of blocks, one turn and its half,
+/// all turns, a second CTA.
+const NORM_CASES: [(usize, usize, bool); 9] = [
+    (1, 576, true),
+    (3, 192, true),
+    (2, 32, false),
+    (2, 1536, true),
+    (1, 8224, false),
+    (1, 608, true),
+    (2, 1056, true),
+    (1, 8192, true),
+    (1, HARD, false),
+];
+/// Values of the row that [`hard`] makes; no other case has as many.
+const HARD: usize = 8 * BLOCK;
 
 /// What the kernel makes of a row.
 pub(super) struct Row {
@@ -29,29 +41,37 @@ pub(super) struct Row {
     pub halves: Vec<u8>, // bf16 [padded]
 }
 
+/// What a row is multiplied by, its squares summed in the kernels' order.
+pub(super) fn norm(x: &[f32]) -> f32 {
+    let mut squares = [0f32; NORM_BLOCK as usize]; // [thread]
+    for (at, x) in x.iter().enumerate() {
+        let square = &mut squares[at % TURN / 4];
+        *square = x.mul_add(*x, *square);
+    }
+    for distance in [16, 8, 4, 2, 1] {
+        squares = std::array::from_fn(|thread| squares[thread] + squares[thread ^ distance]);
+    }
+    let sum = squares.chunks(32).map(|warp| warp[0]).reduce(|sum, warp| sum + warp).unwrap_or(0.0);
+    1.0 / (sum / x.len() as f32 + EPSILON).sqrt()
+}
+
 /// The kernel's steps.
 pub(super) fn norm_row(x: &[f32], gain: Option<&[f32]>) -> Row {
-    let norm = gain.map(|_| {
-        let mut squares = [0f32; NORM_BLOCK as usize]; // [thread]
-        for (at, x) in x.iter().enumerate() {
-            let square = &mut squares[at % TURN / 4];
-            *square = x.mul_add(*x, *square);
+    match gain {
+        None => prepared(x),
+        Some(gain) => {
+            let norm = norm(x);
+            prepared(&x.iter().zip(gain).map(|(x, gain)| x * norm * gain).collect::<Vec<f32>>())
         }
-        for distance in [16, 8, 4, 2, 1] {
-            squares = std::array::from_fn(|thread| squares[thread] + squares[thread ^ distance]);
-        }
-        let sum = squares.chunks(32).map(|warp| warp[0]).reduce(|sum, warp| sum + warp).unwrap_or(0.0);
-        1.0 / (sum / x.len() as f32 + EPSILON).sqrt()
-    });
-    let value = |at: usize| match (norm, gain) {
-        (Some(norm), Some(gain)) => x[at] * norm * gain[at],
-        _ => x[at],
-    };
+    }
+}
+
+/// Values as products read them.
+pub(super) fn prepared(x: &[f32]) -> Row {
     let padded = x.len().next_multiple_of(PAIR);
     let mut row = Row { quants: Vec::new(), scales: Vec::new(), halves: Vec::new() };
     for first in (0..padded).step_by(BLOCK) {
-        let values: [f32; BLOCK] =
-            std::array::from_fn(|at| if first + at < x.len() { value(first + at) } else { 0.0 });
+        let values: [f32; BLOCK] = std::array::from_fn(|at| x.get(first + at).copied().unwrap_or(0.0));
         let largest = values.iter().fold(0f32, |largest, value| largest.max(value.abs()));
         let (scale, inverse) = if largest > 1e-30 { (largest / 127.0, 127.0 / largest) } else { (0.0, 0.0) };
         let quants = values.map(|value| (value * inverse).clamp(-127.0, 127.0).round_ties_even() as i8);
@@ -73,12 +93,32 @@ pub(super) fn floats(numbers: &[f32]) -> Vec<u8> {
     numbers.iter().flat_map(|number| number.to_le_bytes()).collect()
 }
 
+/// Blocks that rounding and its guards are about: ties, zeros, what is about the least scale, the largest and the smallest.
+fn hard(seeded: &mut Seeded) -> Vec<f32> {
+    let least = 1e-30f32;
+    let block = |value: &mut dyn FnMut(usize) -> f32| -> Vec<f32> { (0..BLOCK).map(value).collect() };
+    [
+        block(&mut |at| if at == BLOCK - 1 { 127.0 } else { at as f32 + 0.5 }),
+        block(&mut |_| 0.0),
+        block(&mut |at| if at == 7 { least } else { 0.0 }),
+        block(&mut |at| if at == 7 { least.next_up() } else { 1e-38 }),
+        block(&mut |_| seeded.unit() * 1e-29),
+        block(&mut |_| seeded.unit() * 1e37),
+        block(&mut |at| if at % 2 == 0 { -1.0 } else { 1.0 }),
+        block(&mut |_| 1.0 + seeded.unit().abs()),
+    ]
+    .concat()
+}
+
 pub(super) fn norm_quantize(bed: &mut Bed) -> Checked {
     let kernel = bed.kernel(NORM)?;
-    let mut digest = blake3::Hasher::new();
+    let mut launches = Vec::new();
     for (case, (tokens, dim, norms)) in NORM_CASES.into_iter().enumerate() {
         let mut seeded = Seeded::new(case as u64);
-        let x: Vec<f32> = (0..tokens * dim).map(|_| seeded.unit() * 3.0).collect();
+        let x: Vec<f32> = match dim {
+            HARD => hard(&mut seeded),
+            _ => (0..tokens * dim).map(|_| seeded.unit() * 3.0).collect(),
+        };
         let gain: Vec<f32> = (0..dim).map(|_| 1.0 + seeded.unit() / 2.0).collect();
         let rows = x.chunks(dim).map(|x| norm_row(x, norms.then_some(&gain)));
         let want = rows.reduce(|mut all, row| {
@@ -93,17 +133,18 @@ pub(super) fn norm_quantize(bed: &mut Bed) -> Checked {
         // SAFETY: made for this size; it lives until `bytes` has waited.
         unsafe { on.later(bed, kernel)? };
         let On { xq, xs, xb, .. } = on;
+        let mut all = Vec::new();
         for (name, got, want) in [("xq", xq, want.quants), ("xs", xs, want.scales), ("xb", xb, want.halves)] {
             let got = bed.bytes(&got)?;
-            digest.update(&got);
+            all.extend_from_slice(&got);
             if let Err(wrong) = same(&format!("{name} of {tokens} rows of {dim}"), &got, &want) {
                 return Ok(Err(wrong));
             }
         }
+        let gain = if norms { "with" } else { "without" };
+        launches.push(Launched::exact(format!("{NORM}, {tokens} x {dim} {gain} a gain"), case as u64, &all));
     }
-    let digest = Some(digest.finalize().to_hex().to_string());
-    let rate = bed.rate(|bed| rate(bed, kernel))?;
-    Ok(Ok(Found { digest, rate, ..Found::right(NORM_CASES.len()) }))
+    Ok(Ok(Found::launches(launches)))
 }
 
 /// Rows and what the kernel makes of them, on the device.
@@ -137,12 +178,13 @@ impl On {
 }
 
 /// Bytes read and written per second.
-fn rate(bed: &mut Bed, kernel: &Kernel) -> Result<f64, Error> {
+pub(super) fn rate(bed: &mut Bed) -> Checked {
+    let kernel = bed.kernel(NORM)?;
     let tokens = bed.rate_bytes() / (4 * TIMED_DIM);
     let (x, gain) = (bed.blank(tokens * TIMED_DIM * 4)?, bed.blank(TIMED_DIM * 4)?);
     let on = On::new(bed, x, Some(gain), tokens, TIMED_DIM)?;
     // SAFETY: it lives until the last wait.
     let took = bed.time(|| unsafe { on.later(bed, kernel) })?;
     let bytes = [&on.x, &on.xq, &on.xs, &on.xb].map(Buffer::size).iter().sum::<usize>();
-    Ok(bytes as f64 / took.as_secs_f64())
+    Ok(Ok(Found::rate(bytes as f64 / took.as_secs_f64())))
 }

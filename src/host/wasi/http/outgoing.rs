@@ -199,6 +199,8 @@ pub struct OutgoingRequest {
     scheme: Option<Scheme>,
     authority: Option<String>,
     content: Content,
+    /// For the texts among these.
+    texts: Charge,
 }
 
 impl Resource for OutgoingRequest {
@@ -222,15 +224,67 @@ impl OutgoingRequest {
         *request.headers_mut() = self.content.fields.into_map();
         Ok(request)
     }
+
+    /// Sets a part, if it is valid, and counts its text in the place of the old one's.
+    fn set<T: Text>(
+        &mut self,
+        part: impl FnOnce(&mut OutgoingRequest) -> &mut T,
+        value: T,
+        valid: impl FnOnce(&T) -> bool,
+    ) -> Result<Result<(), ()>, Trap> {
+        if value.bytes() > limits::URI_BYTES || !valid(&value) {
+            return Ok(Err(()));
+        }
+        let new = value.bytes();
+        let old = std::mem::replace(part(self), value).bytes();
+        self.texts.set(self.texts.bytes() - old + new)?;
+        Ok(Ok(()))
+    }
 }
 
-fn new_request(_: &mut Cx, Own(fields): Own<Fields>) -> Result<Own<OutgoingRequest>, Trap> {
+/// A part of a request that may be a text.
+trait Text {
+    fn bytes(&self) -> usize;
+}
+
+impl Text for Method {
+    fn bytes(&self) -> usize {
+        match self {
+            Method::Other(name) => name.len(),
+            _ => 0,
+        }
+    }
+}
+
+impl Text for Scheme {
+    fn bytes(&self) -> usize {
+        match self {
+            Scheme::Other(name) => name.len(),
+            _ => 0,
+        }
+    }
+}
+
+impl Text for String {
+    fn bytes(&self) -> usize {
+        self.len()
+    }
+}
+
+impl<T: Text> Text for Option<T> {
+    fn bytes(&self) -> usize {
+        self.as_ref().map_or(0, Text::bytes)
+    }
+}
+
+fn new_request(cx: &mut Cx, Own(fields): Own<Fields>) -> Result<Own<OutgoingRequest>, Trap> {
     Ok(Own(OutgoingRequest {
         method: Method::Get,
         path_with_query: None,
         scheme: None,
         authority: None,
         content: Content::new(fields),
+        texts: cx.held.nothing(),
     }))
 }
 
@@ -241,15 +295,11 @@ fn method(cx: &mut Cx, request: Request) -> Result<Method, Trap> {
 }
 
 fn set_method(cx: &mut Cx, request: Request, method: Method) -> Result<Result<(), ()>, Trap> {
-    let request = cx.table.get_mut(&request)?;
-    Ok(keep(&mut request.method, method, |method| method.as_http().is_some() && bounded(method_text(method))))
-}
-
-fn method_text(method: &Method) -> &str {
-    match method {
-        Method::Other(name) => name,
-        _ => "",
-    }
+    cx.table.get_mut(&request)?.set(
+        |request| &mut request.method,
+        method,
+        |method| method.as_http().is_some(),
+    )
 }
 
 fn path_with_query(cx: &mut Cx, request: Request) -> Result<Option<String>, Trap> {
@@ -257,11 +307,10 @@ fn path_with_query(cx: &mut Cx, request: Request) -> Result<Option<String>, Trap
 }
 
 fn set_path_with_query(cx: &mut Cx, request: Request, path: Option<String>) -> Result<Result<(), ()>, Trap> {
-    let request = cx.table.get_mut(&request)?;
-    Ok(keep(&mut request.path_with_query, path, |path| match path {
-        Some(path) => bounded(path) && path.parse::<http::uri::PathAndQuery>().is_ok(),
-        None => true,
-    }))
+    let valid = |path: &Option<String>| {
+        path.as_ref().is_none_or(|path| path.parse::<http::uri::PathAndQuery>().is_ok())
+    };
+    cx.table.get_mut(&request)?.set(|request| &mut request.path_with_query, path, valid)
 }
 
 fn scheme(cx: &mut Cx, request: Request) -> Result<Option<Scheme>, Trap> {
@@ -269,8 +318,8 @@ fn scheme(cx: &mut Cx, request: Request) -> Result<Option<Scheme>, Trap> {
 }
 
 fn set_scheme(cx: &mut Cx, request: Request, scheme: Option<Scheme>) -> Result<Result<(), ()>, Trap> {
-    let request = cx.table.get_mut(&request)?;
-    Ok(keep(&mut request.scheme, scheme, |scheme| scheme.as_ref().is_none_or(|s| s.as_http().is_some())))
+    let valid = |scheme: &Option<Scheme>| scheme.as_ref().is_none_or(|scheme| scheme.as_http().is_some());
+    cx.table.get_mut(&request)?.set(|request| &mut request.scheme, scheme, valid)
 }
 
 fn authority(cx: &mut Cx, request: Request) -> Result<Option<String>, Trap> {
@@ -278,23 +327,10 @@ fn authority(cx: &mut Cx, request: Request) -> Result<Option<String>, Trap> {
 }
 
 fn set_authority(cx: &mut Cx, request: Request, authority: Option<String>) -> Result<Result<(), ()>, Trap> {
-    let request = cx.table.get_mut(&request)?;
-    Ok(keep(&mut request.authority, authority, |authority| match authority {
-        Some(authority) => bounded(authority) && authority.parse::<http::uri::Authority>().is_ok(),
-        None => true,
-    }))
-}
-
-fn bounded(text: &str) -> bool {
-    text.len() <= limits::URI_BYTES
-}
-
-fn keep<T>(place: &mut T, value: T, valid: impl FnOnce(&T) -> bool) -> Result<(), ()> {
-    if !valid(&value) {
-        return Err(());
-    }
-    *place = value;
-    Ok(())
+    let valid = |authority: &Option<String>| {
+        authority.as_ref().is_none_or(|authority| authority.parse::<http::uri::Authority>().is_ok())
+    };
+    cx.table.get_mut(&request)?.set(|request| &mut request.authority, authority, valid)
 }
 
 fn request_headers(cx: &mut Cx, request: Request) -> Result<Own<Fields>, Trap> {

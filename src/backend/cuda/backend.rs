@@ -1,0 +1,330 @@
+//! The CUDA backend: a model on a GPU, through the kernels of `kernels/`.
+//!
+//! Owns: the device with all that is on it, taken at the start; a batch becomes steps, a step one copy there, launches (of
+//! decoding: a recorded graph) and one copy back. Never: which pages belong to whom.
+
+use super::coverage::covers;
+use super::graphs::Graphs;
+use super::launches::{Heads, Kernels, Launches, Planes, formats};
+use super::plan::{self, Demand, Memory, TooLarge, plane_bytes, planes, table_words};
+use super::room::{Bounds, ENTRY, RESULT_BYTES, Room, TOPS_AT, bytes};
+use super::staging::{Kinds, Piece, Sizes, Staging, Want, Wants, What, least_bytes, steps};
+use super::step::Step;
+use super::weights::{self, Activations, Weights, activations};
+use super::{Buffer, Device, Error, Graph, Pinned, Stream, kernels};
+use crate::backend::cpu::KvFormat;
+use crate::backend::{Backend, Batch, Fault, Info, Outcome, Output, PageId, Produced, TokenId};
+use crate::limits::{GPU_HEAD_ROWS, GPU_STEP};
+use crate::model::shape::{Pairing, Shape};
+use crate::model::{Layer, Model};
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// What the operator chooses.
+pub struct CudaOptions {
+    /// The driver's library; none: where it is usually found.
+    pub libcuda: Option<PathBuf>,
+    /// Tokens in all KV pages; none: as many as there is room for.
+    pub kv_tokens: Option<u32>,
+    /// Tokens per KV page.
+    pub page_size: u32,
+    /// Embedding slots.
+    pub embeds: u32,
+    /// Rows in one batch at most.
+    pub batch_tokens: u32,
+    pub kv: KvFormat,
+}
+
+/// Why a model cannot run on the GPU. `Display` is a sentence for the operator.
+#[derive(Debug)]
+pub enum NotLoaded {
+    /// There is no device, or it does not do its part.
+    Device(Error),
+    /// The kernels do not know the model, or what the configuration wants; the sentence, without its end.
+    Unknown(String),
+    TooLarge(TooLarge),
+}
+
+impl NotLoaded {
+    /// Whether this process can do nothing more with the device.
+    pub fn is_final(&self) -> bool {
+        matches!(self, NotLoaded::Device(error) if error.is_final())
+    }
+}
+
+impl fmt::Display for NotLoaded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            NotLoaded::Device(error) => error.fmt(f),
+            NotLoaded::Unknown(what) => write!(f, "{what}: the processor (backend = \"cpu\") runs it."),
+            NotLoaded::TooLarge(why) => why.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for NotLoaded {}
+
+impl From<Error> for NotLoaded {
+    fn from(error: Error) -> NotLoaded {
+        NotLoaded::Device(error)
+    }
+}
+
+impl From<Error> for Fault {
+    fn from(error: Error) -> Fault {
+        Fault(error.to_string().trim_end_matches('.').to_owned()) // whoever tells of it goes on
+    }
+}
+
+/// A model on a GPU. What is first here goes first: graphs before the kernels in them, the stream before what its work uses.
+pub struct Cuda {
+    graphs: Graphs,
+    device: OnDevice,
+    staging: Staging,
+    results: Pinned,
+    info: Info,
+    // Kept between batches for their room.
+    wants: Wants,
+}
+
+/// What is on the device, and what launches follow from.
+struct OnDevice {
+    stream: Stream,
+    kernels: Kernels,
+    weights: Weights,
+    room: Room<Buffer>,
+    /// Keys and values: [keys, values of layer 0, of layer 1, ..][page][kv head][slot][value], f16.
+    pool: Buffer,
+    pages: usize,
+    model: Arc<Model>,
+    heads: Heads,
+    kinds: Kinds,
+    multiprocessors: usize,
+}
+
+impl Cuda {
+    /// Opens the GPU and prepares to run `model` on it, on this thread: compiles the kernels, brings the weights there, takes
+    /// all memory that batches need.
+    pub fn load(model: &Arc<Model>, options: &CudaOptions) -> Result<Cuda, NotLoaded> {
+        let shape = &model.shape;
+        let sources = kernels::all()?;
+        // First of all: without a device there is nothing to say of the model.
+        let device = Device::open(options.libcuda.as_deref())?;
+        covers(model, options, &sources).map_err(NotLoaded::Unknown)?;
+        let kernels = Kernels::load(&device, &sources, model)?;
+        let mut stream = device.stream(GPU_STEP)?;
+        let (kinds, rows, embeds) = (kinds(model), options.batch_tokens as usize, options.embeds as usize);
+        let normed = |layer: &Layer| layer.attn_post_norm.is_some() || layer.ffn_post_norm.is_some();
+        let post_norms = model.weights.layers.iter().any(normed);
+        let reads = |form| formats(model).into_iter().any(|quant| activations(quant) == form);
+        let (bf16, f16) = (reads(Activations::Bf16), reads(Activations::F16));
+        let bounds = |pages| Bounds { shape, kinds: &kinds, rows, embeds, pages, post_norms, bf16, f16 };
+
+        let memory = device.memory()?;
+        let of_weights = weights::bytes(model).map_err(NotLoaded::Unknown)?;
+        let demand = Demand::of(shape, of_weights, bytes(bounds(0)));
+        let fit = |memory| plan::pages(memory, demand, options.kv_tokens).map_err(NotLoaded::TooLarge);
+        fit(memory)?;
+        let weights = Weights::load(model, &device, &mut stream)?;
+        // What the weights have really taken: the driver rounds each buffer up.
+        let count = fit(Memory { free: device.memory()?.free + of_weights, ..memory })?;
+        let pages = count as usize;
+        if let Err(error) = model.gguf.forget() {
+            tracing::warn!(%error, "the model file's pages stay in memory beside the weights on the GPU");
+        }
+        let room = Room::new(bounds(pages), |bytes| device.buffer(bytes))?;
+        let pool = device.buffer(planes(shape) * plane_bytes(shape) * pages)?;
+        // A guest may read an embedding slot that nobody has written; and what comes back of results has gaps, as each
+        // distribution has room for the longest.
+        for buffer in [&room.embeds, &room.results] {
+            // SAFETY: it is new, and all of it is filled before anything else is put into the stream.
+            unsafe { stream.fill_later(buffer, 0, buffer.size(), 0)? };
+        }
+        stream.wait()?;
+        let mb = |bytes: usize| bytes / 1_000_000;
+        tracing::info!(
+            "of the GPU's {} MB {} were free: {} MB of weights, {} MB for batches, {} MB of KV pages",
+            mb(memory.total),
+            mb(memory.free),
+            mb(of_weights),
+            mb(bytes(bounds(pages))),
+            mb(pool.size()),
+        );
+        let properties = device.properties();
+        Ok(Cuda {
+            graphs: Graphs::default(),
+            staging: Staging::new(device.pinned(least_bytes(&kinds, rows) + table_words(pages) * 4)?),
+            results: device.pinned(RESULT_BYTES)?,
+            info: Info {
+                device: format!("cuda, {}, f16 K/V", properties.name),
+                page_size: options.page_size,
+                pages: count,
+                embeds: options.embeds,
+                batch_tokens: options.batch_tokens,
+                vocab: shape.vocab as u32,
+                hidden: shape.hidden as u32,
+            },
+            device: OnDevice {
+                stream,
+                kernels,
+                weights,
+                room,
+                pool,
+                pages,
+                heads: heads(shape),
+                kinds,
+                multiprocessors: properties.multiprocessors as usize,
+                model: model.clone(),
+            },
+            wants: Wants::default(),
+        })
+    }
+
+    /// One step: its rows through the layers, and all that is wanted of them.
+    fn step(&mut self, batch: &Batch, pieces: &[Piece], outcome: &mut Outcome) -> Result<(), Error> {
+        self.wants.note(batch, pieces);
+        // As many as go through the head at once; what is left has gone through the layers then.
+        let (first, rest) = self.wants.list.split_at(self.wants.list.len().min(GPU_HEAD_ROWS));
+        let rest = rest.chunks(GPU_HEAD_ROWS).map(|part| (&[][..], part, &[][..]));
+        let splits = plan::splits(self.device.pages);
+        for (pieces, part, stored) in std::iter::once((pieces, first, &self.wants.stored[..])).chain(rest) {
+            let sizes = Staging::sizes(batch, pieces, part, stored.len(), splits);
+            let kinds = &self.device.kinds;
+            let bytes = self.staging.fill(batch, (pieces, part, stored), &sizes, kinds)?;
+            // SAFETY: block and buffer live as long as the stream, and nobody touches them before the wait below is over.
+            unsafe {
+                self.device.stream.upload_later(
+                    self.staging.block(),
+                    0..bytes,
+                    &self.device.room.staged,
+                    0,
+                )?
+            };
+            // Steps of decoding come again and again.
+            if !pieces.is_empty() && pieces.iter().all(|piece| piece.rows.len() == 1) {
+                let graph = self.graphs.of(&sizes, || self.device.record(&sizes, &mut self.results))?;
+                // SAFETY: what was recorded lives as long as the stream; its results are not touched before the wait is over.
+                unsafe { self.device.stream.replay(graph)? };
+            } else {
+                self.device.put(&sizes, &mut self.results)?;
+            }
+            self.device.stream.wait()?;
+            deliver(&self.results, &sizes, part, self.info.vocab, outcome);
+        }
+        Ok(())
+    }
+}
+
+impl OnDevice {
+    fn planes(&self) -> Planes {
+        let shape = &self.model.shape;
+        Planes { pool: self.pool.address(), count: planes(shape), stride: plane_bytes(shape) * self.pages }
+    }
+
+    fn launches(&self) -> Launches<'_> {
+        Launches { stream: &self.stream, kernels: &self.kernels, multiprocessors: self.multiprocessors }
+    }
+
+    /// Puts a step that has been staged into the stream, and its results' way back.
+    fn put(&self, sizes: &Sizes, results: &mut Pinned) -> Result<(), Error> {
+        let step = Step {
+            launches: self.launches(),
+            shape: &self.model.shape,
+            heads: &self.heads,
+            kinds: &self.kinds,
+            weights: &self.weights,
+            room: &self.room,
+            planes: self.planes(),
+            pages: self.pages,
+        };
+        step.put(sizes)?;
+        let tops = TOPS_AT..TOPS_AT + sizes.tops * sizes.entries * ENTRY;
+        for part in [0..sizes.tokens * 4, tops] {
+            if !part.is_empty() {
+                // SAFETY: both live as long as the stream, and are not touched before the step has been waited for.
+                unsafe { self.stream.download_later(&self.room.results, part.start, results, part)? };
+            }
+        }
+        Ok(())
+    }
+
+    fn record(&self, sizes: &Sizes, results: &mut Pinned) -> Result<Graph, Error> {
+        self.stream.capture(|_| self.put(sizes, results))
+    }
+}
+
+impl Backend for Cuda {
+    fn info(&self) -> &Info {
+        &self.info
+    }
+
+    fn run(&mut self, batch: &Batch, outcome: &mut Outcome) -> Result<(), Fault> {
+        outcome.produced.iter_mut().for_each(Vec::clear);
+        outcome.produced.resize_with(batch.sequences.len(), Vec::new);
+        for (made, sequence) in outcome.produced.iter_mut().zip(&batch.sequences) {
+            let yields = sequence.outputs.iter().filter(|output| !matches!(output, Output::Embed { .. }));
+            made.resize(yields.count(), Produced::Token(TokenId(0)));
+        }
+        let (rows, words) = (self.info.batch_tokens as usize, table_words(self.device.pages));
+        for pieces in steps(batch, rows, words) {
+            self.step(batch, &pieces, outcome)?;
+        }
+        Ok(())
+    }
+
+    fn copy_page(&mut self, from: PageId, to: PageId) -> Result<(), Fault> {
+        let bytes = plane_bytes(&self.device.model.shape);
+        let (launches, planes) = (self.device.launches(), self.device.planes());
+        Ok(launches.copy_page(planes, from.0, to.0, bytes)?)
+    }
+
+    fn clear_page(&mut self, page: PageId, from: u32) -> Result<(), Fault> {
+        let (launches, planes) = (self.device.launches(), self.device.planes());
+        Ok(launches.clear_page(planes, page.0, from, &self.device.heads)?)
+    }
+}
+
+/// Hands over what a step has made.
+fn deliver(results: &[u8], sizes: &Sizes, wants: &[Want], vocab: u32, outcome: &mut Outcome) {
+    let word = |at: usize| -> [u8; 4] { std::array::from_fn(|byte| results[at + byte]) };
+    for (at, want) in wants.iter().enumerate() {
+        let made = match want.what {
+            What::Token { .. } => Produced::Token(TokenId(u32::from_le_bytes(word(at * 4)))),
+            What::Top { k, .. } => {
+                let begin = TOPS_AT + (at - sizes.tokens) * sizes.entries * ENTRY;
+                let entries = (0..k.min(vocab) as usize).map(|entry| begin + entry * ENTRY);
+                Produced::Distribution {
+                    ids: entries.clone().map(|at| TokenId(u32::from_le_bytes(word(at)))).collect(),
+                    probs: entries.map(|at| f32::from_le_bytes(word(at + 4))).collect(),
+                }
+            }
+        };
+        outcome.produced[want.sequence][want.number] = made;
+    }
+}
+
+/// How rows differ from layer to layer of a model.
+fn kinds(model: &Model) -> Kinds {
+    let shape = &model.shape;
+    let mut windows = Vec::new();
+    for window in (0..shape.layers).map(|layer| shape.window_of(layer)) {
+        if !windows.contains(&window) {
+            windows.push(window);
+        }
+    }
+    Kinds { turns: weights::turns(model), scale: shape.rope.attention_scale, windows }
+}
+
+fn heads(shape: &Shape) -> Heads {
+    Heads {
+        heads: shape.heads,
+        kv_heads: shape.kv_heads,
+        head_dim: shape.head_dim,
+        scale: shape.query_scale,
+        cap: shape.score_cap.unwrap_or(0.0),
+        dims: shape.rope.dims,
+        halves: shape.rope.pairing == Pairing::Halves,
+        eps: shape.norm_eps,
+    }
+}

@@ -1,0 +1,196 @@
+//! The launches of one step, in their order.
+//!
+//! Owns: what is computed from what. Never: how a kernel is launched (`launches.rs`), nor whether the launches are done at
+//! once or recorded.
+//!
+//! ```text
+//! embed ▸ of each layer: norm, quantise ▸ Q K V ▸ bias, norm, RoPE, append ▸ attend ▸ quantise ▸ output + stream ▸
+//!         norm, quantise ▸ gate, up ▸ activation, quantise ▸ down + stream ▸ store ▸
+//! choose ▸ norm, quantise ▸ head ▸ cap ▸ best, weigh ▸ draw, top
+//! ```
+
+use super::launches::{Heads, Launches, Planes, Prepared, Projected};
+use super::plan::splits;
+use super::room::{Room, TOPS_AT};
+use super::staging::{Kinds, Places, Sizes};
+use super::weights::{Activations, Layer, Matrix, Weights, activations};
+use super::{Buffer, Error};
+use crate::model::shape::{Activation, Shape};
+
+/// Where everything is that a step works with.
+pub(super) struct Step<'a> {
+    pub launches: Launches<'a>,
+    pub shape: &'a Shape,
+    pub heads: &'a Heads,
+    pub kinds: &'a Kinds,
+    pub weights: &'a Weights,
+    pub room: &'a Room<Buffer>,
+    pub planes: Planes,
+    pub pages: usize,
+}
+
+impl Step<'_> {
+    /// Puts all of it into the stream.
+    pub fn put(&self, sizes: &Sizes) -> Result<(), Error> {
+        let places = Places::of(sizes, self.kinds);
+        if sizes.rows > 0 {
+            self.embed(sizes, &places)?;
+            for (number, layer) in self.weights.layers.iter().enumerate() {
+                self.attention(sizes, &places, number, layer)?;
+                self.feed_forward(sizes, layer)?;
+            }
+        }
+        if sizes.stored > 0 {
+            let lists = [places.to, places.from].map(|place| Some(self.staged(place)));
+            let (to, from) = (self.room.embeds.address(), self.room.stream.address());
+            self.launches.copy_rows([to, from], lists, [sizes.stored, self.shape.hidden])?;
+        }
+        if sizes.head_rows() > 0 { self.head(sizes, &places) } else { Ok(()) }
+    }
+
+    fn staged(&self, place: usize) -> u64 {
+        self.room.staged.address() + place as u64
+    }
+
+    fn embed(&self, sizes: &Sizes, places: &Places) -> Result<(), Error> {
+        let to = [self.staged(places.inputs), self.room.embeds.address(), self.room.stream.address()];
+        self.launches.embed(&self.weights.embedding, to, sizes.rows, self.shape.embedding_scale)
+    }
+
+    /// Where rows go for these matrices, in the forms that they read.
+    fn prepared(&self, matrices: &[&Matrix]) -> Prepared {
+        let want = |form| matrices.iter().any(|matrix| activations(matrix.quant) == form);
+        let if_wanted =
+            |form, buffer: Option<&Buffer>| buffer.filter(|_| want(form)).map_or(0, Buffer::address);
+        Prepared {
+            xq: if_wanted(Activations::Quants, Some(&self.room.xq)),
+            xs: if_wanted(Activations::Quants, Some(&self.room.xs)),
+            bf16: if_wanted(Activations::Bf16, self.room.bf16.as_ref()),
+            f16: if_wanted(Activations::F16, self.room.f16.as_ref()),
+        }
+    }
+
+    fn attention(&self, sizes: &Sizes, places: &Places, number: usize, layer: &Layer) -> Result<(), Error> {
+        let Step { launches, room, shape, .. } = self;
+        let (rows, eps) = (sizes.rows, shape.norm_eps);
+        let x = self.prepared(&[&layer.q, &layer.k, &layer.v]);
+        let gain = Some(layer.attn_norm.address());
+        launches.norm_quantize(room.stream.address(), gain, x, [rows, shape.hidden], eps)?;
+        let qkv = [&room.q, &room.k, &room.v].map(Buffer::address);
+        for (matrix, to) in [&layer.q, &layer.k, &layer.v].into_iter().zip(qkv) {
+            launches.product(matrix, x, to, rows, false)?;
+        }
+        let place = |buffer: &Option<Buffer>| buffer.as_ref().map(Buffer::address);
+        let biases = [&layer.q_bias, &layer.k_bias, &layer.v_bias].map(place);
+        let gains = [&layer.q_norm, &layer.k_norm].map(place);
+        let turns = self.staged(places.turns + layer.turns * places.turns_stride);
+        let plane = |at: usize| self.planes.pool + (at * self.planes.stride) as u64;
+        let pages = [2 * number, 2 * number + 1].map(plane);
+        let slots = self.staged(places.slots);
+        launches.rotate_append(self.heads, Projected { qkv, biases, gains, turns, slots, pages }, rows)?;
+        self.attend(sizes, places, pages, layer)?;
+        let x = self.prepared(&[&layer.output]);
+        launches.norm_quantize(room.attended.address(), None, x, [rows, shape.q_width()], eps)?;
+        self.add(&layer.output, x, layer.attn_post_norm.as_ref(), rows)
+    }
+
+    /// As many rows at a time as attention's scratch holds splits of.
+    fn attend(
+        &self,
+        sizes: &Sizes,
+        places: &Places,
+        [keys, values]: [u64; 2],
+        layer: &Layer,
+    ) -> Result<(), Error> {
+        let window = self.kinds.windows.iter().position(|window| *window == layer.window).unwrap_or(0);
+        let rows_at = self.staged(places.rows + window * places.rows_stride);
+        let at_a_time = match sizes.splits {
+            1 => sizes.rows, // they leave nothing to be joined
+            some => (splits(self.pages) / some).max(1),
+        };
+        let room = self.room;
+        for first in (0..sizes.rows).step_by(at_a_time) {
+            let skipped = (first * self.shape.q_width() * 4) as u64;
+            let count = at_a_time.min(sizes.rows - first);
+            self.launches.attend(
+                self.heads,
+                [room.q.address() + skipped, keys, values],
+                [rows_at + (first * 16) as u64, self.staged(places.tail)],
+                [room.attended.address() + skipped, room.sums.address(), room.scales.address()],
+                [count, sizes.splits],
+            )?;
+        }
+        Ok(())
+    }
+
+    fn feed_forward(&self, sizes: &Sizes, layer: &Layer) -> Result<(), Error> {
+        let Step { launches, room, shape, .. } = self;
+        let rows = sizes.rows;
+        let x = self.prepared(&[&layer.gate, &layer.up]);
+        let gain = Some(layer.ffn_norm.address());
+        launches.norm_quantize(room.stream.address(), gain, x, [rows, shape.hidden], shape.norm_eps)?;
+        launches.product(&layer.gate, x, room.gate.address(), rows, false)?;
+        launches.product(&layer.up, x, room.up.address(), rows, false)?;
+        let x = self.prepared(&[&layer.down]);
+        let gelu = shape.activation == Activation::GeluTanh;
+        launches.gate_quantize([&room.gate, &room.up].map(Buffer::address), x, [rows, shape.ffn], gelu)?;
+        self.add(&layer.down, x, layer.ffn_post_norm.as_ref(), rows)
+    }
+
+    /// Adds a product to the stream, or with `post_norm` the normed product.
+    fn add(
+        &self,
+        matrix: &Matrix,
+        x: Prepared,
+        post_norm: Option<&Buffer>,
+        rows: usize,
+    ) -> Result<(), Error> {
+        let stream = self.room.stream.address();
+        match (post_norm, &self.room.branch) {
+            (Some(gain), Some(branch)) => {
+                self.launches.product(matrix, x, branch.address(), rows, false)?;
+                let places = [stream, branch.address(), gain.address()];
+                self.launches.add_normed(places, [rows, self.shape.hidden], self.shape.norm_eps)
+            }
+            _ => self.launches.product(matrix, x, stream, rows, true),
+        }
+    }
+
+    /// What is wanted of the rows' logits.
+    fn head(&self, sizes: &Sizes, places: &Places) -> Result<(), Error> {
+        let Step { launches, room, shape, weights, .. } = self;
+        let (rows, vocab) = (sizes.head_rows(), shape.vocab);
+        let chosen = room.chosen.address();
+        let lists = [None, Some(self.staged(places.chosen))];
+        launches.copy_rows([chosen, room.stream.address()], lists, [rows, shape.hidden])?;
+        let head = weights.head();
+        let x = self.prepared(&[head]);
+        let gain = Some(weights.output_norm.address());
+        launches.norm_quantize(chosen, gain, x, [rows, shape.hidden], shape.norm_eps)?;
+        let logits = room.logits.address();
+        launches.product(head, x, logits, rows, false)?;
+        if let Some(cap) = shape.logit_cap {
+            launches.cap_logits(logits, rows * vocab, cap)?;
+        }
+        let (best, weighed) = (room.best.address(), room.weighed.address());
+        let (draws, results) = (self.staged(places.draws), room.results.address());
+        launches.weigh([logits, best, draws, weighed], [rows, vocab])?;
+        if sizes.tokens > 0 {
+            launches.draw([logits, best, weighed, draws, results], [sizes.tokens, vocab])?;
+        }
+        if sizes.tops > 0 {
+            let behind = |place: u64, bytes: usize| place + (sizes.tokens * bytes) as u64;
+            let stretches = vocab.div_ceil(crate::backend::sample::LOGITS_PER_MAXIMUM);
+            let operands = [
+                behind(logits, vocab * 4),
+                behind(best, stretches * 8),
+                behind(weighed, stretches * 8),
+                behind(draws, super::draw::RECORD),
+                self.staged(places.counts),
+                results + TOPS_AT as u64,
+            ];
+            launches.top(operands, [sizes.tops, vocab, sizes.entries])?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,230 @@
+//! Work that host calls leave for other threads, as it takes long and cannot be cut into slices: a long text to tokenize.
+//!
+//! Owns: these threads and the order in which they come to what waits: subjects take turns, as in the run queues. Never:
+//! guest code; what the work is.
+//!
+//! The threads are of low priority, so that guests and batches keep the cores. What nobody waits for any more is taken
+//! out of the queue; once it has begun it goes on, and its thread with it, so no more of it runs than there are threads.
+
+use super::fair::{Fair, Number, Subjects};
+use crate::host::Trap;
+use crate::identity::Subject;
+use smol::channel;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Instant;
+
+/// By so much nicer than the threads of guests and batches: beside busy ones it gets a tenth of a core.
+const NICER: i32 = 10;
+
+/// Cheap to clone. The threads end when the last clone is dropped.
+#[derive(Clone)]
+pub struct Aside(Arc<Threads>);
+
+struct Threads(Arc<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    work: Condvar,
+    subjects: Subjects,
+}
+
+#[derive(Default)]
+struct State {
+    waiting: Fair<Task>,
+    /// Tasks made so far.
+    made: u64,
+    ended: bool,
+}
+
+struct Task {
+    ordinal: u64,
+    work: Box<dyn FnOnce() + Send>,
+    subject: Arc<Number>,
+}
+
+/// The hold of who waits for a task.
+struct Ticket {
+    ordinal: u64,
+    subject: Arc<Number>,
+    shared: Arc<Shared>,
+}
+
+impl Aside {
+    pub fn start(threads: usize) -> io::Result<Aside> {
+        let aside = Aside(Arc::new(Threads(Arc::default())));
+        for number in 0..threads {
+            let shared = aside.0.0.clone();
+            thread::Builder::new().name(format!("aside-{number}")).spawn(move || shared.run())?;
+        }
+        Ok(aside)
+    }
+
+    /// Has the work done when its subject's turn comes. Dropping the future gives it up, if it has not begun.
+    ///
+    /// # Errors
+    /// The work panicked.
+    pub fn run<R: Send + 'static>(
+        &self,
+        subject: &Subject,
+        work: impl FnOnce() -> R + Send + 'static,
+    ) -> Pin<Box<dyn Future<Output = Result<R, Trap>> + Send>> {
+        let (done, answer) = channel::bounded(1);
+        let work = Box::new(move || {
+            let _ = done.try_send(work()); // nobody waits any more
+        });
+        let ticket = self.0.0.push(subject, work);
+        Box::pin(async move {
+            let answer = answer.recv().await;
+            drop(ticket);
+            answer.map_err(|_| Trap::Panicked)
+        })
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // The queue is whole between any two statements that can panic.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn push(self: &Arc<Self>, subject: &Subject, work: Box<dyn FnOnce() + Send>) -> Ticket {
+        let subject = Arc::new(self.subjects.enter(subject));
+        let mut state = self.lock();
+        if subject.new {
+            state.waiting.begin(subject.number);
+        }
+        let ordinal = state.made;
+        state.made += 1;
+        state.waiting.push(subject.number, Task { ordinal, work, subject: subject.clone() });
+        self.work.notify_one();
+        Ticket { ordinal, subject, shared: self.clone() }
+    }
+
+    fn run(&self) {
+        lower_priority();
+        let mut state = self.lock();
+        while !state.ended {
+            if let Some((number, task)) = state.waiting.pop() {
+                drop(state);
+                let since = Instant::now();
+                if catch_unwind(AssertUnwindSafe(task.work)).is_err() {
+                    tracing::error!(target: "runtime", "work for a guest panicked");
+                }
+                let took = since.elapsed().as_nanos() as u64;
+                state = self.lock();
+                state.waiting.over(number, took);
+                drop(state);
+                drop(task.subject); // only now may its number be another's
+                state = self.lock();
+            } else {
+                state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
+            }
+        }
+    }
+}
+
+/// Makes the calling thread, and only that, one for long work.
+pub(super) fn lower_priority() {
+    if let Err(error) = rustix::process::nice(NICER) {
+        tracing::warn!(target: "runtime", "a thread for long work keeps its priority: {error}");
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        let is_it = |task: &Task| task.ordinal == self.ordinal;
+        let given_up = self.shared.lock().waiting.take(self.subject.number, is_it);
+        drop(given_up); // outside the lock: it may be large
+    }
+}
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        let waiting = {
+            let mut state = self.0.lock();
+            state.ended = true;
+            std::mem::take(&mut state.waiting)
+        };
+        drop(waiting);
+        self.0.work.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use smol::future::or;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    /// The story: a guest that was ended while its text was tokenized gave its place back at once, and each of a row of
+    /// such guests had a thread of its own.
+    #[test]
+    fn work_that_nobody_waits_for_keeps_its_thread_until_it_is_over() {
+        let aside = Aside::start(2).unwrap();
+        let (running, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let (begun, begins) = channel::bounded(10);
+        let (over, ends) = channel::bounded::<()>(1);
+        let held_up = || {
+            let (running, most, begun, ends) = (running.clone(), most.clone(), begun.clone(), ends.clone());
+            aside.run(&Subject::everyone(), move || {
+                most.fetch_max(running.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                let _ = begun.try_send(());
+                let _closed = ends.recv_blocking();
+                running.fetch_sub(1, Ordering::SeqCst);
+            })
+        };
+        smol::block_on(async {
+            for _ in 0..2 {
+                let mut abandoned = Box::pin(held_up());
+                or(async { drop((&mut abandoned).await) }, async { begins.recv().await.unwrap() }).await;
+            }
+            let given_up = held_up();
+            let next = held_up();
+            drop(given_up);
+            over.close();
+            assert_eq!(next.await, Ok(()));
+        });
+        assert_eq!((most.load(Ordering::SeqCst), begins.len()), (2, 1), "one was given up before it began");
+    }
+
+    #[test]
+    fn subjects_take_turns() {
+        let aside = Aside::start(1).unwrap();
+        let (over, ends) = channel::bounded::<()>(1);
+        let order = Arc::new(Mutex::new(vec![]));
+        let work = |who: &'static str| {
+            let (ends, order) = (ends.clone(), order.clone());
+            aside.run(&Subject::new(who), move || {
+                let _closed = ends.recv_blocking();
+                order.lock().unwrap().push(who);
+            })
+        };
+        let many: Vec<_> = (0..20).map(|_| work("many")).collect();
+        let one = work("one");
+        over.close();
+        smol::block_on(async {
+            one.await.unwrap();
+            for each in many {
+                each.await.unwrap();
+            }
+        });
+        let order = order.lock().unwrap();
+        assert!(order.iter().position(|who| *who == "one") <= Some(1), "{order:?}");
+    }
+
+    #[test]
+    fn its_threads_are_nicer_than_others_and_outlive_a_panic() {
+        let niceness = || rustix::process::getpriority_process(None).unwrap();
+        let aside = Aside::start(1).unwrap();
+        let (here, everyone) = (niceness(), Subject::everyone());
+        let panicked = smol::block_on(aside.run(&everyone, || panic!("a mistake of the host")));
+        assert_eq!(panicked, Err::<(), _>(Trap::Panicked));
+        let there = smol::block_on(aside.run(&everyone, niceness)).unwrap();
+        assert_eq!((there, niceness()), ((here + NICER).min(19), here));
+    }
+}

@@ -1,0 +1,49 @@
+//! The threads that run guests apart from the workers: the ender, and one of low priority for long instructions.
+//!
+//! Owns: these two, and that subjects take turns at each. Never: which guests come here, which is the queues'.
+//!
+//! The ender drops what an instance leaves behind, thousands of handles perhaps, and tells its client; it runs no guest's
+//! code. The other runs a single instruction of a guest at a time, one that fills, copies or grows memory by so much that
+//! it needs the fuel of many slices and cannot be interrupted: 60 ms at the most. A worker would keep guests waiting that
+//! long, and a batch.
+
+use super::{Fair, Shared, State, Waiting, run};
+use crate::limits;
+use crate::runtime::aside;
+use std::io;
+use std::sync::{Arc, Condvar, PoisonError};
+use std::thread;
+use std::time::Instant;
+
+impl Shared {
+    pub(super) fn start_apart(self: Arc<Self>) -> io::Result<()> {
+        let shared = self.clone();
+        let end = move || shared.run_apart(&shared.ends, |state| &mut state.ending);
+        thread::Builder::new().name("ender".into()).spawn(end)?;
+        let heavy = move || {
+            aside::lower_priority();
+            self.run_apart(&self.heavies, |state| &mut state.heavy);
+        };
+        thread::Builder::new().name("heavy".into()).stack_size(limits::WORKER_STACK_BYTES).spawn(heavy)?;
+        Ok(())
+    }
+
+    /// Gives those in one of the queues their turns, on this thread.
+    fn run_apart(&self, wake: &Condvar, queue: fn(&mut State) -> &mut Fair<Waiting>) {
+        let mut state = self.lock();
+        while !state.ended {
+            if let Some((number, Waiting { runnable, seat })) = queue(&mut state).pop() {
+                drop(state);
+                let since = Instant::now();
+                run(runnable);
+                let took = since.elapsed();
+                seat.computed(took, self.started.elapsed());
+                state = self.lock();
+                queue(&mut state).over(number, took.as_nanos() as u64);
+                drop(seat); // only now may its number be another's
+            } else {
+                state = wake.wait(state).unwrap_or_else(PoisonError::into_inner);
+            }
+        }
+    }
+}
