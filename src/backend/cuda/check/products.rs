@@ -101,7 +101,7 @@ const FEW: [Size; 5] = [
     size(33, 2144, 2, false),
 ];
 /// More than a tile's worth.
-const MANY: [Size; 2] = [size(150, 576, 70, true), size(129, 64, 33, false)];
+const MANY: [Size; 2] = [size(150, 320, 70, true), size(129, 64, 33, false)];
 
 impl Product {
     fn sizes(&self) -> impl Iterator<Item = Size> {
