@@ -367,10 +367,10 @@ pub(super) fn check(bed: &mut Bed, product: &Product) -> Checked {
         let Size { rows, columns, tokens, adds } = size;
         let added = if adds { ", added" } else { "" };
         let name = format!("{}, {tokens} tokens times {rows} x {columns}{added}", product.kernel);
-        // How a tensor core sums bf16 up is its own: no two generations need agree.
-        launches.push(match quant {
-            Quant::BF16 => Launched::near(name, case as u64, &got, APART),
-            _ => Launched::exact(name, case as u64, &got),
+        // How a tensor core sums floats up is its own: no two generations need agree.
+        launches.push(match is_float(quant) {
+            true => Launched::near(name, case as u64, &got, APART),
+            false => Launched::exact(name, case as u64, &got),
         });
     }
     Ok(Ok(Found::launches(launches)))
