@@ -9,9 +9,12 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use support::stand_in::stand_in;
-use support::{Folder, PATIENCE, binary, root, tartlet};
+use support::{Folder, binary, root, tartlet};
+
+/// A self-test on the emulator takes 20 s of a core, which others may share.
+const PATIENCE: Duration = Duration::from_secs(600);
 
 /// Runs `tartlet selftest` to its end, which must come.
 fn selftest(arguments: &[&str], told: &str) -> Output {
@@ -41,7 +44,7 @@ fn finish(mut command: Command) -> Output {
             child.kill().expect("it is a child");
             panic!("{command:?} did not end");
         }
-        std::thread::sleep(std::time::Duration::from_millis(5));
+        std::thread::sleep(Duration::from_millis(5));
     };
     let [stdout, stderr] = [stdout, stderr].map(|read| read.join().expect("the reader ends"));
     Output { status, stdout, stderr }
