@@ -143,7 +143,8 @@ async fn converse(stream: TcpStream, desk: Arc<Desk>) {
 }
 
 /// Returns once the client has gone. hyper, which reads, sees it only where nothing lies before the end: not behind a body
-/// that its program does not read, nor behind a next request.
+/// that its program does not read, nor behind a next request. Behind more than the kernel takes, nobody sees it: there keep-alive
+/// and the limits of an answer have the last word.
 async fn gone(stream: &TcpStream) {
     loop {
         Timer::after(limits::HTTP_LOOK).await;
