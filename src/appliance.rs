@@ -27,6 +27,7 @@ use crate::runtime::serve::Serve;
 use crate::runtime::{Ending, Runtime, RuntimeParts, Workers};
 use crate::server::{self, Door, Names, Served};
 use async_signal::{Signal, Signals};
+use rustix::process::{Resource, getrlimit, setrlimit};
 use smol::channel::Receiver;
 use smol::net::TcpListener;
 use smol::stream::StreamExt;
@@ -66,6 +67,7 @@ pub struct Appliance {
 /// Serves until SIGINT, SIGTERM or a device fault. The fault's status makes systemd start the process afresh.
 pub fn serve(config: Config) -> Result<ExitCode, Failure> {
     observe::log::start(config.log);
+    claim_descriptors();
     let listen = config.listen;
     let listener = smol::block_on(TcpListener::bind(listen)).map_err(|cause| {
         Failure::new(format!(
@@ -213,6 +215,25 @@ async fn open_openai(
         expires: None,
     };
     hall.open(serve).await.map_err(|why| Failure::new(format!("The API of OpenAI is not served: {why}.")))
+}
+
+/// As many file descriptors as all limits together may need, if the process may have them. Fewer are no fault: then a
+/// connection waits to be accepted.
+fn claim_descriptors() {
+    let wanted = limits::DESCRIPTORS as u64;
+    let mut limit = getrlimit(Resource::Nofile);
+    if limit.current.is_none_or(|current| current >= wanted) {
+        return;
+    }
+    limit.current = Some(limit.maximum.map_or(wanted, |most| most.min(wanted)));
+    let now = setrlimit(Resource::Nofile, limit).ok().and(limit.current);
+    if now != Some(wanted) {
+        let now = getrlimit(Resource::Nofile).current.unwrap_or(wanted);
+        tracing::warn!(
+            "the process may open {now} files, and its connections may need {wanted}: raise LimitNOFILE= of its unit, or \
+             `ulimit -n`"
+        );
+    }
 }
 
 /// Why there is no engine, and whether another start could help.

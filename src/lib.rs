@@ -47,12 +47,14 @@
 //! | [`cli`], [`config`], [`appliance`] | words, values, and what is built in which order |
 //! | [`limits`] | every capacity, with its reason |
 //! | [`identity`], [`quota`], [`clock`] | instance, subject, program: the names; what each may use; what time it is |
+//! | [`places`] | places that subjects share, bounded for each and in all |
 //! | [`wire`], [`server`], [`client`] | the protocol, its server side, our client |
 //! | [`auth`] | PASETO tokens, what they grant |
 //! | [`program`] | the store of components; component to instantiation plan |
 //! | [`runtime`] | guests: fuel slices, run queues, handles, quotas, who runs |
 //! | [`host`] | the guest contract: the canonical ABI, WASI, one file per interface |
 //! | [`transfer`] | HTTP as plain data: bodies as bounded pipes, between a guest and who speaks HTTP for it |
+//! | [`socket`] | a socket as hyper wants it |
 //! | [`outgoing`] | HTTP requests that guests make: whom they may call, and the client |
 //! | [`exchange`] | mailboxes, topics, the durable key-value pairs |
 //! | [`engine`] | queues, pages, batches |
@@ -67,7 +69,6 @@
 
 pub mod appliance;
 pub mod auth;
-pub mod backend;
 pub mod bench;
 pub mod cli;
 pub mod client;
@@ -78,10 +79,9 @@ pub mod eval;
 pub mod exchange;
 pub mod host;
 pub mod identity;
-pub mod limits;
-pub mod model;
 pub mod observe;
 pub mod outgoing;
+pub mod places;
 pub mod program;
 pub mod quota;
 pub mod runtime;
@@ -89,5 +89,9 @@ pub mod selftest;
 pub mod server;
 #[cfg(test)]
 mod simulation;
+pub mod socket;
 pub mod transfer;
 pub mod wire;
+
+// A package of their own, `src/compute`, which says why.
+pub use tartlet_compute::{backend, limits, model};

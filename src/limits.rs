@@ -38,12 +38,18 @@ const _: () = assert!(CHUNK_BYTES + 4096 <= SERVER_FRAME_BYTES);
 
 /// Connections at once, handshakes included. Each may hold a frame that comes in, and `FRAMES_IN_FLIGHT` that go out.
 pub const CONNECTIONS: usize = 128;
+/// Of these, those that have not shown a token yet, where one is needed: a client shows it in milliseconds. When there are so
+/// many, the one that has been here longest goes for the next.
+pub const STRANGERS: usize = CONNECTIONS / 4;
+/// Connections of one subject where there are several: half of all, so that none takes the door.
+pub const CONNECTIONS_PER_SUBJECT: usize = CONNECTIONS / 2;
+const _: () = assert!(STRANGERS + CONNECTIONS_PER_SUBJECT < CONNECTIONS);
 /// Bytes of an HTTP request's head; browsers send 1 to 2 KiB.
 pub const REQUEST_HEAD_BYTES: usize = 8 * 1024;
 /// From accept to WebSocket; a local client needs milliseconds.
 pub const HANDSHAKE_WITHIN: Duration = Duration::from_secs(5);
 /// From WebSocket to a good token: a place is not held by nobody in particular.
-pub const AUTHENTICATE_WITHIN: Duration = Duration::from_secs(60);
+pub const AUTHENTICATE_WITHIN: Duration = Duration::from_secs(20);
 /// Pause after a failed accept: out of descriptors does not pass in microseconds.
 pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Bytes of the WebSocket's own read and write buffers, per connection; frames larger than it get their own.
@@ -359,7 +365,6 @@ pub const START_FUEL: u64 = 200_000;
 /// are used cost memory.
 pub const WORKER_STACK_BYTES: usize = 64 * 1024 * 1024;
 const _: () = assert!(START_FUEL as usize * 256 < WORKER_STACK_BYTES);
-const _: () = assert!(crate::runtime::slice::SLICE_FUEL as usize * 256 < WORKER_STACK_BYTES);
 /// Core instances in one guest: program, adapter, shim, fixups, and as many again.
 pub const CORE_INSTANCES: usize = 16;
 /// Tables in one guest: one per core instance and one to spare each.
@@ -410,8 +415,12 @@ pub const FIELDS: usize = 256;
 pub const SERVERS: usize = 64;
 /// Server instances of one subject: an app has one or two, a developer a few more.
 pub const SERVERS_PER_SUBJECT: usize = 16;
-/// Connections to one server instance, idle ones that are kept alive included.
-pub const HTTP_CONNECTIONS: usize = 128;
+/// Connections to all server instances, idle ones that are kept alive included.
+pub const HTTP_CONNECTIONS: usize = 512;
+/// Connections to the server instances of one subject: half of all, so that none takes them all.
+pub const HTTP_CONNECTIONS_PER_SUBJECT: usize = HTTP_CONNECTIONS / 2;
+/// Connections to one server instance: twice the requests that it answers at a time.
+pub const HTTP_CONNECTIONS_PER_SERVER: usize = 2 * HTTP_REQUESTS;
 /// Requests that one server instance answers at a time, each by an instance: a quarter of all there may be.
 pub const HTTP_REQUESTS: usize = INSTANCES / 4;
 /// How long a request waits for a place before it is answered 503: the instances of earlier ones may be ending.
@@ -424,6 +433,9 @@ pub const HTTP_HEAD_FIELDS: usize = 100;
 pub const HTTP_HEAD_WITHIN: Duration = Duration::from_secs(20);
 /// From a request's head to its response's: as long as a program may think before its first word.
 pub const HTTP_ANSWER_WITHIN: Duration = Duration::from_secs(600);
+/// From the end of an answer to the end of its instance: for what a program writes down after its last word. As long may
+/// one take to end that has thrown its way to answer away, before its client is told.
+pub const HTTP_AFTERWARDS: Duration = Duration::from_secs(5);
 /// Bytes of a request's body: what a guest's memory could take.
 pub const HTTP_BODY_BYTES: u64 = 64 << 20;
 /// Time that a client may let a server wait for its body in all, beside what [`HTTP_BODY_BYTES_PER_SECOND`] earns it.
@@ -431,7 +443,9 @@ pub const HTTP_BODY_PATIENCE: Duration = Duration::from_secs(30);
 /// How fast a body must come at least, beyond that patience: a modem.
 pub const HTTP_BODY_BYTES_PER_SECOND: u64 = 4096;
 /// How long a client may take nothing of a response that is being sent.
-pub const HTTP_READ_STALL: Duration = Duration::from_secs(60);
+pub const HTTP_READ_STALL: Duration = Duration::from_secs(30);
+/// How often it is looked whether a client is still there, for a microsecond each.
+pub const HTTP_LOOK: Duration = Duration::from_secs(1);
 /// Server instances that are launched and not yet served: each is taken at once.
 pub const SERVERS_LAUNCHING: usize = 8;
 /// Bytes of a request's path and query, and of its authority, that a guest sets.
@@ -466,6 +480,17 @@ const _: () = assert!(
     OUTGOING_PER_INSTANCE <= OUTGOING_PER_SUBJECT
         && OUTGOING_ANSWER_WITHIN.as_secs() < OUTGOING_WITHIN.as_secs()
 );
+
+// ---- file descriptors ----
+
+/// Descriptors of the process beside connections: its standard ones, what waits for events, the state's files, programs and
+/// blobs on their way to the disk, a device's.
+pub const DESCRIPTORS_BESIDE: usize = 128;
+/// Descriptors that the process may need at once: every connection there may be, and the rest. Within what a process has
+/// unless somebody says otherwise.
+pub const DESCRIPTORS: usize =
+    CONNECTIONS + HTTP_CONNECTIONS + SERVERS + OUTGOING + 2 * LOOKUPS + DESCRIPTORS_BESIDE;
+const _: () = assert!(DESCRIPTORS <= 1024);
 
 // ---- programs ----
 

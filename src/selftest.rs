@@ -2,7 +2,7 @@
 //!
 //! Owns: which device is checked, the table, the JSON, the verdict. Never: a check; each backend has its own.
 
-use crate::backend::check::{BANDWIDTH, Check, Found, Report};
+use crate::backend::check::{BANDWIDTH, Check, Found, Launched, Outcome, Report};
 use crate::backend::{Which, cpu, cuda};
 use serde_json::json;
 use std::fmt::Write as _;
@@ -79,13 +79,13 @@ pub fn table(report: &Report) -> String {
     }
     let bandwidth = report.checks.iter().find(|check| check.name == BANDWIDTH);
     let bandwidth = bandwidth.and_then(|check| check.found.as_ref().ok()?.rate);
-    let _ = writeln!(text, "\n{:<20} result", "check");
+    let _ = writeln!(text, "\n{:<28} result", "check");
     for Check { name, found } in &report.checks {
         let result = match found {
             Ok(found) => right(found, bandwidth),
             Err(wrong) => format!("FAILED: {wrong}"),
         };
-        let _ = writeln!(text, "{name:<20} {result}");
+        let _ = writeln!(text, "{name:<28} {result}");
     }
     for kernel in report.kernels.iter().filter(|kernel| kernel.spilled > 0) {
         let _ = writeln!(
@@ -106,6 +106,15 @@ fn hex(numbers: &[f32]) -> String {
     })
 }
 
+fn launched(Launched { name, seed, result }: &Launched) -> serde_json::Value {
+    match result {
+        Outcome::Digest(digest) => json!({ "launch": name, "seed": seed, "digest": digest }),
+        Outcome::Sample(sample) => {
+            json!({ "launch": name, "seed": seed, "numbers": hex(&sample.numbers), "within": sample.within })
+        }
+    }
+}
+
 /// The report for programs: one JSON object.
 pub fn json(report: &Report) -> String {
     let kernels = report.kernels.iter().map(|kernel| {
@@ -121,11 +130,7 @@ pub fn json(report: &Report) -> String {
             "name": name,
             "passed": true,
             "cases": found.cases,
-            "digest": found.digest,
-            "sample": found.sample.as_ref().map(|sample| json!({
-                "numbers": hex(&sample.numbers),
-                "within": sample.within,
-            })),
+            "launches": found.launches.iter().map(launched).collect::<Vec<_>>(),
             "bytes_per_second": found.rate,
             "operations_per_second": found.operations,
         }),

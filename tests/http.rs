@@ -137,6 +137,14 @@ fn a_program_of_published_crates_alone_answers_as_http_wants() {
     http.send("POST", "/echo-trailers", &trailing, b"3\r\nabc\r\n0\r\nX-After: all\r\n\r\n");
     let trailers = http.response();
     assert!(trailers.whole && trailers.body.is_empty(), "{trailers:?}");
+    assert_eq!(trailers.field("x-after"), Some("all"), "{trailers:?}");
+    http.send("POST", "/echo", &trailing, b"3\r\nabc\r\n0\r\nX-After: all\r\n\r\n");
+    let trailers = http.response();
+    assert_eq!(
+        (trailers.text(), trailers.field("x-after")),
+        ("abc", Some("all")),
+        "behind a body that was read"
+    );
 
     http.send("GET", "/", &["Connection: close"], b"");
     assert_eq!(http.response().status, 200);
@@ -238,6 +246,31 @@ fn a_full_server_instance_says_so_and_has_room_again() {
     assert_eq!(Http::connect(port).get("/seen").status, 200);
 }
 
+/// However few files whoever starts the server would let it have: so many as its connections may need it takes itself.
+#[test]
+fn there_are_files_for_all_connections() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let before = getrlimit(Resource::Nofile);
+    let few = rustix::process::Rlimit { current: Some(200), ..before };
+    setrlimit(Resource::Nofile, few).expect("less is always possible");
+    let server = Server::small();
+    setrlimit(Resource::Nofile, before).expect("as it was");
+    assert_eq!(server.most_files(), tartlet::limits::DESCRIPTORS);
+    // More than one server instance may have; the next one is told so.
+    let port = launch(&server, "hello", &[]);
+    let idle: Vec<Http> = (0..tartlet::limits::HTTP_CONNECTIONS_PER_SERVER)
+        .map(|_| {
+            let mut http = Http::connect(port);
+            assert_eq!(http.get("/").status, 200);
+            http
+        })
+        .collect();
+    assert_eq!(Http::connect(port).head().map(|head| head.status), Some(503));
+    let other = launch(&server, "hello", &[]);
+    assert_eq!(Http::connect(other).get("/").status, 200);
+    drop(idle);
+}
+
 /// The requests that a web page of another site could make, whose name may even lead here.
 #[test]
 fn strangers_are_refused_before_an_instance_is_made() {
@@ -272,12 +305,20 @@ fn strangers_are_refused_before_an_instance_is_made() {
 fn too_much_and_too_slow_are_refused() {
     let server = Server::small();
     let port = launch(&server, "web", &[]);
-    // A head that never ends is closed in its time; it waits beside the others.
-    let slow = std::thread::spawn(move || {
-        let mut http = Http::connect(port);
-        http.write(b"GET / HTTP/1.1\r\nHost: loc").expect("the server reads");
-        http.head().map(|head| head.status)
-    });
+    // A head that never ends is closed in its time, and a body answered; they wait beside the others.
+    let slow = |text: &'static [u8]| {
+        std::thread::spawn(move || {
+            let mut http = Http::connect(port);
+            http.write(text).expect("the server reads");
+            http.head().map(|head| head.status)
+        })
+    };
+    let slow_head = slow(b"GET / HTTP/1.1\r\nHost: loc");
+    let slow_body =
+        slow(b"POST /count HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nfirst of all");
+    // So is one that takes nothing of its answer, with its instance.
+    let mut deaf = Http::connect(port);
+    deaf.send("GET", "/flood?1000000000", &[], b"");
     let mut huge = Http::connect(port);
     let _ = huge.write(format!("GET /{} HTTP/1.1\r\n", "a".repeat(100_000)).as_bytes()); // it may not read all
     assert!(huge.head().is_none_or(|head| matches!(head.status, 414 | 431)));
@@ -296,8 +337,14 @@ fn too_much_and_too_slow_are_refused() {
     let sent = (0..65).try_for_each(|_| http.chunk(&piece));
     assert!(sent.is_err() || http.head().is_none_or(|head| head.status == 413));
     assert_eq!(Http::connect(port).post("/count", b"fits").text(), "4 bytes\n");
-    assert!(matches!(slow.join().expect("it does not panic"), None | Some(408)));
+    assert!(matches!(slow_head.join().expect("it does not panic"), None | Some(408)));
+    assert_eq!(slow_body.join().expect("it does not panic"), Some(408));
     nothing_is_left(&server);
+    assert_eq!(deaf.head().expect("what was sent before").status, 200);
+    assert!(
+        std::iter::repeat_with(|| deaf.read_chunk(&mut Vec::new())).any(|chunk| chunk.is_err()),
+        "it breaks off"
+    );
 }
 
 #[test]
@@ -320,6 +367,17 @@ fn a_client_that_goes_takes_its_instance_and_its_pages_along() {
     assert_eq!(http.head().expect("a head").status, 200);
     drop(http);
     nothing_is_left(&server);
+    // Where something lies before the end of what it sent: a next request, a body that nobody reads.
+    let unread = vec![b'x'; 300_000];
+    for (method, lines, behind) in
+        [("GET", "X-No: body", &b"GET /seen HTTP/1.1\r\n"[..]), ("POST", "Content-Length: 1000000", &unread)]
+    {
+        let mut http = Http::connect(port);
+        http.send(method, "/never", &[lines], behind);
+        until("it runs", || status(&server, "instances.active_count") == 1);
+        drop(http);
+        nothing_is_left(&server);
+    }
 }
 
 /// However a program ends, its client learns that the answer is none, or not whole, and the next request is answered.
@@ -339,6 +397,36 @@ fn a_program_that_fails_is_told_as_what_it_is() {
     assert_eq!(Http::connect(port).get("/seen").status, 200);
     assert!(server.log().contains("before the head"), "the log says why");
     server.assert_alive();
+    nothing_is_left(&server);
+}
+
+/// An answer of which no body goes out is out at once, and so is one that breaks; a program may go on behind it for a while.
+#[test]
+fn who_has_answered_may_write_something_down_and_then_ends() {
+    let server = Server::small();
+    let port = launch(&server, "web", &[]);
+    for (method, status) in [("GET", 204), ("GET", 304), ("HEAD", 200), ("GET", 200)] {
+        let query = format!("{status}&{method}");
+        let mut http = Http::connect(port);
+        http.send(method, &format!("/afterwards?{query}"), &[], b"");
+        assert_eq!(http.head().expect("a head").status, status, "{query}");
+        until("it has written", || Http::connect(port).get("/afterwards-kept").text() == query);
+    }
+    // These would be the server instance's last places.
+    for _ in 0..PLACES {
+        let mut http = Http::connect(port);
+        http.send("HEAD", "/drip?1", &[], b"");
+        assert_eq!(http.head().expect("a head").status, 200);
+    }
+    nothing_is_left(&server);
+
+    let whole = Http::connect(port).get("/lives-on");
+    assert_eq!((whole.status, whole.text(), whole.whole), (200, "all of it\n", true));
+    let broken = Http::connect(port).get("/lives-on-broken");
+    assert_eq!((broken.status, broken.text(), broken.whole), (200, "so far", false));
+    let none = Http::connect(port).get("/lives-on-silent");
+    assert_eq!(none.status, 500);
+    assert!(none.text().contains("threw its way to answer away"), "{}", none.text());
     nothing_is_left(&server);
 }
 

@@ -42,6 +42,10 @@ fn schemas() -> Vec<Value> {
         json!({"type": "integer", "exclusiveMinimum": 3, "exclusiveMaximum": 5}),
         json!({"type": "array", "minItems": 3, "maxItems": 5, "items": {"type": "integer", "minimum": 17, "maximum": 2300}}),
         json!({"type": "string", "minLength": 5}),
+        json!({"type": "integer", "minimum": -1e300, "maximum": -999_999_999_999_990i64}),
+        json!({"type": "array", "items": {"type": "integer", "exclusiveMinimum": 999_999_999_999_000u64, "maximum": u64::MAX}}),
+        json!({"oneOf": [{"const": 1}, {"enum": [2, 2.5, "1"]}, {"type": "boolean"}]}),
+        json!({"enum": [1, 12, 123, 1234, "1", "12", [1], [1, 2]]}),
         json!({}),
     ]
 }
@@ -166,6 +170,80 @@ fn noise_becomes_what_the_schema_says() {
     assert_valid(&pairs);
 }
 
+/// The text as a model would write it that offers one letter at a time.
+fn spelled(schema: &Value, vocabulary: &Vocabulary, text: &str) -> String {
+    let grammar = compile(schema, vocabulary).unwrap_or_else(|why| panic!("{why}: {schema}"));
+    let mut writer = Writer::new(&grammar, vocabulary, 10_000).expect("enough tokens");
+    let mut written = Vec::new();
+    while !writer.ended() {
+        written.extend(writer.forced().into_iter().flat_map(|id| vocabulary.text(id).to_vec()));
+        let next = text.as_bytes().get(written.len()).map_or(END, |&byte| u32::from(byte));
+        let Some(id) = writer.choose([next], &[END]) else { break };
+        written.extend_from_slice(vocabulary.text(id));
+    }
+    String::from_utf8(written).expect("UTF-8")
+}
+
+/// However many there are, and however long: none is out of the model's reach.
+#[test]
+fn every_one_of_many_can_be_written() {
+    let vocabulary = vocabulary();
+    let many: Vec<String> = (0..500).map(|number| format!("{}{number}", "x".repeat(number / 5))).collect();
+    for value in &many {
+        let text = Value::from(value.as_str()).to_string();
+        assert_eq!(spelled(&json!({"enum": many}), &vocabulary, &text), text);
+    }
+    let optional = |count: usize| {
+        let names = (0..count).map(|number| (format!("p{number:02}"), json!({"type": "null"})));
+        json!({"type": "object", "properties": names.collect::<serde_json::Map<_, _>>()})
+    };
+    for name in ["p00", "p31", "p62"] {
+        let text = format!("{{\"{name}\": null}}");
+        assert_eq!(spelled(&optional(63), &vocabulary, &text), text);
+    }
+    let refused = compile(&optional(64), &vocabulary).err();
+    let sentence =
+        "the schema has an object with too many properties that are not required, and 64 are followed";
+    assert_eq!(refused.as_deref(), Some(sentence));
+    let anything: Vec<Value> = (0..65).map(|length| json!({"type": "string", "minLength": length})).collect();
+    assert!(compile(&json!({"anyOf": anything[..64]}), &vocabulary).is_ok());
+    assert!(compile(&json!({"anyOf": anything}), &vocabulary).is_err());
+}
+
+/// A `oneOf` is one only where no value is two of it, whatever of each we would write.
+#[test]
+fn one_of_is_taken_where_no_value_could_be_two() {
+    let vocabulary = vocabulary();
+    let kind = |kind: Value| json!({"type": "object", "properties": {"kind": kind}, "required": ["kind"]});
+    let untyped = json!({"properties": {"kind": {"const": "a"}}, "required": ["kind"]});
+    // {"x": "text"} is the second and the third, which shows only once the first is known.
+    let recursive = json!({"$ref": "#/$defs/x", "$defs": {"x": {"oneOf": [{"type": "string"},
+        {"type": "object", "properties": {"x": {"$ref": "#/$defs/x"}}, "required": ["x"]},
+        {"type": "object", "properties": {"x": {"type": "string"}}, "required": ["x"]}]}}});
+    let of = |a: Value, b: Value| json!({"oneOf": [a, b]});
+    for (schema, taken) in [
+        (of(json!({"const": 1}), json!({"const": 2})), true),
+        (of(json!({"const": 1}), json!({"const": 1.0})), false),
+        (
+            of(json!({"enum": [[1, {"a": 2, "b": 0}]]}), json!({"enum": [[1.0, {"b": -0.0, "a": 2.0}]]})),
+            false,
+        ),
+        (of(json!({"type": "integer", "enum": [1, 2.0]}), json!({"const": 2})), false),
+        (of(kind(json!({"const": "a"})), kind(json!({"const": "b"}))), true),
+        (of(kind(json!({"const": 1})), kind(json!({"const": 1.0}))), false),
+        (of(kind(json!({"const": 1})), kind(json!({"minLength": 2}))), false),
+        (of(kind(json!({"const": 1})), kind(json!({"type": "string"}))), true),
+        (of(untyped.clone(), json!({"type": "string"})), false),
+        (of(untyped, kind(json!({"const": "b"}))), false),
+        (of(json!({"maximum": 3}), json!({"type": "string"})), false),
+        (of(json!({}), json!({"type": "string"})), false),
+        (recursive, false),
+    ] {
+        let compiled = compile(&schema, &vocabulary);
+        assert_eq!(compiled.is_ok(), taken, "{schema}: {:?}", compiled.err());
+    }
+}
+
 /// What cannot be kept is refused by a sentence that names it.
 #[test]
 fn a_schema_that_cannot_be_kept_is_refused_by_name() {
@@ -194,6 +272,14 @@ fn a_schema_that_cannot_be_kept_is_refused_by_name() {
         (
             json!({"type": "integer", "minimum": 3, "maximum": 2}),
             "no finite text is what the schema asks for",
+        ),
+        (
+            json!({"type": "integer", "minimum": 1e16}),
+            "the integers at # of the schema have more than 15 digits",
+        ),
+        (
+            json!({"items": {"type": "integer", "exclusiveMaximum": i64::MIN}}),
+            "the integers at #/items of the schema have more than 15 digits",
         ),
         (json!({"enum": []}), "no finite text is what the schema asks for"),
         (json!({"type": "text"}), "\"text\" at # of the schema is no type"),

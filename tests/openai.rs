@@ -54,6 +54,16 @@ checks! {
     thirty_two_at_once_all_finish
 }
 
+/// A prompt that is longer than what there is room for, or leaves too little of it, is told so in that API's form.
+#[test]
+fn what_the_context_does_not_hold_is_refused() {
+    let folder = Folder::new();
+    let config = folder.path("small.toml");
+    std::fs::write(&config, "[engine]\nkv_tokens = 256\n").expect("the folder can be written to");
+    let mut server = Server::open_with(&["--openai", "0", "--config", config.to_str().expect("UTF-8")]);
+    check("what_the_context_does_not_hold_is_refused", &mut server);
+}
+
 /// Whoever goes away in the middle of an answer ends it, and its pages are back.
 #[test]
 fn who_leaves_stops_it() {
@@ -68,12 +78,18 @@ fn who_leaves_stops_it() {
             let busy = ["instances.active_count", "resource.0.used"]
                 .map(|key| status.iter().find(|(name, _)| name.ends_with(key)).expect("the key").1.clone());
             if busy == ["0", "0"] {
-                return;
+                break;
             }
             assert!(since.elapsed() < PATIENCE, "{status:?}");
             smol::Timer::after(Duration::from_millis(20)).await;
         }
     });
+    // The log has how each ended: one listed the models, and none of the answers came to its own end.
+    let ended = |how: &str| {
+        let log = server.log();
+        log.lines().filter(|line| line.contains(" ended ") && line.ends_with(how)).count()
+    };
+    assert_eq!((ended("code=1"), ended("code=3")), (1, 8), "{}", server.log());
 }
 
 /// A program that is not there, or is no server, ends the start with a sentence.

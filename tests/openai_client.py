@@ -156,6 +156,25 @@ def mistakes_are_answered_in_its_form():
         assert status != 405 or headers["allow"] in ("GET", "POST"), headers
 
 
+def what_the_context_does_not_hold_is_refused():
+    """Of a server whose pages hold 256 tokens."""
+    bad, long, code = openai.BadRequestError, "one two three " * 100, "context_length_exceeded"
+    said = [{"role": "user", "content": long}]
+    for options in ({}, {"stream": True}, {"max_tokens": 1}):
+        told = refused(bad, lambda: chat(messages=said, **options), "messages", code)
+        assert "holds 256 tokens" in told, told
+    text = lambda **options: client.completions.create(model=MODEL, temperature=0, **options)
+    refused(bad, lambda: text(prompt=long), "prompt", code)
+    # The prompt alone fits, and what is asked for behind it does not.
+    refused(bad, lambda: chat(max_tokens=250), "messages", code)
+    refused(bad, lambda: text(prompt="one", max_tokens=256), "prompt", code)
+    # Who asks for no number gets what is left.
+    whole = chat(messages=[{"role": "user", "content": "Tell a very long story."}], temperature=1)
+    assert whole.usage.total_tokens <= 256, whole
+    whole = text(prompt="one two three " * 83)
+    assert whole.usage.prompt_tokens < whole.usage.total_tokens <= 256, whole
+
+
 def answers_follow_a_schema():
     class Person(BaseModel):
         name: str

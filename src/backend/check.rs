@@ -42,14 +42,43 @@ pub struct Check {
 pub struct Found {
     /// So many cases were right.
     pub cases: usize,
-    /// Digest of all that the device computed: the same on every device.
-    pub digest: Option<String>,
-    /// Where devices differ in the last bits: some of the numbers.
-    pub sample: Option<Sample>,
+    /// What each launch computed, for the comparison with another device.
+    pub launches: Vec<Launched>,
     /// Bytes per second that must be moved: what is read once and what is written.
     pub rate: Option<f64>,
     /// Multiplications and additions per second, where these may be the limit.
     pub operations: Option<f64>,
+}
+
+/// One launch and what came out of it.
+#[derive(Debug)]
+pub struct Launched {
+    /// The kernel and the shape; unlike every other of its check.
+    pub name: String,
+    /// What its data follow from.
+    pub seed: u64,
+    pub result: Outcome,
+}
+
+#[derive(Debug)]
+pub enum Outcome {
+    /// The digest of all its bits: the same on every device.
+    Digest(String),
+    /// Where devices differ in the last bits: some of the numbers.
+    Sample(Sample),
+}
+
+impl Launched {
+    /// A launch whose bits depend on no device.
+    pub fn exact(name: String, seed: u64, bytes: &[u8]) -> Launched {
+        Launched { name, seed, result: Outcome::Digest(blake3::hash(bytes).to_hex().to_string()) }
+    }
+
+    /// A launch whose numbers are nearly the same on every device, `within` what [`Sample`] says.
+    pub fn near(name: String, seed: u64, bytes: &[u8], within: f64) -> Launched {
+        let numbers = bytes.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes));
+        Launched { name, seed, result: Outcome::Sample(Sample::of(numbers, within)) }
+    }
 }
 
 /// Numbers that are nearly the same on every device.
@@ -61,17 +90,24 @@ pub struct Sample {
 }
 
 impl Sample {
-    /// Every so many numbers one is taken: a prime, so that no row and no head is passed over.
+    /// Of more numbers than this some are taken: it is megabytes else.
+    const ALL: usize = 1024;
+    /// Every so many numbers one: a prime, so that no row and no head is passed over.
     const STEP: usize = 17;
 
-    pub fn of(numbers: impl Iterator<Item = f32>, within: f64) -> Sample {
-        Sample { numbers: numbers.step_by(Sample::STEP).collect(), within }
+    fn of(numbers: impl ExactSizeIterator<Item = f32>, within: f64) -> Sample {
+        let step = if numbers.len() > Sample::ALL { Sample::STEP } else { 1 };
+        Sample { numbers: numbers.step_by(step).collect(), within }
     }
 }
 
 impl Found {
     pub fn right(cases: usize) -> Found {
         Found { cases, ..Found::default() }
+    }
+
+    pub fn launches(launches: Vec<Launched>) -> Found {
+        Found { cases: launches.len(), launches, ..Found::default() }
     }
 
     pub fn rate(rate: f64) -> Found {

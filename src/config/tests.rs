@@ -71,6 +71,29 @@ fn of_one_subject(name: Name) -> bool {
 }
 
 #[test]
+fn what_runs_the_model_is_chosen_by_name() {
+    let engine = |text: &str, flags: Flags| checked(text, flags).map(|config| config.engine);
+    let flags = |backend: &str| Flags {
+        backend: Some(backend.to_owned()),
+        libcuda: Some("l.so".into()),
+        ..no_auth()
+    };
+    for (name, which) in [("auto", None), ("cuda", Some(Which::Cuda)), ("cpu", Some(Which::Cpu))] {
+        let text = format!("[engine]\nbackend = \"{name}\"\nlibcuda = \"drv/libcuda.so.1\"");
+        let of_file = engine(&text, no_auth()).unwrap();
+        assert_eq!(of_file.backend, which);
+        assert_eq!(of_file.libcuda.as_deref(), Some(Path::new("/etc/tartlet/drv/libcuda.so.1")));
+        // The command line wins, and a configuration of what was read means the same.
+        let of_flags = engine("[engine]\nbackend = \"cpu\"\nlibcuda = \"x\"", flags(name)).unwrap();
+        assert_eq!((of_flags.backend, of_flags.libcuda.as_deref()), (which, Some(Path::new("l.so"))));
+        let again = engine(&of_file.section(), no_auth()).unwrap();
+        assert_eq!((again.backend, again.libcuda), (of_file.backend, of_file.libcuda));
+    }
+    let said = engine("[engine]\nbackend = \"gpu\"", no_auth()).expect_err("no such backend");
+    assert_eq!(said, "[engine] backend = \"gpu\" is none of auto, cuda, cpu.");
+}
+
+#[test]
 fn quotas_are_set_by_name_and_one_subject_alone_may_have_everything() {
     let text =
         "[quotas]\nfuel = 5\nsubject_fuel_per_second = 7\nsubject_memory_bytes = 9\ntotal_instances = 3";

@@ -496,6 +496,19 @@ mod tests {
         Fault("none expected".into())
     }
 
+    /// Whoever starts it hears why there is none, and nobody is told of a fault.
+    #[test]
+    fn an_engine_without_a_backend_does_not_start() {
+        type Made = Result<Box<dyn Backend>, &'static str>;
+        let start = |backend: fn() -> Made| {
+            let (notices, _notices) = smol::channel::bounded(1);
+            let fault = |why| panic!("{why}");
+            Engine::start(backend, Box::new(()), Reuse::default(), notices, fault).map(drop)
+        };
+        assert!(matches!(start(|| Err("no device")), Err(NotStarted::Backend("no device"))));
+        assert!(matches!(start(|| panic!("as asked")), Err(NotStarted::Panicked)));
+    }
+
     #[test]
     fn a_lone_request_is_answered_and_the_engine_ends_with_its_last_handle() {
         let World { engine, faults, .. } = start((), usize::MAX, no_fault);

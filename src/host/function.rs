@@ -196,20 +196,31 @@ impl Interface {
     }
 
     fn add<A: Lift, R: Lower>(
-        mut self,
+        self,
         name: &'static str,
         run: impl Fn(StoreContextMut<'_, Cx>, Canon, &[Val]) -> Result<Answer, Trap> + Send + Sync + 'static,
     ) -> Interface {
         const { assert!(A::FLAT <= FLAT_PARAMETERS, "arguments through memory are not supported") };
-        let parameters = match A::shape() {
+        self.row(name, A::shape, (R::FLAT > 0).then_some(R::shape as fn() -> Shape), Arc::new(run))
+    }
+
+    /// What is the same for every function, and so is in the binary once.
+    #[inline(never)]
+    fn row(
+        mut self,
+        name: &'static str,
+        arguments: fn() -> Shape,
+        result: Option<fn() -> Shape>,
+        run: Arc<Run>,
+    ) -> Interface {
+        let parameters = match arguments() {
             Shape::Tuple(parameters) => parameters,
             one => vec![one],
         };
-        let result = (R::FLAT > 0).then(R::shape);
-        let signature = Signature { parameters, result };
+        let signature = Signature { parameters, result: result.map(|shape| shape()) };
         let place = format!("{}.{name}", self.name).into();
         let lowered = signature.lowered();
-        self.functions.push(HostFunction { name, signature, place, lowered, run: Arc::new(run) });
+        self.functions.push(HostFunction { name, signature, place, lowered, run });
         self
     }
 }

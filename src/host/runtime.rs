@@ -5,6 +5,7 @@ use super::common::{DebugQueryResult, TRAITS};
 use super::{Cx, Interface, Trap};
 use crate::limits;
 use crate::model::Model;
+use crate::quota::Name;
 use std::sync::Arc;
 
 pub fn interface() -> Interface {
@@ -60,6 +61,15 @@ fn models_with_traits(cx: &mut Cx, traits: Vec<String>) -> Result<Vec<String>, T
     Ok(if has_all { vec![cx.model.name.clone()] } else { vec![] })
 }
 
+/// Tokens of the longest sequence that this instance can have computed: what the model was made for, where so many fit the KV
+/// pages that it may have, and one pass.
+fn context_length(cx: &Cx) -> u64 {
+    let (info, quotas) = (cx.engine.info(), &cx.allowance.quotas);
+    let own = quotas.get(Name::KvPages).min(quotas.get(Name::SubjectKvPages));
+    let pages = own.min(info.pages.into()).saturating_mul(info.page_size.into());
+    pages.min(cx.model.shape.context.into()).min(limits::PASS_ROWS as u64)
+}
+
 /// Fuel of a question about all instances: some 50 µs for a full box.
 const DEBUG_QUERY_FUEL: u64 = 12_500;
 
@@ -70,6 +80,7 @@ fn debug_query(cx: &mut Cx, query: String) -> Result<Own<DebugQueryResult>, Trap
     let answer = match query.as_str() {
         "ping" => "pong".to_owned(),
         "get_instance_count" => cx.directory.count_of(&cx.subject).to_string(),
+        "get_context_length" => context_length(cx).to_string(),
         "get_server_instance_count" => cx.servers.of(Some(&cx.subject)).len().to_string(),
         "list_running_instances" => lines(
             running()

@@ -3,9 +3,10 @@
 //! Owns: HTTP/1.1 as hyper speaks it, the bounds on both messages, and what a failure is called. A redirect is a response
 //! like any other: following it would be another request, which the guest makes or not. Never: who may be called.
 
-use super::connect::{Lookup, Socket, connect};
+use super::connect::{Lookup, connect};
 use super::{Job, timed};
 use crate::limits;
+use crate::socket::Socket;
 use crate::transfer::{ErrorCode, Promise, Reader, Writer, pipe};
 use bytes::Bytes;
 use http::StatusCode;
@@ -13,6 +14,7 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::client::conn::http1;
 use smol::Timer;
 use smol::future::or;
+use smol::net::TcpStream;
 use std::future::{pending, poll_fn};
 use std::io;
 use std::pin::Pin;
@@ -35,12 +37,12 @@ async fn exchange(job: Job, lookup: &Lookup) {
     };
     let connected = async { Some(connect(&target, &allowed, lookup, within.connect, &refusals).await) };
     match or(unwanted, connected).await {
-        Some(Ok(socket)) => {
+        Some(Ok(stream)) => {
             let unwanted = async {
                 let _ = wanted.recv().await;
                 Err(ErrorCode::ConnectionTerminated)
             };
-            converse(socket, request, within.answer, within.silence, promise, unwanted).await;
+            converse(stream, request, within.answer, within.silence, promise, unwanted).await;
         }
         Some(Err(why)) => {
             // The guest still writes its body, and then learns the reason.
@@ -54,7 +56,7 @@ async fn exchange(job: Job, lookup: &Lookup) {
 }
 
 async fn converse(
-    socket: Socket,
+    stream: TcpStream,
     request: http::Request<Reader>,
     answer: Duration,
     silence: Duration,
@@ -64,7 +66,7 @@ async fn converse(
     let handshake = http1::Builder::new()
         .max_buf_size(limits::HTTP_HEAD_BYTES)
         .max_headers(limits::HTTP_HEAD_FIELDS)
-        .handshake(socket)
+        .handshake(Socket::new(stream, silence))
         .await;
     let (mut sender, connection) = match handshake {
         Ok(parts) => parts,
@@ -177,6 +179,7 @@ fn code(error: &hyper::Error) -> ErrorCode {
         if let Some(io) = cause.downcast_ref::<io::Error>() {
             return match io.kind() {
                 io::ErrorKind::UnexpectedEof => ErrorCode::HttpResponseIncomplete,
+                io::ErrorKind::TimedOut => ErrorCode::ConnectionWriteTimeout,
                 io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput => ErrorCode::HttpProtocolError,
                 _ => ErrorCode::ConnectionTerminated,
             };

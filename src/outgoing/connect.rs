@@ -1,21 +1,18 @@
-//! From a host to a socket: look its name up once, judge each address, connect to the very address that was judged.
+//! From a host to a connection: look its name up once, judge each address, connect to the very address that was judged.
 //!
-//! Owns: that order, and what a failure on the way is called. Never: what is said over the socket, or who may be called.
+//! Owns: that order, its time, and what a failure on the way is called. Never: what is said over the socket, or who may be called.
 
 use super::policy::{Allowed, Host, Target};
 use super::{Refusals, timed};
 use crate::limits;
 use crate::transfer::ErrorCode;
-use hyper::rt::{Read, ReadBufCursor, Write};
-use smol::io::{AsyncRead, AsyncWrite};
 use smol::lock::Semaphore;
 use smol::net::TcpStream;
 use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 type Addresses = io::Result<Vec<IpAddr>>;
 
@@ -40,14 +37,16 @@ pub fn system() -> Lookup {
     })
 }
 
-/// A socket to `target`, whose host may be called. Addresses are tried one after the other, each for its share of the time.
+/// A connection to `target`, whose host may be called. Addresses are tried one after the other, each for its share of what is
+/// left of the time.
 pub async fn connect(
     target: &Target,
     allowed: &Allowed,
     lookup: &Lookup,
     within: Duration,
     refusals: &Refusals,
-) -> Result<Socket, ErrorCode> {
+) -> Result<TcpStream, ErrorCode> {
+    let deadline = Instant::now() + within;
     let addresses = match &target.host {
         Host::Address(address) => vec![*address],
         Host::Name(name) => {
@@ -57,7 +56,7 @@ pub async fn connect(
     };
     let mut failed = dns_error(format!("{target} has no address"));
     let tried = addresses.len().clamp(1, limits::ADDRESSES_TRIED);
-    for address in addresses.into_iter().take(tried) {
+    for (address, left) in addresses.into_iter().take(tried).zip((1..=tried as u32).rev()) {
         let address = SocketAddr::new(address, target.port);
         if !allowed.address(address) {
             let entry = Target::literal(address);
@@ -69,8 +68,9 @@ pub async fn connect(
             continue;
         }
         let connected = async { TcpStream::connect(address).await.map_err(|e| refused(&e)) };
-        match timed(within / tried as u32, ErrorCode::ConnectionTimeout, connected).await {
-            Ok(stream) => return Ok(Socket(stream)),
+        let share = deadline.saturating_duration_since(Instant::now()) / left;
+        match timed(share, ErrorCode::ConnectionTimeout, connected).await {
+            Ok(stream) => return Ok(stream),
             Err(why) => failed = why,
         }
     }
@@ -87,43 +87,5 @@ fn refused(cause: &io::Error) -> ErrorCode {
         io::ErrorKind::TimedOut => ErrorCode::ConnectionTimeout,
         io::ErrorKind::NetworkUnreachable => ErrorCode::DestinationIpUnroutable,
         _ => ErrorCode::DestinationUnavailable,
-    }
-}
-
-/// A connection as hyper wants it.
-pub struct Socket(TcpStream);
-
-/// Bytes of one read.
-const READ_BYTES: usize = 8 * 1024;
-
-impl Read for Socket {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        mut buffer: ReadBufCursor<'_>,
-    ) -> Poll<io::Result<()>> {
-        let mut bytes = [0; READ_BYTES];
-        let room = buffer.remaining().min(READ_BYTES);
-        let read = ready!(Pin::new(&mut self.0).poll_read(context, &mut bytes[..room]))?;
-        buffer.put_slice(&bytes[..read]);
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl Write for Socket {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(context, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_close(context)
     }
 }

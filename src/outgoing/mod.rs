@@ -11,6 +11,7 @@
 
 use crate::identity::{InstanceId, Subject};
 use crate::limits;
+use crate::places::{self, Full, Places};
 use crate::transfer::{ErrorCode, Promise, Promised, Reader, promise};
 use connect::Lookup;
 use http::header::{HOST, HeaderValue};
@@ -21,8 +22,8 @@ use smol::future::{FutureExt, or};
 use smol::{Executor, Timer};
 use std::convert::Infallible;
 use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 mod client;
@@ -42,7 +43,7 @@ const NO_TLS: &str = "https is not spoken by this server: send http to a TLS pro
 #[derive(Clone)]
 pub struct Outgoing {
     allowed: Arc<Allowed>,
-    places: Places,
+    on_their_way: OnTheirWay,
     jobs: Sender<Job>,
 }
 
@@ -60,7 +61,7 @@ pub fn outgoing(allowed: Allowed) -> (Outgoing, Sending) {
 fn with_lookup(allowed: Allowed, lookup: Lookup) -> (Outgoing, Sending) {
     let (sender, jobs) = smol::channel::bounded(limits::OUTGOING);
     (
-        Outgoing { allowed: Arc::new(allowed), places: Places::default(), jobs: sender },
+        Outgoing { allowed: Arc::new(allowed), on_their_way: OnTheirWay::new(), jobs: sender },
         Sending { jobs, lookup },
     )
 }
@@ -198,8 +199,8 @@ impl Line {
         let path = uri.path_and_query().map_or("/", |path| path.as_str());
         let path: Uri = path.parse().map_err(|_| ErrorCode::HttpRequestUriInvalid)?;
         let host = HeaderValue::try_from(target.to_string()).map_err(|_| ErrorCode::HttpRequestUriInvalid)?;
-        let place = self.outgoing.places.take(self.instance, &self.subject);
-        let place = place.ok_or(ErrorCode::ConnectionLimitReached)?;
+        let place = self.outgoing.on_their_way.take(self.instance, &self.subject);
+        let place = place.map_err(|_| ErrorCode::ConnectionLimitReached)?;
         *request.uri_mut() = path;
         request.headers_mut().insert(HOST, host);
         Ok((target, place))
@@ -226,43 +227,26 @@ impl Refusals {
     }
 }
 
-/// Who has requests on their way: an entry for each, of at most [`limits::OUTGOING`].
-#[derive(Clone, Default)]
-struct Places(Arc<Mutex<Vec<(InstanceId, Subject)>>>);
-
-/// A request's place, until this is dropped.
-struct Place {
-    places: Places,
-    instance: InstanceId,
+/// Who has requests on their way.
+#[derive(Clone)]
+struct OnTheirWay {
+    of_instance: Places<InstanceId>,
+    of_subject: Places<Subject>,
 }
 
-impl Places {
-    fn take(&self, instance: InstanceId, subject: &Subject) -> Option<Place> {
-        let mut taken = self.lock();
-        let of_instance = taken.iter().filter(|(other, _)| *other == instance).count();
-        let of_subject = taken.iter().filter(|(_, other)| other == subject).count();
-        if taken.len() >= limits::OUTGOING
-            || of_subject >= limits::OUTGOING_PER_SUBJECT
-            || of_instance >= limits::OUTGOING_PER_INSTANCE
-        {
-            return None;
+/// A request's place among its instance's, and among its subject's.
+type Place = (places::Place<InstanceId>, places::Place<Subject>);
+
+impl OnTheirWay {
+    fn new() -> OnTheirWay {
+        OnTheirWay {
+            of_instance: Places::new(limits::OUTGOING, limits::OUTGOING_PER_INSTANCE),
+            of_subject: Places::new(limits::OUTGOING, limits::OUTGOING_PER_SUBJECT),
         }
-        taken.push((instance, subject.clone()));
-        Some(Place { places: self.clone(), instance })
     }
 
-    /// Whole between any two statements here.
-    fn lock(&self) -> MutexGuard<'_, Vec<(InstanceId, Subject)>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut taken = self.places.lock();
-        if let Some(at) = taken.iter().position(|(instance, _)| *instance == self.instance) {
-            taken.swap_remove(at);
-        }
+    fn take(&self, instance: InstanceId, subject: &Subject) -> Result<Place, Full> {
+        Ok((self.of_instance.take(&instance)?, self.of_subject.take(subject)?))
     }
 }
 

@@ -81,7 +81,7 @@ async fn read(body: &Reader) -> Result<(Vec<u8>, Option<HeaderMap>), ErrorCode> 
         poll_fn(|context| body.poll_ready(context)).await;
         match body.take(usize::MAX) {
             Taken::Bytes(bytes) => whole.extend_from_slice(&bytes),
-            Taken::End(trailers) => return Ok((whole, trailers)),
+            Taken::End => return Ok((whole, body.trailers())),
             Taken::Broken(why) => return Err(why),
             Taken::Nothing => {}
         }
@@ -337,7 +337,7 @@ fn places_are_bounded_for_each_and_for_all_and_come_back() {
     let (listener, address) = smol::block_on(listener());
     let url = format!("http://{address}/");
     let rig = rig(&[address.to_string()], &[]);
-    let (outgoing, places) = (rig.outgoing.clone(), rig.outgoing.places.clone());
+    let (outgoing, places) = (rig.outgoing.clone(), rig.outgoing.on_their_way.of_subject.clone());
     rig.run(async |_| {
         let full =
             |sent: Sent| async move { settled(&sent).await.err() == Some(ErrorCode::ConnectionLimitReached) };
@@ -353,13 +353,13 @@ fn places_are_bounded_for_each_and_for_all_and_come_back() {
         }
         let line = outgoing.line(InstanceId::random(), Subject::new("c"), &Allowed::default());
         assert!(full(line.send(get(&url), within())).await, "all are taken");
-        assert_eq!(places.lock().len(), limits::OUTGOING);
+        assert_eq!(places.taken(), limits::OUTGOING);
         // A guest that lets go, or has ended, gives its places back, and its sockets with them.
         let (mut stream, _) = listener.accept().await.unwrap();
         until(&mut stream, "\r\n\r\n").await;
         held.clear();
         assert_eq!(stream.read(&mut [0]).await.unwrap_or(0), 0, "the connection is closed");
-        while !places.lock().is_empty() {
+        while places.taken() > 0 {
             smol::future::yield_now().await;
         }
     });

@@ -11,6 +11,7 @@
 use super::carrier::Carrier;
 use super::forward::{Shared, forward};
 use super::over::{Closing, Over, Until, Watch, refused};
+use super::seats::Seat;
 use super::session::{Effect, Session};
 use super::{Door, House};
 use crate::clock;
@@ -39,6 +40,7 @@ pub async fn serve<H: House>(
         impl Future<Output = ()>,
     >,
     door: &Door<H>,
+    seat: Seat,
     closing: Closing,
 ) {
     let Carrier { incoming, outgoing, linger } = carrier;
@@ -47,7 +49,7 @@ pub async fn serve<H: House>(
     let executor = Executor::new();
     let mut writer = executor.spawn(write(outgoing, outbox));
     let mut connection = Connection {
-        session: Session::new(door.verifier.as_ref(), door.uploads.clone()),
+        session: Session::new(door.verifier.as_ref(), door.uploads.clone(), seat),
         io: Io { door, frames, ends: Some(ends), shared: Shared::of_one_connection(), executor: &executor },
         ended,
         since: clock::now(),

@@ -6,23 +6,26 @@
 //! One server instance is one future with an executor of its own: dropping it closes its port and its connections and
 //! ends the instances that answer for it, and nothing else.
 
-use super::listener::{set_options, turn_away};
+use super::accept::accept;
 use super::names::Names;
 use super::over::{Over, Until, Watch};
+use super::paced::Paced;
 use super::request::Desk;
-use super::socket::{Clock, Socket};
+use crate::identity::{InstanceId, Subject};
 use crate::limits;
+use crate::places::Places;
 use crate::runtime::serve::{Place, Serve};
 use crate::runtime::{Ending, Runtime};
+use crate::socket::{Clock, Socket};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use smol::Executor;
+use smol::Timer;
 use smol::channel::{Receiver, Sender};
-use smol::future::{FutureExt, or};
-use smol::lock::Semaphore;
+use smol::future::or;
 use smol::net::{TcpListener, TcpStream};
-use smol::{Executor, Timer};
 use std::net::Ipv4Addr;
-use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
 /// Where server instances are launched. Cheap to clone.
@@ -71,9 +74,14 @@ impl Serving {
     pub async fn run(self) {
         let executor = Executor::new();
         let names = Arc::new(self.names);
+        let connections = Connections {
+            of_server: Places::new(limits::HTTP_CONNECTIONS, limits::HTTP_CONNECTIONS_PER_SERVER),
+            of_subject: Places::new(limits::HTTP_CONNECTIONS, limits::HTTP_CONNECTIONS_PER_SUBJECT),
+        };
         let launched = async {
             while let Ok(bound) = self.bound.recv().await {
-                executor.spawn(serve(bound, self.runtime.clone(), names.clone())).detach();
+                let serving = serve(bound, self.runtime.clone(), names.clone(), connections.clone());
+                executor.spawn(serving).detach();
             }
             std::future::pending().await // nobody can launch any more; those that run go on
         };
@@ -81,15 +89,31 @@ impl Serving {
     }
 }
 
+/// Who has connections to server instances.
+#[derive(Clone)]
+struct Connections {
+    of_server: Places<InstanceId>,
+    of_subject: Places<Subject>,
+}
+
 /// Serves one server instance to its end.
-async fn serve(bound: Bound, runtime: Runtime, names: Arc<Names>) {
+async fn serve(bound: Bound, runtime: Runtime, names: Arc<Names>, connections: Connections) {
     let Bound { place, listener } = bound;
     let server = place.server.clone();
     let executor = Arc::new(Executor::new());
     let desk = Arc::new(Desk::new(runtime, server.clone(), names, Arc::downgrade(&executor)));
     let until = server.serve.expires.map_or(Until::Never, Until::Date);
     let watch = Watch { until, closing: &server.stopping };
-    let over = executor.run(or(watch.ring(), accept(&listener, &desk, &executor))).await;
+    let enter = |stream| {
+        let of_server = connections.of_server.take(&server.id)?;
+        let of_subject = connections.of_subject.take(&server.serve.subject)?;
+        let desk = desk.clone();
+        Ok(async move {
+            let _places = (of_server, of_subject);
+            converse(stream, desk).await;
+        })
+    };
+    let over = executor.run(or(watch.ring(), accept(&listener, &executor, enter))).await;
     let ending = match over {
         Over::TokenExpired => Ending::Expired,
         _ => Ending::Aborted,
@@ -98,37 +122,8 @@ async fn serve(bound: Bound, runtime: Runtime, names: Arc<Names>) {
     server.end(ending); // before the executor goes, and with it all that answers for this one
 }
 
-async fn accept(listener: &TcpListener, desk: &Arc<Desk>, executor: &Executor<'static>) -> Over {
-    let places = Arc::new(Semaphore::new(limits::HTTP_CONNECTIONS));
-    loop {
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
-            Err(e) => {
-                tracing::warn!("a connection cannot be accepted: {e}");
-                Timer::after(limits::ACCEPT_PAUSE).await;
-                continue;
-            }
-        };
-        let Some(place) = places.try_acquire_arc() else {
-            turn_away(&stream, limits::HTTP_CONNECTIONS);
-            continue;
-        };
-        let desk = desk.clone();
-        let connection = async move {
-            let _place = place;
-            if AssertUnwindSafe(converse(stream, desk)).catch_unwind().await.is_err() {
-                tracing::error!("a connection was ended by a fault of the server; the others go on");
-            }
-        };
-        executor.spawn(connection).detach();
-    }
-}
-
 /// One connection: requests and their answers, one after the other.
 async fn converse(stream: TcpStream, desk: Arc<Desk>) {
-    if let Err(e) = set_options(&stream) {
-        tracing::debug!("socket options were not set: {e}");
-    }
     let service = service_fn(move |request| {
         let desk = desk.clone();
         async move { desk.answer(request).await }
@@ -138,8 +133,24 @@ async fn converse(stream: TcpStream, desk: Arc<Desk>) {
         .header_read_timeout(limits::HTTP_HEAD_WITHIN)
         .max_buf_size(limits::HTTP_HEAD_BYTES)
         .max_headers(limits::HTTP_HEAD_FIELDS)
-        .serve_connection(Socket::new(stream), service);
-    if let Err(e) = connection.await {
-        tracing::debug!(target: "http", "a connection ended: {e}");
+        .serve_connection(Socket::new(Paced::new(stream.clone()), limits::HTTP_READ_STALL), service);
+    let served = async {
+        if let Err(e) = connection.await {
+            tracing::debug!(target: "http", "a connection ended: {e}");
+        }
+    };
+    or(served, gone(&stream)).await;
+}
+
+/// Returns once the client has gone. hyper, which reads, sees it only where nothing lies before the end: not behind a body
+/// that its program does not read, nor behind a next request.
+async fn gone(stream: &TcpStream) {
+    loop {
+        Timer::after(limits::HTTP_LOOK).await;
+        let mut state = [PollFd::new(stream, PollFlags::RDHUP)];
+        // Errors and the end of both directions are always told.
+        if poll(&mut state, Some(&Timespec::default())).is_ok_and(|told| told > 0) {
+            return;
+        }
     }
 }

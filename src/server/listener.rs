@@ -1,25 +1,25 @@
-//! Sockets: accept, bound their number, shake hands, hand over.
+//! The door's listener: a seat for each connection, the handshake, the end of all.
 //!
-//! Owns: the accept loop, which nothing slow can hold up (the handshake runs beside it, with a limit), socket options, and
-//! the border at which a panic of one connection stops. Never: what a connection says.
+//! Owns: the handshake, which holds nobody else up and has a limit, and what becomes of connections when the server stops.
+//! Never: what a connection says.
 
+use super::accept::accept;
 use super::over::Closing;
 use super::paced::Paced;
+use super::seats::Seat;
 use super::upgrade::{self, Judgement};
 use super::{Door, House};
 use super::{carrier, connection};
 use crate::limits;
 use async_tungstenite::WebSocketStream;
 use async_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
-use rustix::net::sockopt;
-use smol::future::{FutureExt, or};
+use smol::future::or;
 use smol::io::{AsyncReadExt, AsyncWriteExt};
-use smol::lock::Semaphore;
 use smol::net::{TcpListener, TcpStream};
 use smol::{Executor, Timer};
+use std::convert::Infallible;
 use std::future::Future;
 use std::io;
-use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
 /// Serves `listener` until `shutdown`; then closes every connection with 1001 and ends its instances, within a
@@ -27,17 +27,28 @@ use std::sync::Arc;
 pub async fn run<H: House>(listener: TcpListener, door: Door<H>, shutdown: impl Future<Output = ()>) {
     let door = Arc::new(door);
     let executor = Executor::new();
-    let places = Arc::new(Semaphore::new(limits::CONNECTIONS));
     let (stop, closing) = smol::channel::bounded(1);
+    let (here, gone) = smol::channel::bounded::<Infallible>(1);
+    // What it holds goes when nobody is accepted any more.
+    let enter = move |stream| {
+        let (seat, pushed) = door.seats.enter()?;
+        let (door, closing, here) = (door.clone(), closing.clone(), here.clone());
+        Ok(async move {
+            let _here = here;
+            let pushed = async {
+                let _ = pushed.recv().await; // an error: closed
+                tracing::debug!("a stranger makes room for another");
+            };
+            or(pushed, serve(stream, &door, seat, closing)).await;
+        })
+    };
     executor
         .run(async {
-            or(shutdown, accept(&listener, &door, &executor, &places, &closing)).await;
+            or(shutdown, accept(&listener, &executor, enter)).await;
             drop(listener);
             stop.close();
             let all_gone = async {
-                for _ in 0..limits::CONNECTIONS {
-                    places.acquire_arc().await.forget();
-                }
+                let _ = gone.recv().await; // an error: nobody is here
             };
             let late = async {
                 Timer::after(limits::SHUTDOWN).await;
@@ -47,50 +58,13 @@ pub async fn run<H: House>(listener: TcpListener, door: Door<H>, shutdown: impl 
         .await;
 }
 
-async fn accept<H: House>(
-    listener: &TcpListener,
-    door: &Arc<Door<H>>,
-    executor: &Executor<'static>,
-    places: &Arc<Semaphore>,
-    closing: &Closing,
-) {
-    loop {
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
-            Err(e) => {
-                // Out of file descriptors, most likely: the queue is still full of clients, so without a pause this
-                // would spin.
-                tracing::warn!("a connection cannot be accepted: {e}");
-                Timer::after(limits::ACCEPT_PAUSE).await;
-                continue;
-            }
-        };
-        let Some(place) = places.try_acquire_arc() else {
-            turn_away(&stream, limits::CONNECTIONS);
-            continue;
-        };
-        let (door, closing) = (door.clone(), closing.clone());
-        let connection = async move {
-            let _place = place;
-            let served = AssertUnwindSafe(serve(stream, &door, closing)).catch_unwind().await;
-            if served.is_err() {
-                tracing::error!("a connection was ended by a fault of the server; the others go on");
-            }
-        };
-        executor.spawn(connection).detach();
-    }
-}
-
-async fn serve<H: House>(stream: TcpStream, door: &Door<H>, closing: Closing) {
-    if let Err(e) = set_options(&stream) {
-        tracing::debug!("socket options were not set: {e}");
-    }
+async fn serve<H: House>(stream: TcpStream, door: &Door<H>, seat: Seat, closing: Closing) {
     let late = async {
         Timer::after(limits::HANDSHAKE_WITHIN).await;
         Err(io::Error::from(io::ErrorKind::TimedOut))
     };
     match or(shake_hands(stream, door), late).await {
-        Ok(Some(socket)) => connection::serve(carrier::of(socket), door, closing).await,
+        Ok(Some(socket)) => connection::serve(carrier::of(socket), door, seat, closing).await,
         Ok(None) => {}
         Err(e) => tracing::debug!("a handshake failed: {e}"),
     }
@@ -140,29 +114,4 @@ fn frame_limits() -> WebSocketConfig {
         .max_write_buffer_size(limits::SOCKET_BUFFER_BYTES + 2 * limits::SERVER_FRAME_BYTES)
         .max_message_size(Some(limits::CLIENT_FRAME_BYTES))
         .max_frame_size(Some(limits::CLIENT_FRAME_BYTES))
-}
-
-/// A peer that has vanished is found by its kernel's silence, never by its program's.
-pub(super) fn set_options(stream: &TcpStream) -> io::Result<()> {
-    stream.set_nodelay(true)?;
-    sockopt::set_socket_keepalive(stream, true)?;
-    sockopt::set_tcp_keepidle(stream, limits::KEEPALIVE_IDLE)?;
-    sockopt::set_tcp_keepintvl(stream, limits::KEEPALIVE_INTERVAL)?;
-    sockopt::set_tcp_keepcnt(stream, limits::KEEPALIVE_PROBES)?;
-    sockopt::set_tcp_user_timeout(stream, limits::TCP_USER_TIMEOUT.as_millis() as u32)?;
-    Ok(())
-}
-
-/// Says that there is no place, if that can be said at once.
-pub(super) fn turn_away(stream: &TcpStream, limit: usize) {
-    tracing::warn!("{limit} connections are open; another one is turned away");
-    let reply = upgrade::refusal(
-        "503 Service Unavailable",
-        "The server has as many connections as it may; try again.",
-    );
-    let _ = rustix::net::send(
-        stream,
-        &reply,
-        rustix::net::SendFlags::NOSIGNAL | rustix::net::SendFlags::DONTWAIT,
-    );
 }

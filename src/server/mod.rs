@@ -1,14 +1,15 @@
 //! The door: what apps connect to.
 //!
-//! Owns: [`listener`] sockets and how many may be open, [`upgrade`] from an HTTP request to a WebSocket, [`session`] the
+//! Owns: [`accept`] sockets, [`seats`] whose they may be and how many, [`listener`] the handshake, [`upgrade`] from an HTTP request to a WebSocket, [`session`] the
 //! pure state of one connection, [`connection`] its I/O over a [`carrier`] of frames, [`forward`] and [`download`] events and
 //! blobs to frames, [`over`] why and when a connection ends, [`paced`] fairness between sockets, [`names`] whose requests may
-//! pass; [`http`] the server instances of programs, over a [`socket`] for hyper; [`house`] names all that the door needs of
+//! pass; [`http`] the server instances of programs and [`request`] what becomes of a request; [`house`] names all that the door needs of
 //! the box behind it. Never: how programs are kept or run.
 //!
 //! One connection is one future with an executor of its own: dropping it, or a panic in it, ends that connection, its
 //! uploads and its instances, and nothing else.
 
+mod accept;
 pub(crate) mod carrier;
 pub(crate) mod connection;
 mod download;
@@ -20,14 +21,15 @@ mod names;
 mod over;
 mod paced;
 mod request;
+mod seats;
 mod session;
-mod socket;
 #[cfg(test)]
 mod tests;
 mod upgrade;
 
 use crate::auth::Verifier;
 use crate::wire::upload::Budget;
+use seats::Seats;
 use std::sync::Arc;
 
 pub use house::{House, Ready, Served};
@@ -41,10 +43,12 @@ pub struct Door<H> {
     pub verifier: Option<Verifier>,
     pub names: Names,
     pub(crate) uploads: Arc<Budget>,
+    pub(crate) seats: Seats,
 }
 
 impl<H: House> Door<H> {
     pub fn new(house: H, verifier: Option<Verifier>, names: Names) -> Door<H> {
-        Door { house, verifier, names, uploads: Arc::default() }
+        let seats = Seats::new(verifier.is_some());
+        Door { house, verifier, names, uploads: Arc::default(), seats }
     }
 }

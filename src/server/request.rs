@@ -4,7 +4,7 @@
 //! gives none. Never: the protocol (hyper's), or sockets.
 //!
 //! Whatever takes the answer away (a client that is gone, a stopped server instance) drops a future or a body here, and
-//! with it the instance ends.
+//! with it the instance ends. One whose answer is out, or of which no body is wanted, has a while to end by itself.
 
 use super::names::Names;
 use crate::limits;
@@ -15,6 +15,7 @@ use bytes::Bytes;
 use http::header::{self, HeaderValue};
 use http::{Method, Request, Response, StatusCode, Uri};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
+use smol::channel::{Receiver, Sender};
 use smol::future::{or, poll_once, yield_now};
 use smol::lock::{OnceCell, Semaphore};
 use smol::{Executor, Task, Timer};
@@ -78,20 +79,21 @@ impl Desk {
         }
         let host = head.headers.get(header::HOST).cloned();
         head.uri = absolute(head.uri, host, self.server.serve.port);
-        let (is_head, (writer, reader)) = (head.method == Method::HEAD, transfer::pipe(declared));
+        let (asks_head, (writer, reader)) = (head.method == Method::HEAD, transfer::pipe(declared));
         let (promise, promised) = transfer::promise();
         let call = Call { request: Request::from_parts(head, reader), answer: promise };
         let life = self
             .runtime
             .answer(&self.server, call)
             .map_err(|refusal| Refusal(StatusCode::SERVICE_UNAVAILABLE, refusal.to_string().into()))?;
-        let held = Held(Some(life.leash()));
+        let (rest, answered) = smol::channel::bounded(1);
+        let held = Held { leash: Some(life.leash()), rest };
         let ending = Arc::new(OnceCell::new());
         let told = ending.clone();
         // The place is taken for as long as there is an instance, whatever becomes of its answer.
         self.spawn(async move {
-            let (life, _place): (Answering, _) = (life, place);
-            let _ = told.set(life.ended().await).await; // nobody else tells
+            let _place = place;
+            let _ = told.set(last(&life, &answered).await).await; // nobody else tells
         })?
         .detach();
         let mut upload = self.spawn(receive(early, body, writer))?;
@@ -100,19 +102,21 @@ impl Desk {
             First::Settled => {}
         }
         let Some(outcome) = promised.take() else {
-            return Err(unanswered(ending.wait().await));
+            return Err(unanswered(&ending).await);
         };
-        let response = outcome.map_err(|code| failed(&code))?;
+        let (head, body) = match outcome {
+            Ok(response) => response.into_parts(),
+            Err(code) => {
+                held.release();
+                return Err(failed(&code));
+            }
+        };
         upload.detach();
-        if is_head {
-            let (head, body) = response.into_parts();
-            body.discard();
-            // Whoever writes it shall not find it closed.
-            self.spawn(async move { poll_fn(|context| body.poll_ready(context)).await })?.detach();
-            held.release();
-            return Ok(Response::from_parts(head, Answer::nothing()));
-        }
-        Ok(response.map(|body| Answer::new(body, held)))
+        let answer = match asks_head || without_body(head.status) {
+            true => held.give_up(body),
+            false => Answer::new(body, Some(held)),
+        };
+        Ok(Response::from_parts(head, answer))
     }
 
     /// Whether the request may pass at all.
@@ -161,6 +165,30 @@ impl Desk {
         let stopping = || Refusal(StatusCode::SERVICE_UNAVAILABLE, "The server instance is ending.".into());
         Ok(self.executor.upgrade().ok_or_else(stopping)?.spawn(future))
     }
+}
+
+/// The life of an instance to its end, which is decided a while after its answer, if it does not come by itself.
+async fn last(life: &Answering, answered: &Receiver<Reader>) -> Ending {
+    let overstays = async {
+        // Closed, or with the body that nobody wants: kept, for whoever writes it shall not find it closed.
+        let _body = answered.recv().await;
+        Timer::after(limits::HTTP_AFTERWARDS).await;
+    };
+    let ended = async { Some(life.ended().await) };
+    let late = async {
+        overstays.await;
+        None
+    };
+    if let Some(ending) = or(ended, late).await {
+        return ending;
+    }
+    life.leash().end();
+    life.ended().await
+}
+
+/// Answers that have no body, whatever their program writes.
+fn without_body(status: StatusCode) -> bool {
+    matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
 }
 
 /// The instance's answer; or that of a request whose body cannot be taken, or that took too long.
@@ -272,14 +300,23 @@ fn too_large() -> Refusal {
     Refusal(StatusCode::PAYLOAD_TOO_LARGE, sentence.into())
 }
 
-/// The instance ended and had not answered. What exactly went wrong stands in the log.
-fn unanswered(ending: &Ending) -> Refusal {
-    match ending {
-        Ending::OutOfResources(_) | Ending::Aborted | Ending::Expired | Ending::Stopping => {
+/// The instance will not answer any more. Mostly it is ending, and what exactly went wrong stands in the log.
+async fn unanswered(ending: &OnceCell<Ending>) -> Refusal {
+    let ended = async { Some(ending.wait().await) };
+    let late = async {
+        Timer::after(limits::HTTP_AFTERWARDS).await;
+        None
+    };
+    match or(ended, late).await {
+        Some(Ending::OutOfResources(_) | Ending::Aborted | Ending::Expired | Ending::Stopping) => {
             Refusal(StatusCode::SERVICE_UNAVAILABLE, "The program was ended before it answered.".into())
         }
-        _ => {
+        Some(_) => {
             let sentence = "The program ended and had not answered; the server's log says why.";
+            Refusal(StatusCode::INTERNAL_SERVER_ERROR, sentence.into())
+        }
+        None => {
+            let sentence = "The program threw its way to answer away, and runs on.";
             Refusal(StatusCode::INTERNAL_SERVER_ERROR, sentence.into())
         }
     }
@@ -301,7 +338,7 @@ impl Refusal {
         let (writer, reader) = transfer::pipe(Some(text.len() as u64));
         // The pipe is empty and its reader here.
         let _ = writer.write(text.into()).and_then(|()| writer.finish(None));
-        let mut response = Response::new(Answer::new(reader, Held(None)));
+        let mut response = Response::new(Answer::new(reader, None));
         *response.status_mut() = status;
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
@@ -312,18 +349,31 @@ impl Refusal {
     }
 }
 
-/// Ends the instance when dropped, unless released.
-struct Held(Option<Leash>);
+/// A hold on the instance. Dropped, it ends the instance, unless that has answered.
+struct Held {
+    leash: Option<Leash>,
+    /// Closes when the instance has answered.
+    rest: Sender<Reader>,
+}
 
 impl Held {
+    /// All that was wanted of the instance is there; it has a while to end by itself.
     fn release(mut self) {
-        self.0 = None;
+        self.leash = None;
+    }
+
+    /// The same, where the body is wanted by nobody.
+    fn give_up(self, body: Reader) -> Answer {
+        body.discard();
+        let _ = self.rest.try_send(body); // the instance has ended
+        self.release();
+        Answer::new(transfer::empty(), None)
     }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        if let Some(leash) = self.0.take() {
+        if let Some(leash) = self.leash.take() {
             leash.end();
         }
     }
@@ -332,25 +382,23 @@ impl Drop for Held {
 /// The body of an answer. Dropped before all of it was taken, it ends its instance.
 pub struct Answer {
     body: Reader,
-    held: Held,
+    held: Option<Held>,
     /// The body is broken, and hyper is about to be told.
     breaks: bool,
 }
 
 impl Answer {
-    fn new(body: Reader, held: Held) -> Answer {
+    fn new(body: Reader, held: Option<Held>) -> Answer {
         Answer { body, held, breaks: false }
-    }
-
-    fn nothing() -> Answer {
-        Answer::new(transfer::empty(), Held(None))
     }
 }
 
 impl Drop for Answer {
     fn drop(&mut self) {
-        if self.body.is_over() {
-            self.held.0 = None;
+        if let Some(held) = self.held.take()
+            && self.body.is_whole()
+        {
+            held.release();
         }
     }
 }

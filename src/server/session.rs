@@ -4,6 +4,7 @@
 //! that cannot be read; and every answer that needs nothing but these. Never: I/O, clocks; the connection performs the
 //! effects and reports back with [`Session::own`] and [`Session::ended`].
 
+use super::seats::Seat;
 use crate::auth::{Grant, Verifier};
 use crate::identity::InstanceId;
 use crate::limits;
@@ -77,6 +78,7 @@ pub enum Effect {
 pub struct Session<'v> {
     verifier: Option<&'v Verifier>,
     grant: Option<Grant>,
+    seat: Seat,
     owned: BTreeSet<InstanceId>,
     programs: Uploads,
     blobs: Uploads,
@@ -87,10 +89,11 @@ pub struct Session<'v> {
 
 impl<'v> Session<'v> {
     /// Without a verifier everyone is let in.
-    pub fn new(verifier: Option<&'v Verifier>, budget: Arc<Budget>) -> Session<'v> {
+    pub fn new(verifier: Option<&'v Verifier>, budget: Arc<Budget>, seat: Seat) -> Session<'v> {
         Session {
             verifier,
             grant: verifier.is_none().then(Grant::everyone),
+            seat,
             owned: BTreeSet::new(),
             programs: Uploads::new(budget.clone()),
             blobs: Uploads::new(budget),
@@ -228,6 +231,7 @@ impl<'v> Session<'v> {
         };
         match verifier.grant(token, now) {
             Ok(grant) => {
+                self.seat.keep_for(&grant.subject).map_err(|full| format!("Too many connections: {full}"))?;
                 let subject = grant.subject.as_str().to_owned();
                 self.grant = Some(grant);
                 Ok(subject)
@@ -250,6 +254,7 @@ impl<'v> Session<'v> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::seats::Seats;
     use super::*;
     use crate::auth::{Claims, Role, SecretKey, mint};
     use std::collections::HashSet;
@@ -259,8 +264,12 @@ mod tests {
         OffsetDateTime::now_utc()
     }
 
+    fn seat(guarded: bool) -> Seat {
+        Seats::new(guarded).enter().unwrap().0
+    }
+
     fn open() -> Session<'static> {
-        Session::new(None, Arc::default())
+        Session::new(None, Arc::default(), seat(false))
     }
 
     /// The answer's result, "true: …" or "false: …"; else the effect's name; "-" for none.
@@ -371,7 +380,7 @@ mod tests {
     fn a_stranger_gets_nothing_until_the_token_is_good() {
         let key = SecretKey::generate().unwrap();
         let verifier = Verifier::new(vec![key.public()], HashSet::new());
-        let mut session = Session::new(Some(&verifier), Arc::default());
+        let mut session = Session::new(Some(&verifier), Arc::default(), seat(true));
         for effect in all(&mut session, &InstanceId::random().to_string()) {
             assert!(["false: Not authenticated", "-"].contains(&effect.as_str()), "{effect}");
         }
@@ -392,7 +401,7 @@ mod tests {
     fn a_strangers_upload_is_answered_once() {
         let verifier = Verifier::new(vec![], HashSet::new());
         let budget = Arc::new(Budget::default());
-        let mut session = Session::new(Some(&verifier), budget.clone());
+        let mut session = Session::new(Some(&verifier), budget.clone(), seat(true));
         let mut answers = Vec::new();
         for chunk_index in 0..4 {
             answers.push(brief(session.step(

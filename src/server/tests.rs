@@ -20,6 +20,8 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Mutex;
 use std::time::Duration;
 
+mod crowd;
+
 /// What a test waits for before it calls the server stuck.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -544,48 +546,5 @@ fn endless_fragments_hold_up_nobody_else() {
             assert!(!client.program_exists("x").await.unwrap());
         }
         flood.cancel().await;
-    });
-}
-
-#[test]
-fn web_pages_and_a_crowd_are_turned_away() {
-    let server = Server::open();
-    test(async {
-        let mut page = server.tcp().await;
-        page.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\nOrigin: https://evil.example\r\n\r\n")
-            .await
-            .unwrap();
-        let mut answer = String::new();
-        page.read_to_string(&mut answer).await.unwrap();
-        assert!(answer.starts_with("HTTP/1.1 403 "), "{answer}");
-        drop(page);
-
-        // Every place is taken: some by clients, the rest by handshakes that do not begin.
-        let mut client = server.client().await;
-        let mut idle = Vec::new();
-        let turned_away = loop {
-            let mut stream = server.tcp().await;
-            let mut first = [0; 12];
-            let told = async { stream.read_exact(&mut first).await.is_ok() };
-            let quiet = async {
-                smol::Timer::after(Duration::from_millis(if idle.len() < limits::CONNECTIONS - 2 {
-                    1
-                } else {
-                    200
-                }))
-                .await;
-                false
-            };
-            if or(told, quiet).await {
-                break first;
-            }
-            idle.push(stream); // it has a place, or was told too late: then the next one is
-        };
-        assert_eq!(&turned_away, b"HTTP/1.1 503");
-        assert!(!client.program_exists("x").await.unwrap(), "who is in is served");
-        drop(idle);
-        while Client::connect(&server.url).await.is_err() {
-            smol::Timer::after(Duration::from_millis(5)).await;
-        }
     });
 }

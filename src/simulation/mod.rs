@@ -345,7 +345,8 @@ impl World {
         client.start(&self.tasks.spawner(), random.split());
         let (door, ledger, closing) = (self.door.clone(), self.ledger.clone(), closing.clone());
         self.tasks.spawner().spawn(format!("connection {number}"), async move {
-            connection::serve(link.carrier(), &door, closing).await;
+            let (seat, _) = door.seats.enter().unwrap_or_else(|full| panic!("{full}"));
+            connection::serve(link.carrier(), &door, seat, closing).await;
             lock(&ledger).connection_is_over(number);
         });
     }

@@ -51,8 +51,8 @@ pub enum Taken {
     Bytes(Bytes),
     /// Nothing yet.
     Nothing,
-    /// The end, with the trailers if there are any. They are handed out once.
-    End(Option<HeaderMap>),
+    /// The end. Its trailers are [`Reader::trailers`]'s.
+    End,
     Broken(ErrorCode),
 }
 
@@ -163,9 +163,9 @@ impl Reader {
     pub fn take(&self, most: usize) -> Taken {
         let mut state = self.0.lock();
         let Some(first) = state.chunks.front_mut() else {
-            return match &mut state.end {
+            return match &state.end {
                 None => Taken::Nothing,
-                Some(Ok(trailers)) => Taken::End(trailers.take()),
+                Some(Ok(_)) => Taken::End,
                 Some(Err(why)) => Taken::Broken(why.clone()),
             };
         };
@@ -179,15 +179,20 @@ impl Reader {
         Taken::Bytes(taken)
     }
 
+    /// The trailers of a body that has ended, if it has some. They are handed out once.
+    pub fn trailers(&self) -> Option<HeaderMap> {
+        self.0.lock().end.as_mut().and_then(|end| end.as_mut().ok()?.take())
+    }
+
     /// Whether [`take`](Reader::take) would give something else than [`Taken::Nothing`].
     pub fn is_ready(&self) -> bool {
         self.0.lock().ready()
     }
 
-    /// Whether everything was taken, or nothing more can be.
-    pub fn is_over(&self) -> bool {
+    /// Whether all bytes were taken, and they are all that the body was to have.
+    pub fn is_whole(&self) -> bool {
         let state = self.0.lock();
-        state.chunks.is_empty() && (state.end.is_some() || state.left == Some(0))
+        state.chunks.is_empty() && (matches!(state.end, Some(Ok(_))) || state.left == Some(0))
     }
 
     /// Ready when [`take`](Reader::take) would give something else than [`Taken::Nothing`].
@@ -239,7 +244,7 @@ impl Body for Reader {
         }
         Poll::Ready(match self.take(usize::MAX) {
             Taken::Bytes(bytes) => Some(Ok(Frame::data(bytes))),
-            Taken::End(trailers) => trailers.map(|trailers| Ok(Frame::trailers(trailers))),
+            Taken::End => self.trailers().map(|trailers| Ok(Frame::trailers(trailers))),
             Taken::Broken(why) => Some(Err(why)),
             Taken::Nothing => return Poll::Pending,
         })
@@ -328,14 +333,20 @@ mod tests {
         writer.write(bytes(3)).expect("somebody reads");
         let trailers = HeaderMap::from_iter([(http::header::ETAG, http::HeaderValue::from_static("x"))]);
         writer.finish(Some(trailers.clone())).expect("no length was declared");
-        assert!(reader.is_ready() && !reader.is_over());
+        assert!(reader.is_ready() && !reader.is_whole());
         assert_eq!(reader.take(9), Taken::Bytes(bytes(3)));
-        assert!(reader.is_over());
-        assert_eq!(reader.take(9), Taken::End(Some(trailers)));
+        assert!(reader.is_whole());
+        assert_eq!((reader.take(9), reader.take(9)), (Taken::End, Taken::End));
+        assert_eq!(
+            (reader.trailers(), reader.trailers()),
+            (Some(trailers), None),
+            "once, whoever saw the end"
+        );
 
         let (writer, reader) = pipe(None);
         drop(writer);
         assert_eq!(reader.take(9), Taken::Broken(ErrorCode::ConnectionTerminated));
+        assert!(!reader.is_whole() && reader.trailers().is_none());
 
         let (writer, reader) = pipe(None);
         drop(reader);

@@ -5,6 +5,17 @@
 # `tartlet selftest`: --libcuda PATH, say.
 here=$(dirname "$0")
 
+# The kind of processor in the ELF head, and this machine's.
+kind=$(od -An -tx1 -j18 -N1 "$here/tartlet" | tr -d ' ')
+case $(uname -m) in
+    x86_64) own=3e ;;
+    aarch64) own=b7 ;;
+    *) own=other ;;
+esac
+if [ "$kind" != "$own" ]; then
+    echo "The binary is for another kind of processor than this machine's $(uname -m): run make gpu-check on one of this kind." >&2
+    exit 1
+fi
 # The newest version of glibc that the binary names, and this machine's: 2.x.
 wants=$(LC_ALL=C grep -ao 'GLIBC_2\.[0-9]*' "$here/tartlet" | cut -d. -f2 | sort -n | tail -n 1)
 has=$(getconf GNU_LIBC_VERSION 2>/dev/null | cut -d. -f2)
@@ -17,6 +28,16 @@ if command -v python3 >/dev/null 2>&1; then
     exec python3 "$here/check.py" "$@"
 fi
 echo "There is no python3: only the self-test runs, and nothing is compared with the emulator." >&2
-[ "$1" = --quick ] && shift
-[ "$1" = --patience ] && shift 2
+# Our own words go, wherever they stand; the others keep their order.
+left=$#
+while [ "$left" -gt 0 ]; do
+    word=$1
+    shift
+    left=$((left - 1))
+    case $word in
+        --quick | --patience=*) ;;
+        --patience) if [ "$left" -gt 0 ]; then shift; left=$((left - 1)); fi ;;
+        *) set -- "$@" "$word" ;;
+    esac
+done
 exec "$here/tartlet" selftest --backend cuda "$@"

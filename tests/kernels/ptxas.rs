@@ -1,7 +1,6 @@
 //! The gate: NVIDIA's assembler takes every kernel for every device we name, within what the kernel's head declares.
 //!
-//! `// registers: 64` is the most that a thread may have, `// wants: LDSM IMMA` what must stand in the machine code for
-//! sm_80 to sm_90. On every device: no spills, no stack, no call, no local memory. The assembler in a driver is another
+//! `// registers: 64` is the most that a thread may have, `// wants: LDSM IMMA` what must stand in the machine code. On every device: no spills, no stack, no call, no local memory. The assembler in a driver is another
 //! one, hence budgets well below the limits.
 
 use crate::{expand, harness};
@@ -11,8 +10,6 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 const DEVICES: [u32; 8] = [80, 86, 87, 89, 90, 100, 110, 120];
-/// Those whose machine code has the names that the heads use.
-const NAMED: u32 = 90;
 
 /// Where the assembler lies.
 fn tools() -> PathBuf {
@@ -105,12 +102,8 @@ fn judge(tools: &Path, file: &str) -> (Vec<String>, Vec<u32>) {
                 say(format!("{found} in the machine code"));
             }
         }
-        if device <= NAMED {
-            for name in
-                wanted.iter().filter(|wanted| !instructions.iter().any(|name| name.contains(**wanted)))
-            {
-                say(format!("no {name} in the machine code"));
-            }
+        for name in wanted.iter().filter(|wanted| !instructions.iter().any(|name| name.contains(**wanted))) {
+            say(format!("no {name} in the machine code"));
         }
     }
     (wrong, registers)

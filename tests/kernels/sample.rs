@@ -3,7 +3,7 @@
 mod faults;
 mod top;
 
-use crate::harness::{Seeded, Wrong, from_bytes, launch, module, passes, same, to_bytes};
+use crate::harness::{Plain, Seeded, Wrong, from_bytes, launch, module, passes, same, to_bytes};
 use ptx_emulator::{Counts, Kind, Launch, Memory, Module, Parameters};
 use tartlet::backend::Sampler;
 use tartlet::backend::cuda::draw::record;
@@ -23,6 +23,45 @@ impl Row {
         let maxima: Vec<f32> = self.logits.chunks(LOGITS_PER_MAXIMUM).map(largest).collect();
         let logits = Logits { all: &self.logits, maxima: &maxima };
         Sampling::new(self.logits.len()).token(logits, self.sampler, self.random).0
+    }
+}
+
+/// Logits of which there is one best place.
+const STRETCH: usize = 256;
+
+impl Row {
+    /// `sample_best`'s definition: a token's place ascends by descending logit, then by id; NaN counts as -infinity, -0 as +0.
+    fn place(&self, id: usize) -> u64 {
+        let logit = if self.logits[id].is_nan() { f32::NEG_INFINITY } else { self.logits[id] + 0.0 };
+        // Ascending as the numbers are, then turned round.
+        let bits = logit.to_bits();
+        let ascending = if bits >> 31 == 1 { !bits } else { bits | 1 << 31 };
+        u64::from(!ascending) << 21 | id as u64
+    }
+
+    /// The best of each stretch.
+    fn places(&self) -> Vec<u64> {
+        let ids: Vec<usize> = (0..self.logits.len()).collect();
+        ids.chunks(STRETCH).filter_map(|ids| ids.iter().map(|&id| self.place(id)).min()).collect()
+    }
+
+    /// `sample_weigh`'s definition: the sum of each stretch's weights, of those that are the record's floor or more; none where
+    /// the record is greedy or has a k that limits.
+    fn sums(&self) -> Option<Vec<u64>> {
+        let (record, vocab) = (record(self.sampler, self.random), self.logits.len());
+        let floor = u64::get(&record[16..24]);
+        let (k, divisor, temperature) =
+            (u32::get(&record[24..28]), f32::get(&record[28..32]), f32::get(&record[44..48]));
+        if divisor == 0.0 || (1..vocab).contains(&(k as usize)) {
+            return None;
+        }
+        let largest = self.logits.iter().copied().fold(f32::NEG_INFINITY, f32::max).min(f32::MAX);
+        let weigh = |&logit: &f32| exp_fixed((logit.min(f32::MAX) - largest) / temperature);
+        let kept = |part: &[f32]| {
+            let numbers = part.iter().filter(|logit| !logit.is_nan());
+            numbers.map(weigh).filter(|&weight| weight >= floor).sum()
+        };
+        Some(self.logits.chunks(STRETCH).map(kept).collect())
     }
 }
 
@@ -64,10 +103,17 @@ fn run(kernels: &Kernels, rows: &[Row], seed: u64) -> Result<(Vec<u32>, Counts),
     let grid = [vocab.div_ceil(2048) as u32, rows.len() as u32, 1];
     let shape = Launch { grid, block: [256, 1, 1], shared: 0, parameters: parameters.bytes() };
     launch(kernels.best, &mut memory, &shape, seed)?;
+    let places: Vec<u64> = rows.iter().flat_map(Row::places).collect();
+    same("best", &from_bytes(&memory.read(best, places.len() * 8)?), &places)?;
     memory.protect(best, true);
     let parameters = Parameters::new().u64(logits).u64(best).u64(draws).u64(sums).u32(vocab as u32);
     let shape = Launch { parameters: parameters.bytes(), ..shape };
     launch(kernels.weigh, &mut memory, &shape, seed)?;
+    for (at, row) in rows.iter().enumerate() {
+        let Some(want) = row.sums() else { continue };
+        let of_row = sums + (at * stretches * 8) as u64;
+        same("sums", &from_bytes(&memory.read(of_row, stretches * 8)?), &want)?;
+    }
     memory.protect(sums, true);
     let parameters =
         Parameters::new().u64(logits).u64(best).u64(sums).u64(draws).u64(tokens).u32(vocab as u32);

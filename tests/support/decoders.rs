@@ -5,32 +5,36 @@
 
 use crate::gguf::{Items, Random, Writer};
 
-/// A format of matrices: its number, values and bytes of a block, and what stands in the upper byte of the halves that it
-/// begins with, so that values are about a tenth (those of single values: about a twentieth).
+/// A format of matrices: its number, values and bytes of a block, where in it halves are, and what stands in their upper byte,
+/// so that values are about a tenth. Of single values it is the upper byte of each, but for the sign.
 #[derive(Clone, Copy)]
 pub struct Format {
     number: u32,
     values: usize,
     bytes: usize,
-    halves: &'static [u8],
+    halves: &'static [(usize, u8)],
 }
 
-const fn format(number: u32, values: usize, bytes: usize, halves: &'static [u8]) -> Format {
+const fn format(number: u32, values: usize, bytes: usize, halves: &'static [(usize, u8)]) -> Format {
     Format { number, values, bytes, halves }
 }
 
-pub const Q4_0: Format = format(2, 32, 18, &[0x24]);
-pub const Q4_1: Format = format(3, 32, 20, &[0x24, 0xb0]);
-pub const Q8_0: Format = format(8, 32, 34, &[0x14]);
-pub const BF16: Format = format(30, 1, 2, &[]);
+pub const F16: Format = format(1, 1, 2, &[(0, 0x2c)]);
+pub const Q4_0: Format = format(2, 32, 18, &[(0, 0x24)]);
+pub const Q4_1: Format = format(3, 32, 20, &[(0, 0x24), (2, 0xb0)]);
+pub const Q5_0: Format = format(6, 32, 22, &[(0, 0x20)]);
+pub const Q5_1: Format = format(7, 32, 24, &[(0, 0x20), (2, 0xb0)]);
+pub const Q8_0: Format = format(8, 32, 34, &[(0, 0x14)]);
+pub const Q4_K: Format = format(12, 256, 144, &[(0, 0x0c), (2, 0x18)]);
+pub const Q5_K: Format = format(13, 256, 176, &[(0, 0x08), (2, 0x18)]);
+pub const Q6_K: Format = format(14, 256, 210, &[(208, 0x04)]);
+pub const BF16: Format = format(30, 1, 2, &[(0, 0x3d)]);
 const F32: u32 = 0;
 
-const HIDDEN: usize = 128;
-const FFN: usize = 192;
 const HEADS: usize = 2;
 const KV_HEADS: usize = 1;
 /// Tokens: the bytes, three special ones, and some that stand for nothing.
-pub const VOCAB: usize = 320;
+const VOCAB: usize = 320;
 
 /// One model.
 #[derive(Clone, Copy)]
@@ -39,21 +43,38 @@ pub struct Decoder {
     /// Of the embedding, and of a layer's matrices in turn.
     pub formats: &'static [Format],
     pub head_dim: usize,
+    /// Width of the stream; of the feed-forward's inner layer.
+    pub hidden: usize,
+    pub ffn: usize,
     pub seed: u64,
 }
 
-/// Plain, with every format that has kernels since the first ones.
-pub const LLAMA: Decoder =
-    Decoder { architecture: "llama", formats: &[Q8_0, Q4_0, Q4_1], head_dim: 64, seed: 1 };
+/// The plain one.
+pub const LLAMA: Decoder = Decoder {
+    architecture: "llama",
+    formats: &[Q8_0, Q4_0, Q4_1],
+    head_dim: 64,
+    hidden: 128,
+    ffn: 192,
+    seed: 1,
+};
 
-/// One of each family.
-pub const FAMILIES: [Decoder; 6] = [
+/// At least one of each family, and together every format.
+pub const FAMILIES: [Decoder; 7] = [
     LLAMA,
-    Decoder { architecture: "qwen2", formats: &[Q4_0], head_dim: 64, seed: 2 },
-    Decoder { architecture: "qwen3", formats: &[Q8_0, Q4_1], head_dim: 128, seed: 3 },
-    Decoder { architecture: "gemma2", formats: &[Q8_0], head_dim: 64, seed: 4 },
-    Decoder { architecture: "gemma3", formats: &[Q4_1, Q8_0], head_dim: 64, seed: 5 },
-    Decoder { architecture: "phi3", formats: &[BF16], head_dim: 64, seed: 6 },
+    Decoder { architecture: "qwen2", formats: &[Q4_0], seed: 2, ..LLAMA },
+    Decoder { architecture: "qwen3", formats: &[Q8_0, Q5_0], head_dim: 128, seed: 3, ..LLAMA },
+    Decoder { architecture: "gemma2", formats: &[Q5_1, Q8_0], seed: 4, ..LLAMA },
+    Decoder { architecture: "gemma3", formats: &[F16, BF16, Q4_1], seed: 5, ..LLAMA },
+    Decoder { architecture: "phi3", formats: &[BF16], seed: 6, ..LLAMA },
+    Decoder {
+        architecture: "llama",
+        formats: &[Q6_K, Q4_K, Q5_K],
+        head_dim: 128,
+        hidden: 256,
+        ffn: 256,
+        seed: 7,
+    },
 ];
 
 struct Making {
@@ -66,40 +87,41 @@ struct Making {
 impl Decoder {
     /// The file.
     pub fn bytes(self) -> Vec<u8> {
+        let Decoder { hidden, ffn, .. } = self;
         let gemma = self.architecture.starts_with("gemma");
         let mut it = Making { writer: self.keys(), random: Random::new(self.seed), made: 0, of: self };
         let (q, kv) = (HEADS * self.head_dim, KV_HEADS * self.head_dim);
         it.embedding();
         if !self.tied() {
-            it.matrix("output.weight", VOCAB, HIDDEN);
+            it.matrix("output.weight", VOCAB, hidden);
         }
-        it.gains("output_norm.weight", HIDDEN);
+        it.gains("output_norm.weight", hidden);
         for layer in 0..2 {
             let name = |part: &str| format!("blk.{layer}.{part}");
-            it.gains(&name("attn_norm.weight"), HIDDEN);
+            it.gains(&name("attn_norm.weight"), hidden);
             if self.architecture == "phi3" {
-                it.matrix(&name("attn_qkv.weight"), q + 2 * kv, HIDDEN);
-                it.matrix(&name("ffn_up.weight"), 2 * FFN, HIDDEN);
+                it.matrix(&name("attn_qkv.weight"), q + 2 * kv, hidden);
+                it.matrix(&name("ffn_up.weight"), 2 * ffn, hidden);
             } else {
                 for (part, rows) in [("attn_q", q), ("attn_k", kv), ("attn_v", kv)] {
-                    it.matrix(&name(&format!("{part}.weight")), rows, HIDDEN);
+                    it.matrix(&name(&format!("{part}.weight")), rows, hidden);
                     if self.architecture == "qwen2" {
                         it.vector(&name(&format!("{part}.bias")), rows, 0.0);
                     }
                 }
-                it.matrix(&name("ffn_gate.weight"), FFN, HIDDEN);
-                it.matrix(&name("ffn_up.weight"), FFN, HIDDEN);
+                it.matrix(&name("ffn_gate.weight"), ffn, hidden);
+                it.matrix(&name("ffn_up.weight"), ffn, hidden);
             }
             if matches!(self.architecture, "qwen3" | "gemma3") {
                 it.gains(&name("attn_q_norm.weight"), self.head_dim);
                 it.gains(&name("attn_k_norm.weight"), self.head_dim);
             }
-            it.matrix(&name("attn_output.weight"), HIDDEN, q);
-            it.gains(&name("ffn_norm.weight"), HIDDEN);
-            it.matrix(&name("ffn_down.weight"), HIDDEN, FFN);
+            it.matrix(&name("attn_output.weight"), hidden, q);
+            it.gains(&name("ffn_norm.weight"), hidden);
+            it.matrix(&name("ffn_down.weight"), hidden, ffn);
             if gemma {
-                it.gains(&name("post_attention_norm.weight"), HIDDEN);
-                it.gains(&name("post_ffw_norm.weight"), HIDDEN);
+                it.gains(&name("post_attention_norm.weight"), hidden);
+                it.gains(&name("post_ffw_norm.weight"), hidden);
             }
         }
         if self.architecture == "llama" {
@@ -119,8 +141,8 @@ impl Decoder {
             .str("general.name", "Decoder")
             .u32(&key("block_count"), 2)
             .u32(&key("context_length"), 4096)
-            .u32(&key("embedding_length"), HIDDEN as u32)
-            .u32(&key("feed_forward_length"), FFN as u32)
+            .u32(&key("embedding_length"), self.hidden as u32)
+            .u32(&key("feed_forward_length"), self.ffn as u32)
             .u32(&key("attention.head_count"), HEADS as u32)
             .u32(&key("attention.head_count_kv"), KV_HEADS as u32)
             .u32(&key("attention.key_length"), self.head_dim as u32)
@@ -171,7 +193,7 @@ impl Making {
     /// sum decides. Where the embedding is the head too, that would make every token follow itself; Gemma scales its rows.
     fn embedding(&mut self) {
         let scaled = self.of.architecture.starts_with("gemma");
-        self.sized("token_embd.weight", VOCAB, HIDDEN, if self.of.tied() || scaled { 0 } else { 3 });
+        self.sized("token_embd.weight", VOCAB, self.of.hidden, if self.of.tied() || scaled { 0 } else { 3 });
     }
 
     fn matrix(&mut self, name: &str, rows: usize, row: usize) {
@@ -186,12 +208,13 @@ impl Making {
         for _ in 0..rows * row / format.values {
             let start = bytes.len();
             bytes.extend((0..format.bytes).map(|_| self.random.next() as u8));
-            for (field, upper) in format.halves.iter().enumerate() {
-                bytes[start + 2 * field + 1] = *upper + 4 * power;
-            }
-            if format.halves.is_empty() {
-                let last = bytes.len() - 1;
-                bytes[last] = bytes[last] & 0x80 | (0x3d + power / 2);
+            for (place, upper) in format.halves {
+                let there = &mut bytes[start + place + 1];
+                *there = match format.number {
+                    30 => *there & 0x80 | (upper + power / 2), // eight bits of exponent
+                    1 => *there & 0x83 | (upper + 4 * power),
+                    _ => upper + 4 * power,
+                };
             }
         }
         self.put(name, &[row, rows], format.number, bytes);

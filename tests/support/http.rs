@@ -3,7 +3,7 @@
 //! Owns: one connection and the framing of what comes back. Never: the project's own or anybody's HTTP library.
 
 use super::PATIENCE;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::TcpStream;
 
 pub struct Http {
@@ -76,9 +76,14 @@ impl Http {
         response
     }
 
-    /// None: the server closed the connection.
+    /// None: the server closed the connection. That it says nothing is no answer.
     pub fn head(&mut self) -> Option<Response> {
-        let line = self.line().ok().filter(|line| !line.is_empty())?;
+        let line = match self.line() {
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                panic!("nothing comes, and the connection is open")
+            }
+            line => line.ok().filter(|line| !line.is_empty())?,
+        };
         let status = line.split(' ').nth(1).and_then(|status| status.parse().ok());
         let status = status.unwrap_or_else(|| panic!("a status line: {line:?}"));
         let mut response = Response { status, fields: vec![], body: vec![], whole: false };
@@ -119,14 +124,14 @@ impl Http {
 
     fn take(&mut self, length: u64, body: &mut Vec<u8>) -> std::io::Result<()> {
         let taken = (&mut self.stream).take(length).read_to_end(body)?;
-        if taken as u64 == length { Ok(()) } else { Err(std::io::ErrorKind::UnexpectedEof.into()) }
+        if taken as u64 == length { Ok(()) } else { Err(ErrorKind::UnexpectedEof.into()) }
     }
 
     /// A line without its end; an error where there is none.
     fn line(&mut self) -> std::io::Result<String> {
         let mut line = String::new();
         match self.stream.read_line(&mut line)? {
-            0 => Err(std::io::ErrorKind::UnexpectedEof.into()),
+            0 => Err(ErrorKind::UnexpectedEof.into()),
             _ => Ok(line.trim_end_matches(['\r', '\n']).to_owned()),
         }
     }

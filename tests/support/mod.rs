@@ -289,6 +289,13 @@ impl Server {
         std::fs::read_dir(self.procfs("fd")).expect("it runs").count()
     }
 
+    /// How many files it may have open.
+    pub fn most_files(&self) -> usize {
+        let limits = std::fs::read_to_string(self.procfs("limits")).expect("it runs");
+        let line = limits.lines().find_map(|line| line.strip_prefix("Max open files")).expect("procfs");
+        line.split_whitespace().next().and_then(|most| most.parse().ok()).expect("a number")
+    }
+
     /// The names of its threads, sorted.
     pub fn threads(&self) -> Vec<String> {
         let tasks = std::fs::read_dir(self.procfs("task")).expect("it runs").flatten();

@@ -6,7 +6,7 @@
 pub const NEVER: u32 = u32::MAX / 4;
 
 /// Digits of a number, and of its fraction: what a double holds exactly.
-const DIGITS: u8 = 15;
+pub const DIGITS: u8 = 15;
 
 /// The largest whole number with that many digits.
 pub const WIDEST: i64 = 999_999_999_999_999;
@@ -17,6 +17,8 @@ pub enum Frame {
     Value(usize),
     /// This text from this byte on.
     Text(usize, usize),
+    /// One of these texts, which are sorted and alike up to this byte, from it on.
+    Texts(usize, usize, usize),
     /// The properties of this object from this one on; whether one was written.
     Members(usize, usize, bool),
     /// The items of this array behind this many.

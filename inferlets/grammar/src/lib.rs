@@ -18,6 +18,7 @@
 //! refused by a sentence. Why not a library: those weigh a parser of every grammar, with regular expressions, against a
 //! hundred kilobytes here that an interpreter runs, and none of them ends a text within a bound.
 
+mod apart;
 mod frame;
 mod schema;
 mod state;

@@ -3,14 +3,16 @@
 //! Owns: which keywords there are and what each allows, and how many tokens a value of each node needs at least. What is
 //! narrower than a schema is fine, wider never. Never: what has been written so far.
 
-use super::frame::{NEVER, WIDEST, Whole};
+use super::apart::{Judge, plain};
+use super::frame::{DIGITS, NEVER, WIDEST, Whole};
+use super::state::WAYS;
 use super::vocabulary::Vocabulary;
 use serde_json::{Map, Value};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 pub(crate) enum Node {
-    /// One of these texts.
-    Texts(Vec<usize>),
+    /// One of the texts from one place to another. They are sorted.
+    Texts(usize, usize),
     AnyOf(Vec<usize>),
     /// A string of so many characters.
     Chars(u32, u32),
@@ -40,6 +42,8 @@ pub(crate) struct Property {
 
 pub(crate) struct Text {
     pub bytes: Vec<u8>,
+    /// The same for equal values, however they are written.
+    pub value: String,
     /// Tokens of what follows each byte's place, the longest first.
     pub least: Vec<u32>,
 }
@@ -94,7 +98,8 @@ const NUMBERS: [&str; 4] = ["minimum", "maximum", "exclusiveMinimum", "exclusive
 pub fn compile(schema: &Value, vocabulary: &Vocabulary) -> Result<Grammar, String> {
     let grammar =
         Grammar { nodes: Vec::new(), texts: Vec::new(), root: 0, least: Vec::new(), partial: false };
-    let mut compiler = Compiler { schema, vocabulary, grammar, known: HashMap::new(), any: None };
+    let (known, narrowed, one_of) = (HashMap::new(), HashSet::new(), Vec::new());
+    let mut compiler = Compiler { schema, vocabulary, grammar, known, narrowed, one_of, any: None };
     for text in TEXTS {
         compiler.text(text)?;
     }
@@ -102,12 +107,18 @@ pub fn compile(schema: &Value, vocabulary: &Vocabulary) -> Result<Grammar, Strin
         vocabulary.byte(*byte).ok_or("the model's vocabulary has no token for a digit alone")?;
     }
     let root = compiler.node(schema, "#")?;
+    // Now that every `$ref` has its node.
+    let judge = Judge { grammar: &compiler.grammar, narrowed: &compiler.narrowed };
+    for (at, nodes) in &compiler.one_of {
+        judge.one_of(nodes, at)?;
+    }
     let mut grammar = compiler.grammar;
     grammar.root = root;
     grammar.partial = [0x80, 0x90, 0xa0].iter().all(|&byte| vocabulary.byte(byte).is_some());
     if grammar.chases_itself() {
         return Err("a \"$ref\" of the schema leads to nothing but itself".to_owned());
     }
+    grammar.count_ways()?;
     grammar.measure();
     if grammar.least[root] >= NEVER {
         return Err("no finite text is what the schema asks for".to_owned());
@@ -121,6 +132,10 @@ struct Compiler<'a> {
     grammar: Grammar,
     /// Nodes of what `$ref` names.
     known: HashMap<String, usize>,
+    /// Nodes whose schema names no type.
+    narrowed: HashSet<usize>,
+    /// Where there is a `oneOf`, and its nodes.
+    one_of: Vec<(String, Vec<usize>)>,
     any: Option<usize>,
 }
 
@@ -138,8 +153,21 @@ impl Compiler<'_> {
             let (_, len) = longest.ok_or_else(|| format!("the model's vocabulary cannot write {text:?}"))?;
             least[at] = 1 + least[at + len];
         }
-        self.grammar.texts.push(Text { bytes, least });
+        self.grammar.texts.push(Text { bytes, value: text.to_owned(), least });
         Ok(self.grammar.texts.len() - 1)
+    }
+
+    /// One of these values.
+    fn values(&mut self, values: &[&Value]) -> Result<Node, String> {
+        let mut texts: Vec<(String, &Value)> = values.iter().map(|&value| (written(value), value)).collect();
+        texts.sort_by(|a, b| a.0.as_bytes().cmp(b.0.as_bytes()));
+        texts.dedup_by(|a, b| a.0 == b.0);
+        let from = self.grammar.texts.len();
+        for (text, value) in texts {
+            let text = self.text(&text)?;
+            self.grammar.texts[text].value = plain(value);
+        }
+        Ok(Node::Texts(from, self.grammar.texts.len()))
     }
 
     fn node(&mut self, schema: &Value, at: &str) -> Result<usize, String> {
@@ -170,6 +198,9 @@ impl Compiler<'_> {
         for name in &types {
             nodes.push(self.of_type(name, keywords, at)?);
         }
+        if !keywords.contains_key("type") {
+            self.narrowed.extend(&nodes);
+        }
         match nodes[..] {
             [] => self.any(),
             [node] => Ok(node),
@@ -188,13 +219,13 @@ impl Compiler<'_> {
             return self.reference(value, at);
         }
         if keyword == "const" {
-            return self.values(std::slice::from_ref(value), keywords, at);
+            return self.list(std::slice::from_ref(value), keywords, at);
         }
         let Value::Array(list) = value else {
             return Err(format!("{keyword:?} at {at} of the schema is not a list"));
         };
         if keyword == "enum" {
-            return self.values(list, keywords, at);
+            return self.list(list, keywords, at);
         }
         let mut nodes = Vec::new();
         for (number, schema) in list.iter().enumerate() {
@@ -203,14 +234,8 @@ impl Compiler<'_> {
         if keyword == "allOf" && nodes.len() != 1 {
             return Err(format!("\"allOf\" of several at {at} of the schema is not supported"));
         }
-        let pairs = (0..nodes.len()).flat_map(|a| (0..a).map(move |b| (a, b)));
-        if keyword == "oneOf"
-            && let Some((a, b)) = pairs.into_iter().find(|&(a, b)| !self.grammar.apart(nodes[a], nodes[b], 8))
-        {
-            return Err(format!(
-                "\"oneOf\" at {at} of the schema is not supported where one value may be both number {b} and number {a}; \
-                 \"anyOf\" is"
-            ));
+        if keyword == "oneOf" {
+            self.one_of.push((at.to_owned(), nodes.clone()));
         }
         Ok(self.push(Node::AnyOf(nodes)))
     }
@@ -232,14 +257,13 @@ impl Compiler<'_> {
         Ok(node)
     }
 
-    fn values(&mut self, list: &[Value], keywords: &Map<String, Value>, at: &str) -> Result<usize, String> {
+    /// One of a list, as far as they are of the types that are named beside it.
+    fn list(&mut self, list: &[Value], keywords: &Map<String, Value>, at: &str) -> Result<usize, String> {
         let types = types(keywords, at)?;
         let allowed = |value: &&Value| types.is_empty() || types.iter().any(|name| is_of(value, name));
-        let mut texts = Vec::new();
-        for value in list.iter().filter(allowed) {
-            texts.push(self.text(&written(value))?);
-        }
-        Ok(self.push(Node::Texts(texts)))
+        let values: Vec<&Value> = list.iter().filter(allowed).collect();
+        let node = self.values(&values)?;
+        Ok(self.push(node))
     }
 
     fn any(&mut self) -> Result<usize, String> {
@@ -248,9 +272,8 @@ impl Compiler<'_> {
         }
         let any = self.push(Node::AnyOf(Vec::new()));
         self.any = Some(any);
-        let words = [self.text("true")?, self.text("false")?, self.text("null")?];
         let nodes = [
-            Node::Texts(words.to_vec()),
+            self.values(&[&Value::Null, &Value::Bool(false), &Value::Bool(true)])?,
             Node::Chars(0, u32::MAX),
             Node::Decimal,
             Node::Array { items: any, min: 0, max: u32::MAX },
@@ -263,8 +286,8 @@ impl Compiler<'_> {
 
     fn of_type(&mut self, name: &str, keywords: &Map<String, Value>, at: &str) -> Result<usize, String> {
         let node = match name {
-            "null" => Node::Texts(vec![self.text("null")?]),
-            "boolean" => Node::Texts(vec![self.text("true")?, self.text("false")?]),
+            "null" => self.values(&[&Value::Null])?,
+            "boolean" => self.values(&[&Value::Bool(false), &Value::Bool(true)])?,
             "string" => {
                 Node::Chars(count(keywords, "minLength", 0, at)?, count(keywords, "maxLength", u32::MAX, at)?)
             }
@@ -353,7 +376,10 @@ fn is_of(value: &Value, name: &str) -> bool {
     match value {
         Value::Null => name == "null",
         Value::Bool(_) => name == "boolean",
-        Value::Number(number) => name == "number" || name == "integer" && !number.is_f64(),
+        Value::Number(number) => {
+            // 1.0 is an integer, too.
+            name == "number" || name == "integer" && number.as_f64().is_none_or(|it| it.fract() == 0.0)
+        }
         Value::String(_) => name == "string",
         Value::Array(_) => name == "array",
         Value::Object(_) => name == "object",
@@ -373,13 +399,14 @@ fn whole(keywords: &Map<String, Value>, at: &str) -> Result<Whole, String> {
         }
         None => Ok(default),
     };
-    // Integers of so many digits are exact in a double, and what lies beyond is cut off.
-    let widest = WIDEST as f64;
-    let min =
-        bound("minimum", -widest)?.ceil().max((bound("exclusiveMinimum", -2.0 * widest)?).floor() + 1.0);
-    let max = bound("maximum", widest)?.floor().min((bound("exclusiveMaximum", 2.0 * widest)?).ceil() - 1.0);
-    let (min, max) = (min.clamp(-widest, widest), max.clamp(-widest, widest));
-    Ok(Whole { min: min as i64, max: max as i64, negative: false, value: None })
+    // Integers of so many digits are exact in a double, and none has more: that allows less. Bounds beyond stay beyond.
+    let (widest, beyond) = (WIDEST as f64, 2.0 * WIDEST as f64);
+    let min = bound("minimum", -widest)?.ceil().max(bound("exclusiveMinimum", -beyond)?.floor() + 1.0);
+    let max = bound("maximum", widest)?.floor().min(bound("exclusiveMaximum", beyond)?.ceil() - 1.0);
+    if min > widest || max < -widest {
+        return Err(format!("the integers at {at} of the schema have more than {DIGITS} digits"));
+    }
+    Ok(Whole { min: min.max(-widest) as i64, max: max.min(widest) as i64, negative: false, value: None })
 }
 
 /// A value in the one form that is written.
@@ -399,6 +426,38 @@ fn written(value: &Value) -> String {
 }
 
 impl Grammar {
+    /// Refuses a schema that leaves more ways in one place than are followed.
+    fn count_ways(&self) -> Result<(), String> {
+        let refused = |what: &str| Err(format!("the schema has {what}, and {WAYS} are followed"));
+        let mut begins = vec![1; self.nodes.len()];
+        // No node is an alternative of itself, so this comes to an end.
+        loop {
+            let count = |node: &Node| match node {
+                Node::AnyOf(nodes) => {
+                    nodes.iter().fold(0usize, |sum, &node| sum.saturating_add(begins[node]))
+                }
+                _ => 1,
+            };
+            let counted: Vec<usize> = self.nodes.iter().map(count).collect();
+            if counted == begins {
+                break;
+            }
+            begins = counted;
+        }
+        if begins.iter().any(|&ways| ways > WAYS) {
+            return refused("a value of too many alternatives");
+        }
+        for node in &self.nodes {
+            let Node::Object(properties) = node else { continue };
+            let runs = properties.split(|property| property.required);
+            // One more for what follows them.
+            if runs.into_iter().any(|run| run.len() + 1 > WAYS) {
+                return refused("an object with too many properties that are not required");
+            }
+        }
+        Ok(())
+    }
+
     /// Finds how many tokens each node needs: what needs none of the others first, until nothing gets shorter.
     fn measure(&mut self) {
         self.least = vec![NEVER; self.nodes.len()];
@@ -409,7 +468,9 @@ impl Grammar {
                 let sum =
                     |parts: &[u32]| parts.iter().fold(0u32, |sum, part| sum.saturating_add(*part)).min(NEVER);
                 let need = match &mut self.nodes[number] {
-                    Node::Texts(list) => list.iter().map(|&text| texts[text].least[0]).min().unwrap_or(NEVER),
+                    Node::Texts(from, to) => {
+                        texts[*from..*to].iter().map(|text| text.least[0]).min().unwrap_or(NEVER)
+                    }
                     Node::AnyOf(nodes) => nodes.iter().map(|&node| least[node]).min().unwrap_or(NEVER),
                     Node::Chars(min, max) if *min > *max => NEVER,
                     Node::Chars(min, _) => sum(&[2, *min]),
@@ -461,33 +522,6 @@ impl Grammar {
                 return open.contains(&true);
             }
             open = next;
-        }
-    }
-
-    /// Whether no value is one of both, as far as types, constants, and required properties tell.
-    fn apart(&self, a: usize, b: usize, depth: usize) -> bool {
-        let Some(depth) = depth.checked_sub(1) else { return false };
-        let kind = |node: &Node| match node {
-            Node::Chars(..) => Some(b"\"".as_slice()),
-            Node::Whole(_) | Node::Decimal => Some(b"-0123456789".as_slice()),
-            Node::Array { .. } => Some(b"[".as_slice()),
-            Node::Object(_) | Node::Map(_) => Some(b"{".as_slice()),
-            Node::Texts(_) | Node::AnyOf(_) => None,
-        };
-        let bytes = |text: usize| &self.texts[text].bytes;
-        match (&self.nodes[a], &self.nodes[b]) {
-            (Node::AnyOf(nodes), _) => nodes.iter().all(|&node| self.apart(node, b, depth)),
-            (_, Node::AnyOf(nodes)) => nodes.iter().all(|&node| self.apart(a, node, depth)),
-            (Node::Texts(a), Node::Texts(b)) => a.iter().all(|&a| b.iter().all(|&b| bytes(a) != bytes(b))),
-            (Node::Texts(list), node) | (node, Node::Texts(list)) => {
-                let first = kind(node).unwrap_or_default();
-                list.iter().all(|&text| !first.contains(&bytes(text)[0]))
-            }
-            (Node::Object(a), Node::Object(b)) => a.iter().any(|a| {
-                let same = b.iter().find(|b| b.name == a.name && b.required && a.required);
-                same.is_some_and(|b| self.apart(a.value, b.value, depth))
-            }),
-            (a, b) => kind(a) != kind(b),
         }
     }
 }

@@ -7,8 +7,9 @@ use super::frame::{Char, Decimal, Frame, NEVER};
 use super::schema::{BEGIN, CLOSE, COLON, COMMA, END, Grammar, Node, OPEN, QUOTE};
 use std::rc::Rc;
 
-/// Ways that are followed at once. More are cut to the shortest ones, which allows less and nothing wrong.
-const WAYS: usize = 64;
+/// Ways that are followed at once. More are cut to the shortest ones, which allows less and nothing wrong; a schema that has
+/// more in one place is refused.
+pub const WAYS: usize = 64;
 
 /// How deep what is still to come may lie by the model's choice. Readers of JSON have bounds of their own.
 pub const DEPTH: u32 = 100;
@@ -68,9 +69,15 @@ impl State {
         }
     }
 
-    /// The texts that may come next.
+    /// Texts that may come next; of several in one place, the shortest.
     pub fn texts<'a>(&self, grammar: &'a Grammar) -> impl Iterator<Item = &'a [u8]> {
-        self.stacks.iter().flatten().filter_map(|link| text(grammar, link.frame))
+        self.stacks.iter().flatten().filter_map(|link| match link.frame {
+            Frame::Texts(from, to, at) => {
+                let texts = grammar.texts[from..to].iter();
+                texts.min_by_key(|text| text.least[at]).map(|text| &text.bytes[at..])
+            }
+            frame => text(grammar, frame),
+        })
     }
 
     /// Behind these bytes; none if they may not come.
@@ -95,6 +102,19 @@ impl State {
                         link.below.clone()
                     } else {
                         push(grammar, &link.below, Frame::Text(text, at + 1))
+                    }
+                }
+                Frame::Texts(from, to, at) => {
+                    let texts = &grammar.texts[from..to];
+                    let mut first = from + texts.partition_point(|text| text.bytes[at] < byte);
+                    let last = from + texts.partition_point(|text| text.bytes[at] <= byte);
+                    if first < last && grammar.texts[first].bytes.len() == at + 1 {
+                        next.open(grammar, link.below.clone());
+                        first += 1;
+                    }
+                    match last - first {
+                        0 => continue,
+                        _ => push(grammar, &link.below, one_of(first, last, at + 1)),
                     }
                 }
                 Frame::Chars { need: 0, within: Char::Between, .. } if byte == b'"' => link.below.clone(),
@@ -129,7 +149,7 @@ impl State {
         let Some(link) = &stack else { return self.add(None) };
         let below = &link.below;
         match link.frame {
-            Frame::Text(..) | Frame::Chars { .. } => self.add(stack),
+            Frame::Text(..) | Frame::Texts(..) | Frame::Chars { .. } => self.add(stack),
             Frame::Whole(whole) => {
                 // It may be over, or go on.
                 if whole.value.is_some() && whole.least() == 0 {
@@ -188,12 +208,8 @@ impl State {
     /// Begins a value of a node.
     fn begin(&mut self, grammar: &Grammar, number: usize, below: &Stack) {
         let stack = match &grammar.nodes[number] {
-            Node::Texts(texts) => {
-                for &text in texts {
-                    self.open(grammar, stacked(grammar, below, &[], text));
-                }
-                return;
-            }
+            &Node::Texts(from, to) if from == to => return,
+            &Node::Texts(from, to) => push(grammar, below, one_of(from, to, 0)),
             Node::AnyOf(nodes) => {
                 for &node in nodes {
                     self.begin(grammar, node, below);
@@ -238,6 +254,11 @@ impl State {
     }
 }
 
+/// One of these texts from this byte on.
+fn one_of(from: usize, to: usize, at: usize) -> Frame {
+    if to - from == 1 { Frame::Text(from, at) } else { Frame::Texts(from, to, at) }
+}
+
 fn text(grammar: &Grammar, frame: Frame) -> Option<&[u8]> {
     match frame {
         Frame::Text(text, at) => Some(&grammar.texts[text].bytes[at..]),
@@ -255,6 +276,9 @@ fn push(grammar: &Grammar, below: &Stack, frame: Frame) -> Stack {
     let own = match frame {
         Frame::Value(node) => grammar.least[node],
         Frame::Text(text, at) => grammar.texts[text].least[at],
+        Frame::Texts(from, to, at) => {
+            grammar.texts[from..to].iter().map(|text| text.least[at]).min().unwrap_or(NEVER)
+        }
         Frame::Members(node, from, written) => match &grammar.nodes[node] {
             Node::Object(_) if !written => grammar.least[node] - 1,
             Node::Object(properties) => properties.get(from).map_or(1, |property| property.rest),

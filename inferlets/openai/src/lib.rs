@@ -3,7 +3,7 @@
 //! usage, as a server instance: openai [--max-tokens N]
 //!
 //! A request is an instance of its own: it reads the body, asks the model, and answers whole or by server-sent events. N
-//! (4,096) bounds every answer, and is what a chat gets that names no bound. What is asked again from the beginning, as
+//! (4,096) bounds every answer, and is what a chat gets that names no bound, if the model's context has room for it. What is asked again from the beginning, as
 //! each turn of a chat is, the server has computed already. An answer can be held to a JSON schema (`response_format`).
 //! When nobody reads an answer any more, it ends.
 
@@ -85,7 +85,7 @@ async fn route(request: Request<IncomingBody>) -> Result<Answer, (Refusal, Optio
     };
     only("POST")?;
     let work = match read(body).await {
-        Ok(body) => Work::new(&body, chat),
+        Ok(body) => Work::new(&body, chat).await,
         Err(refusal) => Err(refusal),
     };
     work.map(|work| Answer::Generate(Box::new(work))).map_err(|refusal| (refusal, None))
@@ -116,15 +116,15 @@ struct Work {
 }
 
 impl Work {
-    fn new(body: &[u8], chat: bool) -> Result<Work, Refusal> {
+    async fn new(body: &[u8], chat: bool) -> Result<Work, Refusal> {
         let request = request::read(body, chat)?;
         let models = get_all_models();
         let known = models.contains(&request.model);
         let model = known.then(|| get_model(&request.model)).flatten();
         let model = model.ok_or_else(|| Refusal::no_model(&request.model, &models))?;
         let prompt = answer::prompt(&model, &request.prompt);
+        let field = if matches!(request.prompt, Prompt::Chat(_)) { "messages" } else { "prompt" };
         if prompt.is_empty() {
-            let field = if matches!(request.prompt, Prompt::Chat(_)) { "messages" } else { "prompt" };
             return Err(Refusal::field(field, format!("{field:?} has no text")));
         }
         let most = Args::from_vec(get_arguments().into_iter().map(Into::into).collect())
@@ -133,8 +133,17 @@ impl Work {
                 Refusal::body(format!("this server was launched with wrong arguments: {error}"))
             })?
             .unwrap_or(MAX_TOKENS);
-        let asked = request.max_tokens.unwrap_or(if chat { most } else { TEXT_TOKENS });
-        let max_tokens = asked.min(most);
+        let context = context_length().await;
+        let left = context.saturating_sub(u32::try_from(prompt.len()).unwrap_or(u32::MAX));
+        // Whoever names no number gets what is left of the context, and at least one token must be.
+        let (least, asked) = match request.max_tokens {
+            Some(asked) => (asked.min(most), asked),
+            None => (1, if chat { most } else { TEXT_TOKENS }),
+        };
+        if least > left {
+            return Err(Refusal::too_long(field, context, prompt.len(), least));
+        }
+        let max_tokens = asked.min(most).min(left);
         let grammar = match &request.schema {
             Some(schema) => {
                 let vocabulary = constrain::vocabulary(&model);
@@ -204,6 +213,11 @@ impl Work {
             Finished::fail(body)
         }
     }
+}
+
+/// Tokens of prompt and answer together; no bound where the server tells of none.
+async fn context_length() -> u32 {
+    inferlet::debug_query("get_context_length").await.parse().unwrap_or(u32::MAX)
 }
 
 /// Whether it went out: nobody may be there any more.

@@ -59,6 +59,14 @@ impl Refusal {
         Refusal::new(413, format!("the body has more than {bound} bytes"))
     }
 
+    /// A prompt, or a prompt and its answer, is longer than the server takes.
+    pub fn too_long(field: &str, most: u32, prompt: usize, answer: u32) -> Refusal {
+        let message = format!(
+            "the model's context holds {most} tokens here; {prompt} are in {field:?}, and {answer} in the answer"
+        );
+        Refusal { code: Some("context_length_exceeded"), ..Refusal::field(field, message) }
+    }
+
     pub fn to_json(&self) -> Value {
         let kind = if self.status < 500 { "invalid_request_error" } else { "server_error" };
         json!({"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}})

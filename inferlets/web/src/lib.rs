@@ -15,7 +15,7 @@ async fn main(mut request: Request<IncomingBody>, responder: Responder) -> Finis
     let start = |responder: Responder| responder.start_response(Response::new(BodyForthcoming));
     let path = request.uri().path_and_query().map_or("", |path| path.as_str()).to_owned();
     let (path, query) = path.split_once('?').unwrap_or((&path, ""));
-    let number = query.parse().unwrap_or(0u64);
+    let number = query.split("&").next().and_then(|number| number.parse().ok()).unwrap_or(0u64);
     match path {
         // What it was asked.
         "/seen" => {
@@ -65,6 +65,35 @@ async fn main(mut request: Request<IncomingBody>, responder: Responder) -> Finis
                 body.write_all(b"drip\n").await.expect("somebody reads");
                 wstd::task::sleep(Duration::from_millis(number)).await;
             }
+        }
+        // Answers with that status and a body, and after a while has something to write down; another asks for it.
+        "/afterwards" => {
+            let status = StatusCode::from_u16(number as u16).unwrap_or_default();
+            let response = Response::builder().status(status).body(BodyForthcoming).expect("a status");
+            let mut body = responder.start_response(response);
+            let written = body.write_all(b"and now to work\n").await;
+            wstd::task::sleep(Duration::from_millis(300)).await;
+            inferlet::store_set("afterwards", request.uri().query().unwrap_or_default());
+            Finished::finish(body, written, None)
+        }
+        "/afterwards-kept" => {
+            let kept = inferlet::store_get("afterwards").unwrap_or_default();
+            say(responder, StatusCode::OK, kept).await
+        }
+        // Three that live on: behind a whole answer, behind a broken one, and without any.
+        "/lives-on" => {
+            let _ = say(responder, StatusCode::OK, "all of it\n".into()).await;
+            for_ever().await
+        }
+        "/lives-on-broken" => {
+            let mut body = start(responder);
+            body.write_all(b"so far").await.expect("somebody reads");
+            let _ = Finished::fail(body);
+            for_ever().await
+        }
+        "/lives-on-silent" => {
+            drop(responder);
+            for_ever().await
         }
         // Ends of other kinds.
         "/trap" => panic!("before the head"),

@@ -1,26 +1,34 @@
-//! How fast the emulator runs two quantised matrix-vector products with all checks on:
+//! How fast the emulator runs the matrix-vector kernels of `kernels/` with all checks on:
 //! `cargo run --release -p ptx-emulator --example speed`.
 
 use ptx_emulator::{Counts, Launch, Memory, Module, Options, Parameters, launch};
+use std::error::Error;
+use std::path::Path;
 use std::time::Instant;
 
-const ROWS: u32 = 4096;
-const K: u32 = 4096;
+#[path = "../../expand.rs"]
+#[allow(dead_code, reason = "the rest is the build's and the tests'")]
+mod expand;
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let module = Module::parse(include_str!("gemv.ptx"))?;
-    for read_only in [true, false] {
-        for threads in [1, 2] {
-            for name in ["gemv_mma", "gemv_dp4a"] {
-                let (counts, wall, cpu) = run(&module, name, threads, read_only)?;
+/// Rows and columns of the matrix.
+const ROWS: usize = 4096;
+const K: usize = 4096;
+/// A kernel, and the bytes of quants and of scales that 32 weights have.
+const KERNELS: [(&str, usize, usize); 3] = [("gemv_q4_0", 16, 2), ("gemv_q4_1", 16, 4), ("gemv_q8_0", 32, 2)];
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    for (name, quants, scales) in KERNELS {
+        let module = Module::parse(&expand::expand(&folder, &format!("{name}.ptx"))?)?;
+        for tokens in [1, 8] {
+            for threads in [1, 2] {
+                let (counts, wall, cpu) = run(&module, name, [quants, scales], tokens, threads)?;
+                let millions = counts.instructions as f64 / 1e6;
                 println!(
-                    "{name:9} {threads} threads, weights {}: {:.0} M thread instructions, {:.0} M/s wall, \
-                     {:.0} M/s of CPU; {:.0} M weights/s of CPU",
-                    if read_only { "read-only" } else { "writable " },
-                    counts.instructions as f64 / 1e6,
-                    counts.instructions as f64 / 1e6 / wall,
-                    counts.instructions as f64 / 1e6 / cpu,
-                    f64::from(ROWS * K) / 1e6 / cpu
+                    "{name}, {tokens} tokens, {threads} threads: {millions:.0} M thread-instructions, \
+                     {:.0} M/s by the clock, {:.0} M/s of a core",
+                    millions / wall,
+                    millions / cpu,
                 );
             }
         }
@@ -40,35 +48,34 @@ fn cpu() -> f64 {
 fn run(
     module: &Module,
     name: &str,
+    [quants, scales]: [usize; 2],
+    tokens: usize,
     threads: usize,
-    read_only: bool,
-) -> Result<(Counts, f64, f64), Box<dyn std::error::Error>> {
+) -> Result<(Counts, f64, f64), Box<dyn Error>> {
     let Some(kernel) = module.kernel(name) else { return Err("no such kernel".into()) };
     let mut memory = Memory::new();
-    let mma = name == "gemv_mma";
-    let weights = (ROWS * K) as usize;
-    let quants: Vec<u8> =
-        (0..if mma { weights / 2 } else { weights }).map(|n| (n * 37 % 251) as u8).collect();
-    let scale = if mma {
-        0x2c00u16.to_le_bytes().repeat(weights / 32)
-    } else {
-        0.01f32.to_le_bytes().repeat(weights / 32)
+    let blocks = ROWS * K / 32;
+    let quants: Vec<u8> = (0..blocks * quants).map(|n| (n * 37 % 251) as u8).collect();
+    // 0x2c00 is 1/16 as f16. Of a vector's block: f32 scale, s32 sum of the quants.
+    let weights = [
+        memory.upload("quants", &quants),
+        memory.upload("scales", &0x2c00u16.to_le_bytes().repeat(blocks * scales / 2)),
+        memory.upload("xq", &vec![3; tokens * K]),
+        memory.upload("xs", &[0.02f32.to_le_bytes(), 96i32.to_le_bytes()].concat().repeat(tokens * K / 32)),
+    ];
+    weights.iter().for_each(|&address| memory.protect(address, true));
+    let y = memory.alloc(tokens * ROWS * 4, "y");
+    let parameters = weights.into_iter().chain([y]).fold(Parameters::new(), Parameters::u64);
+    let counts = [ROWS, K / 64, tokens, 0].map(|count| count as u32);
+    let parameters = counts.into_iter().fold(parameters, Parameters::u32);
+    let shape = Launch {
+        grid: [ROWS as u32 / 16, 1, 1],
+        block: [128, 1, 1],
+        shared: 5248 * tokens as u32,
+        parameters: parameters.bytes(),
     };
-    let quants = memory.upload("quants", &quants);
-    let scales = memory.upload("scales", &scale);
-    let x = memory.upload("x", &vec![3; 8 * K as usize]);
-    let xs = memory.upload("xs", &0.02f32.to_le_bytes().repeat(8 * K as usize / 32));
-    let y = memory.alloc(8 * ROWS as usize * 4, "y");
-    for address in [quants, scales, x, xs] {
-        memory.protect(address, read_only);
-    }
-    let parameters = Parameters::new().u64(quants).u64(scales).u64(x).u64(xs).u64(y);
-    let parameters = if mma { parameters.u32(K / 64).u32(ROWS) } else { parameters.u32(K / 32) };
-    let blocks = if mma { ROWS / 64 } else { ROWS / 4 };
-    let launched =
-        Launch { grid: [blocks, 1, 1], block: [128, 1, 1], shared: 0, parameters: parameters.bytes() };
     let options = Options { seed: 1, threads, ..Options::default() };
     let (start, before) = (Instant::now(), cpu());
-    let counts = launch(kernel, &mut memory, &launched, &options)?;
+    let counts = launch(kernel, &mut memory, &shape, &options)?;
     Ok((counts, start.elapsed().as_secs_f64(), cpu() - before))
 }

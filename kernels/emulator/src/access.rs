@@ -262,6 +262,7 @@ impl<'a> Machine<'a> {
         let size = kind.size() * from.len() as u32;
         let mut addresses = [0; 32];
         let mut count = 0;
+        let (mut written, mut globals) = ([(0, 0); 32], 0);
         let mut in_shared = false;
         let mut near = None;
         for lane in lanes(mask) {
@@ -280,6 +281,7 @@ impl<'a> Machine<'a> {
                 Place::Local(at) => warp.local.store(lane, at, (size, value))?,
                 Place::Global(at) => {
                     (addresses[count], count) = (at, count + 1);
+                    (written[globals], globals) = ((lane, at), globals + 1);
                     if order.strong
                         && let Some(seen) = seen
                     {
@@ -291,6 +293,7 @@ impl<'a> Machine<'a> {
                 }
             }
         }
+        self.spares_sources(block, &written[..globals], size)?;
         if order.release {
             self.advance(block, number);
         }

@@ -41,6 +41,7 @@ impl Machine<'_> {
         let size = kind.size();
         let mut addresses = [0; 32];
         let mut count = 0;
+        let (mut written, mut globals) = ([(0, 0); 32], 0);
         let mut in_shared = false;
         let mut near = None;
         for lane in lanes(mask) {
@@ -65,6 +66,7 @@ impl Machine<'_> {
                 }
                 Place::Global(at) => {
                     (addresses[count], count) = (at, count + 1);
+                    (written[globals], globals) = ((lane, at), globals + 1);
                     if let Some(seen) = seen {
                         let mut actor = actor(stamp, warp, seen, lane);
                         actor.reads(&self.locations, at, order.acquire);
@@ -88,6 +90,7 @@ impl Machine<'_> {
         if let Some(to) = to {
             warp.ready[*to as usize] |= mask;
         }
+        self.spares_sources(block, &written[..globals], size)?;
         if order.release {
             self.advance(block, number);
         }

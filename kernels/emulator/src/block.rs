@@ -52,7 +52,7 @@ impl Block {
             number,
             tag,
             warps: (0..warps).map(|warp| Warp::new(kernel, warp, &position, independent)).collect(),
-            shared: Shared::new(position.shared, kernel.shared_grain),
+            shared: Shared::new(&kernel.stretches, position.dynamic, kernel.shared_grain),
             barriers: std::iter::repeat_with(Barrier::default).take(16).collect(),
             time: 0,
             next: 0,

@@ -1,4 +1,5 @@
-//! cp.async: bytes leave global memory when it is issued, and arrive when its thread waits.
+//! cp.async: bytes leave global memory when it is issued, and arrive when its thread waits; until then nobody of the block may
+//! write over them where they came from. What other blocks write is a race like any other's.
 
 use crate::access::Near;
 use crate::block::{Block, witness};
@@ -43,7 +44,15 @@ impl<'a> Machine<'a> {
             let value = self.source(&mut near, &witness, lane, source, (bytes, taken as u32))?;
             shared.poison(&witness, lane, target, bytes)?;
             let group = warp.groups[i];
-            warp.flights.push(Flight { lane, group, to: target, size: bytes, value });
+            warp.flights.push(Flight {
+                lane,
+                group,
+                to: target,
+                size: bytes,
+                value,
+                from: source,
+                taken: taken as u32,
+            });
             (targets[count], count) = (target, count + 1);
             if taken > 0 {
                 (sources[read], read) = (source, read + 1);
@@ -75,6 +84,33 @@ impl<'a> Machine<'a> {
             let byte = self.fetch(near, witness, lane, address + u64::from(n), 1, order)?;
             Ok(all | byte << (8 * n))
         })
+    }
+
+    /// Writes of `size` bytes each leave alone what copies are still to read.
+    pub fn spares_sources(
+        &self,
+        block: &Block,
+        written: &[(u32, u64)], // lane, address
+        size: u32,
+    ) -> Result<(), Stop> {
+        let flights =
+            || block.warps.iter().flat_map(|warp| warp.flights.iter().map(|flight| (warp.number, flight)));
+        if flights().next().is_none() {
+            return Ok(());
+        }
+        for &(lane, at) in written {
+            let meets = |flight: &Flight| {
+                at < flight.from + u64::from(flight.taken) && flight.from < at + u64::from(size)
+            };
+            if let Some((warp, flight)) = flights().find(|(_, flight)| meets(flight)) {
+                let sentence = format!(
+                    "writes {at:#x}, which a cp.async of lane {} of warp {warp} is still to read: it did not wait",
+                    flight.lane
+                );
+                return stop(Kind::CopyNotWaited, lane, sentence);
+            }
+        }
+        Ok(())
     }
 
     /// The copies of all but the last `left` groups arrive.

@@ -70,6 +70,8 @@ pub enum Kind {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
     pub kind: Kind,
+    /// The kernel that ran; empty where the host is to blame.
+    pub kernel: String,
     pub file: String,
     /// Zero where no instruction is to blame.
     pub line: u32,
@@ -80,7 +82,8 @@ pub struct Fault {
 
 impl Fault {
     pub(crate) fn of_host(kind: Kind, sentence: impl Into<String>) -> Fault {
-        Fault { kind, file: String::new(), line: 0, cta: [0; 3], thread: [0; 3], sentence: sentence.into() }
+        let (kernel, file) = (String::new(), String::new());
+        Fault { kind, kernel, file, line: 0, cta: [0; 3], thread: [0; 3], sentence: sentence.into() }
     }
 }
 

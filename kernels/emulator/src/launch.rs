@@ -297,6 +297,7 @@ impl Run<'_> {
         let instruction = &self.kernel.code[block.warps[warp].pc as usize];
         let fault = Fault {
             kind: stop.kind,
+            kernel: self.kernel.name.clone(),
             file: self.kernel.files[instruction.file as usize].clone(),
             line: instruction.line,
             cta: block.position.at,

@@ -44,12 +44,12 @@
 //!
 //! | [`Kind`] | |
 //! |---|---|
-//! | `OutOfBounds`, `Misaligned` | every access, of the whole vector; buffers lie 4 KiB apart |
+//! | `OutOfBounds`, `Misaligned` | every access, of the whole vector; buffers lie 4 KiB apart, variables of shared memory 1 KiB |
 //! | `UninitialisedRegister` | per lane; what selp does not select may be unwritten |
 //! | `UninitialisedShared`, `UninitialisedGlobal`, `UninitialisedLocal` | per byte |
 //! | `SharedRace`, `GlobalRace` | two threads, one of them writing, that nothing orders: see below |
 //! | `BarrierDivergence`, `Deadlock` | a barrier wants all living lanes of a warp, and its number of threads |
-//! | `CopyNotWaited`, `CopyPending` | bytes of a cp.async land when their own thread waits, never earlier |
+//! | `CopyNotWaited`, `CopyPending` | bytes of a cp.async land when their own thread waits, and are left alone till then, here and there |
 //! | `GridNotWaited` | before `griddepcontrol.wait`, buffers that the launches before wrote: see below |
 //! | `MemberMask`, `PartialWarp` | members of .sync operations are active; matrices have whole warps |
 //! | `NotUniform` | `bra.uni` is taken by all active lanes or by none |

@@ -11,10 +11,14 @@ use crate::names::{Named, Names};
 use crate::parser::{self, Entry, Operand, Statement, Variable};
 use crate::types::{Space, Type};
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Shared memory starts here, so that a forgotten base is out of bounds.
 pub(crate) const SHARED_BASE: u32 = 1024;
+/// Bytes between two variables of shared memory that belong to none: who leaves one does not come out in the next. A multiple
+/// of the banks' 128 bytes and of any alignment in use, so that both are as on a device, where the variables adjoin.
+const SHARED_GAP: u64 = 1024;
 /// The first address of the constant bank.
 pub(crate) const CONST_BASE: u64 = 256;
 
@@ -50,6 +54,13 @@ pub(crate) struct Global {
     pub bytes: Vec<u8>,
 }
 
+/// A variable in shared memory, as it lies behind [`SHARED_BASE`].
+#[derive(Clone)]
+pub(crate) struct Stretch {
+    pub name: String,
+    pub bytes: Range<u32>,
+}
+
 /// Where a parameter lies in the block of bytes that a launch takes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Parameter {
@@ -66,6 +77,8 @@ pub struct Kernel {
     /// Bytes of static shared memory, and where dynamic memory starts behind them.
     pub(crate) shared: u32,
     pub(crate) dynamic: u32,
+    /// The variables in static shared memory with their gaps; the last one is what dynamic memory starts with, of no bytes.
+    pub(crate) stretches: Vec<Stretch>,
     /// Bytes of local memory of a thread.
     pub(crate) local: u32,
     pub(crate) max_threads: Option<u32>,
@@ -147,6 +160,9 @@ struct Building {
     /// Bytes of static shared memory so far, and in all.
     shared: u64,
     dynamic: u64,
+    stretches: Vec<Stretch>,
+    /// Variables of static shared memory that there are in all.
+    statics: u64,
     local: u64,
     constants: Vec<u8>,
     globals: Arc<[Global]>,
@@ -168,6 +184,8 @@ impl Building {
             names: Names::new(),
             shared: 0,
             dynamic: 0,
+            stretches: Vec::new(),
+            statics: 0,
             local: 0,
             constants: Vec::new(),
             globals,
@@ -189,6 +207,7 @@ impl Building {
             match (variable.external, variable.count) {
                 (false, Some(count)) => {
                     total = align_up(total, variable.align) + count * u64::from(variable.kind.size());
+                    this.statics += 1;
                 }
                 _ => align = align.max(variable.align),
             }
@@ -207,11 +226,13 @@ impl Building {
         }
         let size = u64::from(variable.kind.size());
         let address = match (variable.space, variable.external, variable.count) {
-            (Space::Shared, true, _) => u64::from(SHARED_BASE) + self.dynamic,
+            (Space::Shared, true, _) => u64::from(SHARED_BASE) + self.dynamic + self.statics * SHARED_GAP,
             (Space::Shared, false, Some(count)) => {
                 self.shared = align_up(self.shared, variable.align);
-                let at = self.shared;
+                let at = self.shared + self.stretches.len() as u64 * SHARED_GAP;
                 self.shared += count * size;
+                let bytes = at as u32..(at + count * size) as u32;
+                self.stretches.push(Stretch { name: variable.name.clone(), bytes });
                 u64::from(SHARED_BASE) + at
             }
             (Space::Const, false, Some(count)) => {
@@ -278,11 +299,14 @@ impl Building {
         let most = required.or(product("maxntid")).map(|block| block.iter().product());
         let (shared_grain, global_grain) = grains(&self.code);
         let always = self.names.always();
+        let dynamic = (self.dynamic + self.statics * SHARED_GAP) as u32;
+        self.stretches.push(Stretch { name: "dynamic memory".to_string(), bytes: dynamic..dynamic });
         Ok(Kernel {
             name: entry.name.clone(),
             parameters,
             shared: self.shared as u32,
             dynamic: self.dynamic as u32,
+            stretches: self.stretches,
             local: self.local as u32,
             max_threads: most,
             required,

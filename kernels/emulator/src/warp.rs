@@ -17,6 +17,9 @@ pub struct Flight {
     pub to: u64,
     pub size: u32,
     pub value: u128,
+    /// Where it comes from, and how many bytes of it: nobody may write there before it lands.
+    pub from: u64,
+    pub taken: u32,
 }
 
 pub struct Warp {

@@ -5,12 +5,12 @@
 
 use super::coverage::covers;
 use super::graphs::Graphs;
-use super::launches::{Heads, Kernels, Launches, Planes};
-use super::plan::{self, Demand, TooLarge, plane_bytes, planes, table_words};
+use super::launches::{Heads, Kernels, Launches, Planes, formats};
+use super::plan::{self, Demand, Memory, TooLarge, plane_bytes, planes, table_words};
 use super::room::{Bounds, ENTRY, RESULT_BYTES, Room, TOPS_AT, bytes};
 use super::staging::{Kinds, Piece, Sizes, Staging, Want, Wants, What, least_bytes, steps};
 use super::step::Step;
-use super::weights::{self, Weights};
+use super::weights::{self, Activations, Weights, activations};
 use super::{Buffer, Device, Error, Graph, Pinned, Stream, kernels};
 use crate::backend::cpu::KvFormat;
 use crate::backend::{Backend, Batch, Fault, Info, Outcome, Output, PageId, Produced, TokenId};
@@ -117,14 +117,19 @@ impl Cuda {
         let (kinds, rows, embeds) = (kinds(model), options.batch_tokens as usize, options.embeds as usize);
         let normed = |layer: &Layer| layer.attn_post_norm.is_some() || layer.ffn_post_norm.is_some();
         let post_norms = model.weights.layers.iter().any(normed);
-        let bounds = |pages| Bounds { shape, kinds: &kinds, rows, embeds, pages, post_norms };
+        let reads = |form| formats(model).into_iter().any(|quant| activations(quant) == form);
+        let (bf16, f16) = (reads(Activations::Bf16), reads(Activations::F16));
+        let bounds = |pages| Bounds { shape, kinds: &kinds, rows, embeds, pages, post_norms, bf16, f16 };
 
         let memory = device.memory()?;
         let of_weights = weights::bytes(model).map_err(NotLoaded::Unknown)?;
         let demand = Demand::of(shape, of_weights, bytes(bounds(0)));
-        let count = plan::pages(memory, demand, options.kv_tokens).map_err(NotLoaded::TooLarge)?;
-        let pages = count as usize;
+        let fit = |memory| plan::pages(memory, demand, options.kv_tokens).map_err(NotLoaded::TooLarge);
+        fit(memory)?;
         let weights = Weights::load(model, &device, &mut stream)?;
+        // What the weights have really taken: the driver rounds each buffer up.
+        let count = fit(Memory { free: device.memory()?.free + of_weights, ..memory })?;
+        let pages = count as usize;
         if let Err(error) = model.gguf.forget() {
             tracing::warn!(%error, "the model file's pages stay in memory beside the weights on the GPU");
         }

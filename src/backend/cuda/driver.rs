@@ -90,7 +90,6 @@ driver_functions! {
     cuEventQuery(event: CUevent)
     cuEventRecord(event: CUevent, stream: CUstream)
     cuFuncGetAttribute(to: *mut i32, attribute: CUfunction_attribute, function: CUfunction)
-    cuFuncSetAttribute(function: CUfunction, attribute: CUfunction_attribute, value: i32)
     #[cfg(false)] // `cust` lets it take a `CUresult`
     cuGetErrorName(status: Status, to: *mut *const c_char)
     cuGraphDestroy(graph: CUgraph)

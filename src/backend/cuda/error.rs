@@ -8,7 +8,8 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// CUDA 11.4: the first whose compiler reads PTX 7.4, and the driver of JetPack 5.
+/// CUDA 11.4: the first whose compiler reads PTX 7.4. JetPack 5 has it, on aarch64 and glibc 2.31: a binary for that is built
+/// there, since one that was built beside a newer glibc does not start (`tests/gpu/check.sh` says so).
 pub const DRIVER_AT_LEAST: i32 = 11_040;
 /// The kernels are written for this compute capability and any later one.
 pub const CAPABILITY_AT_LEAST: (u32, u32) = (8, 0);

@@ -16,7 +16,7 @@ const FEW: usize = 8;
 const FEW_SHARED: usize = 5248;
 /// Rows and tokens of a CTA of a matrix-matrix product of many tokens, and of few.
 const WIDE: (usize, usize) = (128, 64);
-const WIDE_BF16: (usize, usize) = (128, 128);
+const WIDE_FLOATS: (usize, usize) = (128, 128);
 const NARROW: (usize, usize) = (64, 32);
 /// Values that a CTA of `norm_quantize` takes.
 const NORM_CHUNK: usize = 8192;
@@ -37,10 +37,11 @@ pub(super) struct Kernels {
     products: Vec<(Quant, Product)>,
     embed: Kernel,
     attend: Kernel,
-    norm_quantize: Kernel,
+    /// To quants and bf16, and to f16; so is the gate's.
+    norm_quantize: [Kernel; 2],
     rotate_append: Kernel,
     attend_combine: Kernel,
-    gate_quantize: Kernel,
+    gate_quantize: [Kernel; 2],
     copy_rows: Kernel,
     add_normed: Kernel,
     cap_logits: Kernel,
@@ -76,8 +77,7 @@ fn of_format(kernel: &str, quant: Quant, end: &str) -> String {
 
 /// Whether there are kernels for products with this format: of any number of tokens.
 pub(super) fn has_products(sources: &[Source], quant: Quant) -> bool {
-    activations(quant).is_some()
-        && ["gemv", "gemm"].iter().any(|kernel| named(sources, &of_format(kernel, quant, "")).is_some())
+    ["gemv", "gemm"].iter().any(|kernel| named(sources, &of_format(kernel, quant, "")).is_some())
 }
 
 pub(super) fn has_embedding(sources: &[Source], quant: Quant) -> bool {
@@ -110,10 +110,10 @@ impl Kernels {
             products: formats(model).into_iter().map(product).collect::<Result<_, Error>>()?,
             embed: load(&of_format("embed", embedding, ""))?,
             attend: load(&format!("attend_{}", model.shape.head_dim))?,
-            norm_quantize: load("norm_quantize")?,
+            norm_quantize: [load("norm_quantize")?, load("norm_quantize_f16")?],
             rotate_append: load("rotate_append")?,
             attend_combine: load("attend_combine")?,
-            gate_quantize: load("gate_quantize")?,
+            gate_quantize: [load("gate_quantize")?, load("gate_quantize_f16")?],
             copy_rows: load("copy_rows")?,
             add_normed: load("add_normed")?,
             cap_logits: load("cap_logits")?,
@@ -127,12 +127,27 @@ impl Kernels {
     }
 }
 
-/// Rows as products read them: addresses of quants, of scales and sums, of bf16; 0: they are not wanted.
+/// Rows as products read them: addresses of quants, of scales and sums, of bf16, of f16; 0: they are not wanted.
 #[derive(Clone, Copy)]
 pub(super) struct Prepared {
     pub xq: u64,
     pub xs: u64,
-    pub xb: u64,
+    pub bf16: u64,
+    pub f16: u64,
+}
+
+impl Prepared {
+    /// Has `put` launch what is wanted of two kernels, with three addresses: one makes quants and bf16, the other f16.
+    fn each(
+        self,
+        [first, second]: &[Kernel; 2],
+        put: impl Fn(&Kernel, [u64; 3]) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        if self.xq | self.bf16 != 0 {
+            put(first, [self.xq, self.xs, self.bf16])?;
+        }
+        if self.f16 != 0 { put(second, [0, 0, self.f16]) } else { Ok(()) }
+    }
 }
 
 /// Sizes of attention that no step changes.
@@ -149,6 +164,19 @@ pub(super) struct Heads {
     pub dims: usize,
     pub halves: bool,
     pub eps: f32,
+}
+
+/// What becomes queries, keys and values: products, what is done to them, where they go.
+#[derive(Clone, Copy)]
+pub(super) struct Projected {
+    pub qkv: [u64; 3],
+    pub biases: [Option<u64>; 3],
+    /// Of queries and of keys.
+    pub gains: [Option<u64>; 2],
+    pub turns: u64,
+    pub slots: u64,
+    /// Of keys and of values, one layer's.
+    pub pages: [u64; 2],
 }
 
 /// A pool of pages as the kernels are told of it.
@@ -217,9 +245,12 @@ impl Launches<'_> {
         [rows, dim]: [usize; 2],
         eps: f32,
     ) -> Result<(), Error> {
-        let arguments =
-            [at(x), at(gain.unwrap_or(0)), at(to.xq), at(to.xs), at(to.xb), number(dim), Argument::F32(eps)];
-        self.put(&self.kernels.norm_quantize, [rows, dim.div_ceil(NORM_CHUNK), 1], 256, 0, &arguments)
+        let grid = [rows, dim.div_ceil(NORM_CHUNK), 1];
+        to.each(&self.kernels.norm_quantize, |kernel, [xq, xs, halves]| {
+            let addresses = [x, gain.unwrap_or(0), xq, xs, halves].map(at);
+            let arguments = [&addresses[..], &[number(dim), Argument::F32(eps)]].concat();
+            self.put(kernel, grid, 256, 0, &arguments)
+        })
     }
 
     /// `y` becomes the product of a matrix with `tokens` rows, or it is added to what is there. The bits are the same whichever
@@ -238,14 +269,15 @@ impl Launches<'_> {
         let arguments = |x: Prepared, y: u64, tokens: usize| {
             let mut arguments = operand(matrix);
             match activations(matrix.quant) {
-                Some(Activations::Bf16) => arguments.push(at(x.xb)),
-                _ => arguments.extend([x.xq, x.xs].map(at)),
+                Activations::Quants => arguments.extend([x.xq, x.xs].map(at)),
+                Activations::Bf16 => arguments.push(at(x.bf16)),
+                Activations::F16 => arguments.push(at(x.f16)),
             }
             arguments.push(at(y));
             arguments.extend([matrix.rows, matrix.pairs(), tokens, adds.into()].map(number));
             arguments
         };
-        let wide = if activations(matrix.quant) == Some(Activations::Bf16) { WIDE_BF16 } else { WIDE };
+        let wide = if activations(matrix.quant) == Activations::Quants { WIDE } else { WIDE_FLOATS };
         let ctas = |(rows, of): (usize, usize)| [tokens.div_ceil(of), matrix.rows.div_ceil(rows), 1];
         let fills = |grid: [usize; 3]| grid[0] * grid[1] >= self.multiprocessors;
         match (&product.vector, &product.wide, &product.narrow) {
@@ -256,7 +288,8 @@ impl Launches<'_> {
                     let x = Prepared {
                         xq: x.xq + skipped * row(64),
                         xs: x.xs + skipped * row(16),
-                        xb: x.xb + skipped * row(128),
+                        bf16: x.bf16 + skipped * row(128),
+                        f16: x.f16 + skipped * row(128),
                     };
                     let y = y + skipped * matrix.rows as u64 * 4;
                     let grid = [matrix.rows.div_ceil(16), 1, 1];
@@ -273,19 +306,11 @@ impl Launches<'_> {
     }
 
     /// Bias, norm of each head, rotation; queries in place, keys and values into their pages.
-    pub fn rotate_append(
-        &self,
-        heads: &Heads,
-        [q, k, v]: [u64; 3],
-        biases: [Option<u64>; 3],
-        gains: [Option<u64>; 2],
-        [turns, slots]: [u64; 2],
-        [keys, values]: [u64; 2],
-        rows: usize,
-    ) -> Result<(), Error> {
-        let mut arguments: Vec<Argument> = [q, k, v].map(at).into();
+    pub fn rotate_append(&self, heads: &Heads, of: Projected, rows: usize) -> Result<(), Error> {
+        let Projected { qkv, biases, gains, turns, slots, pages } = of;
+        let mut arguments: Vec<Argument> = qkv.map(at).into();
         arguments.extend(biases.into_iter().chain(gains).map(|place| at(place.unwrap_or(0))));
-        arguments.extend([turns, slots, q, keys, values].map(at));
+        arguments.extend([turns, slots, qkv[0], pages[0], pages[1]].map(at));
         let Heads { heads, kv_heads, head_dim, dims, halves, eps, .. } = *heads;
         let sizes = [heads, kv_heads, head_dim, dims, halves.into(), heads * head_dim, kv_heads * head_dim];
         arguments.extend(sizes.map(number));
@@ -327,10 +352,12 @@ impl Launches<'_> {
         [rows, dim]: [usize; 2],
         gelu: bool,
     ) -> Result<(), Error> {
-        let mut arguments: Vec<Argument> = [gate, up, to.xq, to.xs, to.xb, 0].map(at).into();
-        arguments.extend([dim, dim, gelu.into()].map(number));
         let grid = [rows, dim.next_multiple_of(64).div_ceil(CHUNK), 1];
-        self.put(&self.kernels.gate_quantize, grid, 256, 0, &arguments)
+        to.each(&self.kernels.gate_quantize, |kernel, [xq, xs, halves]| {
+            let addresses = [gate, up, xq, xs, halves, 0].map(at);
+            let arguments = [&addresses[..], &[dim, dim, gelu.into()].map(number)].concat();
+            self.put(kernel, grid, 256, 0, &arguments)
+        })
     }
 
     /// `stream += norm(x) * gain`.

@@ -20,7 +20,8 @@ struct Module {
 
 /// One kernel, ready to be launched.
 pub struct Kernel {
-    module: Module,
+    /// Where `raw` lies.
+    _module: Module,
     raw: sys::CUfunction,
     name: String,
     parameters: Vec<Parameter>,
@@ -36,8 +37,6 @@ pub struct KernelProperties {
     pub local_bytes: u32,
     /// Bytes of static shared memory per CTA.
     pub shared_bytes: u32,
-    /// Threads of a CTA at most.
-    pub threads: u32,
 }
 
 /// The type of a parameter, by its size and where its register lies.
@@ -93,9 +92,8 @@ impl Device {
             registers: number(Attribute::CU_FUNC_ATTRIBUTE_NUM_REGS)?,
             local_bytes: number(Attribute::CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES)?,
             shared_bytes: number(Attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES)?,
-            threads: number(Attribute::CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK)?,
         };
-        Ok(Kernel { module, raw, name: name.to_owned(), parameters, properties })
+        Ok(Kernel { _module: module, raw, name: name.to_owned(), parameters, properties })
     }
 }
 
@@ -166,15 +164,6 @@ impl Kernel {
 
     pub fn properties(&self) -> KernelProperties {
         self.properties
-    }
-
-    /// Lets launches have up to so many bytes of dynamic shared memory; more than 48 KB are for those who ask.
-    pub fn allow_shared(&self, bytes: u32) -> Result<(), Error> {
-        let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-        let bytes = i32::try_from(bytes).unwrap_or(i32::MAX);
-        // SAFETY: the function is the module's.
-        let status = unsafe { driver::cuFuncSetAttribute(self.raw, attribute, bytes) };
-        self.module.device.judge("cuFuncSetAttribute", status)
     }
 
     pub(super) fn raw(&self) -> sys::CUfunction {

@@ -27,6 +27,9 @@ pub(super) struct Bounds<'a> {
     pub pages: usize,
     /// Whether any layer norms what a block adds.
     pub post_norms: bool,
+    /// Whether any matrix is multiplied with these.
+    pub bf16: bool,
+    pub f16: bool,
 }
 
 /// All of it; `B` is a buffer, or to the plan its size.
@@ -35,7 +38,8 @@ pub(super) struct Room<B> {
     pub branch: Option<B>, // f32 [row][hidden]
     pub xq: B,             // s8 [row][widest]: activations as products read them
     pub xs: B,             // {f32, s32} [row][widest / 32]
-    pub xb: B,             // bf16 [row][widest]
+    pub bf16: Option<B>,   // bf16 [row][widest], if any matrix reads them
+    pub f16: Option<B>,    // f16, the same
     pub q: B,              // f32 [row][heads][head_dim]
     pub k: B,              // f32 [row][kv_heads][head_dim]
     pub v: B,              // the same
@@ -56,7 +60,7 @@ pub(super) struct Room<B> {
 impl<B> Room<B> {
     /// Has `take` make each of them, by its bytes.
     pub fn new<E>(bounds: Bounds, mut take: impl FnMut(usize) -> Result<B, E>) -> Result<Room<B>, E> {
-        let Bounds { shape, kinds, rows, embeds, pages, post_norms } = bounds;
+        let Bounds { shape, kinds, rows, embeds, pages, post_norms, bf16, f16 } = bounds;
         let widest = shape.hidden.max(shape.ffn).max(shape.q_width()).next_multiple_of(PAIR);
         // The head's rows are activations too.
         let normed = rows.max(GPU_HEAD_ROWS);
@@ -68,7 +72,8 @@ impl<B> Room<B> {
             branch: post_norms.then(|| take(rows * shape.hidden * 4)).transpose()?,
             xq: take(normed * widest)?,
             xs: take(normed * widest / 32 * 8)?,
-            xb: take(normed * widest * 2)?,
+            bf16: bf16.then(|| take(normed * widest * 2)).transpose()?,
+            f16: f16.then(|| take(normed * widest * 2)).transpose()?,
             q: take(rows * shape.q_width() * 4)?,
             k: take(rows * shape.kv_width() * 4)?,
             v: take(rows * shape.kv_width() * 4)?,

@@ -9,7 +9,7 @@
 //! choose ▸ norm, quantise ▸ head ▸ cap ▸ best, weigh ▸ draw, top
 //! ```
 
-use super::launches::{Heads, Launches, Planes, Prepared};
+use super::launches::{Heads, Launches, Planes, Prepared, Projected};
 use super::plan::splits;
 use super::room::{Room, TOPS_AT};
 use super::staging::{Kinds, Places, Sizes};
@@ -59,12 +59,14 @@ impl Step<'_> {
 
     /// Where rows go for these matrices, in the forms that they read.
     fn prepared(&self, matrices: &[&Matrix]) -> Prepared {
-        let want = |form| matrices.iter().any(|matrix| activations(matrix.quant) == Some(form));
-        let if_wanted = |form, buffer: &Buffer| if want(form) { buffer.address() } else { 0 };
+        let want = |form| matrices.iter().any(|matrix| activations(matrix.quant) == form);
+        let if_wanted =
+            |form, buffer: Option<&Buffer>| buffer.filter(|_| want(form)).map_or(0, Buffer::address);
         Prepared {
-            xq: if_wanted(Activations::Quants, &self.room.xq),
-            xs: if_wanted(Activations::Quants, &self.room.xs),
-            xb: if_wanted(Activations::Bf16, &self.room.xb),
+            xq: if_wanted(Activations::Quants, Some(&self.room.xq)),
+            xs: if_wanted(Activations::Quants, Some(&self.room.xs)),
+            bf16: if_wanted(Activations::Bf16, self.room.bf16.as_ref()),
+            f16: if_wanted(Activations::F16, self.room.f16.as_ref()),
         }
     }
 
@@ -84,15 +86,8 @@ impl Step<'_> {
         let turns = self.staged(places.turns + layer.turns * places.turns_stride);
         let plane = |at: usize| self.planes.pool + (at * self.planes.stride) as u64;
         let pages = [2 * number, 2 * number + 1].map(plane);
-        launches.rotate_append(
-            self.heads,
-            qkv,
-            biases,
-            gains,
-            [turns, self.staged(places.slots)],
-            pages,
-            rows,
-        )?;
+        let slots = self.staged(places.slots);
+        launches.rotate_append(self.heads, Projected { qkv, biases, gains, turns, slots, pages }, rows)?;
         self.attend(sizes, places, pages, layer)?;
         let x = self.prepared(&[&layer.output]);
         launches.norm_quantize(room.attended.address(), None, x, [rows, shape.q_width()], eps)?;

@@ -26,14 +26,15 @@ pub(super) enum Activations {
     /// s8 with a scale and a sum for each 32.
     Quants,
     Bf16,
+    F16,
 }
 
-/// What a format's kernels multiply with. None for F16, whose products take f16, which no kernel makes of a row.
-pub(super) fn activations(quant: Quant) -> Option<Activations> {
+/// What a format's kernels multiply with.
+pub(super) fn activations(quant: Quant) -> Activations {
     match quant {
-        Quant::F32 | Quant::F16 => None,
-        Quant::BF16 => Some(Activations::Bf16),
-        _ => Some(Activations::Quants),
+        Quant::BF16 => Activations::Bf16,
+        Quant::F16 => Activations::F16,
+        _ => Activations::Quants,
     }
 }
 

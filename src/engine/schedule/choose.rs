@@ -50,6 +50,8 @@ pub(super) struct Lot {
     first: JobId,
     /// Of each class of each instance the one that is next, and those that others in the batch have let go.
     pub(super) rank: BinaryHeap<Rank>,
+    /// How many may run.
+    passes: usize,
     /// The highest priority among its passes.
     top: u64,
     rows: u32,
@@ -65,7 +67,18 @@ pub(super) struct Lot {
 impl Lot {
     fn new(subject: Subject, first: JobId) -> Lot {
         let rank = BinaryHeap::new();
-        Lot { subject, first, rank, top: 0, rows: 0, work: 0, long_work: 0, kept: None, begun: false }
+        Lot {
+            subject,
+            first,
+            rank,
+            passes: 0,
+            top: 0,
+            rows: 0,
+            work: 0,
+            long_work: 0,
+            kept: None,
+            begun: false,
+        }
     }
 }
 
@@ -102,7 +115,7 @@ impl Schedule {
         let mut lots: Vec<Lot> = Vec::new();
         let mut of: HashMap<&Subject, usize> = HashMap::new();
         for guest in self.guests.values() {
-            for (class, id) in guest.ready.heads() {
+            for (class, id, passes) in guest.ready.heads() {
                 let Some(rank) = self.rank(id) else { continue };
                 let at = *of.entry(&guest.subject).or_insert(lots.len());
                 if at == lots.len() {
@@ -110,6 +123,7 @@ impl Schedule {
                 }
                 let lot = &mut lots[at];
                 lot.first = lot.first.min(id);
+                lot.passes += passes;
                 // Not their levels: with many decodes some have always waited long, and a prompt would never be as urgent.
                 lot.top = lot.top.max(class.priority as u64);
                 lot.rank.push(rank);
@@ -118,13 +132,13 @@ impl Schedule {
         lots.sort_unstable_by_key(|lot| lot.first);
         let any_short = lots.iter().any(|lot| lot.rank.iter().any(|r| !r.long.0));
         let parts = lots.len() as u32;
-        let fewest = lots.iter().map(|lot| lot.rank.len()).min().unwrap_or_default();
+        let fewest = lots.iter().map(|lot| lot.passes).min().unwrap_or_default();
         for lot in &mut lots {
             (lot.rows, lot.work) = match parts {
                 1 if self.shares.len() > 1 => (budget.rows, budget.work.min(budget.shared)),
                 1 => (budget.rows, budget.work),
                 _ => {
-                    let crowd = lot.rank.len().min(CROWD * fewest);
+                    let crowd = lot.passes.min(CROWD * fewest);
                     let apart = (u128::from(budget.apart) * fewest as u128 / crowd as u128) as u64;
                     ((budget.rows / parts).max(1), budget.work.min(apart))
                 }

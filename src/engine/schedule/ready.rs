@@ -39,9 +39,10 @@ impl Ready {
         self.0[Ready::place(class)].remove(&id);
     }
 
-    /// The first of each class that has any.
-    pub fn heads(&self) -> impl Iterator<Item = (Class, JobId)> {
-        CLASSES.into_iter().filter_map(|class| Some((class, *self.0[Ready::place(class)].first()?)))
+    /// The first of each class that has any, and how many there are of it.
+    pub fn heads(&self) -> impl Iterator<Item = (Class, JobId, usize)> {
+        let of = |class| (class, &self.0[Ready::place(class)]);
+        CLASSES.into_iter().map(of).filter_map(|(class, ids)| Some((class, *ids.first()?, ids.len())))
     }
 
     /// The one that is served after `id`, of the same class.
@@ -63,7 +64,7 @@ mod tests {
             ready.insert(class, JobId(place as u64 + 10));
             ready.insert(class, JobId(place as u64));
         }
-        let heads: Vec<_> = CLASSES.into_iter().zip((0..).map(JobId)).collect();
+        let heads: Vec<_> = (0..).zip(CLASSES).map(|(place, class)| (class, JobId(place), 2)).collect();
         assert_eq!(ready.heads().collect::<Vec<_>>(), heads);
         assert_eq!(ready.after(CLASSES[4], JobId(4)), Some(JobId(14)));
         ready.remove(CLASSES[4], JobId(14));

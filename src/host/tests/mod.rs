@@ -64,6 +64,11 @@ fn the_runtime_tells_who_the_guest_is_and_what_models_there_are() {
         let at = bed.call(COMMON, "[method]debug-query-result.get", &[&result]).unwrap();
         assert_eq!((bed.u32_at(at) & 0xff, bed.text_at(at + 4).as_str()), (1, answer), "{query}");
     }
+    let pages = bed.cx().engine.info().pages * bed.cx().engine.info().page_size;
+    let text = bed.text("get_context_length");
+    let result = number(bed.call(RUNTIME, "debug-query", &[&text]).unwrap());
+    let at = bed.call(COMMON, "[method]debug-query-result.get", &[&result]).unwrap();
+    assert_eq!(bed.text_at(at + 4), pages.min(512).to_string(), "the toy was made for 512 tokens");
     let text = bed.text("what?");
     let result = number(bed.call(RUNTIME, "debug-query", &[&text]).unwrap());
     let at = bed.call(COMMON, "[method]debug-query-result.get", &[&result]).unwrap();

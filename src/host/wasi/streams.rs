@@ -132,7 +132,7 @@ fn take(body: &Reader, len: u64) -> Answer<Bytes> {
     match body.take(most(len)) {
         Taken::Bytes(bytes) => Ok(bytes),
         Taken::Nothing => Ok(Bytes::new()),
-        Taken::End(_) => Err(StreamError::Closed),
+        Taken::End => Err(StreamError::Closed),
         Taken::Broken(why) => Err(StreamError::Failed(why)),
     }
 }

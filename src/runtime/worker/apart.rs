@@ -36,9 +36,10 @@ impl Shared {
                 drop(state);
                 let since = Instant::now();
                 run(runnable);
-                let took = since.elapsed().as_nanos() as u64;
+                let took = since.elapsed();
+                seat.computed(took, self.started.elapsed());
                 state = self.lock();
-                queue(&mut state).over(number, took);
+                queue(&mut state).over(number, took.as_nanos() as u64);
                 drop(seat); // only now may its number be another's
             } else {
                 state = wake.wait(state).unwrap_or_else(PoisonError::into_inner);

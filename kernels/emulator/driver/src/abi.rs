@@ -2,11 +2,10 @@
 //!
 //! Owns: the C side: pointers are written and read here, nothing is decided. The names and signatures are cuda.h's.
 
-use crate::driver::{Answer, Needs, REGISTERS, SHARED_MOST, SHARED_USUAL, THREADS, call, make_current};
+use crate::driver::{Answer, Needs, REGISTERS, SHARED_USUAL, THREADS, call, make_current};
 use crate::status::{self, INVALID_DEVICE, INVALID_HANDLE, INVALID_VALUE, NO_DEVICE, NOT_SUPPORTED};
 use crate::stream::{Event, EventState, Stream, Work};
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
-use std::sync::atomic::Ordering;
 
 /// A handle as the program holds it.
 type Handle = *mut c_void;
@@ -111,7 +110,6 @@ functions! {
             16 => 2,                     // MULTIPROCESSOR_COUNT
             75 => d.script.capability / 10, // COMPUTE_CAPABILITY_MAJOR
             76 => d.script.capability % 10, // COMPUTE_CAPABILITY_MINOR
-            97 => SHARED_MOST as c_int,  // MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
             _ => return Err(INVALID_VALUE),
         };
         put(to, value)
@@ -204,21 +202,9 @@ functions! {
             2 => 0,                                           // CONST_SIZE_BYTES
             3 => function.kernel().local_bytes(),             // LOCAL_SIZE_BYTES
             4 => function.registers(),                        // NUM_REGS
-            8 => function.allowed.load(Ordering::Relaxed),    // MAX_DYNAMIC_SHARED_SIZE_BYTES
             _ => return Err(INVALID_VALUE),
         };
         put(to, value as c_int)
-    }
-    cuFuncSetAttribute(function: Handle, attribute: c_int, value: c_int) Context |d| {
-        let function = d.function(number(function))?;
-        let most = SHARED_MOST - function.kernel().shared_bytes();
-        match (attribute, u32::try_from(value)) {
-            (8, Ok(bytes)) if bytes <= most => {
-                function.allowed.store(bytes.max(SHARED_USUAL), Ordering::Relaxed);
-                Ok(())
-            }
-            _ => Err(INVALID_VALUE),
-        }
     }
 
     // --- streams and events ---

@@ -11,10 +11,8 @@ use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-/// Shared memory of a CTA that nobody has to ask for.
+/// Shared memory of a CTA that nobody has to ask for, and nobody here asks for more.
 pub const SHARED_USUAL: u32 = 48 << 10;
-/// Shared memory of a CTA at most: what compute capability 8.6 and 8.9 have, the least of all that are served.
-pub const SHARED_MOST: u32 = 99 << 10;
 /// Registers of a multiprocessor, of which a CTA may have all.
 pub const REGISTERS: u32 = 65_536;
 /// Threads of a CTA at most.
@@ -57,8 +55,6 @@ pub struct Function {
     module: u64,
     pub loaded: Arc<Loaded>,
     pub name: String,
-    /// Bytes of dynamic shared memory that were asked for.
-    pub allowed: std::sync::atomic::AtomicU32,
 }
 
 impl Function {
@@ -275,7 +271,7 @@ impl Driver {
     pub fn function_of(&mut self, module: u64, name: &str) -> Answer<u64> {
         let loaded = self.modules.get(&module).ok_or(INVALID_HANDLE)?.clone();
         loaded.module.kernel(name).ok_or(NOT_FOUND)?;
-        let function = Function { module, loaded, name: name.to_owned(), allowed: SHARED_USUAL.into() };
+        let function = Function { module, loaded, name: name.to_owned() };
         let handle = self.handle();
         self.functions.insert(handle, Arc::new(function));
         Ok(handle)

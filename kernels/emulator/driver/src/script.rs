@@ -12,12 +12,23 @@
 //! | `jit` | takes no PTX |
 //! | `lost@N` | is lost in the N-th launch |
 //! | `hung@N` | never ends the N-th launch, nor the process that leaves by the usual exit then |
+//! | `hung@KERNEL` | the same for the first launch of the kernel of this name |
+//! | `refused@KERNEL=CODE` | answers every launch of the kernel of this name with status CODE |
 //! | `cuNAME=CODE` | answers every call of cuNAME with status CODE |
 //! | `cuNAME@N=CODE` | answers the N-th call so, counted from 1 |
 //!
 //! A word that is none of these ends the process with a sentence: a test with a typo would test nothing.
 
 use std::collections::HashMap;
+
+/// A launch that something happens to.
+#[derive(Debug)]
+pub enum Doomed {
+    /// Counted from 1 as launches run, those of graphs too.
+    Number(u64),
+    /// The first of this kernel.
+    Of(String),
+}
 
 #[derive(Debug)]
 pub struct Script {
@@ -29,7 +40,9 @@ pub struct Script {
     pub no_device: bool,
     pub jit: bool,
     pub lost: Option<u64>,
-    pub hung: Option<u64>,
+    pub hung: Option<Doomed>,
+    /// Kernel, status.
+    refused: Option<(String, i32)>,
     /// Function, the call counted from 1 (none: each), status.
     answers: Vec<(String, Option<u64>, i32)>,
     calls: HashMap<&'static str, u64>,
@@ -55,6 +68,7 @@ impl Script {
             jit: false,
             lost: None,
             hung: None,
+            refused: None,
             answers: Vec::new(),
             calls: HashMap::new(),
         };
@@ -66,9 +80,22 @@ impl Script {
 
     fn word(&mut self, word: &str) -> Option<()> {
         let (name, value) = word.split_once('=').map_or((word, None), |(name, value)| (name, Some(value)));
-        let (name, number) = match name.split_once('@') {
-            Some((name, number)) => (name, Some(number.parse().ok().filter(|number| *number > 0)?)),
-            None => (name, None),
+        // Where a number may stand, a kernel's name is no word: none begins with a digit.
+        let (name, at) = name.split_once('@').map_or((name, None), |(name, at)| (name, Some(at)));
+        match (name, at, value) {
+            ("hung", Some(kernel), None) if names_a_kernel(kernel) => {
+                self.hung = Some(Doomed::Of(kernel.to_owned()));
+                return Some(());
+            }
+            ("refused", Some(kernel), Some(code)) if names_a_kernel(kernel) => {
+                self.refused = Some((kernel.to_owned(), code.parse().ok()?));
+                return Some(());
+            }
+            _ => {}
+        }
+        let number = match at {
+            Some(number) => Some(number.parse().ok().filter(|number| *number > 0)?),
+            None => None,
         };
         match (name, number, value) {
             ("version", None, Some(value)) => self.version = value.parse().ok()?,
@@ -78,7 +105,7 @@ impl Script {
             ("no-device", None, None) => self.no_device = true,
             ("jit", None, None) => self.jit = true,
             ("lost", Some(number), None) => self.lost = Some(number),
-            ("hung", Some(number), None) => self.hung = Some(number),
+            ("hung", Some(number), None) => self.hung = Some(Doomed::Number(number)),
             (name, number, Some(value)) if name.starts_with("cu") => {
                 self.answers.push((name.to_owned(), number, value.parse().ok()?));
             }
@@ -95,4 +122,22 @@ impl Script {
             self.answers.iter().find(|(name, number, _)| name == call && number.is_none_or(|n| n == *count));
         told.map(|(_, _, code)| *code)
     }
+
+    /// The status that a launch of this kernel is to be answered with, if any.
+    pub fn refuses(&self, kernel: &str) -> Option<i32> {
+        self.refused.as_ref().filter(|(name, _)| name == kernel).map(|(_, code)| *code)
+    }
+
+    /// Whether this launch, the `number`-th that runs, is never to end.
+    pub fn hangs(&self, number: u64, kernel: &str) -> bool {
+        match &self.hung {
+            Some(Doomed::Number(hung)) => *hung == number,
+            Some(Doomed::Of(hung)) => hung == kernel,
+            None => false,
+        }
+    }
+}
+
+fn names_a_kernel(word: &str) -> bool {
+    word.starts_with(|first: char| first.is_ascii_alphabetic())
 }

@@ -2,7 +2,7 @@
 //!
 //! Owns: the order. Work waits in its stream until somebody asks for an event behind it, or frees memory.
 
-use crate::driver::{Answer, Driver, Function, REGISTERS, THREADS};
+use crate::driver::{Answer, Driver, Function, REGISTERS, SHARED_USUAL, THREADS};
 use crate::status::*;
 use ptx_emulator::{Launch, Options};
 use std::collections::VecDeque;
@@ -105,6 +105,9 @@ impl Driver {
         shared: u32,
         parameters: Vec<u8>,
     ) -> Answer<()> {
+        if let Some(code) = self.script.refuses(&function.name) {
+            return Err(Status(code));
+        }
         let grid_fits =
             (1..=i32::MAX as u32).contains(&grid[0]) && grid[1..].iter().all(|n| (1..=65_535).contains(n));
         let block_fits =
@@ -113,7 +116,7 @@ impl Driver {
         if !grid_fits || !block_fits || threads > u64::from(function.threads()) {
             return Err(INVALID_VALUE);
         }
-        if function.kernel().shared_bytes() + shared > function.allowed.load(Ordering::Relaxed) {
+        if function.kernel().shared_bytes() + shared > SHARED_USUAL {
             return Err(INVALID_VALUE);
         }
         // Registers are given to warps, 8 a thread at a time.
@@ -253,7 +256,8 @@ impl Driver {
         let fault = match work {
             Work::Launch { function, grid, block, shared, parameters } => {
                 self.launches += 1;
-                if self.script.hung == Some(self.launches) {
+                if self.script.hangs(self.launches, &function.name) {
+                    eprintln!("stand-in driver: launch {} hangs, as told: {}", self.launches, function.name);
                     self.streams.get_mut(&stream).ok_or(INVALID_HANDLE)?.hung = true;
                     HUNG.store(true, Ordering::Relaxed);
                     return Ok(());

@@ -82,7 +82,6 @@ fn a_kernel_ends_with_its_module() {
         well(cuModuleUnload(module));
         refused(launch(kernel, [1; 3], stream), INVALID_HANDLE);
         refused(cuFuncGetAttribute(&mut 0, 4, kernel), INVALID_HANDLE);
-        refused(cuFuncSetAttribute(kernel, 8, 0), INVALID_HANDLE);
         refused(cuGraphLaunch(executable, stream), INVALID_HANDLE);
         refused(cuModuleUnload(module), INVALID_HANDLE);
     }

@@ -31,7 +31,7 @@ fn text(body: &str) -> String {
 }
 
 /// Half of the seeds have independent lanes.
-fn run(grid: u32, block: u32, seed: u64, body: &str) -> Result<Counts, Fault> {
+pub fn run(grid: u32, block: u32, seed: u64, body: &str) -> Result<Counts, Fault> {
     let independent = seed % 2 == 1;
     run_on(grid, block, Options { seed, independent, ..Options::default() }, body, |_, _| {})
 }
@@ -109,6 +109,30 @@ fn out_of_bounds() {
     caught(Kind::OutOfBounds, 1, 32, "mov.u32 %s, 16;\n#\nst.shared.u32 [%s], 1;");
     caught(Kind::OutOfBounds, 1, 32, "#\nld.param.u32 %v0, [p_out+8];");
     caught(Kind::OutOfBounds, 1, 32, "#\ncp.async.ca.shared.global [%s], [%at+4096], 4;");
+}
+
+/// Two variables of shared memory adjoin on a device; who leaves the first one does not come out in the second here.
+#[test]
+fn a_variable_of_shared_memory_ends_where_it_ends() {
+    let two = ".shared .align 4 .b8 small[100]; .shared .align 16 .b32 other[32];
+        mov.u32 %v0, small; mov.u32 %v1, other; mad.lo.u32 %v1, %lane, 4, %v1; st.shared.u32 [%v1], %lane;
+        setp.eq.u32 %q, %lane, 0;";
+    let one = |body: &str| format!("{two}\n#\n@%q {body}");
+    fine(1, 32, &one("st.shared.u32 [%v0+96], %lane;"));
+    let fault = caught(Kind::OutOfBounds, 1, 32, &one("st.shared.u32 [%v0+100], %lane;"));
+    assert!(fault.sentence.contains("bytes 100 to 104 of `small`"), "{fault}");
+    assert_eq!(fault.kernel, "small");
+    // Byte 112 is the first of `other` on a device, byte -4 one of `small`.
+    caught(Kind::OutOfBounds, 1, 32, &one("ld.shared.u32 %v2, [%v0+112];"));
+    caught(Kind::OutOfBounds, 1, 32, &one("red.shared.add.u32 [%v1+-16], 1;"));
+    caught(Kind::OutOfBounds, 1, 32, &one("cp.async.ca.shared.global [%v0+100], [%data], 4;"));
+    // The banks are a device's: there `small` starts at byte 2048, `other` at 2160, sixteen before the next round of banks.
+    let meet = |at: u32| {
+        let body =
+            format!("{two} mov.u32 %v2, tile; @!%q add.u32 %v1, %v2, {at}; st.shared.u32 [%v1], %lane;");
+        run(1, 2, 0, &body).expect("it runs").bank_conflicts
+    };
+    assert_eq!([meet(112), meet(116)], [1, 0]);
 }
 
 #[test]
@@ -363,59 +387,6 @@ fn barriers_want_whole_warps_and_all_of_them() {
     }
     // Warps that exited are not waited for.
     fine(1, 64, "setp.lt.u32 %p, %thread, 32; @!%p ret; bar.sync 0;");
-}
-
-#[test]
-fn copies_are_waited_for() {
-    let ring = |wait: &str, barrier: &str| {
-        format!(
-            "mad.wide.u32 %at, %thread, 16, %data; cp.async.cg.shared.global [%t], [%at], 16; \
-                cp.async.commit_group;
-            cp.async.ca.shared.global [%t+1024], [%at], 16; cp.async.commit_group; {wait} {barrier}
-            xor.b32 %v0, %thread, 32; mov.u32 %v1, tile; mad.lo.u32 %v1, %v0, 16, %v1;
-            #
-            ld.shared.u32 %v2, [%v1];
-            cp.async.wait_all;"
-        )
-    };
-    fine(1, 64, &ring("cp.async.wait_group 1;", "bar.sync 0;"));
-    fine(1, 64, &ring("cp.async.wait_all;", "bar.sync 0;"));
-    caught(Kind::CopyNotWaited, 1, 64, &ring("", "bar.sync 0;"));
-    caught(Kind::CopyNotWaited, 1, 64, &ring("cp.async.wait_group 2;", "bar.sync 0;"));
-    // The wait is the issuing thread's alone: others need the barrier.
-    for seed in 0..5 {
-        let fault = run(1, 64, seed, &ring("cp.async.wait_group 1;", "")).expect_err("a race");
-        assert!(
-            matches!(fault.kind, Kind::SharedRace | Kind::UninitialisedShared | Kind::CopyNotWaited),
-            "{fault}"
-        );
-    }
-    caught(
-        Kind::CopyPending,
-        1,
-        32,
-        "cp.async.ca.shared.global [%s], [%at], 4; cp.async.commit_group;\n#\nret;",
-    );
-    // Two copies to one place land in no order.
-    caught(
-        Kind::CopyNotWaited,
-        1,
-        32,
-        "cp.async.ca.shared.global [%s], [%at], 4; cp.async.commit_group;\n#\ncp.async.ca.shared.global [%s], [%at], 4;",
-    );
-    // A slot of the ring is filled again while others may still read it.
-    let refill = |barrier: &str| {
-        format!(
-            "cp.async.ca.shared.global [%s], [%at], 4; cp.async.wait_all; bar.sync 0;
-            xor.b32 %v0, %thread, 32; mov.u32 %v1, tile; mad.lo.u32 %v1, %v0, 4, %v1; ld.shared.u32 %v2, [%v1];
-            {barrier}
-            #
-            cp.async.ca.shared.global [%s], [%at], 4; cp.async.wait_all;"
-        )
-    };
-    fine(1, 64, &refill("bar.sync 0;"));
-    let failed = (0..8).filter(|&seed| run(1, 64, seed, &refill("")).is_err()).count();
-    assert_eq!(failed, 8);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The emulator against plain Rust arithmetic, and each of its checks against a small faulty kernel.
 
 mod arithmetic;
+mod copies;
 mod faults;
 mod forms;
 mod harness;

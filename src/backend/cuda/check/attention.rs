@@ -3,7 +3,7 @@
 //! Owns: pages, masks and rows that differ to the kernels, and how far a result may be off. Never: a digest: the kernels
 //! take the device's own exponential, which devices do not share; between two of them a sample is compared.
 
-use super::{Bed, Checked, Found, Sample, Seeded, norms::floats};
+use super::{Bed, Checked, Found, Launched, Seeded, norms::floats};
 use crate::backend::cuda::{Argument, Buffer, Error};
 use crate::model::quant::f16_to_f32;
 
@@ -14,8 +14,13 @@ const BLOCK: u32 = 128;
 /// How far the numbers of two devices may lie apart, as a root mean square: a weight's rounding to f16, as if every weight
 /// were rounded the other way. In truth few are.
 const APART: f64 = 1.0 / (1 << 11) as f64;
-/// Sequences that are timed, each with one row; their heads are the third of [`HEADS`].
+/// Those that are timed.
+pub(super) const KERNELS: [&str; 3] = ["attend_64", "attend_128", COMBINE];
+const COMBINE: &str = "attend_combine";
+/// Sequences that attention is timed with, each with one row.
 const TIMED_ROWS: usize = 8;
+/// Splits of each row that the join is timed with.
+const TIMED_SPLITS: usize = 16;
 
 /// Slots that a row sees, of a sequence of its own: `first..length`, of those as the mask says.
 #[derive(Clone, Copy)]
@@ -33,7 +38,7 @@ enum Mask {
     None,
 }
 
-const ROWS: [Row; 7] = [
+const ROWS: [Row; 10] = [
     Row { first: 0, length: 1, mask: Mask::All },
     Row { first: 0, length: 37, mask: Mask::Some },
     Row { first: 0, length: 300, mask: Mask::All },
@@ -41,6 +46,10 @@ const ROWS: [Row; 7] = [
     Row { first: 0, length: 270, mask: Mask::None },
     Row { first: 9, length: 9, mask: Mask::All },
     Row { first: 0, length: 0, mask: Mask::All },
+    // One split to its end, and one slot more; a row that begins where a split does.
+    Row { first: 0, length: 256, mask: Mask::All },
+    Row { first: 17, length: 257, mask: Mask::Some },
+    Row { first: 256, length: 511, mask: Mask::All },
 ];
 
 /// Heads: their size, heads with keys and values, query heads for each of those, and the scores' cap (0: none).
@@ -87,24 +96,31 @@ impl On {
     }
 
     /// # Safety
-    /// It lives until both kernels are done.
-    unsafe fn later(&self, bed: &Bed, scale: f32, cap: f32) -> Result<(), Error> {
+    /// It lives until the kernel is done.
+    unsafe fn attend_later(&self, bed: &Bed, scale: f32, cap: f32) -> Result<(), Error> {
         let it = &self.sizes;
-        let attend = bed.kernel(if it.head_dim == 64 { "attend_64" } else { "attend_128" })?;
-        let combine = bed.kernel("attend_combine")?;
+        let attend = bed.kernel(&format!("attend_{}", it.head_dim))?;
         let number = |count: usize| Argument::U32(count as u32);
         let scratch = [&self.out, &self.sums, &self.scales].map(Argument::Buffer);
         let mut arguments: Vec<Argument> = self.given.iter().map(Argument::Buffer).chain(scratch).collect();
         arguments.extend([it.kv_heads, it.group, it.pages, it.words, it.splits()].map(number));
         arguments.extend([scale, cap].map(Argument::F32));
+        let grid = [it.splits(), it.kv_heads * it.group.div_ceil(8), it.rows].map(|count| count as u32);
+        // SAFETY: the buffers are as large as the kernel's head says; the rest is the caller's.
+        unsafe { bed.stream.launch(attend, grid, [BLOCK, 1, 1], 0, &arguments) }
+    }
+
+    /// # Safety
+    /// It lives until the kernel is done.
+    unsafe fn combine_later(&self, bed: &Bed) -> Result<(), Error> {
+        let it = &self.sizes;
+        let combine = bed.kernel(COMBINE)?;
+        let number = |count: usize| Argument::U32(count as u32);
         let joins = [&self.given[4], &self.sums, &self.scales, &self.out].map(Argument::Buffer);
         let joins = [&joins[..], &[it.heads(), it.head_dim, it.splits()].map(number)].concat();
-        let grid = [it.splits(), it.kv_heads * it.group.div_ceil(8), it.rows].map(|count| count as u32);
-        // SAFETY: the buffers are as large as the kernels' heads say; the rest is the caller's.
-        unsafe {
-            bed.stream.launch(attend, grid, [BLOCK, 1, 1], 0, &arguments)?;
-            bed.stream.launch(combine, [it.heads() as u32, it.rows as u32, 1], [BLOCK, 1, 1], 0, &joins)
-        }
+        let grid = [it.heads() as u32, it.rows as u32, 1];
+        // SAFETY: as above.
+        unsafe { bed.stream.launch(combine, grid, [BLOCK, 1, 1], 0, &joins) }
     }
 }
 
@@ -120,6 +136,7 @@ impl Sizes {
 
 /// One size of heads: what is on the device, and the same here.
 struct Case {
+    seed: u64,
     head_dim: usize,
     kv_heads: usize,
     group: usize,
@@ -136,7 +153,8 @@ struct Case {
 
 impl Case {
     fn new((head_dim, kv_heads, group, cap): (usize, usize, usize, f32)) -> Case {
-        let mut seeded = Seeded::new((head_dim + group) as u64);
+        let seed = (head_dim + group) as u64;
+        let mut seeded = Seeded::new(seed);
         let longest = ROWS.iter().map(|row| row.length).max().unwrap_or(0);
         let stride = longest.div_ceil(PAGE);
         let pages = ROWS.len() * stride;
@@ -154,6 +172,7 @@ impl Case {
             (0..words).map(|_| if row.mask == Mask::None { 0 } else { seeded.bits() as u32 }).collect()
         };
         Case {
+            seed,
             head_dim,
             kv_heads,
             group,
@@ -168,8 +187,8 @@ impl Case {
         }
     }
 
-    /// [row][head][head_dim], as the kernels have it.
-    fn run(&self, bed: &mut Bed) -> Result<Vec<f32>, Error> {
+    /// [row][head][head_dim], as the kernels have it, and what each of them left.
+    fn run(&self, bed: &mut Bed) -> Result<(Vec<f32>, [Launched; 2]), Error> {
         let words =
             |numbers: &[u32]| numbers.iter().flat_map(|number| number.to_le_bytes()).collect::<Vec<u8>>();
         let halves =
@@ -179,8 +198,9 @@ impl Case {
             [at as u32, row.length as u32, row.first as u32, mask]
         });
         let rows = words(&rows.collect::<Vec<_>>());
+        let head_dim = self.head_dim;
         let sizes = Sizes {
-            head_dim: self.head_dim,
+            head_dim,
             kv_heads: self.kv_heads,
             group: self.group,
             rows: ROWS.len(),
@@ -191,10 +211,20 @@ impl Case {
         let (q, table) = (bed.with(&floats(&self.q))?, bed.with(&words(&self.table))?);
         let (rows, masks) = (bed.with(&rows)?, bed.with(&words(&self.masks.concat()))?);
         let on = On::new(bed, sizes, [q, keys, values, table, rows, masks])?;
+        let cap = if self.cap > 0.0 { ", capped" } else { "" };
+        let shape =
+            format!("{} rows of {} x {} heads of {head_dim}{cap}", ROWS.len(), self.kv_heads, self.group);
+        let left = |kernel: &str, bytes: &[u8]| {
+            Launched::near(format!("{kernel}, {shape}"), self.seed, bytes, APART)
+        };
         // SAFETY: made for these sizes; it lives until `bytes` has waited.
-        unsafe { on.later(bed, self.scale, self.cap)? };
+        unsafe { on.attend_later(bed, self.scale, self.cap)? };
+        let parts = [bed.bytes(&on.out)?, bed.bytes(&on.sums)?].concat();
+        // SAFETY: as above.
+        unsafe { on.combine_later(bed)? };
         let got = bed.bytes(&on.out)?;
-        Ok(got.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect())
+        let launches = [left(&format!("attend_{head_dim}"), &parts), left(COMBINE, &got)];
+        Ok((got.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect(), launches))
     }
 
     /// A vector of `of` (keys or values).
@@ -235,11 +265,11 @@ impl Case {
 }
 
 pub(super) fn attention(bed: &mut Bed) -> Checked {
-    let mut all = Vec::new();
+    let mut launches = Vec::new();
     for size in HEADS {
         let case = Case::new(size);
-        let got = case.run(bed)?;
-        all.extend_from_slice(&got);
+        let (got, left) = case.run(bed)?;
+        launches.extend(left);
         let heads = case.kv_heads * case.group;
         for (at, got) in got.chunks(case.head_dim).enumerate() {
             let (row, head) = (at / heads, at % heads);
@@ -255,28 +285,40 @@ pub(super) fn attention(bed: &mut Bed) -> Checked {
             }
         }
     }
-    let sample = Some(Sample::of(all.into_iter(), APART));
-    Ok(Ok(Found { sample, rate: bed.rate(rate)?, ..Found::right(HEADS.len() * ROWS.len()) }))
+    Ok(Ok(Found { launches, ..Found::right(HEADS.len() * ROWS.len()) }))
 }
 
-/// Bytes of keys and values per second, of rows that see all their slots.
-fn rate(bed: &mut Bed) -> Result<f64, Error> {
-    let (head_dim, kv_heads, group, _) = HEADS[2];
-    let page_bytes = kv_heads * PAGE * head_dim * 2;
-    let pages = bed.rate_bytes() / (2 * TIMED_ROWS * page_bytes);
-    let sizes = Sizes { head_dim, kv_heads, group, rows: TIMED_ROWS, pages, words: 1 };
-    let bytes = TIMED_ROWS * pages * page_bytes;
-    // What blank memory says as numbers is small and finite.
-    let (keys, values) = (bed.blank(bytes)?, bed.blank(bytes)?);
-    let q = bed.blank(TIMED_ROWS * sizes.heads() * head_dim * 4)?;
-    let words = |numbers: Vec<usize>| -> Vec<u8> {
-        numbers.into_iter().flat_map(|number| (number as u32).to_le_bytes()).collect()
+/// Bytes per second: of keys and values, of rows that see all their slots; of the join those of the parts.
+pub(super) fn rate(bed: &mut Bed, kernel: &str) -> Checked {
+    let words = |numbers: &[usize]| -> Vec<u8> {
+        numbers.iter().flat_map(|number| (*number as u32).to_le_bytes()).collect()
     };
-    let table = bed.with(&words((0..TIMED_ROWS * pages).collect()))?;
-    let rows = (0..TIMED_ROWS).flat_map(|row| [row, pages * PAGE, 0, u32::MAX as usize]);
-    let (rows, masks) = (bed.with(&words(rows.collect()))?, bed.blank(4)?);
-    let on = On::new(bed, sizes, [q, keys, values, table, rows, masks])?;
-    // SAFETY: it lives until the last wait.
-    let took = bed.time(|| unsafe { on.later(bed, 0.1, 0.0) })?;
-    Ok(2.0 * bytes as f64 / took.as_secs_f64())
+    let all = u32::MAX as usize;
+    let (head_dim, kv_heads, group, _) = if kernel == "attend_64" { HEADS[0] } else { HEADS[2] };
+    let page_bytes = kv_heads * PAGE * head_dim * 2;
+    let joins = kernel == COMBINE;
+    let (rows, pages) = if joins {
+        let row_bytes = kv_heads * group * TIMED_SPLITS * (head_dim + 2) * 4;
+        (bed.rate_bytes() / row_bytes, TIMED_SPLITS * SPLIT / PAGE)
+    } else {
+        (TIMED_ROWS, bed.rate_bytes() / (2 * TIMED_ROWS * page_bytes))
+    };
+    let sizes = Sizes { head_dim, kv_heads, group, rows, pages, words: 1 };
+    // The join looks at no key. What blank memory says as numbers is small and finite.
+    let slots = if joins { 0 } else { rows * pages };
+    let (keys, values) = (bed.blank(slots.max(1) * page_bytes)?, bed.blank(slots.max(1) * page_bytes)?);
+    let q = bed.blank(rows * sizes.heads() * head_dim * 4)?;
+    let table = bed.with(&words(&(0..slots.max(1)).collect::<Vec<_>>()))?;
+    let records: Vec<usize> = (0..rows).flat_map(|row| [row, pages * PAGE, 0, all]).collect();
+    let (records, masks) = (bed.with(&words(&records))?, bed.blank(4)?);
+    let on = On::new(bed, sizes, [q, keys, values, table, records, masks])?;
+    let took = bed.time(|| {
+        // SAFETY: it lives until the last wait.
+        unsafe { if joins { on.combine_later(bed) } else { on.attend_later(bed, 0.1, 0.0) } }
+    })?;
+    let bytes = match joins {
+        true => [&on.sums, &on.scales, &on.out].map(Buffer::size).iter().sum(),
+        false => 2 * slots * page_bytes,
+    };
+    Ok(Ok(Found::rate(bytes as f64 / took.as_secs_f64())))
 }

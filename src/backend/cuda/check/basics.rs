@@ -2,7 +2,7 @@
 //!
 //! Owns: what must be right before any other kernel is looked at.
 
-use super::{BEFORE, Bed, Checked, Found, Seeded, same};
+use super::{BEFORE, Bed, Checked, Found, Launched, Seeded, same};
 use crate::backend::cuda::{Argument, Buffer, Error, Kernel, Stream};
 
 /// The copy kernel; see its head for the contract.
@@ -49,6 +49,7 @@ unsafe fn copy_later(
 pub(super) fn copies(bed: &mut Bed) -> Checked {
     const CASES: [(u32, u32); 6] = [(0, 1), (1, 1), (255, 2), (1024, 1), (1025, 1), (9000, 3)];
     let copy = bed.kernel(COPY)?;
+    let mut launches = Vec::new();
     for (count, ctas) in CASES {
         let bytes = count as usize * VECTOR;
         let mut want = Seeded::new(count.into()).bytes(bytes + VECTOR);
@@ -56,11 +57,13 @@ pub(super) fn copies(bed: &mut Bed) -> Checked {
         // SAFETY: both have one vector more than is copied, and live until `bytes` has waited.
         unsafe { copy_later(&bed.stream, copy, [&to, &from], count, ctas)? };
         want[bytes..].fill(BEFORE);
-        if let Err(wrong) = same(&format!("{count} vectors by {ctas} CTAs"), &bed.bytes(&to)?, &want) {
+        let (what, got) = (format!("{count} vectors by {ctas} CTAs"), bed.bytes(&to)?);
+        if let Err(wrong) = same(&what, &got, &want) {
             return Ok(Err(wrong));
         }
+        launches.push(Launched::exact(format!("copy, {what}"), count.into(), &got));
     }
-    Ok(Ok(Found::right(CASES.len())))
+    Ok(Ok(Found::launches(launches)))
 }
 
 /// A recorded chain does nothing while it is recorded, and each time it is launched all of it, in its order.

@@ -3,7 +3,7 @@
 //! Owns: plain Rust that takes the kernels' steps in the kernels' order, as their heads say it. Never: a tolerance.
 
 use super::norms::{BLOCK, EPSILON, floats, norm, prepared};
-use super::{Bed, Checked, Found, Seeded, same};
+use super::{Bed, Checked, Found, Launched, Rate, Seeded, same};
 use crate::backend::cpu::plain::{activated, capped};
 use crate::backend::cuda::{Argument, Error};
 use crate::model::shape::Activation;
@@ -146,15 +146,19 @@ fn to_f16(x: f32) -> u16 {
 }
 
 pub(super) fn heads(bed: &mut Bed) -> Checked {
-    let mut digest = blake3::Hasher::new();
+    let mut launches = Vec::new();
     for (case, heads) in HEADS.iter().enumerate() {
         match heads.check(bed, case as u64)? {
-            Ok(found) => digest.update(&found),
+            Ok(found) => {
+                let Heads { heads, kv_heads, head_dim, .. } = heads;
+                let name =
+                    format!("rotate_append, {ROWS} rows of {heads} and {kv_heads} heads of {head_dim}");
+                launches.push(Launched::exact(name, case as u64, &found));
+            }
             Err(wrong) => return Ok(Err(wrong)),
-        };
+        }
     }
-    let digest = Some(digest.finalize().to_hex().to_string());
-    Ok(Ok(Found { digest, ..Found::right(HEADS.len()) }))
+    Ok(Ok(Found::launches(launches)))
 }
 
 /// Rows, values of a row, and the activation.
@@ -166,7 +170,7 @@ const GATES: [(usize, usize, Activation); 4] = [
 ];
 
 pub(super) fn gate(bed: &mut Bed) -> Checked {
-    let mut digest = blake3::Hasher::new();
+    let mut launches = Vec::new();
     for (case, (rows, dim, activation)) in GATES.into_iter().enumerate() {
         let seeded = &mut Seeded::new(case as u64);
         let gate: Vec<f32> = normal(rows * dim, seeded).iter().map(|x| x * 6.0).collect();
@@ -182,6 +186,7 @@ pub(super) fn gate(bed: &mut Bed) -> Checked {
         // SAFETY: made for these sizes; they live until `bytes` has waited.
         unsafe { bed.launch("gate_quantize", [rows, dim.div_ceil(CHUNK)], 256, &arguments)? };
         let wanted: Vec<_> = inner.chunks(dim).map(prepared).collect();
+        let mut all = Vec::new();
         for (name, on, want) in [
             ("y", &y, floats(&inner)),
             ("xq", &xq, wanted.iter().flat_map(|row| row.quants.clone()).collect()),
@@ -189,15 +194,16 @@ pub(super) fn gate(bed: &mut Bed) -> Checked {
             ("xb", &xb, wanted.iter().flat_map(|row| row.halves.clone()).collect()),
         ] {
             let got = bed.bytes(on)?;
-            digest.update(&got);
+            all.extend_from_slice(&got);
             if let Err(wrong) = same(&format!("{name} of {rows} rows of {dim}, {activation:?}"), &got, &want)
             {
                 return Ok(Err(wrong));
             }
         }
+        let name = format!("gate_quantize, {rows} rows of {dim}, {activation:?}");
+        launches.push(Launched::exact(name, case as u64, &all));
     }
-    let digest = Some(digest.finalize().to_hex().to_string());
-    Ok(Ok(Found { digest, ..Found::right(GATES.len()) }))
+    Ok(Ok(Found::launches(launches)))
 }
 
 /// Rows of halves through a norm, as they are, and through the gate.
@@ -213,7 +219,7 @@ pub(super) fn halves(bed: &mut Bed) -> Checked {
     ];
     let (x, gain, up) = (bed.with(&floats(&x))?, bed.with(&floats(&gain))?, bed.with(&floats(&up))?);
     let none = Argument::Address(0);
-    let mut digest = blake3::Hasher::new();
+    let mut launches = Vec::new();
     for (case, want) in wanted.iter().enumerate() {
         let xb = bed.blank(DIM.next_multiple_of(64) * 2)?;
         let [from, gain, up, to] = [&x, &gain, &up, &xb].map(Argument::Buffer);
@@ -233,20 +239,20 @@ pub(super) fn halves(bed: &mut Bed) -> Checked {
         let mut want: Vec<u8> = want.iter().flat_map(|x| to_f16(*x).to_le_bytes()).collect();
         want.resize(xb.size(), 0);
         let got = bed.bytes(&xb)?;
-        digest.update(&got);
         if let Err(wrong) = same(&format!("row {case}"), &got, &want) {
             return Ok(Err(wrong));
         }
+        let kernel = if case < 2 { normed } else { gated };
+        launches.push(Launched::exact(format!("{kernel}, row {case}"), case as u64, &got));
     }
-    let digest = Some(digest.finalize().to_hex().to_string());
-    Ok(Ok(Found { digest, ..Found::right(wanted.len()) }))
+    Ok(Ok(Found::launches(launches)))
 }
 
 /// Rows, and values of a row.
 const POST_NORMS: [(usize, usize); 3] = [(1, 32), (2, 2304), (1, 8192)];
 
 pub(super) fn post_norm(bed: &mut Bed) -> Checked {
-    let mut digest = blake3::Hasher::new();
+    let mut launches = Vec::new();
     for (case, (rows, dim)) in POST_NORMS.into_iter().enumerate() {
         let seeded = &mut Seeded::new(case as u64);
         let [stream, x, gain] = [rows * dim, rows * dim, dim].map(|count| normal(count, seeded));
@@ -263,20 +269,20 @@ pub(super) fn post_norm(bed: &mut Bed) -> Checked {
         // SAFETY: made for these sizes; they live until `bytes` has waited.
         unsafe { bed.launch("add_normed", [rows, 1], 256, &arguments)? };
         let got = bed.bytes(&stream)?;
-        digest.update(&got);
-        if let Err(wrong) = same(&format!("{rows} rows of {dim}"), &got, &want) {
+        let what = format!("{rows} rows of {dim}");
+        if let Err(wrong) = same(&what, &got, &want) {
             return Ok(Err(wrong));
         }
+        launches.push(Launched::exact(format!("add_normed, {what}"), case as u64, &got));
     }
-    let digest = Some(digest.finalize().to_hex().to_string());
-    Ok(Ok(Found { digest, ..Found::right(POST_NORMS.len()) }))
+    Ok(Ok(Found::launches(launches)))
 }
 
 /// Logits, and their cap.
 const CAPS: [(usize, f32); 2] = [(2500, 30.0), (1, 50.0)];
 
 pub(super) fn cap(bed: &mut Bed) -> Checked {
-    let mut digest = blake3::Hasher::new();
+    let mut launches = Vec::new();
     for (case, (count, cap)) in CAPS.into_iter().enumerate() {
         let seeded = &mut Seeded::new(case as u64);
         let mut logits: Vec<f32> = normal(count, seeded).iter().map(|x| x * 40.0).collect();
@@ -288,11 +294,85 @@ pub(super) fn cap(bed: &mut Bed) -> Checked {
         // SAFETY: made for so many; it lives until `bytes` has waited.
         unsafe { bed.launch("cap_logits", [count.div_ceil(CHUNK), 1], 256, &arguments)? };
         let got = bed.bytes(&on)?;
-        digest.update(&got);
-        if let Err(wrong) = same(&format!("{count} logits"), &got, &floats(&capped(&logits, cap))) {
+        let what = format!("{count} logits");
+        if let Err(wrong) = same(&what, &got, &floats(&capped(&logits, cap))) {
             return Ok(Err(wrong));
         }
+        launches.push(Launched::exact(format!("cap_logits, {what}"), case as u64, &got));
     }
-    let digest = Some(digest.finalize().to_hex().to_string());
-    Ok(Ok(Found { digest, ..Found::right(CAPS.len()) }))
+    Ok(Ok(Found::launches(launches)))
+}
+
+/// Values of a row that is timed, and heads of Q, of K or V, and their values.
+const TIMED_DIM: usize = 4096;
+const TIMED_HEADS: [usize; 3] = [32, 8, 128];
+
+pub(super) const RATES: [Rate; 4] = [
+    ("rotate_append", heads_rate),
+    ("gate_quantize", gate_rate),
+    ("add_normed", post_norm_rate),
+    ("cap_logits", cap_rate),
+];
+
+fn rate(bed: &Bed, bytes: usize, work: impl Fn() -> Result<(), Error>) -> Checked {
+    let took = bed.time(work)?;
+    Ok(Ok(Found::rate(bytes as f64 / took.as_secs_f64())))
+}
+
+/// Bytes per second: of products, of what they are turned by, of queries, keys and values.
+fn heads_rate(bed: &mut Bed) -> Checked {
+    let [heads, kv_heads, head_dim] = TIMED_HEADS;
+    let all = heads + 2 * kv_heads;
+    let rows = bed.rate_bytes() / (4 * all * head_dim);
+    let kept = rows.next_multiple_of(SLOTS) * kv_heads * head_dim * 2;
+    let places: Vec<u8> = (0..rows as u32).flat_map(u32::to_le_bytes).collect();
+    let (products, turns, places) =
+        (bed.blank(rows * all * head_dim * 4)?, bed.blank(rows * head_dim * 4)?, bed.with(&places)?);
+    let (out, keys, values) = (bed.blank(rows * heads * head_dim * 4)?, bed.blank(kept)?, bed.blank(kept)?);
+    let part = |head: usize| Argument::Address(products.address() + (head * head_dim * 4) as u64);
+    let mut arguments: Vec<Argument> = [0, heads, heads + kv_heads].map(part).into();
+    // Neither bias nor gain.
+    arguments.extend([Argument::Address(0); 5]);
+    arguments.extend([&turns, &places, &out, &keys, &values].map(Argument::Buffer));
+    arguments.extend([heads, kv_heads, head_dim, head_dim, 0, all * head_dim, all * head_dim].map(number));
+    arguments.push(Argument::F32(EPSILON));
+    let bytes = [&products, &turns, &out, &keys, &values].map(|buffer| buffer.size()).iter().sum();
+    // SAFETY: made for these sizes; they live until the last wait.
+    rate(bed, bytes, || unsafe { bed.launch("rotate_append", [all.div_ceil(4), rows], 128, &arguments) })
+}
+
+/// Bytes read and written per second, all outputs wanted.
+fn gate_rate(bed: &mut Bed) -> Checked {
+    let rows = bed.rate_bytes() / (8 * TIMED_DIM);
+    let values = rows * TIMED_DIM;
+    let [gate, up, y] = [bed.blank(values * 4)?, bed.blank(values * 4)?, bed.blank(values * 4)?];
+    let [xq, xs, xb] = [bed.blank(values)?, bed.blank(values / BLOCK * 8)?, bed.blank(values * 2)?];
+    let buffers = [&gate, &up, &xq, &xs, &xb, &y];
+    let mut arguments: Vec<Argument> = buffers.map(Argument::Buffer).into();
+    arguments.extend([TIMED_DIM, TIMED_DIM, 0].map(number));
+    let bytes = buffers.map(|buffer| buffer.size()).iter().sum();
+    // SAFETY: made for these sizes; they live until the last wait.
+    rate(bed, bytes, || unsafe { bed.launch("gate_quantize", [rows, TIMED_DIM / CHUNK], 256, &arguments) })
+}
+
+/// Bytes read and written per second.
+fn post_norm_rate(bed: &mut Bed) -> Checked {
+    let rows = bed.rate_bytes() / (4 * TIMED_DIM);
+    let [stream, x] = [bed.blank(rows * TIMED_DIM * 4)?, bed.blank(rows * TIMED_DIM * 4)?];
+    let gain = bed.blank(TIMED_DIM * 4)?;
+    let [to, from, gains] = [&stream, &x, &gain].map(Argument::Buffer);
+    let arguments = [to, from, gains, number(TIMED_DIM), Argument::F32(EPSILON)];
+    // SAFETY: made for these sizes; they live until the last wait.
+    rate(bed, 3 * stream.size(), || unsafe { bed.launch("add_normed", [rows, 1], 256, &arguments) })
+}
+
+/// Bytes read and written per second.
+fn cap_rate(bed: &mut Bed) -> Checked {
+    let count = bed.rate_bytes() / 4;
+    let logits = bed.blank(count * 4)?;
+    let arguments = [Argument::Buffer(&logits), number(count), Argument::F32(30.0)];
+    // SAFETY: made for so many; it lives until the last wait.
+    rate(bed, 2 * logits.size(), || unsafe {
+        bed.launch("cap_logits", [count.div_ceil(CHUNK), 1], 256, &arguments)
+    })
 }

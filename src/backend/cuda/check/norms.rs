@@ -2,7 +2,7 @@
 //!
 //! Owns: plain Rust that takes the kernel's steps in the kernel's order, as its head says it. Never: a tolerance.
 
-use super::{Bed, Checked, Found, Seeded, same};
+use super::{Bed, Checked, Found, Launched, Seeded, same};
 use crate::backend::cuda::repack::PAIR;
 use crate::backend::cuda::{Argument, Buffer, Error, Kernel};
 
@@ -18,9 +18,21 @@ pub(super) const EPSILON: f32 = 1e-5;
 /// Values of a row that is timed.
 const TIMED_DIM: usize = 4096;
 
-/// Tokens, dim, and whether there is a gain.
-const NORM_CASES: [(usize, usize, bool); 5] =
-    [(1, 576, true), (3, 192, true), (2, 32, false), (2, 1536, true), (1, 8224, false)];
+/// Tokens, dim, and whether there is a gain: below a warp and below the block, an odd number of blocks, one turn and its half,
+/// all turns, a second CTA.
+const NORM_CASES: [(usize, usize, bool); 9] = [
+    (1, 576, true),
+    (3, 192, true),
+    (2, 32, false),
+    (2, 1536, true),
+    (1, 8224, false),
+    (1, 608, true),
+    (2, 1056, true),
+    (1, 8192, true),
+    (1, HARD, false),
+];
+/// Values of the row that [`hard`] makes; no other case has as many.
+const HARD: usize = 8 * BLOCK;
 
 /// What the kernel makes of a row.
 pub(super) struct Row {
@@ -81,12 +93,32 @@ pub(super) fn floats(numbers: &[f32]) -> Vec<u8> {
     numbers.iter().flat_map(|number| number.to_le_bytes()).collect()
 }
 
+/// Blocks that rounding and its guards are about: ties, zeros, what is about the least scale, the largest and the smallest.
+fn hard(seeded: &mut Seeded) -> Vec<f32> {
+    let least = 1e-30f32;
+    let block = |value: &mut dyn FnMut(usize) -> f32| -> Vec<f32> { (0..BLOCK).map(value).collect() };
+    [
+        block(&mut |at| if at == BLOCK - 1 { 127.0 } else { at as f32 + 0.5 }),
+        block(&mut |_| 0.0),
+        block(&mut |at| if at == 7 { least } else { 0.0 }),
+        block(&mut |at| if at == 7 { least.next_up() } else { 1e-38 }),
+        block(&mut |_| seeded.unit() * 1e-29),
+        block(&mut |_| seeded.unit() * 1e37),
+        block(&mut |at| if at % 2 == 0 { -1.0 } else { 1.0 }),
+        block(&mut |_| 1.0 + seeded.unit().abs()),
+    ]
+    .concat()
+}
+
 pub(super) fn norm_quantize(bed: &mut Bed) -> Checked {
     let kernel = bed.kernel(NORM)?;
-    let mut digest = blake3::Hasher::new();
+    let mut launches = Vec::new();
     for (case, (tokens, dim, norms)) in NORM_CASES.into_iter().enumerate() {
         let mut seeded = Seeded::new(case as u64);
-        let x: Vec<f32> = (0..tokens * dim).map(|_| seeded.unit() * 3.0).collect();
+        let x: Vec<f32> = match dim {
+            HARD => hard(&mut seeded),
+            _ => (0..tokens * dim).map(|_| seeded.unit() * 3.0).collect(),
+        };
         let gain: Vec<f32> = (0..dim).map(|_| 1.0 + seeded.unit() / 2.0).collect();
         let rows = x.chunks(dim).map(|x| norm_row(x, norms.then_some(&gain)));
         let want = rows.reduce(|mut all, row| {
@@ -101,17 +133,18 @@ pub(super) fn norm_quantize(bed: &mut Bed) -> Checked {
         // SAFETY: made for this size; it lives until `bytes` has waited.
         unsafe { on.later(bed, kernel)? };
         let On { xq, xs, xb, .. } = on;
+        let mut all = Vec::new();
         for (name, got, want) in [("xq", xq, want.quants), ("xs", xs, want.scales), ("xb", xb, want.halves)] {
             let got = bed.bytes(&got)?;
-            digest.update(&got);
+            all.extend_from_slice(&got);
             if let Err(wrong) = same(&format!("{name} of {tokens} rows of {dim}"), &got, &want) {
                 return Ok(Err(wrong));
             }
         }
+        let gain = if norms { "with" } else { "without" };
+        launches.push(Launched::exact(format!("{NORM}, {tokens} x {dim} {gain} a gain"), case as u64, &all));
     }
-    let digest = Some(digest.finalize().to_hex().to_string());
-    let rate = bed.rate(|bed| rate(bed, kernel))?;
-    Ok(Ok(Found { digest, rate, ..Found::right(NORM_CASES.len()) }))
+    Ok(Ok(Found::launches(launches)))
 }
 
 /// Rows and what the kernel makes of them, on the device.
@@ -145,12 +178,13 @@ impl On {
 }
 
 /// Bytes read and written per second.
-fn rate(bed: &mut Bed, kernel: &Kernel) -> Result<f64, Error> {
+pub(super) fn rate(bed: &mut Bed) -> Checked {
+    let kernel = bed.kernel(NORM)?;
     let tokens = bed.rate_bytes() / (4 * TIMED_DIM);
     let (x, gain) = (bed.blank(tokens * TIMED_DIM * 4)?, bed.blank(TIMED_DIM * 4)?);
     let on = On::new(bed, x, Some(gain), tokens, TIMED_DIM)?;
     // SAFETY: it lives until the last wait.
     let took = bed.time(|| unsafe { on.later(bed, kernel) })?;
     let bytes = [&on.x, &on.xq, &on.xs, &on.xb].map(Buffer::size).iter().sum::<usize>();
-    Ok(bytes as f64 / took.as_secs_f64())
+    Ok(Ok(Found::rate(bytes as f64 / took.as_secs_f64())))
 }

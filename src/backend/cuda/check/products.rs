@@ -4,7 +4,7 @@
 //! launched how.
 
 use super::norms::{BLOCK, Row, floats, norm_row};
-use super::{Bed, Checked, Found, Sample, Seeded, same};
+use super::{Bed, Checked, Found, Launched, Seeded, same};
 use crate::backend::cuda::repack::{Layout, PAIR, TILE};
 use crate::backend::cuda::{Argument, Buffer, Error, Kernel};
 use crate::model::quant::{Quant, f16_to_f32, group_scales};
@@ -75,7 +75,7 @@ const TIMED_COLUMNS: usize = 4096;
 /// How far the numbers of two devices may lie apart in products of bf16 and f16, as a root mean square: up to 134 additions of a
 /// tensor core, each of which may cut off a unit of f32's last place or two, one after the other, with as much again to spare.
 const APART: f64 = 1.0 / (1 << 13) as f64;
-/// Tokens that a wide product is timed with, where the device's memory is that of a GPU.
+/// Tokens that a wide product is timed with; fewer where the device's memory is not that of a GPU.
 const TIMED_TOKENS: usize = 512;
 
 /// A product's size.
@@ -92,22 +92,37 @@ const fn size(rows: usize, columns: usize, tokens: usize, adds: bool) -> Size {
     Size { rows, columns, tokens, adds }
 }
 
-/// Up to eight tokens, for any kernel.
-const FEW: [Size; 5] = [
+/// Up to eight tokens, for any kernel: widths of a model, one row, ragged rows, columns of half a pair, of one pair (three runs
+/// are empty), of an odd number of blocks (608, 4640), of runs of unequal length (1088).
+const FEW: [Size; 9] = [
     size(192, 576, 1, false),
     size(576, 192, 8, true),
     size(16, 32, 3, false),
     size(5, 1536, 5, true),
     size(33, 2144, 2, false),
+    size(9, 608, 7, true),
+    size(1, 1088, 2, false),
+    size(5, 4640, 4, true),
+    size(40, 64, 6, false),
 ];
-/// More than a tile's worth.
-const MANY: [Size; 2] = [size(150, 576, 70, true), size(129, 64, 33, false)];
+/// More than a tile's worth, and one token more.
+const MANY: [Size; 4] =
+    [size(150, 576, 70, true), size(129, 64, 33, false), size(20, 96, 65, true), size(16, 1088, 130, false)];
 
 impl Product {
     fn sizes(&self) -> impl Iterator<Item = Size> {
         let whole =
             |size: Size| Size { columns: size.columns.next_multiple_of(self.quant.block_len()), ..size };
         FEW.into_iter().chain(MANY.into_iter().filter(|_| self.cta.tokens.is_some())).map(whole)
+    }
+
+    /// With how many tokens its time is taken: the fewest and the most, or a tile of them.
+    pub fn timed_tokens(&self) -> &'static [usize] {
+        match self.cta.tokens {
+            None => &[1, 8],
+            Some(FEW_TOKENS) => &[FEW_TOKENS],
+            Some(_) => &[TIMED_TOKENS],
+        }
     }
 
     /// Puts a product into the stream: of weights, scales, vectors, their scales and the result the addresses.
@@ -335,7 +350,7 @@ fn judge(
 pub(super) fn check(bed: &mut Bed, product: &Product) -> Checked {
     let kernel = bed.kernel(product.kernel)?;
     let quant = product.quant;
-    let mut all = Vec::new();
+    let mut launches = Vec::new();
     for (case, size) in product.sizes().enumerate() {
         let mut seeded = Seeded::new(case as u64);
         let file = blocks(quant, size.rows, size.columns, &mut seeded);
@@ -346,33 +361,29 @@ pub(super) fn check(bed: &mut Bed, product: &Product) -> Checked {
         // SAFETY: made for this size; it lives until `bytes` has waited.
         unsafe { product.later(bed, kernel, &on, size)? };
         let got = bed.bytes(&on.y)?;
-        all.extend_from_slice(&got);
         if let Err(wrong) = judge(quant, &file, size, &vectors, &old, &got) {
             return Ok(Err(wrong));
         }
+        let Size { rows, columns, tokens, adds } = size;
+        let added = if adds { ", added" } else { "" };
+        let name = format!("{}, {tokens} tokens times {rows} x {columns}{added}", product.kernel);
+        // How a tensor core sums floats up is its own: no two generations need agree.
+        launches.push(match is_float(quant) {
+            true => Launched::near(name, case as u64, &got, APART),
+            false => Launched::exact(name, case as u64, &got),
+        });
     }
-    // How a tensor core sums floats up is its own: no two generations need agree.
-    let (digest, sample) = if is_float(quant) {
-        let numbers = all.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes));
-        (None, Some(Sample::of(numbers, APART)))
-    } else {
-        (Some(blake3::hash(&all).to_hex().to_string()), None)
-    };
-    let rates = if bed.timed { timed(bed, kernel, product)? } else { Found::default() };
-    Ok(Ok(Found { cases: product.sizes().count(), digest, sample, ..rates }))
+    Ok(Ok(Found::launches(launches)))
 }
 
-/// Bytes of weights, vectors and results per second; where many tokens share the weights, operations too.
-fn timed(bed: &mut Bed, kernel: &Kernel, product: &Product) -> Result<Found, Error> {
+/// Bytes of weights, vectors and results per second, unless so many tokens share the weights that these are not what takes the
+/// time; of products of matrices operations per second.
+pub(super) fn rate(bed: &mut Bed, product: &Product, tokens: usize) -> Checked {
+    let kernel = bed.kernel(product.kernel)?;
     let row_bytes = product.quant.row_bytes(TIMED_COLUMNS);
-    let tokens = match product.cta.tokens {
-        None => 1,
-        Some(FEW_TOKENS) => FEW_TOKENS,
-        Some(_) => TIMED_TOKENS.min(bed.rate_bytes() >> 15),
-    };
-    // Where the weights are not what takes the time, fewer of them will do.
-    let share = if product.cta.tokens.is_none() { 1 } else { 8 };
-    let rows = (bed.rate_bytes() / share / row_bytes).next_multiple_of(TILE);
+    let shared = tokens > FEW_TOKENS;
+    let tokens = tokens.min(bed.rate_bytes() >> 15);
+    let rows = (bed.rate_bytes() / if shared { 8 } else { 1 } / row_bytes).next_multiple_of(TILE);
     let size = size(rows, TIMED_COLUMNS, tokens, false);
     let vectors: Vec<Row> = (0..tokens).map(|_| norm_row(&[0.5; TIMED_COLUMNS], None)).collect();
     let row = blocks(product.quant, 1, TIMED_COLUMNS, &mut Seeded::new(0));
@@ -382,5 +393,6 @@ fn timed(bed: &mut Bed, kernel: &Kernel, product: &Product) -> Result<Found, Err
     let bytes = [&on.weights, &on.scales, &on.x, &on.xs, &on.y].map(Buffer::size).iter().sum::<usize>();
     let operations = 2.0 * (rows * TIMED_COLUMNS * tokens) as f64 / took;
     let operations = product.cta.tokens.map(|_| operations);
-    Ok(Found { rate: Some(bytes as f64 / took), operations, ..Found::default() })
+    let rate = (!shared).then_some(bytes as f64 / took);
+    Ok(Ok(Found { rate, operations, ..Found::default() }))
 }

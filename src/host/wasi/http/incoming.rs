@@ -189,7 +189,7 @@ fn trailers(cx: &mut Cx, trailers: Borrow<FutureTrailers>) -> Result<Option<Resu
     }
     let end = match future.body.take(usize::MAX) {
         Taken::Bytes(_) | Taken::Nothing => return Ok(None),
-        Taken::End(trailers) => Ok(trailers),
+        Taken::End => Ok(future.body.trailers()),
         Taken::Broken(why) => Err(why),
     };
     future.taken = true;

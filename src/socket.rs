@@ -1,12 +1,10 @@
 //! A socket and a clock as hyper wants them.
 //!
-//! Owns: the adapter from smol's traits to hyper's, and the end of a peer that takes nothing. Never: HTTP.
+//! Owns: the adapter from smol's traits to hyper's, and the end of a peer that takes nothing. Never: HTTP, or whose socket
+//! it is.
 
-use super::paced::Paced;
-use crate::limits;
 use hyper::rt::{Read, ReadBufCursor, Sleep, Timer, Write};
 use smol::io::{AsyncRead, AsyncWrite};
-use smol::net::TcpStream;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -15,19 +13,22 @@ use std::time::{Duration, Instant};
 /// Bytes of one read; hyper's buffer grows with it.
 const READ_BYTES: usize = 8 * 1024;
 
-pub struct Socket {
-    stream: Paced,
-    /// Runs while the peer takes nothing of what is written.
+/// Nothing of it is pinned.
+pub struct Socket<S> {
+    stream: S,
+    /// How long the peer may take nothing of what is written.
+    stall: Duration,
+    /// Runs while it takes nothing.
     stalled: Option<smol::Timer>,
 }
 
-impl Socket {
-    pub fn new(stream: TcpStream) -> Socket {
-        Socket { stream: Paced::new(stream), stalled: None }
+impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
+    pub fn new(stream: S, stall: Duration) -> Socket<S> {
+        Socket { stream, stall, stalled: None }
     }
 }
 
-impl Read for Socket {
+impl<S: AsyncRead + Unpin> Read for Socket<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -41,7 +42,7 @@ impl Read for Socket {
     }
 }
 
-impl Write for Socket {
+impl<S: AsyncWrite + Unpin> Write for Socket<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -52,7 +53,8 @@ impl Write for Socket {
             self.stalled = None;
             return written;
         }
-        let stalled = self.stalled.get_or_insert_with(|| smol::Timer::after(limits::HTTP_READ_STALL));
+        let stall = self.stall;
+        let stalled = self.stalled.get_or_insert_with(|| smol::Timer::after(stall));
         Pin::new(stalled).poll(context).map(|_| Err(io::ErrorKind::TimedOut.into()))
     }
 

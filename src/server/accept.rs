@@ -1,0 +1,75 @@
+//! The accept loop that all listeners share.
+//!
+//! Owns: accepting for ever, the options of a socket, the border at which a panic of one connection stops, and the words for
+//! one that has no place. Never: who has one, or what a connection says.
+
+use super::upgrade;
+use crate::limits;
+use crate::places::Full;
+use rustix::net::sockopt;
+use smol::future::FutureExt;
+use smol::net::{TcpListener, TcpStream};
+use smol::{Executor, Timer};
+use std::io;
+use std::panic::AssertUnwindSafe;
+
+/// Spawns what `enter` makes of each connection, if there is a place for it. Never returns.
+pub async fn accept<F, N>(
+    listener: &TcpListener,
+    executor: &Executor<'static>,
+    enter: impl Fn(TcpStream) -> Result<F, Full>,
+) -> N
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    loop {
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(e) => {
+                // Out of file descriptors, most likely: the queue is still full of clients, so without a pause this
+                // would spin.
+                tracing::warn!("a connection cannot be accepted: {e}");
+                Timer::after(limits::ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        if let Err(e) = set_options(&stream) {
+            tracing::debug!("socket options were not set: {e}");
+        }
+        match enter(stream.clone()) {
+            Err(full) => turn_away(&stream, full),
+            Ok(connection) => executor.spawn(bordered(connection)).detach(),
+        }
+    }
+}
+
+async fn bordered(connection: impl Future<Output = ()>) {
+    if AssertUnwindSafe(connection).catch_unwind().await.is_err() {
+        tracing::error!("a connection was ended by a fault of the server; the others go on");
+    }
+}
+
+/// A peer that has vanished is found by its kernel's silence, never by its program's.
+fn set_options(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    sockopt::set_socket_keepalive(stream, true)?;
+    sockopt::set_tcp_keepidle(stream, limits::KEEPALIVE_IDLE)?;
+    sockopt::set_tcp_keepintvl(stream, limits::KEEPALIVE_INTERVAL)?;
+    sockopt::set_tcp_keepcnt(stream, limits::KEEPALIVE_PROBES)?;
+    sockopt::set_tcp_user_timeout(stream, limits::TCP_USER_TIMEOUT.as_millis() as u32)?;
+    Ok(())
+}
+
+/// Says that there is no place, if that can be said at once.
+fn turn_away(stream: &TcpStream, full: Full) {
+    tracing::warn!("a connection is turned away: {full}");
+    let reply = upgrade::refusal(
+        "503 Service Unavailable",
+        "The server has as many connections as it may; try again.",
+    );
+    let _ = rustix::net::send(
+        stream,
+        &reply,
+        rustix::net::SendFlags::NOSIGNAL | rustix::net::SendFlags::DONTWAIT,
+    );
+}
