@@ -1,39 +1,42 @@
-//! Expands the kernels: each `kernels/*.ptx` to plain PTX, and packs all of them, name and text in turn, into one file of
-//! OUT_DIR, which `src/backend/cuda/kernels.rs` embeds.
+//! Folds functions of the same code into one in the release binary, where the linker can: LLD does, GNU ld refuses.
 //!
-//! Cargo is told the single files, not their folder: beside them lives the emulator, whose sources have no part in the
-//! binary. So a new kernel is seen when something here or there changes; a test says when the table lacks one.
-
-#[path = "kernels/expand.rs"]
-mod expand;
+//! Owns: that argument of the link. Never: the kernels, which `src/compute/build.rs` packs.
 
 use std::error::Error;
-use std::path::{Path, PathBuf};
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::Command;
+
+const FOLD: &str = "-Wl,--icf=all";
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let from = Path::new("kernels");
-    let to = PathBuf::from(std::env::var_os("OUT_DIR").ok_or("cargo sets OUT_DIR")?);
-    let mut all = Vec::new();
-    for file in expand::files(from)? {
-        let text = expand::expand(from, &file).map_err(|error| format!("kernels/{error}"))?;
-        // The head's budget goes along: it is what the stand-in driver counts registers by.
-        let head = std::fs::read_to_string(from.join(&file))?;
-        let budget = head.lines().find(|line| line.starts_with("// registers:")).unwrap_or_default();
-        let name = file.trim_end_matches(".ptx");
-        all.extend([name.to_owned(), format!("{budget}\n{text}")]);
-    }
-    let packed = miniz_oxide::deflate::compress_to_vec(all.join("\0").as_bytes(), 9);
-    std::fs::write(to.join("kernels.deflate"), packed)?;
-
     println!("cargo::rerun-if-changed=build.rs");
-    println!("cargo::rerun-if-changed=kernels/expand.rs");
-    for folder in [from, &from.join("fmt")] {
-        for entry in std::fs::read_dir(folder)? {
-            let path = entry?.path();
-            if path.extension().is_some_and(|extension| extension == "ptx" || extension == "inc") {
-                println!("cargo::rerun-if-changed={}", path.display());
-            }
-        }
+    println!("cargo::rerun-if-env-changed=RUSTC_LINKER");
+    if std::env::var("PROFILE")? == "release" && folds()? {
+        println!("cargo::rustc-link-arg-bins={FOLD}");
     }
     Ok(())
+}
+
+/// Asks the linker itself, by a program of nothing: which one it is depends on the target, the toolchain and its flags.
+fn folds() -> Result<bool, Box<dyn Error>> {
+    let variable = |name: &str| std::env::var_os(name).ok_or(format!("cargo sets {name}"));
+    let folder = PathBuf::from(variable("OUT_DIR")?);
+    let source = folder.join("nothing.rs");
+    std::fs::write(&source, "fn main() {}")?;
+    let mut rustc = Command::new(variable("RUSTC")?);
+    rustc
+        .arg(&source)
+        .arg("--target")
+        .arg(variable("TARGET")?)
+        .args(["-C".to_owned(), format!("link-arg={FOLD}")]);
+    rustc.arg("-o").arg(folder.join("nothing"));
+    if let Some(linker) = std::env::var_os("RUSTC_LINKER") {
+        let mut argument = OsString::from("linker=");
+        argument.push(linker);
+        rustc.arg("-C").arg(argument);
+    }
+    let flags = std::env::var("CARGO_ENCODED_RUSTFLAGS").unwrap_or_default();
+    rustc.args(flags.split('\u{1f}').filter(|flag| !flag.is_empty()));
+    Ok(rustc.output()?.status.success())
 }

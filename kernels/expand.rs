@@ -1,7 +1,7 @@
 //! The macro pass: from a handwritten kernel file to the PTX text that ptxas, the driver and the emulator read.
 //!
 //! Owns: the directives below, and that every emitted line is known by the line of the file it was written in. Never:
-//! what an instruction means. Std only: `build.rs` and the tests take this file by its path.
+//! what an instruction means. Std only: `src/compute/build.rs` and the tests take this file by its path.
 //!
 //! PTX has no preprocessor. The spelling is that of the GNU assembler, one directive to a line:
 //!

@@ -69,7 +69,6 @@
 
 pub mod appliance;
 pub mod auth;
-pub mod backend;
 pub mod bench;
 pub mod cli;
 pub mod client;
@@ -80,8 +79,6 @@ pub mod eval;
 pub mod exchange;
 pub mod host;
 pub mod identity;
-pub mod limits;
-pub mod model;
 pub mod observe;
 pub mod outgoing;
 pub mod places;
@@ -95,3 +92,6 @@ mod simulation;
 pub mod socket;
 pub mod transfer;
 pub mod wire;
+
+// A package of their own, `src/compute`, which says why.
+pub use tartlet_compute::{backend, limits, model};

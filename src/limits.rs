@@ -365,7 +365,6 @@ pub const START_FUEL: u64 = 200_000;
 /// are used cost memory.
 pub const WORKER_STACK_BYTES: usize = 64 * 1024 * 1024;
 const _: () = assert!(START_FUEL as usize * 256 < WORKER_STACK_BYTES);
-const _: () = assert!(crate::runtime::slice::SLICE_FUEL as usize * 256 < WORKER_STACK_BYTES);
 /// Core instances in one guest: program, adapter, shim, fixups, and as many again.
 pub const CORE_INSTANCES: usize = 16;
 /// Tables in one guest: one per core instance and one to spare each.

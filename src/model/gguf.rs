@@ -187,7 +187,7 @@ impl Gguf {
     }
 
     /// The same with files of memory, for tests.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "toys"))]
     pub(crate) fn from_files(
         files: &std::collections::BTreeMap<String, Vec<u8>>,
         path: &str,
@@ -198,7 +198,7 @@ impl Gguf {
     }
 
     /// The same with one file.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "toys"))]
     pub(crate) fn from_bytes(bytes: Vec<u8>) -> Result<Gguf, GgufError> {
         let name = "model.gguf".to_owned();
         Gguf::from_files(&std::collections::BTreeMap::from([(name.clone(), bytes)]), &name)
@@ -240,7 +240,7 @@ impl Gguf {
                     let len = map.len() - shard.data;
                     map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, shard.data, len)?;
                 },
-                #[cfg(test)]
+                #[cfg(any(test, feature = "toys"))]
                 Bytes::Owned(_) => {}
             }
         }

@@ -26,8 +26,8 @@ pub(crate) mod specimens;
 mod split;
 mod tensors;
 pub mod tokenizer;
-#[cfg(test)]
-pub(crate) mod toy;
+#[cfg(any(test, feature = "toys"))]
+pub mod toy;
 mod vocabulary;
 
 pub use chat::{Chat, ChatError};
@@ -156,7 +156,7 @@ mod tests {
     #[test]
     fn a_model_of_many_formats_in_several_files_opens() {
         for number in 1..=3 {
-            let path = format!("tests/golden/kquants-0000{number}-of-00003.gguf");
+            let path = format!("../../tests/golden/kquants-0000{number}-of-00003.gguf");
             let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
             let model = Model::open(&path, None, None).unwrap_or_else(|error| panic!("{error}"));
             assert_eq!((model.name.as_str(), model.gguf.files()), ("kquants", 3));

@@ -22,7 +22,7 @@ pub(super) struct Place {
 /// Where a file's bytes are.
 pub(super) enum Bytes {
     Mapped(memmap2::Mmap),
-    #[cfg(test)]
+    #[cfg(any(test, feature = "toys"))]
     Owned(Vec<u8>),
 }
 
@@ -31,7 +31,7 @@ impl std::ops::Deref for Bytes {
     fn deref(&self) -> &[u8] {
         match self {
             Bytes::Mapped(map) => map,
-            #[cfg(test)]
+            #[cfg(any(test, feature = "toys"))]
             Bytes::Owned(bytes) => bytes,
         }
     }

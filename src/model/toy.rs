@@ -7,15 +7,16 @@ use std::sync::Arc;
 
 use super::Model;
 use super::gguf::{Gguf, Quant};
-pub(crate) use writer::{Items, Random, Writer};
+pub use writer::{Items, Random, Writer};
 
 // The tests from outside write files by the same hand.
 #[path = "../../tests/support/gguf.rs"]
+#[allow(clippy::should_implement_trait, clippy::new_without_default)]
 mod writer;
 
 /// The real model, `TARTLET_MODEL` or the one that `make model` fetches. Tests that need it fail without it.
-pub(crate) fn real_model() -> std::path::PathBuf {
-    let fetched = concat!(env!("CARGO_MANIFEST_DIR"), "/models/SmolLM2-135M-Instruct.Q4_1.gguf");
+pub fn real_model() -> std::path::PathBuf {
+    let fetched = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/SmolLM2-135M-Instruct.Q4_1.gguf");
     let path = std::path::PathBuf::from(std::env::var_os("TARTLET_MODEL").unwrap_or(fetched.into()));
     assert!(path.is_file(), "{} is not there: run `make model`", path.display());
     path
@@ -88,7 +89,7 @@ impl Random {
 
 /// The dimensions and the weight format of a toy.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Toy {
+pub struct Toy {
     pub seed: u64,
     pub layers: usize,
     pub heads: usize,
@@ -126,9 +127,9 @@ impl Toy {
 }
 
 /// Special tokens of every toy: ids 256, 257, 258.
-pub(crate) const TOY_SPECIALS: [&str; 3] = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"];
+pub const TOY_SPECIALS: [&str; 3] = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"];
 /// Tokens of every toy: the 256 bytes in their order, then [`TOY_SPECIALS`], then 61 unused ones.
-pub(crate) const TOY_VOCAB: usize = 320;
+pub const TOY_VOCAB: usize = 320;
 
 impl Toy {
     /// A model that is ready to be loaded by a backend.
@@ -187,7 +188,7 @@ impl Toy {
 }
 
 /// `values` random values of about the given deviation, in a format's layout.
-pub(crate) fn random_bytes(format: Quant, values: usize, deviation: f32, random: &mut Random) -> Vec<u8> {
+pub fn random_bytes(format: Quant, values: usize, deviation: f32, random: &mut Random) -> Vec<u8> {
     // Halves of powers of two keep the exponent arithmetic of a writer out of a test.
     let half = |x: f32| ((x.log2().round() as i32 + 15).clamp(1, 30) as u16) << 10;
     let times = |half: u16, log: u16| half + (log << 10);

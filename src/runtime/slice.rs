@@ -12,6 +12,7 @@ use super::quota::Name;
 use super::worker::Slice;
 use crate::host::function::{Lowered, Pending, Suspended};
 use crate::host::{Cx, Trap};
+use crate::limits::WORKER_STACK_BYTES;
 use crate::observe::stages::{self, Stage};
 use std::future::poll_fn;
 use std::task::Poll;
@@ -21,6 +22,7 @@ use wasmi::{AsContextMut, Func, ResumableCall, Store, Val};
 /// woken guest waits no longer than that for a thread. Only the filling, copying and growing of memory takes longer where the
 /// memory was never used before: up to 1.6 ms for the 6 MB that this pays for.
 pub const SLICE_FUEL: u64 = 100_000;
+const _: () = assert!(SLICE_FUEL as usize * 256 < WORKER_STACK_BYTES);
 
 /// A store whose code runs in slices.
 pub struct Guest {

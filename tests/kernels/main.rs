@@ -22,13 +22,13 @@ mod ptxas;
 mod repack;
 mod sample;
 
-/// What the binary has is the folder, expanded: `build.rs` is not told of files that were not there.
+/// What the binary has is the folder, expanded: `src/compute/build.rs` is not told of files that were not there.
 #[test]
 fn every_kernel_is_embedded() {
     let files = expand::files(&harness::folder()).expect("the folder of the kernels");
-    let embedded = tartlet::backend::cuda::kernels::all().expect("what build.rs packed");
+    let embedded = tartlet::backend::cuda::kernels::all().expect("what was packed");
     let names: Vec<String> = embedded.iter().map(|kernel| format!("{}.ptx", kernel.name)).collect();
-    assert_eq!(names, files, "touch build.rs");
+    assert_eq!(names, files, "touch src/compute/build.rs");
     for (kernel, file) in embedded.iter().zip(&files) {
         let text = expand::expand(&harness::folder(), file).expect("it expands");
         assert!(kernel.text.ends_with(&text), "{file} is another in the binary");

@@ -276,7 +276,7 @@ fn scale_of<L: Lanes>(l: L, numbers: &[f32]) -> (f32, f32) {
     if largest > 1e-30 { (largest / 127.0, 127.0 / largest) } else { (0.0, 0.0) }
 }
 
-#[cfg(test)]
+#[cfg(any(test, feature = "toys"))]
 impl<T: Kept> Kv<T> {
     fn add_to(&mut self, layout: Layout, page: PageId, slots: usize, sum: &mut blake3::Hasher) {
         for kv_head in 0..layout.kv_heads {
@@ -356,7 +356,7 @@ impl Pages {
     }
 }
 
-#[cfg(test)]
+#[cfg(any(test, feature = "toys"))]
 impl Pages {
     /// Of all that the first slots of a page hold, in all layers.
     pub fn checksum(&mut self, page: PageId, slots: u32) -> blake3::Hash {

@@ -103,7 +103,7 @@ impl<T: Number> Shared<T> {
     }
 
     /// Adds the bits of these numbers to a checksum.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "toys"))]
     pub fn add_to(&mut self, range: Range<usize>, sum: &mut blake3::Hasher) {
         // SAFETY: the buffer is borrowed exclusively.
         let part = unsafe { self.part(range) };

@@ -1,4 +1,4 @@
-//! The kernels' PTX, as `build.rs` expands and packs it from `kernels/*.ptx`.
+//! The kernels' PTX, as `src/compute/build.rs` expands and packs it from `kernels/*.ptx`.
 //!
 //! Owns: the texts. Never: a launch, nor what a kernel computes: each file of `kernels/` says so in its head.
 

@@ -6,7 +6,7 @@
 //! driver.rs  cu* ─▶ libcuda.so.1                     error.rs   what a status means, who must act
 //! device.rs  the GPU, opened and described           memory.rs  buffers there, pinned memory here
 //! module.rs  PTX ─▶ kernels, their parameters        stream.rs  launches, events, graphs, deadlines
-//! kernels.rs the PTX, as build.rs expanded it        repack.rs  weights in the order of the kernels' lanes
+//! kernels.rs the PTX, as src/compute/build.rs expanded it        repack.rs  weights in the order of the kernels' lanes
 //! draw.rs    how a row is drawn from                 check/     `tartlet selftest --backend cuda`
 //! leave.rs   how a process ends whose device is lost
 //! ```

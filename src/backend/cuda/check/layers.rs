@@ -134,7 +134,7 @@ impl Heads {
     }
 }
 
-/// The nearest half, ties to even, of numbers that are no larger than one, down to 2^-14; below, in steps of 2^-24.
+/// The nearest half, ties to even, of numbers below 65,504; below 2^-14 halves count in steps of 2^-24.
 fn to_f16(x: f32) -> u16 {
     let sign = (x.to_bits() >> 16) as u16 & 0x8000;
     let magnitude = x.abs();
@@ -204,6 +204,48 @@ pub(super) fn gate(bed: &mut Bed) -> Checked {
         launches.push(Launched::exact(name, case as u64, &all));
     }
     Ok(Ok(Found::launches(launches)))
+}
+
+/// Rows of halves through a norm, as they are, and through the gate.
+pub(super) fn halves(bed: &mut Bed) -> Checked {
+    const DIM: usize = 1056;
+    let seeded = &mut Seeded::new(0);
+    let [x, gain, up] = [(); 3].map(|()| normal(DIM, seeded));
+    let normed = norm(&x);
+    let wanted = [
+        x.iter().zip(&gain).map(|(x, gain)| x * normed * gain).collect::<Vec<f32>>(),
+        x.clone(),
+        activated(&x, Activation::Silu).iter().zip(&up).map(|(gate, up)| gate * up).collect(),
+    ];
+    let (x, gain, up) = (bed.with(&floats(&x))?, bed.with(&floats(&gain))?, bed.with(&floats(&up))?);
+    let none = Argument::Address(0);
+    let mut digest = blake3::Hasher::new();
+    for (case, want) in wanted.iter().enumerate() {
+        let xb = bed.blank(DIM.next_multiple_of(64) * 2)?;
+        let [from, gain, up, to] = [&x, &gain, &up, &xb].map(Argument::Buffer);
+        let gain = if case == 0 { gain } else { none };
+        let (normed, gated) = ("norm_quantize_f16", "gate_quantize_f16");
+        // SAFETY: made for this size; they live until `bytes` has waited.
+        unsafe {
+            if case < 2 {
+                let arguments = [from, gain, none, none, to, number(DIM), Argument::F32(EPSILON)];
+                bed.launch(normed, [1, 1], 256, &arguments)?;
+            } else {
+                let sizes = [DIM, DIM, 0].map(number);
+                let arguments = [&[from, up, none, none, to, none][..], &sizes].concat();
+                bed.launch(gated, [1, DIM.div_ceil(CHUNK)], 256, &arguments)?;
+            }
+        }
+        let mut want: Vec<u8> = want.iter().flat_map(|x| to_f16(*x).to_le_bytes()).collect();
+        want.resize(xb.size(), 0);
+        let got = bed.bytes(&xb)?;
+        digest.update(&got);
+        if let Err(wrong) = same(&format!("row {case}"), &got, &want) {
+            return Ok(Err(wrong));
+        }
+    }
+    let digest = Some(digest.finalize().to_hex().to_string());
+    Ok(Ok(Found { digest, ..Found::right(wanted.len()) }))
 }
 
 /// Rows, and values of a row.

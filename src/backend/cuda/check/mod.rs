@@ -95,6 +95,7 @@ fn all(bed: &mut Bed, checks: &mut Vec<Check>) -> Result<(), Error> {
     add("pages", rows::pages(bed))?;
     add("rotate_append", layers::heads(bed))?;
     add("gate_quantize", layers::gate(bed))?;
+    add("halves", layers::halves(bed))?;
     add("add_normed", layers::post_norm(bed))?;
     add("cap_logits", layers::cap(bed))?;
     if !bed.timed {

@@ -1,4 +1,4 @@
-//! Matrix products: one vector, a few, many; those of quantised formats bit for bit, that of bf16 within its roundings.
+//! Matrix products: one vector, a few, many; those of quantised formats bit for bit, of bf16 and f16 within their roundings.
 //!
 //! Owns: plain Rust that takes the kernels' steps in the kernels' order, as their heads say it, and which kernel is
 //! launched how.
@@ -7,7 +7,7 @@ use super::norms::{BLOCK, Row, floats, norm_row};
 use super::{Bed, Checked, Found, Launched, Seeded, same};
 use crate::backend::cuda::repack::{Layout, PAIR, TILE};
 use crate::backend::cuda::{Argument, Buffer, Error, Kernel};
-use crate::model::quant::{Quant, f16_to_f32};
+use crate::model::quant::{Quant, f16_to_f32, group_scales};
 
 /// A kernel, the format that it reads, and what a CTA of it makes of the product.
 pub(super) struct Product {
@@ -34,25 +34,45 @@ const fn product(kernel: &'static str, quant: Quant, cta: Cta) -> Product {
     Product { kernel, quant, cta }
 }
 
-pub(super) const PRODUCTS: [Product; 11] = [
+pub(super) const PRODUCTS: [Product; 30] = [
     product("gemv_q4_0", Quant::Q4_0, VECTOR),
     product("gemv_q4_1", Quant::Q4_1, VECTOR),
+    product("gemv_q5_0", Quant::Q5_0, VECTOR),
+    product("gemv_q5_1", Quant::Q5_1, VECTOR),
     product("gemv_q8_0", Quant::Q8_0, VECTOR),
+    product("gemv_q4_k", Quant::Q4_K, VECTOR),
+    product("gemv_q5_k", Quant::Q5_K, VECTOR),
+    product("gemv_q6_k", Quant::Q6_K, VECTOR),
+    product("gemv_f16", Quant::F16, VECTOR),
+    product("gemv_bf16", Quant::BF16, VECTOR),
     product("gemm_q4_0", Quant::Q4_0, WIDE),
     product("gemm_q4_0_narrow", Quant::Q4_0, NARROW),
     product("gemm_q4_1", Quant::Q4_1, WIDE),
     product("gemm_q4_1_narrow", Quant::Q4_1, NARROW),
+    product("gemm_q5_0", Quant::Q5_0, WIDE),
+    product("gemm_q5_0_narrow", Quant::Q5_0, NARROW),
+    product("gemm_q5_1", Quant::Q5_1, WIDE),
+    product("gemm_q5_1_narrow", Quant::Q5_1, NARROW),
     product("gemm_q8_0", Quant::Q8_0, WIDE),
     product("gemm_q8_0_narrow", Quant::Q8_0, NARROW),
+    product("gemm_q4_k", Quant::Q4_K, WIDE),
+    product("gemm_q4_k_narrow", Quant::Q4_K, NARROW),
+    product("gemm_q5_k", Quant::Q5_K, WIDE),
+    product("gemm_q5_k_narrow", Quant::Q5_K, NARROW),
+    product("gemm_q6_k", Quant::Q6_K, WIDE),
+    product("gemm_q6_k_narrow", Quant::Q6_K, NARROW),
+    product("gemm_f16", Quant::F16, WIDER),
+    product("gemm_f16_narrow", Quant::F16, NARROW),
     product("gemm_bf16", Quant::BF16, WIDER),
     product("gemm_bf16_narrow", Quant::BF16, NARROW),
 ];
 
-/// Bytes of dynamic shared memory that a matrix-vector product takes for each token.
+/// Bytes of dynamic shared memory that a matrix-vector product takes for each token: quantised, and of floats.
 const VECTOR_SHARED: u32 = 5248;
+const VECTOR_SHARED_OF_FLOATS: u32 = 4224;
 /// Columns of the matrix that is timed.
 const TIMED_COLUMNS: usize = 4096;
-/// How far the numbers of two devices may lie apart in products of bf16, as a root mean square: up to 134 additions of a
+/// How far the numbers of two devices may lie apart in products of bf16 and f16, as a root mean square: up to 134 additions of a
 /// tensor core, each of which may cut off a unit of f32's last place or two, one after the other, with as much again to spare.
 const APART: f64 = 1.0 / (1 << 13) as f64;
 /// Tokens that a wide product is timed with; fewer where the device's memory is not that of a GPU.
@@ -91,7 +111,9 @@ const MANY: [Size; 4] =
 
 impl Product {
     fn sizes(&self) -> impl Iterator<Item = Size> {
-        FEW.into_iter().chain(MANY.into_iter().filter(|_| self.cta.tokens.is_some()))
+        let whole =
+            |size: Size| Size { columns: size.columns.next_multiple_of(self.quant.block_len()), ..size };
+        FEW.into_iter().chain(MANY.into_iter().filter(|_| self.cta.tokens.is_some())).map(whole)
     }
 
     /// With how many tokens its time is taken: the fewest and the most, or a tile of them.
@@ -110,17 +132,18 @@ impl Product {
     unsafe fn later(&self, bed: &Bed, kernel: &Kernel, buffers: &On, size: Size) -> Result<(), Error> {
         let [weights, scales, x, xs, y] =
             [&buffers.weights, &buffers.scales, &buffers.x, &buffers.xs, &buffers.y];
-        let mut arguments: Vec<Argument> = match self.quant {
-            Quant::BF16 => [weights, x, y].map(Argument::Buffer).into(),
-            _ => [weights, scales, x, xs, y].map(Argument::Buffer).into(),
+        let mut arguments: Vec<Argument> = match is_float(self.quant) {
+            true => [weights, x, y].map(Argument::Buffer).into(),
+            false => [weights, scales, x, xs, y].map(Argument::Buffer).into(),
         };
         let pairs = size.columns.div_ceil(PAIR);
         arguments.extend(
             [size.rows, pairs, size.tokens, size.adds.into()].map(|count| Argument::U32(count as u32)),
         );
         let ctas = size.rows.div_ceil(self.cta.rows) as u32;
+        let shared = if is_float(self.quant) { VECTOR_SHARED_OF_FLOATS } else { VECTOR_SHARED };
         let (grid, shared) = match self.cta.tokens {
-            None => ([ctas, 1, 1], VECTOR_SHARED * size.tokens as u32),
+            None => ([ctas, 1, 1], shared * size.tokens as u32),
             Some(tokens) => ([size.tokens.div_ceil(tokens) as u32, ctas, 1], 0),
         };
         // SAFETY: the caller's.
@@ -153,8 +176,12 @@ impl On {
         let (mut weights, mut scales) = (vec![0; layout.quant_bytes()], vec![0; layout.scale_bytes()]);
         layout.pack(file, &mut weights, &mut scales);
         let all = |part: fn(&Row) -> &[u8]| vectors.iter().flat_map(part).copied().collect::<Vec<u8>>();
-        let x = all(if quant == Quant::BF16 { |row| &row.halves } else { |row| &row.quants });
-        // bf16 has no scales, but a buffer has a byte.
+        let x = match quant {
+            Quant::BF16 => all(|row| &row.halves),
+            Quant::F16 => all(|row| &row.halves).as_chunks().0.iter().flat_map(|x| to_f16(*x)).collect(),
+            _ => all(|row| &row.quants),
+        };
+        // Floats have no scales, but a buffer has a byte.
         scales.resize(scales.len().max(1), 0);
         Ok(On {
             weights: bed.with(&weights)?,
@@ -166,6 +193,22 @@ impl On {
     }
 }
 
+fn is_float(quant: Quant) -> bool {
+    matches!(quant, Quant::F16 | Quant::BF16)
+}
+
+/// A bf16 below 2^16 as f16: exact from 2^-14 on, else 0.
+fn to_f16(bf16: [u8; 2]) -> [u8; 2] {
+    let bits = u16::from_le_bytes(bf16);
+    let exponent = (bits >> 7 & 0xff).saturating_sub(127 - 15);
+    let magnitude = if exponent > 0 { exponent << 10 | (bits & 0x7f) << 3 } else { 0 };
+    (bits & 0x8000 | magnitude).to_le_bytes()
+}
+
+fn half(bytes: &[u8]) -> f32 {
+    f16_to_f32(u16::from_le_bytes([bytes[0], bytes[1]]))
+}
+
 /// Blocks of a format, as a file has them: any quants; scales and values of size 2^-7 or so, of either sign.
 pub(super) fn blocks(quant: Quant, rows: usize, columns: usize, seeded: &mut Seeded) -> Vec<u8> {
     let mut bytes = seeded.bytes(rows * quant.row_bytes(columns));
@@ -173,60 +216,101 @@ pub(super) fn blocks(quant: Quant, rows: usize, columns: usize, seeded: &mut See
         bytes.chunks_mut(2).for_each(|value| value[1] = value[1] & 0x80 | 0x3c);
         return bytes;
     }
-    let heads = if quant == Quant::Q4_1 { 2 } else { 1 };
-    for block in bytes.chunks_mut(quant.row_bytes(BLOCK)) {
-        let (scales, quants) = block.split_at_mut(2 * heads);
-        for scale in scales.chunks_mut(2) {
-            scale[1] = scale[1] & 0x83 | 0x20; // the exponent
+    for block in bytes.chunks_mut(quant.block_bytes()) {
+        let halves: &[usize] = match quant {
+            Quant::Q4_1 | Quant::Q5_1 | Quant::Q4_K | Quant::Q5_K => &[0, 2],
+            Quant::Q6_K => &[208],
+            _ => &[0],
+        };
+        for at in halves {
+            block[at + 1] = block[at + 1] & 0x83 | 0x20; // the exponent
         }
         if quant == Quant::Q8_0 {
-            quants.iter_mut().filter(|quant| **quant == 0x80).for_each(|quant| *quant = 0);
+            block[2..].iter_mut().filter(|quant| **quant == 0x80).for_each(|quant| *quant = 0);
         }
     }
     bytes
 }
 
+/// 32 weights: scale, minimum, and the integers that the scale is multiplied with (of Q6_K times those of the halves).
+struct Block {
+    d: f32,
+    minimum: Option<f32>,
+    integers: Vec<i32>,
+}
+
+/// The blocks of a row. Their integers are what the row stands for when its scales are 1.
+fn blocks_of(quant: Quant, row: &[u8]) -> Vec<Block> {
+    const ONE: [u8; 2] = 0x3c00u16.to_le_bytes();
+    let mut values = vec![0.0; quant.block_len()];
+    let mut blocks = Vec::new();
+    for bytes in row.chunks(quant.block_bytes()) {
+        let mut ones = bytes.to_vec();
+        let mut six = ([1; 8], [0; 8]);
+        let (d, minimum) = match quant {
+            Quant::Q4_K | Quant::Q5_K => {
+                six = group_scales(&std::array::from_fn(|i| bytes[4 + i]));
+                ones[..16].copy_from_slice(&[ONE[0], ONE[1], 0, 0, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1, 1]);
+                (half(bytes), Some(-half(&bytes[2..])))
+            }
+            Quant::Q6_K => {
+                ones[208..].copy_from_slice(&ONE);
+                (half(&bytes[208..]), None)
+            }
+            Quant::Q4_1 | Quant::Q5_1 => {
+                six.1 = [1; 8];
+                ones[..4].copy_from_slice(&[ONE[0], ONE[1], 0, 0]);
+                (half(bytes), Some(half(&bytes[2..])))
+            }
+            _ => {
+                ones[..2].copy_from_slice(&ONE);
+                (half(bytes), None)
+            }
+        };
+        quant.dequantize(&ones, &mut values);
+        for (at, values) in values.chunks(BLOCK).enumerate() {
+            blocks.push(Block {
+                d: d * f32::from(six.0[at]),
+                minimum: minimum.map(|minimum| minimum * f32::from(six.1[at])),
+                integers: values.iter().map(|value| *value as i32).collect(),
+            });
+        }
+    }
+    blocks
+}
+
 /// One row times one vector in the kernels' order.
-fn in_order(quant: Quant, row: &[u8], vector: &Row) -> f32 {
-    let pairs = vector.quants.len() / PAIR;
-    let run = pairs.div_ceil(4).max(1);
-    let width = quant.row_bytes(BLOCK);
-    let half = |bytes: &[u8]| f16_to_f32(u16::from_le_bytes([bytes[0], bytes[1]]));
+fn in_order(quant: Quant, row: &[Block], vector: &Row) -> f32 {
+    let unit = quant.block_len().max(PAIR) / BLOCK;
+    let run = row.len().div_ceil(unit).div_ceil(4).max(1) * unit;
     let four = |at: usize| -> [u8; 4] { std::array::from_fn(|i| vector.scales[at + i]) };
     let mut sums = [0f32; 4];
-    for (at, x) in vector.quants.chunks(BLOCK).enumerate() {
-        let sum = &mut sums[at / 2 / run];
+    for (at, (block, x)) in row.iter().zip(vector.quants.chunks(BLOCK)).enumerate() {
+        let sum = &mut sums[at / run];
         let (xd, xsum) = (f32::from_le_bytes(four(8 * at)), i32::from_le_bytes(four(8 * at + 4)));
-        // A row of an odd number of blocks is filled up with one of zeros.
-        let Some(block) = row.get(at * width..(at + 1) * width) else {
-            *sum = (0.0 * xd).mul_add(0.0, *sum);
-            continue;
-        };
-        let weight = |i: usize| match quant {
-            Quant::Q8_0 => i32::from(block[2 + i] as i8),
-            Quant::Q4_1 => i32::from(block[4 + i % 16] >> (4 * (i / 16)) & 15),
-            _ => i32::from(block[2 + i % 16] >> (4 * (i / 16)) & 15) - 8,
-        };
-        let exact: i32 = x.iter().enumerate().map(|(i, x)| weight(i) * i32::from(*x as i8)).sum();
-        *sum = (half(block) * xd).mul_add(exact as f32, *sum);
-        if quant == Quant::Q4_1 {
-            *sum = half(&block[2..]).mul_add(xd * xsum as f32, *sum);
+        let exact: i32 = block.integers.iter().zip(x).map(|(weight, x)| weight * i32::from(*x as i8)).sum();
+        *sum = (block.d * xd).mul_add(exact as f32, *sum);
+        if let Some(minimum) = block.minimum {
+            *sum = minimum.mul_add(xd * xsum as f32, *sum);
         }
     }
     sums[0] + sums[1] + sums[2] + sums[3]
 }
 
-/// One row of bf16 times one vector, and how far f32 sums may be off: each of the additions rounds (or cuts off) a unit in
+/// One row of floats times one vector, and how far f32 sums may be off: each of the additions rounds (or cuts off) a unit in
 /// the last place of no more than the sum of all magnitudes.
-fn in_f64(row: &[u8], vector: &Row) -> (f64, f64) {
-    let values = |bytes: &[u8]| -> Vec<f64> {
-        let value = |half: &[u8; 2]| f64::from(f32::from_bits(u32::from(u16::from_le_bytes(*half)) << 16));
-        bytes.as_chunks().0.iter().map(value).collect()
-    };
-    let (row, vector) = (values(row), values(&vector.halves));
-    let products = row.iter().zip(vector).map(|(w, x)| w * x);
-    let (sum, size) = products.fold((0.0, 0.0), |(sum, size), product| (sum + product, size + product.abs()));
-    (sum, size * row.len() as f64 * 2f64.powi(-23))
+fn in_f64(quant: Quant, row: &[u8], vector: &Row) -> (f64, f64) {
+    let bf16 = |bytes: [u8; 2]| f64::from(f32::from_le_bytes([0, 0, bytes[0], bytes[1]]));
+    let (row, vector) = (row.as_chunks().0.iter(), vector.halves.as_chunks().0.iter());
+    let products = row.zip(vector).map(|(w, x)| match quant {
+        Quant::F16 => f64::from(half(w)) * f64::from(half(&to_f16(*x))),
+        _ => bf16(*w) * bf16(*x),
+    });
+    let (mut sum, mut size, mut count) = (0.0, 0.0, 0.0);
+    for product in products {
+        (sum, size, count) = (sum + product, size + product.abs(), count + 1.0);
+    }
+    (sum, size * count * 2f64.powi(-23))
 }
 
 /// Whether the results of a case are what they should be; what was there before is `old`.
@@ -240,17 +324,19 @@ fn judge(
 ) -> Result<(), String> {
     let what = format!("{} vectors times {} x {}", size.tokens, size.rows, size.columns);
     let rows = file.chunks(quant.row_bytes(size.columns));
-    let pairs = vectors.iter().flat_map(|vector| rows.clone().map(move |row| (row, vector)));
     let base = |old: f32| if size.adds { old } else { 0.0 };
-    if quant != Quant::BF16 {
-        let one = |((row, vector), old): (_, &f32)| {
+    if !is_float(quant) {
+        let rows: Vec<Vec<Block>> = rows.map(|row| blocks_of(quant, row)).collect();
+        let pairs = vectors.iter().flat_map(|vector| rows.iter().map(move |row| (row, vector)));
+        let one = |((row, vector), old): ((&Vec<Block>, _), &f32)| {
             let product = in_order(quant, row, vector);
             if size.adds { old + product } else { product }
         };
         return same(&what, got, &floats(&pairs.zip(old).map(one).collect::<Vec<_>>()));
     }
+    let pairs = vectors.iter().flat_map(|vector| rows.clone().map(move |row| (row, vector)));
     for (at, (((row, vector), old), got)) in pairs.zip(old).zip(got.as_chunks::<4>().0).enumerate() {
-        let (sum, slack) = in_f64(row, vector);
+        let (sum, slack) = in_f64(quant, row, vector);
         let (got, want) = (f64::from(f32::from_le_bytes(*got)), sum + f64::from(base(*old)));
         // The last addition rounds too; NaN is off by more than anything.
         let close = (got - want).abs() <= slack + want.abs() * 2f64.powi(-23);
@@ -281,10 +367,10 @@ pub(super) fn check(bed: &mut Bed, product: &Product) -> Checked {
         let Size { rows, columns, tokens, adds } = size;
         let added = if adds { ", added" } else { "" };
         let name = format!("{}, {tokens} tokens times {rows} x {columns}{added}", product.kernel);
-        // How a tensor core sums bf16 up is its own: no two generations need agree.
-        launches.push(match quant {
-            Quant::BF16 => Launched::near(name, case as u64, &got, APART),
-            _ => Launched::exact(name, case as u64, &got),
+        // How a tensor core sums floats up is its own: no two generations need agree.
+        launches.push(match is_float(quant) {
+            true => Launched::near(name, case as u64, &got, APART),
+            false => Launched::exact(name, case as u64, &got),
         });
     }
     Ok(Ok(Found::launches(launches)))

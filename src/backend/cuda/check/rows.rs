@@ -10,11 +10,17 @@ use crate::backend::cuda::{Argument, Error};
 use crate::model::quant::Quant;
 
 /// The kernels, and the formats that they read.
-pub(super) const EMBEDDINGS: [(&str, Quant); 4] = [
+pub(super) const EMBEDDINGS: [(&str, Quant); 10] = [
     ("embed_q4_0", Quant::Q4_0),
     ("embed_q4_1", Quant::Q4_1),
+    ("embed_q5_0", Quant::Q5_0),
+    ("embed_q5_1", Quant::Q5_1),
     ("embed_q8_0", Quant::Q8_0),
+    ("embed_q4_k", Quant::Q4_K),
+    ("embed_q5_k", Quant::Q5_K),
+    ("embed_q6_k", Quant::Q6_K),
     ("embed_bf16", Quant::BF16),
+    ("embed_f16", Quant::F16),
 ];
 /// What an input is an embedding slot by.
 const SLOT: u32 = 1 << 31;
@@ -24,6 +30,7 @@ const CHUNK: usize = 1024;
 /// Tokens, all places of a tile among them, and slots.
 const INPUTS: [u32; 12] = [0, 1, 7, 8, 15, 16, SLOT, 31, 36, SLOT + 2, 21, 0];
 const VOCAB: usize = 37;
+/// Values of a row: blocks of 32 in an odd number; superblocks fill it up.
 const HIDDEN: usize = 1056;
 const SCALE: f32 = 45.25;
 
@@ -38,27 +45,28 @@ fn number(count: usize) -> Argument<'static> {
 pub(super) fn embedding(bed: &mut Bed) -> Checked {
     let mut launches = Vec::new();
     for (case, (kernel, quant)) in EMBEDDINGS.into_iter().enumerate() {
+        let hidden = HIDDEN.next_multiple_of(quant.block_len());
         let mut seeded = Seeded::new(case as u64);
-        let file = blocks(quant, VOCAB, HIDDEN, &mut seeded);
-        let layout = Layout::new(quant, VOCAB, HIDDEN).ok_or_else(|| Error::Launch {
+        let file = blocks(quant, VOCAB, hidden, &mut seeded);
+        let layout = Layout::new(quant, VOCAB, hidden).ok_or_else(|| Error::Launch {
             kernel: kernel.to_owned(),
-            why: format!("no layout for {HIDDEN} columns"),
+            why: format!("no layout for {hidden} columns"),
         })?;
-        // bf16 has no scales, but a buffer has a byte.
+        // Floats have no scales, but a buffer has a byte.
         let (mut quants, mut scales) = (vec![0; layout.quant_bytes()], vec![0; layout.scale_bytes()]);
         layout.pack(&file, &mut quants, &mut scales);
         scales.resize(scales.len().max(1), 0);
-        let slots: Vec<f32> = (0..3 * HIDDEN).map(|_| seeded.unit()).collect();
+        let slots: Vec<f32> = (0..3 * hidden).map(|_| seeded.unit()).collect();
         let mut want = Vec::new();
         for input in INPUTS {
             if input >= SLOT {
-                want.extend_from_slice(&slots[(input - SLOT) as usize * HIDDEN..][..HIDDEN]);
+                want.extend_from_slice(&slots[(input - SLOT) as usize * hidden..][..hidden]);
                 continue;
             }
-            let bytes = quant.row_bytes(HIDDEN);
-            let mut row = [0.0; HIDDEN];
+            let bytes = quant.row_bytes(hidden);
+            let mut row = vec![0.0; hidden];
             quant.dequantize(&file[input as usize * bytes..][..bytes], &mut row);
-            want.extend(row.map(|x| x * SCALE));
+            want.extend(row.iter().map(|x| x * SCALE));
         }
         let on = [&quants, &scales, &words(&INPUTS), &floats(&slots)].map(|bytes| bed.with(bytes));
         let [quants, scales, inputs, slots] = on;
@@ -66,9 +74,9 @@ pub(super) fn embedding(bed: &mut Bed) -> Checked {
         let stream = bed.blank(want.len() * 4)?;
         let mut arguments: Vec<Argument> =
             [&quants, &scales, &inputs, &slots, &stream].map(Argument::Buffer).into();
-        arguments.extend([number(HIDDEN), Argument::F32(SCALE)]);
+        arguments.extend([number(hidden), Argument::F32(SCALE)]);
         // SAFETY: made for these sizes; they live until `bytes` has waited.
-        unsafe { bed.launch(kernel, [HIDDEN.div_ceil(CHUNK), INPUTS.len()], 128, &arguments)? };
+        unsafe { bed.launch(kernel, [hidden.div_ceil(CHUNK), INPUTS.len()], 128, &arguments)? };
         let got = bed.bytes(&stream)?;
         if let Err(wrong) = same(&format!("rows of {quant}"), &got, &floats(&want)) {
             return Ok(Err(wrong));
