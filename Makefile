@@ -68,7 +68,7 @@ sanitize: ## run the CPU backend's unit tests under AddressSanitizer (needs a ni
 	  echo "no nightly toolchain is there: rustup toolchain install nightly --profile minimal" >&2; exit 1; }
 	@host=$$(rustup run nightly rustc -vV | sed -n 's/^host: //p'); \
 	  ASAN_OPTIONS=detect_leaks=0 RUSTFLAGS=-Zsanitizer=address rustup run nightly \
-	  cargo test --locked --lib --target $$host --target-dir $(TARGET)/sanitize backend::cpu
+	  cargo test --locked --package tartlet-compute --lib --target $$host --target-dir $(TARGET)/sanitize backend::cpu
 
 .PHONY: test-arm
 test-arm: toolchain ## run the CPU backend's unit tests for aarch64, emulated (needs qemu-user and gcc-aarch64-linux-gnu)
@@ -78,7 +78,7 @@ test-arm: toolchain ## run the CPU backend's unit tests for aarch64, emulated (n
 	@rustup target add --toolchain $(CHANNEL) $(ARM)
 	@CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc \
 	  CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="qemu-aarch64 -L /usr/aarch64-linux-gnu" \
-	  $(CARGO) test --locked --lib --target $(ARM) backend::cpu
+	  $(CARGO) test --locked --package tartlet-compute --lib --target $(ARM) backend::cpu
 
 .PHONY: lint
 lint: toolchain ## check format and clippy, warnings as errors, of the server and of the guests

@@ -219,7 +219,7 @@ pub(super) fn halves(bed: &mut Bed) -> Checked {
     ];
     let (x, gain, up) = (bed.with(&floats(&x))?, bed.with(&floats(&gain))?, bed.with(&floats(&up))?);
     let none = Argument::Address(0);
-    let mut digest = blake3::Hasher::new();
+    let mut launches = Vec::new();
     for (case, want) in wanted.iter().enumerate() {
         let xb = bed.blank(DIM.next_multiple_of(64) * 2)?;
         let [from, gain, up, to] = [&x, &gain, &up, &xb].map(Argument::Buffer);
@@ -239,13 +239,13 @@ pub(super) fn halves(bed: &mut Bed) -> Checked {
         let mut want: Vec<u8> = want.iter().flat_map(|x| to_f16(*x).to_le_bytes()).collect();
         want.resize(xb.size(), 0);
         let got = bed.bytes(&xb)?;
-        digest.update(&got);
         if let Err(wrong) = same(&format!("row {case}"), &got, &want) {
             return Ok(Err(wrong));
         }
+        let kernel = if case < 2 { normed } else { gated };
+        launches.push(Launched::exact(format!("{kernel}, row {case}"), case as u64, &got));
     }
-    let digest = Some(digest.finalize().to_hex().to_string());
-    Ok(Ok(Found { digest, ..Found::right(wanted.len()) }))
+    Ok(Ok(Found::launches(launches)))
 }
 
 /// Rows, and values of a row.
