@@ -335,7 +335,7 @@ const FAULTS_OF_SUPERBLOCKS: &[Fault] = &[
         "gemm.inc",
         "and.b32         %to, %fetch, 4;",
         "and.b32         %to, %fetch, 0;",
-        Caught::Either(Kind::SharedRace, Kind::CopyNotWaited)
+        Caught::OneOf(&[Kind::SharedRace, Kind::CopyNotWaited])
     ),
     fault!(
         "the superblock in the other place",

@@ -362,7 +362,7 @@ fn a_launch_costs_what_it_should() {
     }
 }
 
-use Caught::{By, Either, WrongResult};
+use Caught::{By, OneOf, WrongResult};
 
 const fn fault(name: &'static str, find: &'static str, replace: &'static str, caught: Caught) -> Fault {
     Fault { name, file: "gemm.inc", find, replace, caught }
@@ -370,7 +370,12 @@ const fn fault(name: &'static str, find: &'static str, replace: &'static str, ca
 
 /// Of every format.
 const FAULTS: [Fault; 16] = [
-    fault("no barrier", "    bar.sync        0;", "", Either(Kind::UninitialisedShared, Kind::SharedRace)),
+    fault(
+        "no barrier",
+        "    bar.sync        0;",
+        "",
+        OneOf(&[Kind::UninitialisedShared, Kind::SharedRace, Kind::CopyNotWaited]),
+    ),
     fault(
         "a stage filled before the barrier",
         "    bar.sync        0;                      // as far as all did; and all have read the stage that is filled next\n    FILL\n",
@@ -406,7 +411,7 @@ const FAULTS: [Fault; 16] = [
         "tokens past the end are read",
         "%ok, %t1, %tokens;",
         "%ok, %t1, 0x7fffffff;",
-        Either(Kind::OutOfBounds, Kind::UninitialisedGlobal),
+        OneOf(&[Kind::OutOfBounds, Kind::UninitialisedGlobal]),
     ),
     fault(
         "row tiles past the end are read",
@@ -418,7 +423,7 @@ const FAULTS: [Fault; 16] = [
         "one row too many is stored",
         "setp.gt.and.s32 %ok",
         "setp.ge.and.s32 %ok",
-        Either(Kind::GlobalRace, Kind::OutOfBounds),
+        OneOf(&[Kind::GlobalRace, Kind::OutOfBounds]),
     ),
     fault(
         "one token too many is stored",

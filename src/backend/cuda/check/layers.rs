@@ -307,9 +307,10 @@ pub(super) fn cap(bed: &mut Bed) -> Checked {
 const TIMED_DIM: usize = 4096;
 const TIMED_HEADS: [usize; 3] = [32, 8, 128];
 
-pub(super) const RATES: [Rate; 4] = [
+pub(super) const RATES: [Rate; 5] = [
     ("rotate_append", heads_rate),
-    ("gate_quantize", gate_rate),
+    ("gate_quantize", |bed| gate_rate(bed, "gate_quantize")),
+    ("gate_quantize_f16", |bed| gate_rate(bed, "gate_quantize_f16")),
     ("add_normed", post_norm_rate),
     ("cap_logits", cap_rate),
 ];
@@ -342,7 +343,7 @@ fn heads_rate(bed: &mut Bed) -> Checked {
 }
 
 /// Bytes read and written per second, all outputs wanted.
-fn gate_rate(bed: &mut Bed) -> Checked {
+fn gate_rate(bed: &mut Bed, kernel: &str) -> Checked {
     let rows = bed.rate_bytes() / (8 * TIMED_DIM);
     let values = rows * TIMED_DIM;
     let [gate, up, y] = [bed.blank(values * 4)?, bed.blank(values * 4)?, bed.blank(values * 4)?];
@@ -352,7 +353,7 @@ fn gate_rate(bed: &mut Bed) -> Checked {
     arguments.extend([TIMED_DIM, TIMED_DIM, 0].map(number));
     let bytes = buffers.map(|buffer| buffer.size()).iter().sum();
     // SAFETY: made for these sizes; they live until the last wait.
-    rate(bed, bytes, || unsafe { bed.launch("gate_quantize", [rows, TIMED_DIM / CHUNK], 256, &arguments) })
+    rate(bed, bytes, || unsafe { bed.launch(kernel, [rows, TIMED_DIM / CHUNK], 256, &arguments) })
 }
 
 /// Bytes read and written per second.

@@ -102,7 +102,9 @@ fn all(bed: &mut Bed, checks: &mut Vec<Check>) -> Result<(), Error> {
         return Ok(());
     }
     add(BANDWIDTH, basics::bandwidth(bed))?;
-    add("norm_quantize, rate", norms::rate(bed))?;
+    for kernel in norms::KERNELS {
+        add(&format!("{kernel}, rate"), norms::rate(bed, kernel))?;
+    }
     for product in &products::PRODUCTS {
         for &tokens in product.timed_tokens() {
             let name = match tokens {

@@ -10,6 +10,8 @@ use crate::backend::cuda::{Argument, Buffer, Error, Kernel};
 pub(super) const BLOCK: usize = 32;
 
 const NORM: &str = "norm_quantize";
+/// Those that are timed: activations beside their quants are bf16, or f16.
+pub(super) const KERNELS: [&str; 2] = [NORM, "norm_quantize_f16"];
 /// Its threads, and the values that they take at a time and in all.
 const NORM_BLOCK: u32 = 256;
 const TURN: usize = 1024;
@@ -178,8 +180,8 @@ impl On {
 }
 
 /// Bytes read and written per second.
-pub(super) fn rate(bed: &mut Bed) -> Checked {
-    let kernel = bed.kernel(NORM)?;
+pub(super) fn rate(bed: &mut Bed, kernel: &str) -> Checked {
+    let kernel = bed.kernel(kernel)?;
     let tokens = bed.rate_bytes() / (4 * TIMED_DIM);
     let (x, gain) = (bed.blank(tokens * TIMED_DIM * 4)?, bed.blank(TIMED_DIM * 4)?);
     let on = On::new(bed, x, Some(gain), tokens, TIMED_DIM)?;
