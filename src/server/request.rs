@@ -207,7 +207,8 @@ async fn first(promised: &Promised, upload: &mut Task<Result<(), Refusal>>) -> F
         Timer::after(limits::HTTP_ANSWER_WITHIN).await;
         First::Refused(Refusal(StatusCode::GATEWAY_TIMEOUT, "The program did not answer in time.".into()))
     };
-    or(settled, or(refused, late)).await
+    // A body that breaks off is a refusal first, whatever the instance makes of what it hears then.
+    or(refused, or(settled, late)).await
 }
 
 /// A piece of a body; none at its end.
