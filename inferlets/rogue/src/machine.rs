@@ -55,7 +55,7 @@ fn fill() -> String {
 }
 
 fn copy() -> String {
-    let mut memory = vec![1u8; 200 << 20];
+    let mut memory = vec![1u8; 100 << 20];
     let half = memory.len() / 2;
     loop {
         black_box(&mut memory[..]).copy_within(..half, black_box(half));
