@@ -59,7 +59,7 @@
 //! | [`exchange`] | mailboxes, topics, the durable key-value pairs |
 //! | [`engine`] | queues, pages, batches |
 //! | [`model`], [`eval`] | GGUF, shape, tokenizer, prompt template; comparison with golden logits |
-//! | [`backend`] | what computes a batch, and how tokens are drawn; `cuda`: a GPU and its kernels, which no batch runs on yet |
+//! | [`backend`] | what computes a batch, and how tokens are drawn; `cpu`: vector kernels; `cuda`: a GPU, through the kernels of `kernels/` |
 //! | [`bench`] | the instrument for speed: roofs, steps, what programs cost |
 //! | [`selftest`] | whether this machine's device does what a backend counts on |
 //! | [`observe`] | the log, the stage clock |
