@@ -3,6 +3,7 @@
 //! Owns: that, and which kernels a model needs. Never: where an operand lies, nor the order of launches (`step.rs`).
 
 use super::kernels::Source;
+use super::module::number;
 use super::plan::PAGE;
 use super::weights::{Activations, Matrix, activations, matrices};
 use super::{Argument, Device, Error, Kernel, Stream};
@@ -195,10 +196,6 @@ pub(super) struct Launches<'a> {
     pub stream: &'a Stream,
     pub kernels: &'a Kernels,
     pub multiprocessors: usize,
-}
-
-fn number(count: usize) -> Argument<'static> {
-    Argument::U32(count as u32)
 }
 
 fn at(address: u64) -> Argument<'static> {

@@ -58,6 +58,11 @@ pub enum Argument<'a> {
     F32(f32),
 }
 
+/// A count as an argument: all that kernels count is below 2^32.
+pub(super) fn number(count: usize) -> Argument<'static> {
+    Argument::U32(count as u32)
+}
+
 impl Argument<'_> {
     /// What a parameter reads, and its bits, the low ones first.
     fn bits(self) -> (Parameter, u64) {

@@ -4,6 +4,7 @@
 //! take the device's own exponential, which devices do not share; between two of them a sample is compared.
 
 use super::{Bed, Checked, Found, Launched, Seeded, norms::floats};
+use crate::backend::cuda::module::number;
 use crate::backend::cuda::{Argument, Buffer, Error};
 use crate::model::quant::f16_to_f32;
 
@@ -100,7 +101,6 @@ impl On {
     unsafe fn attend_later(&self, bed: &Bed, scale: f32, cap: f32) -> Result<(), Error> {
         let it = &self.sizes;
         let attend = bed.kernel(&format!("attend_{}", it.head_dim))?;
-        let number = |count: usize| Argument::U32(count as u32);
         let scratch = [&self.out, &self.sums, &self.scales].map(Argument::Buffer);
         let mut arguments: Vec<Argument> = self.given.iter().map(Argument::Buffer).chain(scratch).collect();
         arguments.extend([it.kv_heads, it.group, it.pages, it.words, it.splits()].map(number));
@@ -115,7 +115,6 @@ impl On {
     unsafe fn combine_later(&self, bed: &Bed) -> Result<(), Error> {
         let it = &self.sizes;
         let combine = bed.kernel(COMBINE)?;
-        let number = |count: usize| Argument::U32(count as u32);
         let joins = [&self.given[4], &self.sums, &self.scales, &self.out].map(Argument::Buffer);
         let joins = [&joins[..], &[it.heads(), it.head_dim, it.splits()].map(number)].concat();
         let grid = [it.heads() as u32, it.rows as u32, 1];

@@ -5,6 +5,7 @@
 use super::norms::{BLOCK, EPSILON, floats, norm, prepared};
 use super::{Bed, Checked, Found, Launched, Rate, Seeded, same};
 use crate::backend::cpu::plain::{activated, capped};
+use crate::backend::cuda::module::number;
 use crate::backend::cuda::{Argument, Error};
 use crate::model::shape::Activation;
 
@@ -12,10 +13,6 @@ use crate::model::shape::Activation;
 const CHUNK: usize = 1024;
 /// Slots of a page.
 const SLOTS: usize = 16;
-
-fn number(count: usize) -> Argument<'static> {
-    Argument::U32(count as u32)
-}
 
 fn normal(count: usize, seeded: &mut Seeded) -> Vec<f32> {
     (0..count).map(|_| seeded.unit() + seeded.unit() + seeded.unit()).collect()

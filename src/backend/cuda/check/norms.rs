@@ -3,6 +3,7 @@
 //! Owns: plain Rust that takes the kernel's steps in the kernel's order, as its head says it. Never: a tolerance.
 
 use super::{Bed, Checked, Found, Launched, Seeded, same};
+use crate::backend::cuda::module::number;
 use crate::backend::cuda::repack::PAIR;
 use crate::backend::cuda::{Argument, Buffer, Error, Kernel};
 
@@ -172,7 +173,7 @@ impl On {
     unsafe fn later(&self, bed: &Bed, kernel: &Kernel) -> Result<(), Error> {
         let [x, xq, xs, xb] = [&self.x, &self.xq, &self.xs, &self.xb].map(Argument::Buffer);
         let gain = self.gain.as_ref().map_or(Argument::Address(0), Argument::Buffer);
-        let arguments = [x, gain, xq, xs, xb, Argument::U32(self.dim as u32), Argument::F32(EPSILON)];
+        let arguments = [x, gain, xq, xs, xb, number(self.dim), Argument::F32(EPSILON)];
         let grid = [self.tokens as u32, self.dim.div_ceil(CHUNK) as u32, 1];
         // SAFETY: the buffers are as large as the kernel's head says; the rest is the caller's.
         unsafe { bed.stream.launch(kernel, grid, [NORM_BLOCK, 1, 1], 0, &arguments) }

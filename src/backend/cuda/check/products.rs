@@ -5,6 +5,7 @@
 
 use super::norms::{BLOCK, Row, floats, norm_row};
 use super::{Bed, Checked, Found, Launched, Seeded, same};
+use crate::backend::cuda::module::number;
 use crate::backend::cuda::repack::{Layout, PAIR, TILE};
 use crate::backend::cuda::{Argument, Buffer, Error, Kernel};
 use crate::model::quant::{Quant, f16_to_f32, group_scales};
@@ -137,9 +138,7 @@ impl Product {
             false => [weights, scales, x, xs, y].map(Argument::Buffer).into(),
         };
         let pairs = size.columns.div_ceil(PAIR);
-        arguments.extend(
-            [size.rows, pairs, size.tokens, size.adds.into()].map(|count| Argument::U32(count as u32)),
-        );
+        arguments.extend([size.rows, pairs, size.tokens, size.adds.into()].map(number));
         let ctas = size.rows.div_ceil(self.cta.rows) as u32;
         let shared = if is_float(self.quant) { VECTOR_SHARED_OF_FLOATS } else { VECTOR_SHARED };
         let (grid, shared) = match self.cta.tokens {

@@ -5,6 +5,7 @@
 use super::norms::floats;
 use super::products::blocks;
 use super::{Bed, Checked, Found, Launched, Rate, Seeded, same};
+use crate::backend::cuda::module::number;
 use crate::backend::cuda::repack::Layout;
 use crate::backend::cuda::{Argument, Error};
 use crate::model::quant::Quant;
@@ -36,10 +37,6 @@ const SCALE: f32 = 45.25;
 
 fn words(numbers: &[u32]) -> Vec<u8> {
     numbers.iter().flat_map(|number| number.to_le_bytes()).collect()
-}
-
-fn number(count: usize) -> Argument<'static> {
-    Argument::U32(count as u32)
 }
 
 pub(super) fn embedding(bed: &mut Bed) -> Checked {

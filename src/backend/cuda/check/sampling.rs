@@ -5,6 +5,7 @@
 
 use super::{BEFORE, Bed, Checked, Found, Launched, Seeded, norms::floats, same};
 use crate::backend::cuda::draw::record;
+use crate::backend::cuda::module::number;
 use crate::backend::cuda::{Argument, Buffer, Error};
 use crate::backend::exp::exp_fixed;
 use crate::backend::sample::{LOGITS_PER_MAXIMUM, Logits, Sampling};
@@ -199,7 +200,7 @@ impl On {
     /// # Safety
     /// It lives until the kernel is done.
     unsafe fn later(&self, bed: &Bed, kernel: &str) -> Result<(), Error> {
-        let count = Argument::U32(self.vocab as u32);
+        let count = number(self.vocab);
         let [logits, places, sums, records] =
             [&self.logits, &self.places, &self.sums, &self.records].map(Argument::Buffer);
         let [tokens, counts, top] = [&self.tokens, &self.counts, &self.top].map(Argument::Buffer);
@@ -209,7 +210,7 @@ impl On {
             WEIGH => (all, ALL_BLOCK, vec![logits, places, records, sums, count]),
             DRAW => ([self.rows, 1], DRAW_BLOCK, vec![logits, places, sums, records, tokens, count]),
             _ => {
-                let room = Argument::U32(TOP_ROOM as u32);
+                let room = number(TOP_ROOM);
                 ([self.rows, 1], DRAW_BLOCK, vec![logits, places, sums, records, counts, top, count, room])
             }
         };
