@@ -10,6 +10,11 @@ mod decoders;
 #[path = "support/gguf.rs"]
 #[allow(dead_code)] // of which a part is used
 mod gguf;
+#[path = "support/sums.rs"]
+#[allow(dead_code)] // of which a part is used
+mod sums;
+#[path = "support/twin/mod.rs"]
+mod twin;
 
 use decoders::{Decoder, FAMILIES};
 use gguf::Random;
@@ -42,6 +47,7 @@ struct Chat {
 struct Both {
     cpu: Cpu,
     cuda: Cuda,
+    twin: twin::Twin,
     /// Draws of the two that differ, and all there were; the same of greedy tokens.
     draws: (usize, usize),
     greedy: (usize, usize),
@@ -74,7 +80,8 @@ impl Both {
         };
         let cuda =
             Cuda::load(&model, &options).unwrap_or_else(|error| panic!("{}: {error}", decoder.architecture));
-        Both { cpu, cuda, draws: (0, 0), greedy: (0, 0), name: decoder.architecture }
+        let twin = twin::Twin::new(&model, cuda.info());
+        Both { cpu, cuda, twin, draws: (0, 0), greedy: (0, 0), name: decoder.architecture }
     }
 
     /// Runs a batch on both: distributions are as good as equal, a greedy token's logit is as good as the best; what is drawn
@@ -86,6 +93,9 @@ impl Both {
             self.cpu.run_with_logits(batch, &rows, &mut want).unwrap_or_else(|fault| panic!("{fault}"));
         let mut first = 0;
         self.cuda.run(batch, &mut got).unwrap_or_else(|fault| panic!("{}: {fault}", self.name));
+        let mut same = Outcome::default();
+        self.twin.run(batch, &mut same).unwrap();
+        if same != got { println!("{}: {} sequences of {} rows differ: {:?} {:?}", self.name, batch.sequences.len(), rows.len(), same.produced[0], got.produced[0]); } else { println!("{} same", self.name); }
         assert_eq!(want.produced.len(), got.produced.len());
         for ((sequence, want), got) in batch.sequences.iter().zip(&want.produced).zip(&got.produced) {
             let outputs = sequence.outputs.iter().filter(|output| !matches!(output, Output::Embed { .. }));
@@ -117,6 +127,7 @@ impl Both {
     fn each(&mut self, work: impl Fn(&mut dyn Backend)) {
         work(&mut self.cpu);
         work(&mut self.cuda);
+        work(&mut self.twin);
     }
 }
 

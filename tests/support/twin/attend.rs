@@ -1,0 +1,171 @@
+//! Attention as `attend.inc` and `attend_combine.ptx` compute it, to the bit.
+//!
+//! Owns: what a split of 256 slots gives, how splits are joined. Never: where keys and values lie.
+//!
+//! A tensor core's sums are here what the emulator makes of them: exact, rounded once an mma.
+
+use super::f16;
+
+const PAGE: usize = 16;
+const SPLIT: usize = 256;
+/// Warps of a CTA: each takes every fourth page of a split.
+const WARPS: usize = 4;
+
+/// One head of one row.
+pub struct Query<'a> {
+    /// After RoPE, not scaled.
+    pub q: &'a [f32],
+    pub scale: f32,
+    pub cap: Option<f32>,
+    /// The first slot that the window leaves, and the end: the row's own slot is the last.
+    pub first: usize,
+    pub length: usize,
+    /// Whether the row sees a slot from the first on.
+    pub sees: &'a dyn Fn(usize) -> bool,
+    /// A slot's key, and its value.
+    pub key: &'a dyn Fn(usize) -> &'a [f32],
+    pub value: &'a dyn Fn(usize) -> &'a [f32],
+}
+
+/// What was gathered: the largest score, in powers of 2, the weights' sum, the weighted sum of the values.
+#[derive(Clone)]
+struct Gathered {
+    m: f32,
+    l: f32,
+    sum: Vec<f32>,
+}
+
+/// `sum` plus a product of 16 numbers each.
+pub fn mma(sum: f32, a: &[f32], b: &[f32]) -> f32 {
+    let dot: f64 = a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum();
+    (f64::from(sum) + dot) as f32
+}
+
+/// A subnormal number as 0.
+fn flushed(x: f32) -> f32 {
+    if x.is_subnormal() { 0.0f32.copysign(x) } else { x }
+}
+
+fn ex2(x: f32) -> f32 {
+    flushed(f64::from(flushed(x)).exp2() as f32)
+}
+
+fn rcp(x: f32) -> f32 {
+    flushed((1.0 / f64::from(flushed(x))) as f32)
+}
+
+/// By what to multiply what was gathered under `m`, where `top` is the largest.
+fn factor(m: f32, top: f32) -> f32 {
+    ex2(m - if top == f32::NEG_INFINITY { 0.0 } else { top })
+}
+
+impl Query<'_> {
+    /// The head's output.
+    pub fn attend(&self) -> Vec<f32> {
+        let end = self.length.max(1) - 1;
+        let (end, first) = (end / SPLIT, self.first / SPLIT);
+        let first = first.min(end);
+        let splits: Vec<Gathered> = (first..=end).map(|split| self.split(split)).collect();
+        match &splits[..] {
+            [one] => one.output(),
+            several => combine(several, self.q.len()),
+        }
+    }
+
+    fn split(&self, split: usize) -> Gathered {
+        let warps: Vec<Gathered> = (0..WARPS).map(|warp| self.warp(split, warp)).collect();
+        let m = warps.iter().map(|warp| warp.m).fold(f32::NEG_INFINITY, f32::max);
+        let mut all = warps[0].clone();
+        let first = factor(all.m, m);
+        all.l *= first;
+        all.sum.iter_mut().for_each(|x| *x *= first);
+        for warp in &warps[1..] {
+            all.add(warp, factor(warp.m, m));
+        }
+        Gathered { m, ..all }
+    }
+
+    fn warp(&self, split: usize, warp: usize) -> Gathered {
+        let log2_e = std::f32::consts::LOG2_E;
+        let scale = self.scale * log2_e;
+        let scaled: Vec<f32> = self.q.iter().map(|q| q * scale).collect();
+        let upper: Vec<f32> = scaled.iter().map(|&q| f16(q)).collect();
+        let lower: Vec<f32> = scaled.iter().zip(&upper).map(|(q, upper)| f16(q - upper)).collect();
+        let dims = self.q.len();
+        let mut m = f32::NEG_INFINITY;
+        let (mut l, mut sum) = ([0.0f32; 4], vec![0.0f32; dims]);
+        for page in (warp..SPLIT / PAGE).step_by(WARPS) {
+            let slots = split * SPLIT + page * PAGE..split * SPLIT + (page + 1) * PAGE;
+            let there = |slot: usize| (self.first..self.length).contains(&slot) && (self.sees)(slot);
+            if !slots.clone().any(there) {
+                continue;
+            }
+            let score = |slot: usize| {
+                if !there(slot) {
+                    return f32::NEG_INFINITY;
+                }
+                let of = |q: &[f32]| {
+                    q.chunks(16).zip((self.key)(slot).chunks(16)).fold(0.0, |sum, (q, k)| mma(sum, q, k))
+                };
+                let score = of(&upper) + of(&lower);
+                self.cap.map_or(score, |cap| {
+                    let cap = cap * log2_e;
+                    let per_cap = rcp(cap) * (2.0 * log2_e);
+                    (rcp(ex2(score * per_cap) + 1.0) * cap).mul_add(-2.0, cap)
+                })
+            };
+            let scores: Vec<f32> = slots.clone().map(score).collect();
+            let top = scores.iter().copied().fold(m, f32::max);
+            let old = ex2(m - top);
+            m = top;
+            let weights: Vec<f32> = scores.iter().map(|score| ex2(score - top)).collect();
+            for (quad, l) in l.iter_mut().enumerate() {
+                let [a, b, c, d] = [0, 1, 8, 9].map(|slot| weights[2 * quad + slot]);
+                *l = l.mul_add(old, (a + b) + (c + d));
+            }
+            let weights: Vec<f32> = weights.into_iter().map(f16).collect();
+            for (dim, sum) in sum.iter_mut().enumerate() {
+                let value = |slot| if there(slot) { (self.value)(slot)[dim] } else { 0.0 };
+                let values: Vec<f32> = slots.clone().map(value).collect();
+                *sum = mma(*sum * old, &values, &weights);
+            }
+        }
+        Gathered { m, l: (l[0] + l[1]) + (l[2] + l[3]), sum }
+    }
+}
+
+impl Gathered {
+    fn add(&mut self, next: &Gathered, factor: f32) {
+        self.l = next.l.mul_add(factor, self.l);
+        self.sum.iter_mut().zip(&next.sum).for_each(|(x, next)| *x = next.mul_add(factor, *x));
+    }
+
+    fn output(&self) -> Vec<f32> {
+        let per = if self.l == 0.0 { 0.0 } else { rcp(self.l) };
+        self.sum.iter().map(|x| x * per).collect()
+    }
+}
+
+/// Every so manieth split by a part, four at a time; then the parts in their order.
+fn combine(splits: &[Gathered], dims: usize) -> Vec<f32> {
+    let nothing = || Gathered { m: f32::NEG_INFINITY, l: 0.0, sum: vec![0.0; dims] };
+    let parts = 128 / (dims / 4);
+    let part = |number: usize| {
+        let own: Vec<&Gathered> = splits.iter().skip(number).step_by(parts).collect();
+        let mut all = nothing();
+        for four in own.chunks(4) {
+            let m = four.iter().map(|next| next.m).fold(all.m, f32::max);
+            let shrink = factor(all.m, m);
+            all.m = m;
+            all.l *= shrink;
+            all.sum.iter_mut().for_each(|x| *x *= shrink);
+            four.iter().for_each(|next| all.add(next, factor(next.m, m)));
+        }
+        all
+    };
+    let parts: Vec<Gathered> = (0..parts).map(part).collect();
+    let m = parts.iter().map(|part| part.m).fold(f32::NEG_INFINITY, f32::max);
+    let mut all = nothing();
+    parts.iter().for_each(|part| all.add(part, factor(part.m, m)));
+    all.output()
+}
