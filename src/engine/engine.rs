@@ -1,8 +1,15 @@
-//! The engine's thread: collect, choose, run, deliver, settle.
+//! The engine's thread: collect, choose, submit, deliver, settle.
 //!
-//! Owns: the thread and the inbox. Never: how much a batch may hold, which is [`Pace`]'s; a decision about pages or order,
-//! which is [`State`]'s; a tensor, which is the backend's. An idle engine blocks on
-//! its inbox; a lone request starts at once.
+//! Owns: the thread, the inbox, and the batches under way. Never: how much a batch may hold, which is [`Pace`]'s; a decision
+//! about pages or order, which is [`State`]'s; a tensor, which is the backend's. An idle engine blocks on its inbox; a lone
+//! request starts at once.
+//!
+//! # While a batch is under way
+//! On a backend that computes by itself ([`Backend::depth`] above 1) this thread goes on: it carries out what guests ask, so
+//! that the next batch's passes are ready when this one ends, and runs guests. A second batch is put behind the first when no
+//! pass ends with that one, as between the chunks of a long prompt: then nobody is woken by it, and there is nothing to wait
+//! for. Where guests wait for its tokens, what they ask next is worth more in the next batch than an early start of it: a
+//! step reads all weights whether for half of the guests or for all, and guests once split between two batches would stay so.
 
 use crate::backend::{Backend, Fault, Info, Outcome};
 use crate::engine::credit::Credits;
@@ -45,6 +52,9 @@ const SETTLE_SHARE: u32 = 4;
 const SETTLE_LEAST: Duration = Duration::from_micros(500);
 /// ... and never long enough to be felt.
 const SETTLE_MOST: Duration = Duration::from_millis(10);
+
+/// While a batch is under way guests have the engine's thread for so long, then it looks at the device again.
+const SPARE: Duration = Duration::from_micros(50);
 
 /// How soon an idle engine tries again to tell what found the channel upward full.
 const UNTOLD_WAIT: Duration = Duration::from_millis(5);
@@ -121,6 +131,16 @@ pub struct Engine {
     untold: VecDeque<Notice>,
     state: State,
     pace: Pace,
+    /// The first goes first.
+    under_way: VecDeque<UnderWay>,
+    /// When the last batch ended.
+    ended: Instant,
+}
+
+/// A batch that has been submitted.
+struct UnderWay {
+    plan: Plan,
+    since: Instant,
 }
 
 impl Engine {
@@ -146,9 +166,12 @@ impl Engine {
                 }
             };
             let info = Arc::new(backend.info().clone());
-            let (state, pace) = (State::new(&info, &reuse), Pace::new(info.batch_tokens));
+            let pace = Pace::new(info.batch_tokens, backend.depth() as u32);
+            let state = State::new(&info, &reuse);
             let _ = made.send(Ok(info));
-            Engine { backend, settle, inbox, notices, untold: VecDeque::new(), state, pace }.live(on_fault);
+            let (untold, under_way, ended) = (VecDeque::new(), VecDeque::new(), Instant::now());
+            let engine = Engine { backend, settle, inbox, notices, untold, state, pace, under_way, ended };
+            engine.live(on_fault);
         };
         // It runs guests too, so it has a worker's stack.
         let thread = std::thread::Builder::new().name("engine".into()).stack_size(WORKER_STACK_BYTES);
@@ -188,7 +211,13 @@ impl Engine {
         let mut outcome = Outcome::default();
         loop {
             self.collect();
-            let Some(plan) = self.state.plan(self.pace.budget()) else {
+            if self.has_room()
+                && let Some(plan) = self.state.plan(self.pace.budget())
+            {
+                self.settle.attend();
+                self.begin(plan)?;
+            }
+            if self.under_way.is_empty() {
                 self.settle.rest();
                 if !self.untold.is_empty() {
                     std::thread::sleep(UNTOLD_WAIT);
@@ -198,13 +227,17 @@ impl Engine {
                     Ok(command) => self.state.apply(command),
                     Err(_) => return Ok(()),
                 }
-                continue;
-            };
-            self.settle.attend();
-            let took = self.run(&plan, &mut outcome)?;
-            self.state.finish(plan, &mut outcome)?;
-            self.settle(took);
+            } else if self.backend.collect(&mut outcome)? {
+                self.end(&mut outcome)?;
+            } else {
+                self.settle.settle(SPARE);
+            }
         }
+    }
+
+    /// Whether another batch may be put behind those under way.
+    fn has_room(&self) -> bool {
+        self.under_way.len() < self.backend.depth() && !self.under_way.iter().any(|batch| batch.plan.wakes)
     }
 
     /// Takes what is in the inbox now; true if that woke a guest or may have.
@@ -226,24 +259,41 @@ impl Engine {
         self.state.take_answered() || waiting >= ENGINE_INBOX
     }
 
-    fn run(&mut self, plan: &Plan, outcome: &mut Outcome) -> Result<Duration, Fault> {
+    /// Moves what is to be moved, and submits the batch.
+    fn begin(&mut self, plan: Plan) -> Result<(), Fault> {
         for step in &plan.moves {
             match *step {
                 Move::Copy { from, to } => self.backend.copy_page(from, to)?,
                 Move::Clear { page, from } => self.backend.clear_page(page, from)?,
             }
         }
-        let started = Instant::now(); // Moves are not the pace of rows.
-        outcome.produced.clear();
-        if !plan.batch.sequences.is_empty() {
-            tracing::trace!(sequences = plan.batch.sequences.len(), "batch");
-            mark_all(Stage::Started, plan);
-            self.backend.run(&plan.batch, outcome)?;
-            mark_all(Stage::Finished, plan);
+        let since = Instant::now(); // Moves are not the pace of rows.
+        if plan.batch.sequences.is_empty() {
+            self.state.finish(plan, &mut Outcome::default())?;
+            self.settle(Duration::ZERO);
+            return Ok(());
         }
-        let took = started.elapsed();
+        tracing::trace!(sequences = plan.batch.sequences.len(), "batch");
+        mark_all(Stage::Started, &plan);
+        self.backend.submit(&plan.batch)?;
+        self.under_way.push_back(UnderWay { plan, since });
+        Ok(())
+    }
+
+    /// The first of the batches under way has ended.
+    fn end(&mut self, outcome: &mut Outcome) -> Result<(), Fault> {
+        let Some(UnderWay { plan, since }) = self.under_way.pop_front() else { return Ok(()) };
+        mark_all(Stage::Finished, &plan);
+        // It has run since it was submitted, or since the one before it ended.
+        let now = Instant::now();
+        let took = now.saturating_duration_since(since.max(self.ended));
+        self.ended = now;
         self.pace.learn(&plan.batch, took);
-        Ok(took)
+        self.state.finish(plan, outcome)?;
+        if self.under_way.is_empty() {
+            self.settle(took);
+        }
+        Ok(())
     }
 
     /// Lets woken guests run while still collecting: an answer we give on the way (pages, names) wakes its guest too.
@@ -311,12 +361,20 @@ mod tests {
             self.fake.info()
         }
 
-        fn run(&mut self, batch: &Batch, outcome: &mut Outcome) -> Result<(), Fault> {
+        fn depth(&self) -> usize {
+            self.fake.depth()
+        }
+
+        fn submit(&mut self, batch: &Batch) -> Result<(), Fault> {
             let mut sizes = self.sizes.lock().expect("no panic holds it");
             let fails = sizes.len() == self.fails_at;
             sizes.push(batch.sequences.len());
             drop(sizes);
-            if fails { Err((self.how)()) } else { self.fake.run(batch, outcome) }
+            if fails { Err((self.how)()) } else { self.fake.submit(batch) }
+        }
+
+        fn collect(&mut self, outcome: &mut Outcome) -> Result<bool, Fault> {
+            self.fake.collect(outcome)
         }
 
         fn copy_page(&mut self, from: PageId, to: PageId) -> Result<(), Fault> {
@@ -377,8 +435,12 @@ mod tests {
     }
 
     fn start(settle: impl Settle + 'static, fails_at: usize, how: fn() -> Fault) -> World {
+        start_deep(1, settle, fails_at, how)
+    }
+
+    fn start_deep(depth: usize, settle: impl Settle + 'static, fails_at: usize, how: fn() -> Fault) -> World {
         let sizes = Arc::<Mutex<Vec<usize>>>::default();
-        let fake = Fake::new(info());
+        let fake = Fake::new(info(), depth);
         let failing = Failing { fake, sizes: sizes.clone(), fails_at, how };
         let backend = move || Ok::<Box<dyn Backend>, ()>(Box::new(failing));
         let (notices, _notices) = smol::channel::bounded(8);

@@ -2,6 +2,7 @@
 //!
 //! Owns: the order of these sums, as the kernels' heads have it. Never: a kernel, nor a launch.
 
+use std::ops::Range;
 use tartlet::model::quant::{Quant, f16_to_f32, group_scales};
 
 /// To the nearest half, ties to even; what is too large is infinite.
@@ -71,7 +72,7 @@ pub fn norm(x: &[f32], eps: f32) -> f32 {
 /// A block of 32 weights: scale, minimum, quants, and what the sum of each half's products is multiplied with.
 pub struct Block {
     d: f32,
-    m: f32,
+    m: Option<f32>,
     pub quants: [i32; 32],
     halves: [i32; 2],
 }
@@ -83,21 +84,21 @@ impl Block {
         let bits = |at: usize, up: usize, mask: u8| i32::from(bytes[at] >> up & mask);
         let fifth = |at: usize, i: usize| bits(at + i / 8, i % 8, 1) << 4;
         let nibble = |at: usize, i: usize| bits(at + i % 16, i / 16 * 4, 15);
-        let one = |m: f32, value: &dyn Fn(usize) -> i32| {
+        let one = |m: Option<f32>, value: &dyn Fn(usize) -> i32| {
             vec![Block { d: half(0), m, quants: std::array::from_fn(value), halves: [1, 1] }]
         };
         match quant {
-            Quant::Q4_0 => one(0.0, &|i| nibble(2, i) - 8),
-            Quant::Q4_1 => one(half(2), &|i| nibble(4, i)),
-            Quant::Q5_0 => one(0.0, &|i| (nibble(6, i) | fifth(2, i)) - 16),
-            Quant::Q5_1 => one(half(2), &|i| nibble(8, i) | fifth(4, i)),
-            Quant::Q8_0 => one(0.0, &|i| i32::from(bytes[2 + i] as i8)),
+            Quant::Q4_0 => one(None, &|i| nibble(2, i) - 8),
+            Quant::Q4_1 => one(Some(half(2)), &|i| nibble(4, i)),
+            Quant::Q5_0 => one(None, &|i| (nibble(6, i) | fifth(2, i)) - 16),
+            Quant::Q5_1 => one(Some(half(2)), &|i| nibble(8, i) | fifth(4, i)),
+            Quant::Q8_0 => one(None, &|i| i32::from(bytes[2 + i] as i8)),
             Quant::Q4_K | Quant::Q5_K => {
                 let (scales, minima) = group_scales(bytes[4..16].try_into().expect("12 bytes"));
                 let (five, quants) = if quant == Quant::Q5_K { (1, 48) } else { (0, 16) };
                 let block = |at: usize| Block {
                     d: half(0) * f32::from(scales[at]),
-                    m: -half(2) * f32::from(minima[at]),
+                    m: Some(-half(2) * f32::from(minima[at])),
                     quants: std::array::from_fn(|i| {
                         bits(quants + at / 2 * 32 + i, at % 2 * 4, 15) | (bits(16 + i, at, five) << 4)
                     }),
@@ -108,7 +109,7 @@ impl Block {
             Quant::Q6_K => {
                 let block = |at: usize| Block {
                     d: half(208),
-                    m: 0.0,
+                    m: None,
                     quants: std::array::from_fn(|i| {
                         let low = bits(at / 4 * 64 + at % 2 * 32 + i, at % 4 / 2 * 4, 15);
                         (low | bits(128 + at / 4 * 32 + i, at % 4 * 2, 3) << 4) - 32
@@ -127,19 +128,30 @@ impl Block {
 pub fn product(quant: Quant, row: &[u8], quants: &[i8], scales: &[(f32, i32)]) -> f32 {
     let blocks: Vec<Block> =
         row.chunks(quant.block_bytes()).flat_map(|bytes| Block::of(quant, bytes)).collect();
+    let runs = runs(quant, blocks.len());
+    runs.map(|run| sum(&blocks[run.clone()], &quants[run.start * 32..], &scales[run.start..]))
+        .reduce(|sum, next| sum + next)
+        .unwrap_or(0.0)
+}
+
+/// The runs that a row of so many blocks is cut into; those that are not there add nothing.
+pub fn runs(quant: Quant, blocks: usize) -> impl Iterator<Item = Range<usize>> {
     let unit = quant.block_len().max(64) / 32;
-    let run = blocks.len().div_ceil(unit).div_ceil(4) * unit;
-    let mut sums = [0.0f32; 4];
-    for (at, block) in blocks.iter().enumerate() {
-        let ((d, sum), acc) = (scales[at], &mut sums[at / run]);
-        let products = block.quants.iter().zip(&quants[at * 32..]).map(|(&w, &x)| w * i32::from(x));
-        let products: Vec<i32> = products.collect();
+    let run = blocks.div_ceil(unit).div_ceil(4) * unit;
+    (0..blocks).step_by(run.max(1)).map(move |first| first..blocks.min(first + run))
+}
+
+/// The products of a row's blocks, one after the other.
+pub fn sum(blocks: &[Block], quants: &[i8], scales: &[(f32, i32)]) -> f32 {
+    let mut acc = 0.0;
+    for (block, (quants, &(d, sum))) in blocks.iter().zip(quants.chunks(32).zip(scales)) {
+        let products: Vec<i32> = block.quants.iter().zip(quants).map(|(&w, &x)| w * i32::from(x)).collect();
         let halves =
             products.chunks(16).zip(block.halves).map(|(half, scale)| half.iter().sum::<i32>() * scale);
-        *acc = (block.d * d).mul_add(halves.sum::<i32>() as f32, *acc);
-        if has_minima(quant) {
-            *acc = block.m.mul_add(d * sum as f32, *acc);
+        acc = (block.d * d).mul_add(halves.sum::<i32>() as f32, acc);
+        if let Some(m) = block.m {
+            acc = m.mul_add(d * sum as f32, acc);
         }
     }
-    ((sums[0] + sums[1]) + sums[2]) + sums[3]
+    acc
 }

@@ -1,23 +1,24 @@
-//! The GPU's twin: the forward pass in plain Rust with the kernels' arithmetic, so that what the device gives is compared to
-//! the bit, whatever the model.
+//! The backends' twins: one forward pass in plain Rust, with the GPU's arithmetic or the processor's. What a backend gives is
+//! compared with its twin to the bit, whatever the model; so all in which backends differ is what their twins differ in.
 //!
-//! Owns: what is computed from what, and in which order numbers are added, as the heads of the kernels say. Never: anything
-//! of the device's own code: no kernel, no launch, no staging.
+//! Owns: what is computed from what; the order in which numbers are added, as the heads of the kernels have it (`gpu.rs`) and
+//! those of `src/backend/cpu` (`processor.rs`). Never: a backend's code: no kernel, no lanes, no staging.
 //!
-//! Beside the processor's vector paths four things differ, and nothing else:
-//! - a sum of squares goes over threads and lanes (`norm.inc`), there over sixteen lanes;
-//! - a product's blocks are added in four runs (`gemv.inc`), there one after the other;
-//! - weights of 16 bits meet activations of 16 bits, there of f32;
-//! - attention's weights are f16 in the weighted sum, its queries have 22 bits, its sums go page by page, and its powers are of
-//!   2 (`attend.inc`); there all of it is f32.
+//! | | GPU | processor |
+//! |---|---|---|
+//! | a sum of squares | over threads, lanes, warps (`norm.inc`) | over sixteen lanes in four chains (`vector.rs`) |
+//! | a product's blocks | four runs, added in their order (`gemv.inc`) | one after the other (`kernels.rs`) |
+//! | weights of 16 bits | meet activations of as many | meet f32 |
+//! | attention (`attend.inc`, `attention.rs`) | page by page; weights of f16, queries of 22 bits | all of a stretch in f32 |
 //!
-//! The first two are roundings of f32. But after each of the four activations become quants of 8 bits, and where one falls to
-//! the other side of a half its quant differs by one, 1/127 of its block's largest: that is what brings logits apart.
+//! The first two are roundings of f32, some 2^-24 of a sum, the others of 16 bits, 2^-9 (bf16) and 2^-12 of a number. All of
+//! them end in activations of 8 bits: where one lies within such a rounding of the middle between two quants, it becomes the
+//! other one, 1/127 of its block's largest away, and what depends on it is as far off as quantisation alone brings it.
 
-mod attend;
+mod gpu;
+mod processor;
 
-use crate::sums::{Block, f32_to_f16, is_float, norm, of_16, product, to_16};
-use attend::{Query, mma};
+use crate::sums::{Block, f32_to_f16, is_float, runs, sum};
 use std::sync::Arc;
 use tartlet::backend::cpu::plain::{activated, capped, quantise};
 use tartlet::backend::sample::{LOGITS_PER_MAXIMUM, Logits, Sampling, random};
@@ -35,11 +36,39 @@ fn f16(x: f32) -> f32 {
     f16_to_f32(f32_to_f16(x.clamp(-65504.0, 65504.0)))
 }
 
+/// Whose arithmetic it is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Side {
+    Gpu,
+    Processor,
+}
+
+/// One head of one row.
+struct Query<'a> {
+    /// After RoPE, not scaled.
+    q: &'a [f32],
+    scale: f32,
+    cap: Option<f32>,
+    /// The first slot that the window leaves, and the end: the row's own slot is the last.
+    first: usize,
+    length: usize,
+    /// Whether the row's mask shows a slot.
+    shows: &'a dyn Fn(usize) -> bool,
+    /// A slot's key, and its value.
+    key: &'a dyn Fn(usize) -> &'a [f32],
+    value: &'a dyn Fn(usize) -> &'a [f32],
+}
+
+impl Query<'_> {
+    fn sees(&self, slot: usize) -> bool {
+        (self.first..self.length).contains(&slot) && (self.shows)(slot)
+    }
+}
+
 struct Matrix {
     quant: Quant,
-    columns: usize,
-    /// As the file has them.
-    rows: Vec<Vec<u8>>,
+    values: Vec<Vec<f32>>,   // [row][column]
+    blocks: Vec<Vec<Block>>, // [row]; of floats none
 }
 
 /// A row of the batch as matrices read it.
@@ -51,9 +80,7 @@ struct Columns {
 
 impl Columns {
     fn of(values: Vec<f32>) -> Columns {
-        let (mut quants, mut scales) = quantise(&values).expect("room for a row");
-        quants.resize(quants.len().next_multiple_of(64), 0);
-        scales.resize(quants.len() / 32, (0.0, 0));
+        let (quants, scales) = quantise(&values).expect("room for a row");
         Columns { values, quants, scales }
     }
 }
@@ -61,34 +88,38 @@ impl Columns {
 impl Matrix {
     fn of(model: &Model, extent: &Extent) -> Matrix {
         let tensor = model.gguf.tensor_at(extent);
-        let rows = (0..tensor.rows()).map(|row| tensor.row(row).to_vec()).collect();
-        Matrix { quant: tensor.kind, columns: tensor.dims[0], rows }
+        let (quant, columns) = (tensor.kind, tensor.dims[0]);
+        let values = |row| {
+            let mut values = vec![0.0; columns];
+            quant.dequantize(tensor.row(row), &mut values);
+            values
+        };
+        let blocks = |row| {
+            let blocks = tensor.row(row).chunks(quant.block_bytes()).filter(|_| !is_float(quant));
+            blocks.flat_map(|bytes| Block::of(quant, bytes)).collect()
+        };
+        let rows = 0..tensor.rows();
+        Matrix { quant, values: rows.clone().map(values).collect(), blocks: rows.map(blocks).collect() }
     }
 
-    fn values(&self, row: usize) -> Vec<f32> {
-        let mut values = vec![0.0; self.columns];
-        self.quant.dequantize(&self.rows[row], &mut values);
-        values
-    }
-
-    fn times(&self, x: &Columns) -> Vec<f32> {
-        if !is_float(self.quant) {
-            return self.rows.iter().map(|row| product(self.quant, row, &x.quants, &x.scales)).collect();
+    fn times(&self, side: Side, x: &Columns) -> Vec<f32> {
+        if is_float(self.quant) {
+            let x = &x.values;
+            return match side {
+                Side::Gpu => gpu::products(self.quant, &self.values, x),
+                Side::Processor => processor::products(&self.values, x),
+            };
         }
-        let cut = |x: f32| if self.quant == Quant::F16 { x.clamp(-65504.0, 65504.0) } else { x };
-        let x: Vec<f32> =
-            x.values.iter().map(|&x| of_16(self.quant, to_16(self.quant, cut(x)))).collect();
-        let run = self.columns.div_ceil(64).div_ceil(4) * 64;
-        let of_run = |(weights, x): (&[f32], &[f32])| {
-            weights.chunks(16).zip(x.chunks(16)).fold(0.0, |sum, (weights, x)| mma(sum, weights, x))
+        let product = |blocks: &Vec<Block>| match side {
+            Side::Gpu => {
+                let runs = runs(self.quant, blocks.len()).map(|run| {
+                    sum(&blocks[run.clone()], &x.quants[run.start * 32..], &x.scales[run.start..])
+                });
+                runs.reduce(|sum, next| sum + next).unwrap_or(0.0)
+            }
+            Side::Processor => sum(blocks, &x.quants, &x.scales),
         };
-        let row = |row| {
-            let weights = self.values(row);
-            let mut sums = weights.chunks(run).zip(x.chunks(run)).map(of_run);
-            let first = sums.next().unwrap_or(0.0);
-            sums.fold(first, |sum, next| sum + next)
-        };
-        (0..self.rows.len()).map(row).collect()
+        self.blocks.iter().map(product).collect()
     }
 }
 
@@ -120,8 +151,9 @@ struct Layer {
     values: Vec<Vec<f32>>,
 }
 
-/// A model on the device that is none.
+/// A backend's twin.
 pub struct Twin {
+    side: Side,
     info: Info,
     shape: Shape,
     embedding: Matrix,
@@ -129,13 +161,13 @@ pub struct Twin {
     output_norm: Vec<f32>,
     layers: Vec<Layer>,
     embeds: Vec<Vec<f32>>,
-    /// Of the last batch: a row's logits, where something was wanted of them.
-    pub logits: Vec<Option<Vec<f32>>>, // [row of the batch]
+    /// Of the last batch.
+    made: Outcome,
 }
 
 impl Twin {
-    /// With a backend's sizes.
-    pub fn new(model: &Arc<Model>, info: &Info) -> Twin {
+    /// Of a backend with these sizes.
+    pub fn new(side: Side, model: &Arc<Model>, info: &Info) -> Twin {
         let (shape, weights) = (model.shape.clone(), &model.weights);
         let factors = weights.rope_factors.as_ref().map(|factors| &*factors.divisors);
         let vector = |extent: &Extent| model.gguf.tensor_at(extent).values();
@@ -165,20 +197,22 @@ impl Twin {
             values: slots.clone(),
         };
         Twin {
+            side,
             info: info.clone(),
             embedding: matrix(&weights.embedding),
             head: (!shape.tied_head).then(|| matrix(&weights.head)),
             output_norm: vector(&weights.output_norm),
             layers: weights.layers.iter().enumerate().map(layer).collect(),
             embeds: vec![vec![0.0; shape.hidden]; info.embeds as usize],
+            made: Outcome::default(),
             shape,
-            logits: Vec::new(),
         }
     }
 
     /// Every row of the batch through every layer: their hidden states.
     fn rows(&mut self, batch: &Batch) -> Vec<Vec<f32>> {
-        let Twin { shape, embedding, embeds, layers, .. } = self;
+        let Twin { shape, embedding, embeds, layers, side, .. } = self;
+        let side = *side;
         let rows: Vec<(&Sequence, usize)> = batch
             .sequences
             .iter()
@@ -186,18 +220,18 @@ impl Twin {
             .collect();
         let enter = |&(sequence, row): &(&Sequence, usize)| match sequence.inputs[row] {
             Input::Token(token) => {
-                let values = embedding.values(token.0 as usize);
-                values.into_iter().map(|x| x * shape.embedding_scale).collect()
+                let values = &embedding.values[token.0 as usize];
+                values.iter().map(|x| x * shape.embedding_scale).collect()
             }
             Input::Embed(slot) => embeds[slot.0 as usize].clone(),
         };
         let mut stream: Vec<Vec<f32>> = rows.iter().map(enter).collect();
         for layer in layers {
             let project = |(x, (sequence, row)): (&Vec<f32>, &(&Sequence, usize))| {
-                let x = Columns::of(normed(x, &layer.attn_norm, shape.norm_eps));
+                let x = Columns::of(normed(side, x, &layer.attn_norm, shape.norm_eps));
                 let turns = turns(sequence.positions[*row], &layer.turns, shape.rope.attention_scale);
-                let [q, k] = [&layer.q, &layer.k].map(|part| part.heads(&x, Some(&turns), shape));
-                (q, k, layer.v.heads(&x, None, shape))
+                let [q, k] = [&layer.q, &layer.k].map(|part| part.heads(side, &x, Some(&turns), shape));
+                (q, k, layer.v.heads(side, &x, None, shape))
             };
             let projected: Vec<(Vec<f32>, Vec<f32>, Vec<f32>)> =
                 stream.iter().zip(&rows).map(project).collect();
@@ -207,35 +241,39 @@ impl Twin {
                 layer.values[slot] = value.iter().copied().map(f16).collect();
             }
             for ((x, (q, ..)), (sequence, row)) in stream.iter_mut().zip(&projected).zip(&rows) {
-                let attended = Columns::of(layer.attend(q, sequence, *row, shape));
-                let y = layer.output.times(&attended);
-                join(x, y, layer.attn_post_norm.as_deref(), shape.norm_eps);
-                let inner = Columns::of(normed(x, &layer.ffn_norm, shape.norm_eps));
-                let gate = activated(&layer.gate.times(&inner), shape.activation);
-                let up = layer.up.times(&inner);
+                let attended = Columns::of(layer.attend(side, q, sequence, *row, shape));
+                let y = layer.output.times(side, &attended);
+                join(side, x, y, layer.attn_post_norm.as_deref(), shape.norm_eps);
+                let inner = Columns::of(normed(side, x, &layer.ffn_norm, shape.norm_eps));
+                let gate = activated(&layer.gate.times(side, &inner), shape.activation);
+                let up = layer.up.times(side, &inner);
                 let inner = Columns::of(gate.iter().zip(up).map(|(gate, up)| gate * up).collect());
-                let y = layer.down.times(&inner);
-                join(x, y, layer.ffn_post_norm.as_deref(), shape.norm_eps);
+                let y = layer.down.times(side, &inner);
+                join(side, x, y, layer.ffn_post_norm.as_deref(), shape.norm_eps);
             }
         }
         stream
     }
 
     fn logits_of(&self, x: &[f32]) -> Vec<f32> {
-        let x = Columns::of(normed(x, &self.output_norm, self.shape.norm_eps));
-        let logits = self.head.as_ref().unwrap_or(&self.embedding).times(&x);
+        let side = self.side;
+        let x = Columns::of(normed(side, x, &self.output_norm, self.shape.norm_eps));
+        let logits = self.head.as_ref().unwrap_or(&self.embedding).times(side, &x);
         self.shape.logit_cap.map_or(logits.clone(), |cap| capped(&logits, cap))
     }
 }
 
-fn normed(x: &[f32], gain: &[f32], eps: f32) -> Vec<f32> {
-    let norm = norm(x, eps);
+fn normed(side: Side, x: &[f32], gain: &[f32], eps: f32) -> Vec<f32> {
+    let norm = match side {
+        Side::Gpu => crate::sums::norm(x, eps),
+        Side::Processor => processor::norm(x, eps),
+    };
     x.iter().zip(gain).map(|(x, gain)| x * norm * gain).collect()
 }
 
 /// Adds what a block gave to the stream.
-fn join(x: &mut [f32], y: Vec<f32>, post_norm: Option<&[f32]>, eps: f32) {
-    let y = post_norm.map_or_else(|| y.clone(), |gain| normed(&y, gain, eps));
+fn join(side: Side, x: &mut [f32], y: Vec<f32>, post_norm: Option<&[f32]>, eps: f32) {
+    let y = post_norm.map_or_else(|| y.clone(), |gain| normed(side, &y, gain, eps));
     x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
 }
 
@@ -259,49 +297,46 @@ fn place(sequence: &Sequence, slot: usize) -> usize {
 
 impl Projection {
     /// The heads, with bias and norm, turned if they are queries or keys.
-    fn heads(&self, x: &Columns, turns: Option<&[[f32; 2]]>, shape: &Shape) -> Vec<f32> {
-        let mut all = self.matrix.times(x);
+    fn heads(&self, side: Side, x: &Columns, turns: Option<&[[f32; 2]]>, shape: &Shape) -> Vec<f32> {
+        let mut all = self.matrix.times(side, x);
         if let Some(bias) = &self.bias {
             all.iter_mut().zip(bias).for_each(|(x, bias)| *x += bias);
         }
         let Some(turns) = turns else { return all };
         let turned = turns.len();
-        let pairs: Vec<[usize; 2]> = (0..shape.head_dim / 2)
-            .map(|pair| match shape.rope.pairing {
-                Pairing::Halves if pair < turned => [pair, pair + turned],
-                _ => [2 * pair, 2 * pair + 1],
-            })
-            .collect();
+        let pairs = (0..shape.head_dim / 2).map(|pair| match shape.rope.pairing {
+            Pairing::Halves if pair < turned => [pair, pair + turned],
+            _ => [2 * pair, 2 * pair + 1],
+        });
+        let mut pairs: Vec<[usize; 2]> = pairs.collect();
+        let mut order: Vec<usize> = (0..shape.head_dim).collect();
+        if side == Side::Processor {
+            // Its matrices have the rows of a pair side by side: so go its sums over a head.
+            order = pairs.concat();
+            pairs = (0..shape.head_dim / 2).map(|pair| [2 * pair, 2 * pair + 1]).collect();
+        }
         for head in all.chunks_mut(shape.head_dim) {
+            let mut x: Vec<f32> = order.iter().map(|&at| head[at]).collect();
             if let Some(gain) = &self.gain {
-                let norm = head_norm(head, &pairs, shape.norm_eps);
-                head.iter_mut().zip(gain).for_each(|(x, gain)| *x = *x * norm * gain);
+                let norm = match side {
+                    Side::Gpu => gpu::head_norm(&x, &pairs, shape.norm_eps),
+                    Side::Processor => processor::norm(&x, shape.norm_eps),
+                };
+                x.iter_mut().zip(&order).for_each(|(x, &at)| *x = *x * norm * gain[at]);
             }
             for ([first, second], [cos, sin]) in pairs.iter().zip(turns) {
-                let (a, b) = (head[*first], head[*second]);
-                head[*first] = a * cos - b * sin;
-                head[*second] = a * sin + b * cos;
+                let (a, b) = (x[*first], x[*second]);
+                x[*first] = a * cos - b * sin;
+                x[*second] = a * sin + b * cos;
             }
+            head.copy_from_slice(&x);
         }
         all
     }
 }
 
-/// What a head is multiplied by: a lane has every 32nd pair.
-fn head_norm(head: &[f32], pairs: &[[usize; 2]], eps: f32) -> f32 {
-    let mut lanes = [0.0f32; 32];
-    for (pair, at) in pairs.iter().enumerate() {
-        let lane = &mut lanes[pair % 32];
-        *lane = at.iter().fold(*lane, |sum, &at| head[at].mul_add(head[at], sum));
-    }
-    for distance in [16, 8, 4, 2, 1] {
-        lanes = std::array::from_fn(|lane| lanes[lane] + lanes[lane ^ distance]);
-    }
-    1.0 / (lanes[0] / head.len() as f32 + eps).sqrt()
-}
-
 impl Layer {
-    fn attend(&self, q: &[f32], sequence: &Sequence, row: usize, shape: &Shape) -> Vec<f32> {
+    fn attend(&self, side: Side, q: &[f32], sequence: &Sequence, row: usize, shape: &Shape) -> Vec<f32> {
         let (slot, dims) = (slot_of(sequence, row), shape.head_dim);
         let seen: Vec<bool> = match &sequence.mask {
             Mask::Causal => vec![true; slot + 1],
@@ -319,11 +354,14 @@ impl Layer {
                 cap: shape.score_cap,
                 first: self.window.map_or(0, |window| (slot + 1).saturating_sub(window)),
                 length: slot + 1,
-                sees: &|slot| seen[slot],
+                shows: &|slot| seen[slot],
                 key: &|slot| &self.keys[place(sequence, slot)][own.clone()],
                 value: &|slot| &self.values[place(sequence, slot)][own.clone()],
             };
-            query.attend()
+            match side {
+                Side::Gpu => gpu::attend(&query),
+                Side::Processor => processor::attend(&query),
+            }
         };
         q.chunks(dims).enumerate().flat_map(head).collect()
     }
@@ -334,23 +372,23 @@ impl Backend for Twin {
         &self.info
     }
 
-    fn run(&mut self, batch: &Batch, outcome: &mut Outcome) -> Result<(), Fault> {
+    fn submit(&mut self, batch: &Batch) -> Result<(), Fault> {
         let hidden = self.rows(batch);
-        self.logits = vec![None; hidden.len()];
-        outcome.produced.clear();
+        self.made.produced.clear();
         let mut sampling = Sampling::new(self.shape.vocab);
         let mut first = 0;
         for sequence in &batch.sequences {
             let mut made = Vec::new();
             for output in &sequence.outputs {
-                let (Output::Token { row, .. } | Output::Distribution { row, .. } | Output::Embed { row, .. }) =
-                    *output;
-                let row = first + row as usize;
+                let (Output::Token { row, .. }
+                | Output::Distribution { row, .. }
+                | Output::Embed { row, .. }) = *output;
+                let hidden = &hidden[first + row as usize];
                 if let Output::Embed { to: EmbedId(to), .. } = output {
-                    self.embeds[*to as usize] = hidden[row].clone();
+                    self.embeds[*to as usize] = hidden.clone();
                     continue;
                 }
-                let all = self.logits[row].take().unwrap_or_else(|| self.logits_of(&hidden[row]));
+                let all = self.logits_of(hidden);
                 let largest = |part: &[f32]| part.iter().copied().fold(f32::NEG_INFINITY, f32::max);
                 let maxima: Vec<f32> = all.chunks(LOGITS_PER_MAXIMUM).map(largest).collect();
                 let logits = Logits { all: &all, maxima: &maxima };
@@ -363,12 +401,16 @@ impl Backend for Twin {
                     }
                     Output::Embed { .. } => unreachable!("stored before"),
                 });
-                self.logits[row] = Some(all);
             }
-            outcome.produced.push(made);
+            self.made.produced.push(made);
             first += sequence.inputs.len();
         }
         Ok(())
+    }
+
+    fn collect(&mut self, outcome: &mut Outcome) -> Result<bool, Fault> {
+        std::mem::swap(outcome, &mut self.made);
+        Ok(true)
     }
 
     fn copy_page(&mut self, from: PageId, to: PageId) -> Result<(), Fault> {

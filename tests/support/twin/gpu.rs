@@ -1,31 +1,18 @@
-//! Attention as `attend.inc` and `attend_combine.ptx` compute it, to the bit.
+//! The GPU's arithmetic, where it is not the processor's: `gemv.inc` of floats, `rotate_append.ptx`, `attend.inc` and
+//! `attend_combine.ptx`.
 //!
-//! Owns: what a split of 256 slots gives, how splits are joined. Never: where keys and values lie.
+//! Owns: the order of these sums. Never: where keys and values lie.
 //!
-//! A tensor core's sums are here what the emulator makes of them: exact, rounded once an mma.
+//! A tensor core's sums, and approximations, are here what the emulator makes of them: exact, rounded once.
 
-use super::f16;
+use super::{Query, f16};
+use crate::sums::{of_16, to_16};
+use tartlet::model::quant::Quant;
 
 const PAGE: usize = 16;
 const SPLIT: usize = 256;
 /// Warps of a CTA: each takes every fourth page of a split.
 const WARPS: usize = 4;
-
-/// One head of one row.
-pub struct Query<'a> {
-    /// After RoPE, not scaled.
-    pub q: &'a [f32],
-    pub scale: f32,
-    pub cap: Option<f32>,
-    /// The first slot that the window leaves, and the end: the row's own slot is the last.
-    pub first: usize,
-    pub length: usize,
-    /// Whether the row sees a slot from the first on.
-    pub sees: &'a dyn Fn(usize) -> bool,
-    /// A slot's key, and its value.
-    pub key: &'a dyn Fn(usize) -> &'a [f32],
-    pub value: &'a dyn Fn(usize) -> &'a [f32],
-}
 
 /// What was gathered: the largest score, in powers of 2, the weights' sum, the weighted sum of the values.
 #[derive(Clone)]
@@ -36,7 +23,7 @@ struct Gathered {
 }
 
 /// `sum` plus a product of 16 numbers each.
-pub fn mma(sum: f32, a: &[f32], b: &[f32]) -> f32 {
+fn mma(sum: f32, a: &[f32], b: &[f32]) -> f32 {
     let dot: f64 = a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum();
     (f64::from(sum) + dot) as f32
 }
@@ -54,14 +41,45 @@ fn rcp(x: f32) -> f32 {
     flushed((1.0 / f64::from(flushed(x))) as f32)
 }
 
+/// The products of floats' rows with as many activations: mma after mma of 16 columns in each of four runs.
+pub fn products(quant: Quant, rows: &[Vec<f32>], x: &[f32]) -> Vec<f32> {
+    let cut = |x: f32| if quant == Quant::F16 { x.clamp(-65504.0, 65504.0) } else { x };
+    let x: Vec<f32> = x.iter().map(|&x| of_16(quant, to_16(quant, cut(x)))).collect();
+    let run = x.len().div_ceil(64).div_ceil(4) * 64;
+    let of_run = |(weights, x): (&[f32], &[f32])| {
+        weights.chunks(16).zip(x.chunks(16)).fold(0.0, |sum, (weights, x)| mma(sum, weights, x))
+    };
+    let row = |weights: &Vec<f32>| {
+        weights.chunks(run).zip(x.chunks(run)).map(of_run).reduce(|sum, next| sum + next).unwrap_or(0.0)
+    };
+    rows.iter().map(row).collect()
+}
+
+/// What a head is multiplied by: a lane has every 32nd pair.
+pub fn head_norm(head: &[f32], pairs: &[[usize; 2]], eps: f32) -> f32 {
+    let mut lanes = [0.0f32; 32];
+    for (pair, at) in pairs.iter().enumerate() {
+        let lane = &mut lanes[pair % 32];
+        *lane = at.iter().fold(*lane, |sum, &at| head[at].mul_add(head[at], sum));
+    }
+    for distance in [16, 8, 4, 2, 1] {
+        lanes = std::array::from_fn(|lane| lanes[lane] + lanes[lane ^ distance]);
+    }
+    1.0 / (lanes[0] / head.len() as f32 + eps).sqrt()
+}
+
+/// A head's output.
+pub fn attend(query: &Query) -> Vec<f32> {
+    query.output()
+}
+
 /// By what to multiply what was gathered under `m`, where `top` is the largest.
 fn factor(m: f32, top: f32) -> f32 {
     ex2(m - if top == f32::NEG_INFINITY { 0.0 } else { top })
 }
 
 impl Query<'_> {
-    /// The head's output.
-    pub fn attend(&self) -> Vec<f32> {
+    fn output(&self) -> Vec<f32> {
         let end = self.length.max(1) - 1;
         let (end, first) = (end / SPLIT, self.first / SPLIT);
         let first = first.min(end);
@@ -96,12 +114,11 @@ impl Query<'_> {
         let (mut l, mut sum) = ([0.0f32; 4], vec![0.0f32; dims]);
         for page in (warp..SPLIT / PAGE).step_by(WARPS) {
             let slots = split * SPLIT + page * PAGE..split * SPLIT + (page + 1) * PAGE;
-            let there = |slot: usize| (self.first..self.length).contains(&slot) && (self.sees)(slot);
-            if !slots.clone().any(there) {
+            if !slots.clone().any(|slot| self.sees(slot)) {
                 continue;
             }
             let score = |slot: usize| {
-                if !there(slot) {
+                if !self.sees(slot) {
                     return f32::NEG_INFINITY;
                 }
                 let of = |q: &[f32]| {
@@ -125,7 +142,7 @@ impl Query<'_> {
             }
             let weights: Vec<f32> = weights.into_iter().map(f16).collect();
             for (dim, sum) in sum.iter_mut().enumerate() {
-                let value = |slot| if there(slot) { (self.value)(slot)[dim] } else { 0.0 };
+                let value = |slot| if self.sees(slot) { (self.value)(slot)[dim] } else { 0.0 };
                 let values: Vec<f32> = slots.clone().map(value).collect();
                 *sum = mma(*sum * old, &values, &weights);
             }
