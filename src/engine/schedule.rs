@@ -252,6 +252,9 @@ impl Schedule {
         for edge in edges {
             let Some(first) = self.jobs.get_mut(&edge.first) else { continue };
             let planned = edge.planned_is_enough && is_pass && matches!(first.work, Work::Pass(..));
+            if planned && matches!(&first.work, Work::Pass(_, pass) if pass.left() == 0) {
+                continue; // Its last rows are under way: whoever comes now comes later.
+            }
             first.then.push(Then { job: id, planned });
             *(if planned { &mut after_planned } else { &mut after_done }) += 1;
         }
@@ -499,8 +502,9 @@ impl Schedule {
         let mut dropped = Vec::new();
         for id in doomed {
             match self.jobs.get_mut(&id) {
+                // With its last rows under way it is as good as done.
                 Some(job) if job.under_way > 0 => {
-                    job.dropped = true;
+                    job.dropped = job.ready.is_some();
                     self.unready(id);
                 }
                 _ => dropped.extend(self.drop_job(id)),
@@ -570,13 +574,14 @@ impl Schedule {
 
     /// How often the queued jobs name each page; a job names one at most once to read and once to write.
     pub fn holds(&self, kind: Kind) -> HashMap<Physical, u32> {
-        for job in self.jobs.values() {
+        let all = || self.jobs.values().chain(&self.done);
+        for job in all() {
             let once: std::collections::HashSet<_> =
                 job.touches.iter().map(|t| (t.kind, t.at, t.write)).collect();
             assert_eq!(once.len(), job.touches.len(), "an access is noted twice");
         }
         let mut holds = HashMap::new();
-        for touch in self.jobs.values().flat_map(|job| &job.touches).filter(|t| t.kind == kind) {
+        for touch in all().flat_map(|job| &job.touches).filter(|t| t.kind == kind) {
             *holds.entry(touch.at).or_default() += 1;
         }
         holds
