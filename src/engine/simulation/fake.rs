@@ -53,7 +53,7 @@ pub fn distribution(content: u64) -> Produced {
 pub struct Fake {
     info: Info,
     depth: usize,
-    /// What was asked and is not done yet: none of it before somebody wants to know.
+    /// What was asked and is not done yet, a batch first: none of it before somebody wants to know.
     asked: VecDeque<Asked>,
     /// What the batch has made that is to be collected next.
     made: Outcome,
@@ -104,16 +104,13 @@ impl Backend for Fake {
     }
 
     fn collect(&mut self, outcome: &mut Outcome) -> Result<bool, Fault> {
-        loop {
-            match self.asked.pop_front().expect("a batch was submitted") {
-                Asked::Batch(batch) => {
-                    self.compute(&batch);
-                    std::mem::swap(outcome, &mut self.made);
-                    return Ok(true);
-                }
-                other => self.do_now(other),
-            }
+        let Some(Asked::Batch(batch)) = self.asked.pop_front() else { panic!("no batch was submitted") };
+        self.compute(&batch);
+        std::mem::swap(outcome, &mut self.made);
+        while let Some(asked) = self.asked.pop_front_if(|asked| !matches!(asked, Asked::Batch(_))) {
+            self.do_now(asked);
         }
+        Ok(true)
     }
 
     fn copy_page(&mut self, from: PageId, to: PageId) -> Result<(), Fault> {
@@ -137,7 +134,7 @@ impl Fake {
         match asked {
             Asked::Copy(from, to) => self.pages[to.0 as usize] = self.pages[from.0 as usize].clone(),
             Asked::Clear(page, from) => self.pages[page.0 as usize][from as usize..].fill(0),
-            Asked::Batch(batch) => self.compute(&batch),
+            Asked::Batch(batch) => unreachable!("{batch:?} is collected"),
         }
     }
 
