@@ -105,25 +105,40 @@ impl All {
 
     /// Runs a batch on all: each backend makes what its twin makes, every token and every probability.
     fn run(&mut self, batch: &Batch) -> Vec<Vec<Produced>> {
-        let run = |backend: &mut dyn Backend| {
-            let mut outcome = Outcome::default();
-            backend.run(batch, &mut outcome).unwrap_or_else(|fault| panic!("{fault}"));
-            outcome.produced
-        };
-        let on_gpu = run(&mut self.cuda);
-        assert_eq!(on_gpu, run(&mut self.twins.cuda), "the GPU, beside its twin");
-        let on_cpu = run(&mut self.cpu);
-        // A processor without vectors that we know rounds products of its own accord, in an order of its own.
-        if !self.cpu.info().device.contains(", plain") {
-            assert_eq!(on_cpu, run(&mut self.twins.cpu), "the processor, beside its twin");
+        self.run_all(std::slice::from_ref(batch))
+    }
+
+    /// Some batches, all under way on the GPU together; what the last one makes.
+    fn run_all(&mut self, batches: &[Batch]) -> Vec<Vec<Produced>> {
+        for batch in batches {
+            self.cuda.submit(batch).unwrap_or_else(|fault| panic!("{fault}"));
         }
-        for ((sequence, cpu), gpu) in batch.sequences.iter().zip(&on_cpu).zip(&on_gpu) {
-            let outputs = sequence.outputs.iter().filter(|output| !matches!(output, Output::Embed { .. }));
-            outputs
-                .zip(cpu.iter().zip(gpu))
-                .for_each(|(output, (cpu, gpu))| self.tally.note(output, cpu, gpu));
+        let mut last = Vec::new();
+        for batch in batches {
+            let collect = |backend: &mut dyn Backend| {
+                let mut outcome = Outcome::default();
+                while !backend.collect(&mut outcome).unwrap_or_else(|fault| panic!("{fault}")) {}
+                outcome.produced
+            };
+            let run = |backend: &mut dyn Backend| {
+                backend.submit(batch).unwrap_or_else(|fault| panic!("{fault}"));
+                collect(backend)
+            };
+            let on_gpu = collect(&mut self.cuda);
+            assert_eq!(on_gpu, run(&mut self.twins.cuda), "the GPU, beside its twin");
+            let on_cpu = run(&mut self.cpu);
+            // A processor without vectors that we know rounds in an order of its own.
+            if !self.cpu.info().device.contains(", plain") {
+                assert_eq!(on_cpu, run(&mut self.twins.cpu), "the processor, beside its twin");
+            }
+            for ((sequence, cpu), gpu) in batch.sequences.iter().zip(&on_cpu).zip(&on_gpu) {
+                let yields = |output: &&Output| !matches!(output, Output::Embed { .. });
+                let outputs = sequence.outputs.iter().filter(yields).zip(cpu.iter().zip(gpu));
+                outputs.for_each(|(output, (cpu, gpu))| self.tally.note(output, cpu, gpu));
+            }
+            last = on_cpu;
         }
-        on_cpu
+        last
     }
 
     fn each(&mut self, work: impl Fn(&mut dyn Backend)) {
@@ -191,7 +206,7 @@ fn chats(count: usize, pages: usize, random: &mut Random) -> Vec<Chat> {
 }
 
 /// Prompts of several lengths in one batch, then decoding: one, some, and more than a vector product takes.
-fn prompts_and_decoding(all: &mut All, random: &mut Random) -> Vec<Chat> {
+fn prompts_and_decoding(all: &mut All, random: &mut Random, decoding: &[usize]) -> Vec<Chat> {
     let mut chats = chats(10, 4, random);
     for (part, lengths) in [[1, 7, 16, 17, 20], [2, 3, 5, 8, 30]].into_iter().enumerate() {
         let prompts = chats[part * 5..][..5].iter_mut().zip(lengths).map(|(chat, length)| {
@@ -206,8 +221,8 @@ fn prompts_and_decoding(all: &mut All, random: &mut Random) -> Vec<Chat> {
             chat.last = last;
         }
     }
-    for count in [1, 1, 3, 8, 10, 10, 1] {
-        let sequences = chats[..count].iter_mut().map(|chat| {
+    for count in decoding {
+        let sequences = chats[..*count].iter_mut().map(|chat| {
             let input = Input::Token(chat.last);
             sequence(chat, vec![input], vec![token(0, GREEDY)])
         });
@@ -293,10 +308,15 @@ fn pages_are_copied_and_cleared(all: &mut All, chats: &mut [Chat]) {
 /// More slots than a split has, so that several are joined.
 fn a_long_sequence(all: &mut All, random: &mut Random) {
     let mut chat = chats(1, 40, random).remove(0);
-    for length in [60, 60, 60, 60, 40] {
+    let mut chunk = |length: usize| {
         let inputs = (0..length).map(|_| Input::Token(TokenId(random.below(256) as u32))).collect();
         let chunk = sequence(&mut chat, inputs, vec![token(length - 1, GREEDY)]);
-        all.run(&Batch { sequences: vec![chunk] });
+        Batch { sequences: vec![chunk] }
+    };
+    // The second of two is written and launched while the first runs.
+    for lengths in [&[60, 60][..], &[60, 60], &[40]] {
+        let chunks: Vec<Batch> = lengths.iter().map(|length| chunk(*length)).collect();
+        all.run_all(&chunks);
     }
     for _ in 0..2 {
         let next = sequence(&mut chat, vec![Input::Token(TokenId(66))], vec![token(0, GREEDY)]);
@@ -309,7 +329,7 @@ fn the_gpu_gives_what_the_processor_gives() {
     for decoder in FAMILIES {
         let mut random = Random::new(decoder.seed);
         let mut all = All::load(decoder);
-        let mut chats = prompts_and_decoding(&mut all, &mut random);
+        let mut chats = prompts_and_decoding(&mut all, &mut random, &[1, 1, 3, 8, 10, 10, 1]);
         all_that_a_batch_can_ask(&mut all, &mut chats, &mut random);
         pages_are_copied_and_cleared(&mut all, &mut chats);
         if decoder.architecture == "llama" {
@@ -324,7 +344,7 @@ fn the_gpu_gives_what_the_processor_gives() {
     }
     for decoder in FAMILIES {
         let mut all = All::load(Decoder { leads: true, ..decoder });
-        prompts_and_decoding(&mut all, &mut Random::new(decoder.seed));
+        prompts_and_decoding(&mut all, &mut Random::new(decoder.seed), &[1, 3, 10]);
         let Tally { greedy, greedy_apart, apart, lead, .. } = all.tally;
         let lead = lead.expect("there were distributions");
         println!(

@@ -42,7 +42,7 @@ pub fn products(rows: &[Vec<f32>], x: &[f32]) -> Vec<f32> {
 }
 
 fn exp(x: f32) -> f32 {
-    if !(x > -87.0) {
+    if x.is_nan() || x <= -87.0 {
         return 0.0;
     }
     let x = x.min(88.0);
