@@ -35,6 +35,9 @@ pub trait Settle: Send {
     fn attend(&self);
     /// Blocks until the woken guests have run (each to its next wait or for a few slices), `limit` at most.
     fn settle(&self, limit: Duration);
+    /// Runs a slice of a guest, if one waits for its turn and nobody else has it: a batch is under way elsewhere, and the
+    /// calling thread will look after it again soon.
+    fn lend(&self);
     /// The calling thread is about to sleep or to end.
     fn rest(&self);
 }
@@ -43,6 +46,7 @@ pub trait Settle: Send {
 impl Settle for () {
     fn attend(&self) {}
     fn settle(&self, _limit: Duration) {}
+    fn lend(&self) {}
     fn rest(&self) {}
 }
 
@@ -52,9 +56,6 @@ const SETTLE_SHARE: u32 = 4;
 const SETTLE_LEAST: Duration = Duration::from_micros(500);
 /// ... and never long enough to be felt.
 const SETTLE_MOST: Duration = Duration::from_millis(10);
-
-/// While a batch is under way guests have the engine's thread for so long, then it looks at the device again.
-const SPARE: Duration = Duration::from_micros(50);
 
 /// How soon an idle engine tries again to tell what found the channel upward full.
 const UNTOLD_WAIT: Duration = Duration::from_millis(5);
@@ -211,13 +212,16 @@ impl Engine {
         let mut outcome = Outcome::default();
         loop {
             self.collect();
-            if self.has_room()
-                && let Some(plan) = self.state.plan(self.pace.budget())
-            {
+            let plan = if self.has_room() { self.state.plan(self.pace.budget()) } else { None };
+            let begins = plan.is_some();
+            if let Some(plan) = plan {
                 self.settle.attend();
                 self.begin(plan)?;
             }
             if self.under_way.is_empty() {
+                if begins {
+                    continue; // There was something to move, and nothing to compute.
+                }
                 self.settle.rest();
                 if !self.untold.is_empty() {
                     std::thread::sleep(UNTOLD_WAIT);
@@ -230,7 +234,7 @@ impl Engine {
             } else if self.backend.collect(&mut outcome)? {
                 self.end(&mut outcome)?;
             } else {
-                self.settle.settle(SPARE);
+                self.settle.lend();
             }
         }
     }

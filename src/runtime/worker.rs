@@ -200,6 +200,10 @@ impl Settle for Workers {
         self.0.shared.settle(Instant::now() + limit);
     }
 
+    fn lend(&self) {
+        self.0.shared.lend();
+    }
+
     fn rest(&self) {
         self.0.shared.rest();
     }
@@ -420,6 +424,23 @@ impl Shared {
             && let Some(turn) = state.next_exhausted()
         {
             drop(self.slice_here(state, turn));
+        }
+    }
+
+    /// Runs a slice of a guest in the first worker's place, while no batch keeps this thread. It counts as busy all the same:
+    /// whoever is woken need not wait for it.
+    fn lend(&self) {
+        if self.size > 1 && self.woken.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        let mut state = self.lock();
+        if state.stand_in != Some(thread::current().id()) || state.first_runs {
+            return;
+        }
+        // The only worker gives the exhausted their turn, too.
+        let turn = if self.size == 1 { state.next() } else { state.next_woken() };
+        if let Some(turn) = turn {
+            drop(self.slice(state, turn));
         }
     }
 

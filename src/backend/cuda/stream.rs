@@ -214,15 +214,20 @@ impl Stream {
 
     fn ask(&self, event: &Event, since: Instant) -> Result<bool, Error> {
         let asked = Instant::now();
+        let mut late = false;
         loop {
-            // Taken before the question: who comes late to ask, asks once more.
             let now = Instant::now();
             if event.is_past()? {
                 return Ok(true);
             }
             let waited = now.saturating_duration_since(since);
             if waited > self.deadline {
-                return Err(self.device.note(Error::Hung { after: self.deadline }));
+                // Who comes late to ask, asks once more.
+                if late {
+                    return Err(self.device.note(Error::Hung { after: self.deadline }));
+                }
+                late = true;
+                continue;
             }
             if waited > SPIN {
                 std::thread::sleep(PAUSE);

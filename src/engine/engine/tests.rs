@@ -186,6 +186,7 @@ struct Workers(Arc<OnceLock<[Guest; 3]>>, Mutex<Vec<Reply<PassResult>>>);
 
 impl Settle for Workers {
     fn attend(&self) {}
+    fn lend(&self) {}
     fn rest(&self) {}
     fn settle(&self, _limit: Duration) {
         let Some(guests) = self.0.get() else { return };

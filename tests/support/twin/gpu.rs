@@ -92,15 +92,10 @@ impl Query<'_> {
 
     fn split(&self, split: usize) -> Gathered {
         let warps: Vec<Gathered> = (0..WARPS).map(|warp| self.warp(split, warp)).collect();
-        let m = warps.iter().map(|warp| warp.m).fold(f32::NEG_INFINITY, f32::max);
         let mut all = warps[0].clone();
-        let first = factor(all.m, m);
-        all.l *= first;
-        all.sum.iter_mut().for_each(|x| *x *= first);
-        for warp in &warps[1..] {
-            all.add(warp, factor(warp.m, m));
-        }
-        Gathered { m, ..all }
+        all.rise(warps.iter().map(|warp| warp.m).fold(f32::NEG_INFINITY, f32::max));
+        warps[1..].iter().for_each(|warp| all.add(warp));
+        all
     }
 
     fn warp(&self, split: usize, warp: usize) -> Gathered {
@@ -152,7 +147,17 @@ impl Query<'_> {
 }
 
 impl Gathered {
-    fn add(&mut self, next: &Gathered, factor: f32) {
+    /// The largest score becomes `m`, which is no less.
+    fn rise(&mut self, m: f32) {
+        let factor = factor(self.m, m);
+        self.m = m;
+        self.l *= factor;
+        self.sum.iter_mut().for_each(|x| *x *= factor);
+    }
+
+    /// Takes in what was gathered under a largest score that is no larger.
+    fn add(&mut self, next: &Gathered) {
+        let factor = factor(next.m, self.m);
         self.l = next.l.mul_add(factor, self.l);
         self.sum.iter_mut().zip(&next.sum).for_each(|(x, next)| *x = next.mul_add(factor, *x));
     }
@@ -171,18 +176,14 @@ fn combine(splits: &[Gathered], dims: usize) -> Vec<f32> {
         let own: Vec<&Gathered> = splits.iter().skip(number).step_by(parts).collect();
         let mut all = nothing();
         for four in own.chunks(4) {
-            let m = four.iter().map(|next| next.m).fold(all.m, f32::max);
-            let shrink = factor(all.m, m);
-            all.m = m;
-            all.l *= shrink;
-            all.sum.iter_mut().for_each(|x| *x *= shrink);
-            four.iter().for_each(|next| all.add(next, factor(next.m, m)));
+            all.rise(four.iter().map(|next| next.m).fold(all.m, f32::max));
+            four.iter().for_each(|next| all.add(next));
         }
         all
     };
     let parts: Vec<Gathered> = (0..parts).map(part).collect();
-    let m = parts.iter().map(|part| part.m).fold(f32::NEG_INFINITY, f32::max);
     let mut all = nothing();
-    parts.iter().for_each(|part| all.add(part, factor(part.m, m)));
+    all.rise(parts.iter().map(|part| part.m).fold(f32::NEG_INFINITY, f32::max));
+    parts.iter().for_each(|part| all.add(part));
     all.output()
 }
