@@ -45,11 +45,12 @@ struct Chat {
 }
 
 /// Both backends and their twins, given the same.
-struct All {
+struct Both {
     cpu: Cpu,
     cuda: Cuda,
     twins: Twins,
     tally: Tally,
+    name: &'static str,
 }
 
 struct Twins {
@@ -72,8 +73,8 @@ struct Tally {
     lead: Option<f32>,
 }
 
-impl All {
-    fn load(decoder: Decoder) -> All {
+impl Both {
+    fn load(decoder: Decoder) -> Both {
         let folder = Folder::new();
         let path = folder.path("model.gguf");
         std::fs::write(&path, decoder.bytes()).expect("written");
@@ -100,7 +101,7 @@ impl All {
             Cuda::load(&model, &options).unwrap_or_else(|error| panic!("{}: {error}", decoder.architecture));
         let twin = |side| Twin::new(side, &model, cuda.info());
         let twins = Twins { cpu: twin(Side::Processor), cuda: twin(Side::Gpu) };
-        All { cpu, cuda, twins, tally: Tally::default() }
+        Both { cpu, cuda, twins, tally: Tally::default(), name: decoder.architecture }
     }
 
     /// Runs a batch on all: each backend makes what its twin makes, every token and every probability.
@@ -125,11 +126,11 @@ impl All {
                 collect(backend)
             };
             let on_gpu = collect(&mut self.cuda);
-            assert_eq!(on_gpu, run(&mut self.twins.cuda), "the GPU, beside its twin");
+            assert_eq!(on_gpu, run(&mut self.twins.cuda), "{}: the GPU, beside its twin", self.name);
             let on_cpu = run(&mut self.cpu);
             // A processor without vectors that we know rounds in an order of its own.
             if !self.cpu.info().device.contains(", plain") {
-                assert_eq!(on_cpu, run(&mut self.twins.cpu), "the processor, beside its twin");
+                assert_eq!(on_cpu, run(&mut self.twins.cpu), "{}: the processor, beside its twin", self.name);
             }
             for ((sequence, cpu), gpu) in batch.sequences.iter().zip(&on_cpu).zip(&on_gpu) {
                 let yields = |output: &&Output| !matches!(output, Output::Embed { .. });
@@ -142,7 +143,7 @@ impl All {
     }
 
     fn each(&mut self, work: impl Fn(&mut dyn Backend)) {
-        let All { cpu, cuda, twins, .. } = self;
+        let Both { cpu, cuda, twins, .. } = self;
         let all: [&mut dyn Backend; 4] = [cpu, cuda, &mut twins.cpu, &mut twins.cuda];
         all.into_iter().for_each(work);
     }
@@ -206,7 +207,7 @@ fn chats(count: usize, pages: usize, random: &mut Random) -> Vec<Chat> {
 }
 
 /// Prompts of several lengths in one batch, then decoding: one, some, and more than a vector product takes.
-fn prompts_and_decoding(all: &mut All, random: &mut Random, decoding: &[usize]) -> Vec<Chat> {
+fn prompts_and_decoding(both: &mut Both, random: &mut Random, decoding: &[usize]) -> Vec<Chat> {
     let mut chats = chats(10, 4, random);
     for (part, lengths) in [[1, 7, 16, 17, 20], [2, 3, 5, 8, 30]].into_iter().enumerate() {
         let prompts = chats[part * 5..][..5].iter_mut().zip(lengths).map(|(chat, length)| {
@@ -216,7 +217,7 @@ fn prompts_and_decoding(all: &mut All, random: &mut Random, decoding: &[usize]) 
             sequence(chat, tokens.collect(), vec![likely, token(row, GREEDY)])
         });
         let batch = Batch { sequences: prompts.collect() };
-        for (chat, made) in chats[part * 5..].iter_mut().zip(all.run(&batch)) {
+        for (chat, made) in chats[part * 5..].iter_mut().zip(both.run(&batch)) {
             let Produced::Token(last) = made[1] else { panic!("a token") };
             chat.last = last;
         }
@@ -227,7 +228,7 @@ fn prompts_and_decoding(all: &mut All, random: &mut Random, decoding: &[usize]) 
             sequence(chat, vec![input], vec![token(0, GREEDY)])
         });
         let batch = Batch { sequences: sequences.collect() };
-        for (chat, made) in chats.iter_mut().zip(all.run(&batch)) {
+        for (chat, made) in chats.iter_mut().zip(both.run(&batch)) {
             let Produced::Token(last) = made[0] else { panic!("a token") };
             chat.last = last;
         }
@@ -236,7 +237,7 @@ fn prompts_and_decoding(all: &mut All, random: &mut Random, decoding: &[usize]) 
 }
 
 /// Rows behind masks, several things wanted of one row, hidden states stored and put in.
-fn all_that_a_batch_can_ask(all: &mut All, chats: &mut [Chat], random: &mut Random) {
+fn all_that_a_batch_can_ask(both: &mut Both, chats: &mut [Chat], random: &mut Random) {
     let chat = &mut chats[4];
     let (first, rows) = (chat.len, 5);
     let inputs = (0..rows).map(|_| Input::Token(TokenId(random.below(256) as u32))).collect();
@@ -264,12 +265,12 @@ fn all_that_a_batch_can_ask(all: &mut All, chats: &mut [Chat], random: &mut Rand
     };
     with_mask.mask = Mask::Runs((0..rows).map(run).collect());
     with_mask.positions = vec![3, 70_000, 5, 5, 0];
-    all.run(&Batch { sequences: vec![with_mask] });
+    both.run(&Batch { sequences: vec![with_mask] });
 
     let stored = [3, 5].map(|slot| Input::Embed(EmbedId(slot)));
     let chat = &mut chats[1];
     let again = sequence(chat, stored.into(), vec![token(0, GREEDY), token(1, GREEDY)]);
-    all.run(&Batch { sequences: vec![again] });
+    both.run(&Batch { sequences: vec![again] });
 
     // As many things wanted as go through the head in two goes.
     let chat = &mut chats[2];
@@ -287,26 +288,26 @@ fn all_that_a_batch_can_ask(all: &mut All, chats: &mut [Chat], random: &mut Rand
         Output::Token { row: ordinal % 3, sampler, ordinal }
     });
     let many = sequence(chat, inputs, outputs.collect());
-    all.run(&Batch { sequences: vec![many] });
+    both.run(&Batch { sequences: vec![many] });
 }
 
 /// A copy has what its original has; what was cleared is zeros.
-fn pages_are_copied_and_cleared(all: &mut All, chats: &mut [Chat]) {
+fn pages_are_copied_and_cleared(both: &mut Both, chats: &mut [Chat]) {
     let free = (0..PAGES).map(PageId).find(|page| chats.iter().all(|chat| !chat.pages.contains(page)));
     let free = free.expect("not all are taken");
     let whole = chats[3].pages[0];
-    all.each(|backend| {
+    both.each(|backend| {
         backend.copy_page(whole, free).expect("copied");
         backend.clear_page(free, 11).expect("cleared");
     });
     let chat = &mut chats[3];
     chat.pages[0] = free;
     let next = sequence(chat, vec![Input::Token(TokenId(65))], vec![token(0, GREEDY)]);
-    all.run(&Batch { sequences: vec![next] });
+    both.run(&Batch { sequences: vec![next] });
 }
 
 /// More slots than a split has, so that several are joined.
-fn a_long_sequence(all: &mut All, random: &mut Random) {
+fn a_long_sequence(both: &mut Both, random: &mut Random) {
     let mut chat = chats(1, 40, random).remove(0);
     let mut chunk = |length: usize| {
         let inputs = (0..length).map(|_| Input::Token(TokenId(random.below(256) as u32))).collect();
@@ -316,11 +317,11 @@ fn a_long_sequence(all: &mut All, random: &mut Random) {
     // The second of two is written and launched while the first runs.
     for lengths in [&[60, 60][..], &[60, 60], &[40]] {
         let chunks: Vec<Batch> = lengths.iter().map(|length| chunk(*length)).collect();
-        all.run_all(&chunks);
+        both.run_all(&chunks);
     }
     for _ in 0..2 {
         let next = sequence(&mut chat, vec![Input::Token(TokenId(66))], vec![token(0, GREEDY)]);
-        all.run(&Batch { sequences: vec![next] });
+        both.run(&Batch { sequences: vec![next] });
     }
 }
 
@@ -328,14 +329,14 @@ fn a_long_sequence(all: &mut All, random: &mut Random) {
 fn the_gpu_gives_what_the_processor_gives() {
     for decoder in FAMILIES {
         let mut random = Random::new(decoder.seed);
-        let mut all = All::load(decoder);
-        let mut chats = prompts_and_decoding(&mut all, &mut random, &[1, 1, 3, 8, 10, 10, 1]);
-        all_that_a_batch_can_ask(&mut all, &mut chats, &mut random);
-        pages_are_copied_and_cleared(&mut all, &mut chats);
+        let mut both = Both::load(decoder);
+        let mut chats = prompts_and_decoding(&mut both, &mut random, &[1, 1, 3, 8, 10, 10, 1]);
+        all_that_a_batch_can_ask(&mut both, &mut chats, &mut random);
+        pages_are_copied_and_cleared(&mut both, &mut chats);
         if decoder.architecture == "llama" {
-            a_long_sequence(&mut all, &mut random);
+            a_long_sequence(&mut both, &mut random);
         }
-        let Tally { greedy, greedy_apart, drawn, drawn_apart, apart, .. } = all.tally;
+        let Tally { greedy, greedy_apart, drawn, drawn_apart, apart, .. } = both.tally;
         println!(
             "{}: {greedy_apart} of {greedy} greedy tokens and {drawn_apart} of {drawn} drawn ones are other ones on the GPU; \
              logits are {apart} apart at most",
@@ -343,9 +344,9 @@ fn the_gpu_gives_what_the_processor_gives() {
         );
     }
     for decoder in FAMILIES {
-        let mut all = All::load(Decoder { leads: true, ..decoder });
-        prompts_and_decoding(&mut all, &mut Random::new(decoder.seed), &[1, 3, 10]);
-        let Tally { greedy, greedy_apart, apart, lead, .. } = all.tally;
+        let mut both = Both::load(Decoder { leads: true, ..decoder });
+        prompts_and_decoding(&mut both, &mut Random::new(decoder.seed), &[1, 3, 10]);
+        let Tally { greedy, greedy_apart, apart, lead, .. } = both.tally;
         let lead = lead.expect("there were distributions");
         println!(
             "{}: the best of {greedy} tokens lead by {lead}, logits are {apart} apart",
