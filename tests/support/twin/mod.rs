@@ -14,6 +14,9 @@
 //! The first two are roundings of f32, some 2^-24 of a sum, the others of 16 bits, 2^-9 (bf16) and 2^-12 of a number. All of
 //! them end in activations of 8 bits: where one lies within such a rounding of the middle between two quants, it becomes the
 //! other one, 1/127 of its block's largest away, and what depends on it is as far off as quantisation alone brings it.
+//!
+//! Of the 441 greedy tokens of `gpu_model.rs` 6 differ so. With the processor's attention in the GPU's place 1 does, of the
+//! model with activations of 16 bits (the others' logits then differ by 1e-5 at most); with any other of its ways, 6.
 
 mod gpu;
 mod processor;
