@@ -11,12 +11,13 @@
 //! | weights of 16 bits | meet activations of as many | meet f32 |
 //! | attention (`attend.inc`, `attention.rs`) | page by page; weights of f16, queries of 22 bits | all of a stretch in f32 |
 //!
-//! The first two are roundings of f32, some 2^-24 of a sum, the others of 16 bits, 2^-9 (bf16) and 2^-12 of a number. All of
-//! them end in activations of 8 bits: where one lies within such a rounding of the middle between two quants, it becomes the
+//! The first two are roundings of f32, some 2^-24 of a sum, the others of 16 bits, 2^-9 (bf16) and 2^-12 of a number. Before
+//! quantised weights all of them end in activations of 8 bits: where one lies within such a rounding of the middle between two quants, it becomes the
 //! other one, 1/127 of its block's largest away, and what depends on it is as far off as quantisation alone brings it.
 //!
-//! Of the 441 greedy tokens of `gpu_model.rs` 6 differ so. With the processor's attention in the GPU's place 1 does, of the
-//! model with activations of 16 bits (the others' logits then differ by 1e-5 at most); with any other of its ways, 6.
+//! Of the 441 greedy tokens of `gpu_model.rs` 6 differ so. With the processor's attention in the GPU's place 1 does: of a model
+//! with activations of 16 bits. Four of the other five quantised ones then agree to 1e-5, in one a quant is another. With the
+//! processor's norms, products, or 16-bit activations instead, 6 differ as before.
 
 mod gpu;
 mod processor;
