@@ -387,7 +387,7 @@ impl Shared {
         state.running += turn.woken as usize;
         self.publish(&state);
         let Turn { guest: Waiting { runnable, seat }, woken, owed } = turn;
-        seat.queued.store(false, Ordering::Relaxed);
+        let turn = seat.begin_turn();
         drop(state);
         let since = Instant::now();
         run(runnable);
@@ -396,7 +396,7 @@ impl Shared {
         let took = took.as_nanos() as u64;
         let mut state = self.lock();
         state.over(&seat, woken, owed, took);
-        if !seat.queued.load(Ordering::Relaxed) {
+        if seat.waits_since(turn) {
             state.waits(&seat);
         }
         self.publish(&state);

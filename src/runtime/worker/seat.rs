@@ -38,8 +38,10 @@ pub(super) struct Place {
     pub(super) heavy: AtomicBool,
     /// It needs no turn any more, only an end.
     pub(super) ending: AtomicBool,
-    /// It is in a queue. The state's lock orders this and the next.
+    /// It is in a queue. The state's lock orders this and those that follow.
     pub(super) queued: AtomicBool,
+    /// Its turns that have begun.
+    turns: AtomicU64,
     /// The last batch that answered it.
     pub(super) batch: AtomicU64,
     /// That is the last there was, and the guest has not come to its next wait.
@@ -57,6 +59,18 @@ impl Seat {
 }
 
 impl Place {
+    /// The number of the turn. With the state's lock held.
+    pub(super) fn begin_turn(&self) -> u64 {
+        self.queued.store(false, Ordering::Relaxed);
+        self.turns.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// That turn is over, and it neither waits for another nor has begun one: on another thread, before this one came to
+    /// look.
+    pub(super) fn waits_since(&self, turn: u64) -> bool {
+        !self.queued.load(Ordering::Relaxed) && self.turns.load(Ordering::Relaxed) == turn
+    }
+
     /// A turn of so long ended `now`.
     pub(super) fn computed(&self, took: Duration, now: Duration) {
         self.change(|computed| (computed + took.min(TURN_MOST)).min(COMPUTED_MOST));
@@ -103,6 +117,7 @@ impl Workers {
             heavy: AtomicBool::new(false),
             ending: AtomicBool::new(false),
             queued: AtomicBool::new(false),
+            turns: AtomicU64::new(0),
             batch: AtomicU64::new(u64::MAX),
             answered: AtomicBool::new(false),
         }))
