@@ -36,8 +36,8 @@
 //! 6. The operation is validated completely, its pages are found, rows that were computed before fall away; then it enters
 //!    its queue, a stream.
 //! 7. The engine, each time the device is free, takes what is ready: all priorities, all queues, up to a budget of
-//!    rows and of measured time, long prompts in chunks ([`engine`]).
-//! 8. The backend runs one batch: append K/V, attend, gather the rows that have outputs, head, sample ([`backend`]).
+//!    rows and of measured time, long prompts in chunks; on a GPU the next chunk before the one before it has ended ([`engine`]).
+//! 8. The backend runs the batch: append K/V, attend, gather the rows that have outputs, head, sample ([`backend`]).
 //! 9. Results wake the guests.
 //! 10. What a guest sends goes out as events, in order, the terminal one last and exactly once.
 //!

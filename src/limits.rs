@@ -172,6 +172,9 @@ pub const GPU_RESERVE_SHARE: usize = 16;
 pub const GPU_RESERVE_BYTES: usize = 512 << 20;
 /// From a step's begin until the device counts as hung: a hundred times what the engine lets a batch take.
 pub const GPU_STEP: Duration = Duration::from_secs(10);
+/// Batches under way on a GPU: one runs, and the next is written and launched meanwhile, so that the device need not wait
+/// for the host. A third would only wait longer.
+pub const GPU_BATCHES: usize = 2;
 /// Steps of decoding that are kept as graphs, by their sizes; the one that was not launched for longest goes first.
 pub const GPU_GRAPHS: usize = 64;
 /// Rows that go through the head together: with 128 Ki tokens 512 KiB of logits each.

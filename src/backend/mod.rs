@@ -165,11 +165,29 @@ impl fmt::Display for Fault {
 impl std::error::Error for Fault {}
 
 /// Computes batches over its own paged K/V. Made and owned by one engine thread; the ids it is given were checked.
+///
+/// Batches, copies and clearings take effect in the order of the calls.
 pub trait Backend {
     fn info(&self) -> &Info;
 
-    /// Appends the rows' K/V, attends, and makes the outputs. `outcome` is overwritten.
-    fn run(&mut self, batch: &Batch, outcome: &mut Outcome) -> Result<(), Fault>;
+    /// Batches that may be under way at a time. 1: nothing is gained by a second one, as whoever submits one waits for it.
+    fn depth(&self) -> usize {
+        1
+    }
+
+    /// Begins a batch: appends the rows' K/V, attends, and makes the outputs. [`Backend::depth`] are under way at most.
+    fn submit(&mut self, batch: &Batch) -> Result<(), Fault>;
+
+    /// Overwrites `outcome` with what the batch that was submitted first has made, once it has ended. False: it is still
+    /// under way, and the call has paused for some microseconds, so that it may be asked again and again.
+    fn collect(&mut self, outcome: &mut Outcome) -> Result<bool, Fault>;
+
+    /// A batch alone: none is under way before or after.
+    fn run(&mut self, batch: &Batch, outcome: &mut Outcome) -> Result<(), Fault> {
+        self.submit(batch)?;
+        while !self.collect(outcome)? {}
+        Ok(())
+    }
 
     /// Copies all layers of one page (copy on write).
     fn copy_page(&mut self, from: PageId, to: PageId) -> Result<(), Fault>;

@@ -1,8 +1,15 @@
-//! The engine's thread: collect, choose, run, deliver, settle.
+//! The engine's thread: collect, choose, submit, deliver, settle.
 //!
-//! Owns: the thread and the inbox. Never: how much a batch may hold, which is [`Pace`]'s; a decision about pages or order,
-//! which is [`State`]'s; a tensor, which is the backend's. An idle engine blocks on
-//! its inbox; a lone request starts at once.
+//! Owns: the thread, the inbox, and the batches under way. Never: how much a batch may hold, which is [`Pace`]'s; a decision
+//! about pages or order, which is [`State`]'s; a tensor, which is the backend's. An idle engine blocks on its inbox; a lone
+//! request starts at once.
+//!
+//! # While a batch is under way
+//! On a backend that computes by itself ([`Backend::depth`] above 1) this thread goes on: it carries out what guests ask, so
+//! that the next batch's passes are ready when this one ends, and runs guests. A second batch is put behind the first when no
+//! pass ends with that one, as between the chunks of a long prompt: then nobody is woken by it, and there is nothing to wait
+//! for. Where guests wait for its tokens, what they ask next is worth more in the next batch than an early start of it: a
+//! step reads all weights whether for half of the guests or for all, and guests once split between two batches would stay so.
 
 use crate::backend::{Backend, Fault, Info, Outcome};
 use crate::engine::credit::Credits;
@@ -28,6 +35,9 @@ pub trait Settle: Send {
     fn attend(&self);
     /// Blocks until the woken guests have run (each to its next wait or for a few slices), `limit` at most.
     fn settle(&self, limit: Duration);
+    /// Runs a slice of a guest, if one waits for its turn and nobody else has it: a batch is under way elsewhere, and the
+    /// calling thread will look after it again soon.
+    fn lend(&self);
     /// The calling thread is about to sleep or to end.
     fn rest(&self);
 }
@@ -36,6 +46,7 @@ pub trait Settle: Send {
 impl Settle for () {
     fn attend(&self) {}
     fn settle(&self, _limit: Duration) {}
+    fn lend(&self) {}
     fn rest(&self) {}
 }
 
@@ -121,6 +132,16 @@ pub struct Engine {
     untold: VecDeque<Notice>,
     state: State,
     pace: Pace,
+    /// The first goes first.
+    under_way: VecDeque<UnderWay>,
+    /// When the last batch ended.
+    ended: Instant,
+}
+
+/// A batch that has been submitted.
+struct UnderWay {
+    plan: Plan,
+    since: Instant,
 }
 
 impl Engine {
@@ -146,9 +167,12 @@ impl Engine {
                 }
             };
             let info = Arc::new(backend.info().clone());
-            let (state, pace) = (State::new(&info, &reuse), Pace::new(info.batch_tokens));
+            let pace = Pace::new(info.batch_tokens, backend.depth() as u32);
+            let state = State::new(&info, &reuse);
             let _ = made.send(Ok(info));
-            Engine { backend, settle, inbox, notices, untold: VecDeque::new(), state, pace }.live(on_fault);
+            let (untold, under_way, ended) = (VecDeque::new(), VecDeque::new(), Instant::now());
+            let engine = Engine { backend, settle, inbox, notices, untold, state, pace, under_way, ended };
+            engine.live(on_fault);
         };
         // It runs guests too, so it has a worker's stack.
         let thread = std::thread::Builder::new().name("engine".into()).stack_size(WORKER_STACK_BYTES);
@@ -188,7 +212,16 @@ impl Engine {
         let mut outcome = Outcome::default();
         loop {
             self.collect();
-            let Some(plan) = self.state.plan(self.pace.budget()) else {
+            let plan = if self.has_room() { self.state.plan(self.pace.budget()) } else { None };
+            let begins = plan.is_some();
+            if let Some(plan) = plan {
+                self.settle.attend();
+                self.begin(plan)?;
+            }
+            if self.under_way.is_empty() {
+                if begins {
+                    continue; // There was something to move, and nothing to compute.
+                }
                 self.settle.rest();
                 if !self.untold.is_empty() {
                     std::thread::sleep(UNTOLD_WAIT);
@@ -198,13 +231,17 @@ impl Engine {
                     Ok(command) => self.state.apply(command),
                     Err(_) => return Ok(()),
                 }
-                continue;
-            };
-            self.settle.attend();
-            let took = self.run(&plan, &mut outcome)?;
-            self.state.finish(plan, &mut outcome)?;
-            self.settle(took);
+            } else if self.backend.collect(&mut outcome)? {
+                self.end(&mut outcome)?;
+            } else {
+                self.settle.lend();
+            }
         }
+    }
+
+    /// Whether another batch may be put behind those under way.
+    fn has_room(&self) -> bool {
+        self.under_way.len() < self.backend.depth() && !self.under_way.iter().any(|batch| batch.plan.wakes)
     }
 
     /// Takes what is in the inbox now; true if that woke a guest or may have.
@@ -226,24 +263,41 @@ impl Engine {
         self.state.take_answered() || waiting >= ENGINE_INBOX
     }
 
-    fn run(&mut self, plan: &Plan, outcome: &mut Outcome) -> Result<Duration, Fault> {
+    /// Moves what is to be moved, and submits the batch.
+    fn begin(&mut self, plan: Plan) -> Result<(), Fault> {
         for step in &plan.moves {
             match *step {
                 Move::Copy { from, to } => self.backend.copy_page(from, to)?,
                 Move::Clear { page, from } => self.backend.clear_page(page, from)?,
             }
         }
-        let started = Instant::now(); // Moves are not the pace of rows.
-        outcome.produced.clear();
-        if !plan.batch.sequences.is_empty() {
-            tracing::trace!(sequences = plan.batch.sequences.len(), "batch");
-            mark_all(Stage::Started, plan);
-            self.backend.run(&plan.batch, outcome)?;
-            mark_all(Stage::Finished, plan);
+        let since = Instant::now(); // Moves are not the pace of rows.
+        if plan.batch.sequences.is_empty() {
+            self.state.finish(plan, &mut Outcome::default())?;
+            self.settle(Duration::ZERO);
+            return Ok(());
         }
-        let took = started.elapsed();
+        tracing::trace!(sequences = plan.batch.sequences.len(), "batch");
+        mark_all(Stage::Started, &plan);
+        self.backend.submit(&plan.batch)?;
+        self.under_way.push_back(UnderWay { plan, since });
+        Ok(())
+    }
+
+    /// The first of the batches under way has ended.
+    fn end(&mut self, outcome: &mut Outcome) -> Result<(), Fault> {
+        let Some(UnderWay { plan, since }) = self.under_way.pop_front() else { return Ok(()) };
+        mark_all(Stage::Finished, &plan);
+        // It has run since it was submitted, or since the one before it ended.
+        let now = Instant::now();
+        let took = now.saturating_duration_since(since.max(self.ended));
+        self.ended = now;
         self.pace.learn(&plan.batch, took);
-        Ok(took)
+        self.state.finish(plan, outcome)?;
+        if self.under_way.is_empty() {
+            self.settle(took);
+        }
+        Ok(())
     }
 
     /// Lets woken guests run while still collecting: an answer we give on the way (pages, names) wakes its guest too.
@@ -276,201 +330,4 @@ fn panic_text(panic: &(dyn Any + Send)) -> &str {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::backend::{Batch, Mask, PageId, Sampler, TokenId};
-    use crate::engine::operation::{
-        Kind, Lost, PageQuotas, Pass, PassInput, PassOutput, PassResult, Reply, VirtualId,
-    };
-    use crate::engine::simulation::fake::Fake;
-    use crate::identity::{InstanceId, Subject};
-    use std::sync::{Mutex, OnceLock};
-
-    fn info() -> Info {
-        Info {
-            device: "fake".into(),
-            page_size: 4,
-            pages: 8,
-            embeds: 1,
-            batch_tokens: 16,
-            vocab: 10,
-            hidden: 1,
-        }
-    }
-
-    /// A fake that fails from the batch `fails_at` on, and notes the size of each batch.
-    struct Failing {
-        fake: Fake,
-        sizes: Arc<Mutex<Vec<usize>>>,
-        fails_at: usize,
-        how: fn() -> Fault,
-    }
-
-    impl Backend for Failing {
-        fn info(&self) -> &Info {
-            self.fake.info()
-        }
-
-        fn run(&mut self, batch: &Batch, outcome: &mut Outcome) -> Result<(), Fault> {
-            let mut sizes = self.sizes.lock().expect("no panic holds it");
-            let fails = sizes.len() == self.fails_at;
-            sizes.push(batch.sequences.len());
-            drop(sizes);
-            if fails { Err((self.how)()) } else { self.fake.run(batch, outcome) }
-        }
-
-        fn copy_page(&mut self, from: PageId, to: PageId) -> Result<(), Fault> {
-            self.fake.copy_page(from, to)
-        }
-
-        fn clear_page(&mut self, page: PageId, from: u32) -> Result<(), Fault> {
-            self.fake.clear_page(page, from)
-        }
-    }
-
-    struct Guest {
-        engine: Handle,
-        credits: Credits,
-        queue: QueueId,
-    }
-
-    impl Guest {
-        fn join(engine: &Handle) -> Guest {
-            let (engine, instance) = (engine.clone(), InstanceId::random());
-            let (subject, seed, reply) = (Subject::everyone(), 1, Reply::default());
-            let pages = Reply::clone(&reply);
-            smol::block_on(async {
-                engine.send(Command::Join { instance, subject, pages: PageQuotas::default(), seed }).await?;
-                let kind = Kind::Page;
-                engine.send(Command::Allocate { instance, kind, count: 1, reply }).await?;
-                assert_eq!(pages.wait().await, &Ok(vec![VirtualId(0)]));
-                Ok::<(), Gone>(())
-            })
-            .expect("the engine runs");
-            let queue = QueueId { instance, ordinal: 0 };
-            Guest { engine, credits: Credits::default(), queue }
-        }
-
-        /// One token more, behind `len`.
-        fn decode(&self, len: u32) -> Result<Reply<PassResult>, Gone> {
-            let reply = Reply::default();
-            let sampler = Sampler::Multinomial { temperature: 0.0 };
-            let pass = Pass {
-                pages: vec![VirtualId(0)],
-                len: len + 1,
-                inputs: vec![PassInput::Token(TokenId(3))],
-                positions: vec![len],
-                mask: Mask::Causal,
-                outputs: vec![PassOutput::Token { row: 0, sampler }],
-            };
-            let operation = Operation::Pass(pass, Reply::clone(&reply));
-            smol::block_on(self.engine.submit(&self.credits, self.queue, operation))?;
-            Ok(reply)
-        }
-    }
-
-    struct World {
-        engine: Handle,
-        sizes: Arc<Mutex<Vec<usize>>>,
-        faults: Receiver<String>,
-        _notices: Receiver<Notice>,
-    }
-
-    fn start(settle: impl Settle + 'static, fails_at: usize, how: fn() -> Fault) -> World {
-        let sizes = Arc::<Mutex<Vec<usize>>>::default();
-        let fake = Fake::new(info());
-        let failing = Failing { fake, sizes: sizes.clone(), fails_at, how };
-        let backend = move || Ok::<Box<dyn Backend>, ()>(Box::new(failing));
-        let (notices, _notices) = smol::channel::bounded(8);
-        let (tell, faults) = smol::channel::bounded(1);
-        let engine = Engine::start(backend, Box::new(settle), Reuse::default(), notices, move |why| {
-            let _ = tell.try_send(why);
-        });
-        World { engine: engine.expect("a thread"), sizes, faults, _notices }
-    }
-
-    fn no_fault() -> Fault {
-        Fault("none expected".into())
-    }
-
-    /// Whoever starts it hears why there is none, and nobody is told of a fault.
-    #[test]
-    fn an_engine_without_a_backend_does_not_start() {
-        type Made = Result<Box<dyn Backend>, &'static str>;
-        let start = |backend: fn() -> Made| {
-            let (notices, _notices) = smol::channel::bounded(1);
-            let fault = |why| panic!("{why}");
-            Engine::start(backend, Box::new(()), Reuse::default(), notices, fault).map(drop)
-        };
-        assert!(matches!(start(|| Err("no device")), Err(NotStarted::Backend("no device"))));
-        assert!(matches!(start(|| panic!("as asked")), Err(NotStarted::Panicked)));
-    }
-
-    #[test]
-    fn a_lone_request_is_answered_and_the_engine_ends_with_its_last_handle() {
-        let World { engine, faults, .. } = start((), usize::MAX, no_fault);
-        let guest = Guest::join(&engine);
-        for len in 0..3 {
-            let reply = guest.decode(len).expect("the engine runs");
-            let made = smol::block_on(reply.wait());
-            assert_eq!(made.as_ref().map(Vec::len), Ok(1));
-        }
-        drop((engine, guest));
-        assert!(faults.recv_blocking().is_err(), "it ended, and without a fault");
-    }
-
-    #[test]
-    fn a_fault_or_a_panic_is_told_to_every_guest_and_upward() {
-        let panics: fn() -> Fault = || panic!("a planted panic");
-        let faults: fn() -> Fault = || Fault("a planted fault".into());
-        for (how, told) in
-            [(faults, "the device failed: a planted fault"), (panics, "the engine panicked: a planted panic")]
-        {
-            let world = start((), 0, how);
-            let guests = [0; 3].map(|_| Guest::join(&world.engine));
-            // The first is sent before anything can fail; whoever comes too late is refused at once.
-            let replies = guests.each_ref().map(|g| g.decode(0));
-            assert!(replies[0].is_ok());
-            for reply in replies.into_iter().flatten() {
-                assert_eq!(smol::block_on(reply.wait()), &Err(Lost(told.into())));
-            }
-            assert_eq!(world.faults.recv_blocking().as_deref(), Ok(told));
-            let (instance, how) = (guests[0].queue.instance, crate::engine::operation::Leave::Killed);
-            let refused = smol::block_on(world.engine.send(Command::Leave { instance, how }));
-            assert_eq!(refused, Err(Gone));
-        }
-    }
-
-    /// Runs three guests, the way workers do: each decodes again once its answer is there.
-    struct Workers(Arc<OnceLock<[Guest; 3]>>, Mutex<Vec<Reply<PassResult>>>);
-
-    impl Settle for Workers {
-        fn attend(&self) {}
-        fn rest(&self) {}
-        fn settle(&self, _limit: Duration) {
-            let Some(guests) = self.0.get() else { return };
-            let mut waiting = self.1.lock().expect("no panic holds it");
-            let first = waiting.is_empty();
-            if first || waiting.iter().all(|reply| reply.is_initialized()) {
-                let len = u32::from(!first);
-                *waiting = guests.iter().filter_map(|guest| guest.decode(len).ok()).collect();
-            }
-        }
-    }
-
-    #[test]
-    fn what_woken_guests_ask_joins_the_next_batch() {
-        let guests = Arc::new(OnceLock::new());
-        let workers = Workers(guests.clone(), Mutex::default());
-        let world = start(workers, usize::MAX, no_fault);
-        let all = [0; 3].map(|_| Guest::join(&world.engine));
-        assert!(guests.set(all).is_ok());
-        let spark = Guest::join(&world.engine);
-        let mut len = 0;
-        while world.sizes.lock().expect("no panic holds it").iter().filter(|&&n| n >= 3).count() < 2 {
-            let reply = spark.decode(len % 4).expect("the engine runs");
-            assert!(smol::block_on(reply.wait()).is_ok());
-            len += 1;
-        }
-    }
-}
+mod tests;

@@ -22,6 +22,10 @@ pub struct Job {
     /// Jobs that must be done, or be in the same batch before this, whole.
     pub after_planned: u32,
     pub then: Vec<Then>,
+    /// Batches under way that have rows of it.
+    pub under_way: u32,
+    /// Nobody needs it any more: it goes when no batch under way has rows of it.
+    pub dropped: bool,
     /// The batch since which it could have run and got nothing.
     pub since: u64,
     /// Where it stands among the passes that may run now, if it is one.

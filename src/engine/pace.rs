@@ -27,6 +27,8 @@ const SURPRISE: f64 = 4.0;
 /// shares a batch never changes a number, so this may follow the clock.
 pub(super) struct Pace {
     most: u32,
+    /// Batches that may be under way at a time: the bounds hold for all of them together.
+    depth: u32,
     /// None yet: no estimate.
     cost: Option<Cost>,
     /// Nanoseconds that a step of one row takes, nearly all of it for the weights; smoothed, once there was a small one.
@@ -41,8 +43,8 @@ struct Cost {
 }
 
 impl Pace {
-    pub fn new(most: u32) -> Pace {
-        Pace { most, cost: None, lone: None }
+    pub fn new(most: u32, depth: u32) -> Pace {
+        Pace { most, depth, cost: None, lone: None }
     }
 
     pub fn budget(&self) -> Budget {
@@ -58,7 +60,7 @@ impl Pace {
             };
         };
         let row = (cost.row / cost.slot) as u64;
-        let within = |time: Duration| (time.as_nanos() as f64 / cost.slot) as u64;
+        let within = |time: Duration| ((time / self.depth).as_nanos() as f64 / cost.slot) as u64;
         let least = u64::from(CHUNK_LEAST) * (row + u64::from(CHUNK_LEAST));
         Budget {
             rows: self.most,
@@ -120,7 +122,7 @@ mod tests {
     fn a_batch_within_the_budget_takes_no_longer_than_it_should() {
         let (row_ns, slot_ns) = (5e6, 7e3);
         let time = |rows: f64, slots: f64| Duration::from_nanos((rows * row_ns + slots * slot_ns) as u64);
-        let mut pace = Pace::new(1 << 20);
+        let mut pace = Pace::new(1 << 20, 1);
         let chunk = |context: u32, rows: u32| Sequence {
             pages: Vec::new(),
             len: context + rows,

@@ -65,6 +65,8 @@ impl Budget {
 pub struct Plan {
     pub moves: Vec<Move>,
     pub batch: Batch,
+    /// Whether a pass ends with it, so that somebody hears of its end and may ask for more.
+    pub wakes: bool,
     runs: Vec<Run>, // [sequence]
 }
 
@@ -91,6 +93,8 @@ pub struct Schedule {
     /// Moves that may run now, in the order they became so; some may have been dropped since.
     moves: VecDeque<JobId>,
     done: Vec<Job>,
+    /// What was dropped when the batches that had rows of it ended.
+    dropped: Vec<Job>,
     /// Batches planned so far.
     batch: u64,
     /// Sequences planned so far.
@@ -142,6 +146,7 @@ impl Schedule {
             shares: HashMap::new(),
             moves: VecDeque::new(),
             done: Vec::new(),
+            dropped: Vec::new(),
             batch: 0,
             services: 0,
             pace: 0,
@@ -247,12 +252,27 @@ impl Schedule {
         for edge in edges {
             let Some(first) = self.jobs.get_mut(&edge.first) else { continue };
             let planned = edge.planned_is_enough && is_pass && matches!(first.work, Work::Pass(..));
+            if planned && matches!(&first.work, Work::Pass(_, pass) if pass.left() == 0) {
+                continue; // Its last rows are under way: whoever comes now comes later.
+            }
             first.then.push(Then { job: id, planned });
             *(if planned { &mut after_planned } else { &mut after_done }) += 1;
         }
         let (then, since) = (Vec::new(), self.batch);
-        let ready = None;
-        let job = Job { instance, work, touches, after_done, after_planned, then, since, ready, credit };
+        let (ready, under_way, dropped) = (None, 0, false);
+        let job = Job {
+            instance,
+            work,
+            touches,
+            after_done,
+            after_planned,
+            then,
+            under_way,
+            dropped,
+            since,
+            ready,
+            credit,
+        };
         self.jobs.insert(id, job);
         self.place_if_free(id);
         id
@@ -330,6 +350,8 @@ impl Schedule {
         let (sequence, fills) = pass.slice(rows);
         let whole = pass.left() == 0;
         job.since = self.batch + 1;
+        job.under_way += 1;
+        plan.wakes |= whole;
         plan.batch.sequences.push(sequence);
         plan.runs.push(Run { job: id, instance: job.instance, fills });
         self.services += 1;
@@ -353,7 +375,8 @@ impl Schedule {
 
     // ---- finishing ----
 
-    /// The batch ran. Fails if the backend did not answer what was asked.
+    /// The batch ran: the one that was planned first of those that have not. Fails if the backend did not answer what was
+    /// asked.
     pub fn finish(&mut self, plan: Plan, outcome: &mut Outcome) -> Result<(), Fault> {
         let (asked, made) = (plan.runs.len(), outcome.produced.len());
         if asked != made {
@@ -361,6 +384,8 @@ impl Schedule {
         }
         for (run, produced) in plan.runs.into_iter().zip(outcome.produced.drain(..)) {
             let Some(job) = self.jobs.get_mut(&run.job) else { continue };
+            job.under_way -= 1;
+            let (ended, dropped) = (job.under_way == 0, job.dropped);
             let Work::Pass(_, pass) = &mut job.work else { continue };
             let (asked, made) = (run.fills.len(), produced.len());
             if asked != made {
@@ -369,11 +394,21 @@ impl Schedule {
             for (fill, produced) in run.fills.into_iter().zip(produced) {
                 pass.yielded[fill] = Some(produced);
             }
-            if pass.left() == 0 {
+            #[cfg(test)]
+            let ended = ended || planted(Bug::FirstOfTwo);
+            if dropped && ended {
+                let job = self.drop_job(run.job);
+                self.dropped.extend(job);
+            } else if pass.left() == 0 && ended {
                 self.complete(run.job);
             }
         }
         Ok(())
+    }
+
+    /// Jobs of those who have left that were under way then, and have ended since last asked.
+    pub fn take_dropped(&mut self) -> Vec<Job> {
+        std::mem::take(&mut self.dropped)
     }
 
     /// Jobs that are done since last asked, in the order they became so.
@@ -438,7 +473,8 @@ impl Schedule {
         self.hazards.writers(Kind::Page, page).next().is_some()
     }
 
-    /// The instance has left: its jobs that nobody else needs are taken out and returned. Needed is what writes a page
+    /// The instance has left: its jobs that nobody else needs are taken out and returned; those with rows under way, when
+    /// these have ended ([`Schedule::take_dropped`]): until then their pages are in use. Needed is what writes a page
     /// that is `owned` (the instance's own names are gone) or that another instance's operation reads, and what
     /// those depend on. What stays is ordered by its hazards; the chain of its queue may have lost a link, which
     /// nobody is left to see.
@@ -463,7 +499,18 @@ impl Schedule {
         }
         self.forget_guest(instance);
         // Last first: else what waits for a dropped pass would count as having seen it done.
-        doomed.into_iter().filter_map(|id| self.drop_job(id)).collect()
+        let mut dropped = Vec::new();
+        for id in doomed {
+            match self.jobs.get_mut(&id) {
+                // With its last rows under way it is as good as done.
+                Some(job) if job.under_way > 0 => {
+                    job.dropped = job.ready.is_some();
+                    self.unready(id);
+                }
+                _ => dropped.extend(self.drop_job(id)),
+            }
+        }
+        dropped
     }
 
     fn others_read(&self, instance: InstanceId, kind: Kind, at: Physical) -> bool {
@@ -511,6 +558,7 @@ impl Schedule {
     pub fn take_all(&mut self) -> Vec<Job> {
         self.moves.clear();
         let mut all = self.take_done();
+        all.extend(self.take_dropped());
         all.extend(std::mem::take(&mut self.jobs).into_values());
         self.guests.clear();
         self.shares.clear();
@@ -526,13 +574,14 @@ impl Schedule {
 
     /// How often the queued jobs name each page; a job names one at most once to read and once to write.
     pub fn holds(&self, kind: Kind) -> HashMap<Physical, u32> {
-        for job in self.jobs.values() {
+        let all = || self.jobs.values().chain(&self.done);
+        for job in all() {
             let once: std::collections::HashSet<_> =
                 job.touches.iter().map(|t| (t.kind, t.at, t.write)).collect();
             assert_eq!(once.len(), job.touches.len(), "an access is noted twice");
         }
         let mut holds = HashMap::new();
-        for touch in self.jobs.values().flat_map(|job| &job.touches).filter(|t| t.kind == kind) {
+        for touch in all().flat_map(|job| &job.touches).filter(|t| t.kind == kind) {
             *holds.entry(touch.at).or_default() += 1;
         }
         holds

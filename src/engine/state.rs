@@ -113,7 +113,7 @@ impl State {
         self.serve_waiting();
     }
 
-    /// The next turn's work. Nothing may be applied until it is finished.
+    /// The next turn's work; what was planned before may still be under way.
     pub fn plan(&mut self, budget: Budget) -> Option<Plan> {
         self.schedule.plan(budget)
     }
@@ -121,6 +121,8 @@ impl State {
     /// Delivers what the batch made.
     pub fn finish(&mut self, plan: Plan, outcome: &mut Outcome) -> Result<(), Fault> {
         self.schedule.finish(plan, outcome)?;
+        let dropped = self.schedule.take_dropped();
+        self.let_go(dropped);
         self.settle_done();
         self.serve_waiting();
         Ok(())
@@ -369,6 +371,15 @@ impl State {
             Kind::Page => pages.owners(page) > 0,
             Kind::Embed => embeds.owners(page) > 0,
         });
+        self.let_go(dropped);
+        self.waiting.retain(|w| *w != instance);
+        for command in self.backlog.remove(&instance).into_iter().flatten() {
+            self.refuse(command);
+        }
+    }
+
+    /// Jobs of an instance that has ended, which will not be done.
+    fn let_go(&mut self, dropped: Vec<Job>) {
         let lost = Lost("the instance has ended".into());
         for job in dropped {
             // A pass that is kept may have written there before.
@@ -378,10 +389,6 @@ impl State {
             written.for_each(|touch| self.pages.prefixes.empty(touch.at));
             self.unhold(&job);
             self.answer_lost(job.work, &lost);
-        }
-        self.waiting.retain(|w| *w != instance);
-        for command in self.backlog.remove(&instance).into_iter().flatten() {
-            self.refuse(command);
         }
     }
 

@@ -30,13 +30,13 @@ pub const PAGE: u32 = 4;
 pub const PAGES: u32 = 8;
 
 /// A backend that says the row's number as a token, and the first ids as a distribution.
-struct Parrot(Info);
+struct Parrot(Info, Outcome);
 
 impl Backend for Parrot {
     fn info(&self) -> &Info {
         &self.0
     }
-    fn run(&mut self, batch: &Batch, outcome: &mut Outcome) -> Result<(), Fault> {
+    fn submit(&mut self, batch: &Batch) -> Result<(), Fault> {
         let say = |output: &Output| match *output {
             Output::Token { row, .. } => Some(Produced::Token(TokenId(row))),
             Output::Distribution { top_k, .. } => Some(Produced::Distribution {
@@ -45,12 +45,16 @@ impl Backend for Parrot {
             }),
             Output::Embed { .. } => None,
         };
-        outcome.produced = batch
+        self.1.produced = batch
             .sequences
             .iter()
             .map(|sequence| sequence.outputs.iter().filter_map(say).collect())
             .collect();
         Ok(())
+    }
+    fn collect(&mut self, outcome: &mut Outcome) -> Result<bool, Fault> {
+        std::mem::swap(outcome, &mut self.1);
+        Ok(true)
     }
     fn copy_page(&mut self, _: PageId, _: PageId) -> Result<(), Fault> {
         Ok(())
@@ -106,7 +110,7 @@ impl House {
             vocab: TOY_VOCAB as u32,
             hidden: 64,
         };
-        House::over(Toy::default().model(), Box::new(Parrot(info)), MEMORY, |_| ())
+        House::over(Toy::default().model(), Box::new(Parrot(info, Outcome::default())), MEMORY, |_| ())
     }
 
     /// A house with this backend, whose guests have so many wasm pages of memory; `on_fault` is told should its engine

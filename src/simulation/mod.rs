@@ -303,7 +303,7 @@ impl World {
             ledger,
             runtime,
             door: Arc::new(door),
-            rig: Rig::new(info),
+            rig: Rig::new(info, 1),
             inbox,
             engine_has_work: false,
             notices,

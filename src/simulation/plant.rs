@@ -26,6 +26,8 @@ pub enum Bug {
     Clearing,
     /// A page returns to the pool while a queued operation names it.
     Holds,
+    /// A pass is done when the first of two batches with rows of it has ended.
+    FirstOfTwo,
     /// A chunk's outputs count from the chunk.
     ChunkOrdinals,
     /// A page that was written over is found by what it held.
@@ -112,7 +114,7 @@ pub const BOX: [Bug; 19] = [
 ];
 
 /// For the simulation of the engine alone.
-pub const ENGINE: [Bug; 17] = [
+pub const ENGINE: [Bug; 18] = [
     Bug::Owners,
     Bug::CopyOnWrite,
     Bug::CopyTooEarly,
@@ -123,6 +125,7 @@ pub const ENGINE: [Bug; 17] = [
     Bug::KeptWork,
     Bug::Clearing,
     Bug::Holds,
+    Bug::FirstOfTwo,
     Bug::ChunkOrdinals,
     Bug::PrefixStale,
     Bug::PrefixUnwritten,

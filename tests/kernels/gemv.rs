@@ -2,10 +2,11 @@
 //! processor's plain path. Those of float formats stand beside their `gemm_*`.
 
 use crate::harness::*;
+pub use crate::sums::{Block, product};
 use ptx_emulator::{Counts, Kind, Launch, Memory, Module, Parameters};
 use tartlet::backend::cpu::plain::{products, quantise};
 use tartlet::backend::cuda::repack::Layout;
-use tartlet::model::quant::{Quant, f16_to_f32, group_scales};
+use tartlet::model::quant::Quant;
 
 const FORMATS: [(Quant, &str); 8] = [
     (Quant::Q4_0, "gemv_q4_0.ptx"),
@@ -17,82 +18,6 @@ const FORMATS: [(Quant, &str); 8] = [
     (Quant::Q5_K, "gemv_q5_k.ptx"),
     (Quant::Q6_K, "gemv_q6_k.ptx"),
 ];
-
-/// A block of 32 weights: scale, minimum, quants, and what the sum of each half's products is multiplied with.
-pub struct Block {
-    d: f32,
-    m: f32,
-    pub quants: [i32; 32],
-    halves: [i32; 2],
-}
-
-impl Block {
-    /// The blocks of one block of the file, which may be a superblock.
-    pub fn of(quant: Quant, bytes: &[u8]) -> Vec<Block> {
-        let half = |at: usize| f16_to_f32(u16::from_le_bytes([bytes[at], bytes[at + 1]]));
-        let bits = |at: usize, up: usize, mask: u8| i32::from(bytes[at] >> up & mask);
-        let fifth = |at: usize, i: usize| bits(at + i / 8, i % 8, 1) << 4;
-        let nibble = |at: usize, i: usize| bits(at + i % 16, i / 16 * 4, 15);
-        let one = |m: f32, value: &dyn Fn(usize) -> i32| {
-            vec![Block { d: half(0), m, quants: std::array::from_fn(value), halves: [1, 1] }]
-        };
-        match quant {
-            Quant::Q4_0 => one(0.0, &|i| nibble(2, i) - 8),
-            Quant::Q4_1 => one(half(2), &|i| nibble(4, i)),
-            Quant::Q5_0 => one(0.0, &|i| (nibble(6, i) | fifth(2, i)) - 16),
-            Quant::Q5_1 => one(half(2), &|i| nibble(8, i) | fifth(4, i)),
-            Quant::Q8_0 => one(0.0, &|i| i32::from(bytes[2 + i] as i8)),
-            Quant::Q4_K | Quant::Q5_K => {
-                let (scales, minima) = group_scales(bytes[4..16].try_into().expect("12 bytes"));
-                let (five, quants) = if quant == Quant::Q5_K { (1, 48) } else { (0, 16) };
-                let block = |at: usize| Block {
-                    d: half(0) * f32::from(scales[at]),
-                    m: -half(2) * f32::from(minima[at]),
-                    quants: std::array::from_fn(|i| {
-                        bits(quants + at / 2 * 32 + i, at % 2 * 4, 15) | (bits(16 + i, at, five) << 4)
-                    }),
-                    halves: [1, 1],
-                };
-                (0..8).map(block).collect()
-            }
-            Quant::Q6_K => {
-                let block = |at: usize| Block {
-                    d: half(208),
-                    m: 0.0,
-                    quants: std::array::from_fn(|i| {
-                        let low = bits(at / 4 * 64 + at % 2 * 32 + i, at % 4 / 2 * 4, 15);
-                        (low | bits(128 + at / 4 * 32 + i, at % 4 * 2, 3) << 4) - 32
-                    }),
-                    halves: [0, 1].map(|half| i32::from(bytes[192 + 2 * at + half] as i8)),
-                };
-                (0..8).map(block).collect()
-            }
-            _ => panic!("{quant} has no blocks"),
-        }
-    }
-}
-
-/// The product of one row and one token, added up as every matrix kernel does it: four runs of pairs of blocks, or of
-/// superblocks, block after block in each, the runs in their order.
-pub fn product(quant: Quant, row: &[u8], quants: &[i8], scales: &[(f32, i32)]) -> f32 {
-    let blocks: Vec<Block> =
-        row.chunks(quant.block_bytes()).flat_map(|bytes| Block::of(quant, bytes)).collect();
-    let unit = quant.block_len().max(64) / 32;
-    let run = blocks.len().div_ceil(unit).div_ceil(4) * unit;
-    let mut sums = [0.0f32; 4];
-    for (at, block) in blocks.iter().enumerate() {
-        let ((d, sum), acc) = (scales[at], &mut sums[at / run]);
-        let products = block.quants.iter().zip(&quants[at * 32..]).map(|(&w, &x)| w * i32::from(x));
-        let products: Vec<i32> = products.collect();
-        let halves =
-            products.chunks(16).zip(block.halves).map(|(half, scale)| half.iter().sum::<i32>() * scale);
-        *acc = (block.d * d).mul_add(halves.sum::<i32>() as f32, *acc);
-        if has_minima(quant) {
-            *acc = block.m.mul_add(d * sum as f32, *acc);
-        }
-    }
-    ((sums[0] + sums[1]) + sums[2]) + sums[3]
-}
 
 /// Blocks of a file in the kernels' order: quants and scales.
 pub fn packed(quant: Quant, n: usize, k: usize, file: &[u8]) -> [Vec<u8>; 2] {

@@ -3,6 +3,7 @@
 //! Owns: how a test comes by a module and by numbers. Never: what a kernel computes.
 
 use crate::expand;
+pub use crate::sums::{bf16_to_f32, f32_to_bf16, f32_to_f16, has_minima, is_float, of_16, to_16};
 use ptx_emulator::{Counts, Kind, Launch, Memory, Module, Options};
 use std::path::{Path, PathBuf};
 use tartlet::backend::cpu::plain::quantise;
@@ -78,32 +79,6 @@ pub fn from_bytes<T: Plain>(bytes: &[u8]) -> Vec<T> {
     bytes.chunks(size_of::<T>()).map(T::get).collect()
 }
 
-/// To the nearest half, ties to even; what is too large is infinite.
-pub fn f32_to_f16(x: f32) -> u16 {
-    let sign = (x.to_bits() >> 16 & 0x8000) as u16;
-    // The magnitudes of halves ascend as their bits do: find the two about x.
-    let x = x.abs();
-    let below = (0..15).rev().fold(0, |half, bit| {
-        let next = half | 1 << bit;
-        if next <= 0x7c00 && f16_to_f32(next) <= x { next } else { half }
-    });
-    let value = |half: u16| if half == 0x7c00 { 65536.0 } else { f64::from(f16_to_f32(half)) };
-    let (low, high) = (value(below), value((below + 1).min(0x7c00)));
-    let x = f64::from(x);
-    let up = x - low > high - x || x - low == high - x && below & 1 == 1;
-    sign | if up && below < 0x7c00 { below + 1 } else { below }
-}
-
-/// To the nearest bf16, ties to even; of numbers that are finite.
-pub fn f32_to_bf16(x: f32) -> u16 {
-    let bits = x.to_bits();
-    ((bits + 0x7fff + (bits >> 16 & 1)) >> 16) as u16
-}
-
-pub fn bf16_to_f32(x: u16) -> f32 {
-    f32::from_bits(u32::from(x) << 16)
-}
-
 /// `rows` rows of `columns` values as a GGUF file has them: every quant occurs, scales are those of real weights.
 pub fn blocks(quant: Quant, rows: usize, columns: usize, seeded: &mut Seeded) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(rows * quant.row_bytes(columns));
@@ -140,28 +115,9 @@ pub fn blocks(quant: Quant, rows: usize, columns: usize, seeded: &mut Seeded) ->
     bytes
 }
 
-/// Whether the format's values are multiplied as they are, by activations of 16 bits.
-pub fn is_float(quant: Quant) -> bool {
-    matches!(quant, Quant::F16 | Quant::BF16)
-}
-
-/// Whether the format has minima: of a block a product is two terms.
-pub fn has_minima(quant: Quant) -> bool {
-    matches!(quant, Quant::Q4_1 | Quant::Q5_1 | Quant::Q4_K | Quant::Q5_K)
-}
-
 /// `columns` filled up to whole blocks.
 pub fn whole(quant: Quant, columns: usize) -> usize {
     columns.next_multiple_of(quant.block_len())
-}
-
-/// To f16 or bf16, as the format of the weights has it, and back.
-pub fn to_16(quant: Quant, x: f32) -> u16 {
-    if quant == Quant::F16 { f32_to_f16(x) } else { f32_to_bf16(x) }
-}
-
-pub fn of_16(quant: Quant, x: u16) -> f32 {
-    if quant == Quant::F16 { f16_to_f32(x) } else { bf16_to_f32(x) }
 }
 
 /// Activations as the matrix kernels read them.

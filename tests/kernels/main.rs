@@ -5,6 +5,8 @@
 
 #[path = "../../kernels/expand.rs"]
 mod expand;
+#[path = "../support/sums.rs"]
+mod sums;
 
 mod attend;
 mod copies;

@@ -5,29 +5,11 @@ use crate::harness::{
     Caught, Fault, Plain, Q8, Seeded, Wrong, each_is_caught, f32_to_bf16, f32_to_f16, from_bytes, launch,
     module, passes, same, to_bytes,
 };
+use crate::sums::norm;
 use ptx_emulator::{Kind, Launch, Memory, Module, Parameters};
 use tartlet::backend::cpu::plain;
 
 pub const EPS: f32 = 1e-5;
-
-/// What a row is multiplied by, summed as the kernel sums.
-pub fn norm(x: &[f32]) -> f32 {
-    let mut squares = [0.0f32; 256];
-    for turn in x.chunks(1024) {
-        for (square, four) in squares.iter_mut().zip(turn.chunks(4)) {
-            *square = four.iter().fold(*square, |sum, &x| x.mul_add(x, sum));
-        }
-    }
-    let mut total = 0.0;
-    for warp in squares.as_chunks::<32>().0 {
-        let mut lanes = *warp;
-        for distance in [16, 8, 4, 2, 1] {
-            lanes = std::array::from_fn(|lane| lanes[lane] + lanes[lane ^ distance]);
-        }
-        total += lanes[0];
-    }
-    1.0 / (total / x.len() as f32 + EPS).sqrt()
-}
 
 /// Beside the processor's own norm, which adds the squares in another order: scales to some roundings, quants to one step.
 fn near_the_processor(want: &Q8, quants: &[u8], scales: &[u8]) -> Result<(), Wrong> {
@@ -95,7 +77,7 @@ impl Case {
         }
         let want: Vec<f32> = if self.norms {
             let row = |row: &[f32]| {
-                let norm = norm(row);
+                let norm = norm(row, EPS);
                 row.iter().zip(gain).map(|(x, gain)| x * norm * gain).collect::<Vec<f32>>()
             };
             x.chunks(dim).flat_map(row).collect()
@@ -224,7 +206,7 @@ fn the_norm_is_that_of_exact_arithmetic() {
         let x = seeded.normals(dim);
         let squares: f64 = x.iter().map(|&x| f64::from(x) * f64::from(x)).sum();
         let exact = 1.0 / (squares / dim as f64 + f64::from(EPS)).sqrt();
-        assert!((f64::from(norm(&x)) / exact - 1.0).abs() < 4e-7, "{dim} values");
+        assert!((f64::from(norm(&x, EPS)) / exact - 1.0).abs() < 4e-7, "{dim} values");
     }
 }
 

@@ -3,7 +3,8 @@
 use crate::harness::{
     Caught, Fault, Seeded, Wrong, each_is_caught, from_bytes, launch, module, passes, same, to_bytes,
 };
-use crate::norm::{EPS, norm};
+use crate::norm::EPS;
+use crate::sums::norm;
 use ptx_emulator::{Kind, Launch, Memory, Module, Parameters};
 
 fn check(module: &Module, rows: usize, dim: usize, seed: u64) -> Result<(), Wrong> {
@@ -19,7 +20,7 @@ fn check(module: &Module, rows: usize, dim: usize, seed: u64) -> Result<(), Wron
     launch(module, &mut memory, &shape, seed)?;
     let mut want = Vec::new();
     for (stream, x) in stream.chunks(dim).zip(x.chunks(dim)) {
-        let norm = norm(x);
+        let norm = norm(x, EPS);
         want.extend(stream.iter().zip(x).zip(&gain).map(|((stream, x), gain)| stream + x * norm * gain));
     }
     same("stream", &from_bytes::<f32>(&memory.read(to, want.len() * 4)?), &want)

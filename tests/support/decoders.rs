@@ -47,6 +47,9 @@ pub struct Decoder {
     pub hidden: usize,
     pub ffn: usize,
     pub seed: u64,
+    /// The head has the embedding's rows, in another order: after each token another leads by far, as a trained model's best
+    /// mostly does, by more than any rounding. Else it has rows of its own, and tokens may be as good as equal.
+    pub leads: bool,
 }
 
 /// The plain one.
@@ -57,6 +60,7 @@ pub const LLAMA: Decoder = Decoder {
     hidden: 128,
     ffn: 192,
     seed: 1,
+    leads: false,
 };
 
 /// At least one of each family, and together every format.
@@ -74,6 +78,7 @@ pub const FAMILIES: [Decoder; 7] = [
         hidden: 256,
         ffn: 256,
         seed: 7,
+        leads: false,
     },
 ];
 
@@ -92,7 +97,9 @@ impl Decoder {
         let mut it = Making { writer: self.keys(), random: Random::new(self.seed), made: 0, of: self };
         let (q, kv) = (HEADS * self.head_dim, KV_HEADS * self.head_dim);
         it.embedding();
-        if !self.tied() {
+        if self.leads {
+            it.embedding_in_another_order();
+        } else if !self.tied() {
             it.matrix("output.weight", VOCAB, hidden);
         }
         it.gains("output_norm.weight", hidden);
@@ -131,7 +138,7 @@ impl Decoder {
     }
 
     fn tied(self) -> bool {
-        self.architecture == "qwen2"
+        self.architecture == "qwen2" && !self.leads
     }
 
     fn keys(self) -> Writer {
@@ -193,7 +200,22 @@ impl Making {
     /// sum decides. Where the embedding is the head too, that would make every token follow itself; Gemma scales its rows.
     fn embedding(&mut self) {
         let scaled = self.of.architecture.starts_with("gemma");
-        self.sized("token_embd.weight", VOCAB, self.of.hidden, if self.of.tied() || scaled { 0 } else { 3 });
+        let power = if self.of.tied() || scaled { 0 } else { 3 };
+        self.sized("token_embd.weight", VOCAB, self.of.hidden, power + u8::from(self.of.leads));
+    }
+
+    /// After each letter and each line's end comes another one.
+    fn embedding_in_another_order(&mut self) {
+        self.made += 1;
+        let (_, dims, format, bytes) = self.writer.tensors.last().expect("the embedding is there").clone();
+        let letters: Vec<usize> = (b' '..=b'~').chain([b'\n']).map(usize::from).collect();
+        let before = |token: usize| match letters.iter().position(|letter| *letter == token) {
+            Some(at) => letters[(at + 37) % letters.len()],
+            None => token,
+        };
+        let rows: Vec<&[u8]> = bytes.chunks(bytes.len() / VOCAB).collect();
+        let rows: Vec<u8> = (0..VOCAB).flat_map(|token| rows[before(token)]).copied().collect();
+        self.put("output.weight", &dims, format, rows);
     }
 
     fn matrix(&mut self, name: &str, rows: usize, row: usize) {

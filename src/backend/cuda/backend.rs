@@ -4,17 +4,18 @@
 //! decoding: a recorded graph) and one copy back. Never: which pages belong to whom.
 
 use super::coverage::covers;
+use super::envelope::Envelopes;
 use super::graphs::Graphs;
 use super::launches::{Heads, Kernels, Launches, Planes, formats};
 use super::plan::{self, Demand, Memory, TooLarge, plane_bytes, planes, table_words};
-use super::room::{Bounds, ENTRY, RESULT_BYTES, Room, TOPS_AT, bytes};
-use super::staging::{Kinds, Piece, Sizes, Staging, Want, Wants, What, least_bytes, steps};
+use super::room::{Bounds, ENTRY, Room, TOPS_AT, bytes};
+use super::staging::{Kinds, Piece, Sizes, Staging, Wants, least_bytes, steps};
 use super::step::Step;
 use super::weights::{self, Activations, Weights, activations};
 use super::{Buffer, Device, Error, Graph, Pinned, Stream, kernels};
 use crate::backend::cpu::KvFormat;
 use crate::backend::{Backend, Batch, Fault, Info, Outcome, Output, PageId, Produced, TokenId};
-use crate::limits::{GPU_HEAD_ROWS, GPU_STEP};
+use crate::limits::{GPU_BATCHES, GPU_HEAD_ROWS, GPU_STEP};
 use crate::model::shape::{Pairing, Shape};
 use crate::model::{Layer, Model};
 use std::fmt;
@@ -81,11 +82,11 @@ impl From<Error> for Fault {
 pub struct Cuda {
     graphs: Graphs,
     device: OnDevice,
-    staging: Staging,
-    results: Pinned,
+    envelopes: Envelopes,
     info: Info,
     // Kept between batches for their room.
     wants: Wants,
+    outcome: Outcome,
 }
 
 /// What is on the device, and what launches follow from.
@@ -154,8 +155,11 @@ impl Cuda {
         let properties = device.properties();
         Ok(Cuda {
             graphs: Graphs::default(),
-            staging: Staging::new(device.pinned(least_bytes(&kinds, rows) + table_words(pages) * 4)?),
-            results: device.pinned(RESULT_BYTES)?,
+            envelopes: Envelopes::new(
+                &device,
+                least_bytes(&kinds, rows) + table_words(pages) * 4,
+                shape.vocab as u32,
+            )?,
             info: Info {
                 device: format!("cuda, {}, f16 K/V", properties.name),
                 page_size: options.page_size,
@@ -178,11 +182,12 @@ impl Cuda {
                 model: model.clone(),
             },
             wants: Wants::default(),
+            outcome: Outcome::default(),
         })
     }
 
-    /// One step: its rows through the layers, and all that is wanted of them.
-    fn step(&mut self, batch: &Batch, pieces: &[Piece], outcome: &mut Outcome) -> Result<(), Error> {
+    /// Sends one step out: its rows through the layers, and all that is wanted of them.
+    fn step(&mut self, batch: &Batch, pieces: &[Piece]) -> Result<(), Error> {
         self.wants.note(batch, pieces);
         // As many as go through the head at once; what is left has gone through the layers then.
         let (first, rest) = self.wants.list.split_at(self.wants.list.len().min(GPU_HEAD_ROWS));
@@ -191,26 +196,22 @@ impl Cuda {
         for (pieces, part, stored) in std::iter::once((pieces, first, &self.wants.stored[..])).chain(rest) {
             let sizes = Staging::sizes(batch, pieces, part, stored.len(), splits);
             let kinds = &self.device.kinds;
-            let bytes = self.staging.fill(batch, (pieces, part, stored), &sizes, kinds)?;
-            // SAFETY: block and buffer live as long as the stream, and nobody touches them before the wait below is over.
-            unsafe {
-                self.device.stream.upload_later(
-                    self.staging.block(),
-                    0..bytes,
-                    &self.device.room.staged,
-                    0,
-                )?
-            };
+            let (number, envelope) = self.envelopes.free(&self.device.stream)?;
+            let bytes = envelope.staging.fill(batch, (pieces, part, stored), &sizes, kinds)?;
+            let block = envelope.staging.block();
+            // SAFETY: block and buffer live as long as the stream. Nobody touches the block before the envelope is back; in the
+            // stream, what reads the buffer comes before the next copy into it.
+            unsafe { self.device.stream.upload_later(block, 0..bytes, &self.device.room.staged, 0)? };
             // Steps of decoding come again and again.
             if !pieces.is_empty() && pieces.iter().all(|piece| piece.rows.len() == 1) {
-                let graph = self.graphs.of(&sizes, || self.device.record(&sizes, &mut self.results))?;
-                // SAFETY: what was recorded lives as long as the stream; its results are not touched before the wait is over.
+                let record = || self.device.record(&sizes, &mut envelope.results);
+                let graph = self.graphs.of((sizes, number), record)?;
+                // SAFETY: what was recorded lives as long as the stream; its results are not touched before they are back.
                 unsafe { self.device.stream.replay(graph)? };
             } else {
-                self.device.put(&sizes, &mut self.results)?;
+                self.device.put(&sizes, &mut envelope.results)?;
             }
-            self.device.stream.wait()?;
-            deliver(&self.results, &sizes, part, self.info.vocab, outcome);
+            self.envelopes.sent(number, sizes, part, &self.device.stream)?;
         }
         Ok(())
     }
@@ -242,7 +243,8 @@ impl OnDevice {
         let tops = TOPS_AT..TOPS_AT + sizes.tops * sizes.entries * ENTRY;
         for part in [0..sizes.tokens * 4, tops] {
             if !part.is_empty() {
-                // SAFETY: both live as long as the stream, and are not touched before the step has been waited for.
+                // SAFETY: both live as long as the stream; the results are not touched before they are back, and in the stream
+                // whatever writes the buffer again comes later.
                 unsafe { self.stream.download_later(&self.room.results, part.start, results, part)? };
             }
         }
@@ -259,18 +261,30 @@ impl Backend for Cuda {
         &self.info
     }
 
-    fn run(&mut self, batch: &Batch, outcome: &mut Outcome) -> Result<(), Fault> {
+    fn depth(&self) -> usize {
+        GPU_BATCHES
+    }
+
+    fn submit(&mut self, batch: &Batch) -> Result<(), Fault> {
+        let mut outcome = std::mem::take(&mut self.outcome);
         outcome.produced.iter_mut().for_each(Vec::clear);
         outcome.produced.resize_with(batch.sequences.len(), Vec::new);
         for (made, sequence) in outcome.produced.iter_mut().zip(&batch.sequences) {
             let yields = sequence.outputs.iter().filter(|output| !matches!(output, Output::Embed { .. }));
             made.resize(yields.count(), Produced::Token(TokenId(0)));
         }
+        self.envelopes.open(outcome);
         let (rows, words) = (self.info.batch_tokens as usize, table_words(self.device.pages));
         for pieces in steps(batch, rows, words) {
-            self.step(batch, &pieces, outcome)?;
+            self.step(batch, &pieces)?;
         }
         Ok(())
+    }
+
+    fn collect(&mut self, outcome: &mut Outcome) -> Result<bool, Fault> {
+        let Some(made) = self.envelopes.collect(&self.device.stream)? else { return Ok(false) };
+        self.outcome = std::mem::replace(outcome, made);
+        Ok(true)
     }
 
     fn copy_page(&mut self, from: PageId, to: PageId) -> Result<(), Fault> {
@@ -282,25 +296,6 @@ impl Backend for Cuda {
     fn clear_page(&mut self, page: PageId, from: u32) -> Result<(), Fault> {
         let (launches, planes) = (self.device.launches(), self.device.planes());
         Ok(launches.clear_page(planes, page.0, from, &self.device.heads)?)
-    }
-}
-
-/// Hands over what a step has made.
-fn deliver(results: &[u8], sizes: &Sizes, wants: &[Want], vocab: u32, outcome: &mut Outcome) {
-    let word = |at: usize| -> [u8; 4] { std::array::from_fn(|byte| results[at + byte]) };
-    for (at, want) in wants.iter().enumerate() {
-        let made = match want.what {
-            What::Token { .. } => Produced::Token(TokenId(u32::from_le_bytes(word(at * 4)))),
-            What::Top { k, .. } => {
-                let begin = TOPS_AT + (at - sizes.tokens) * sizes.entries * ENTRY;
-                let entries = (0..k.min(vocab) as usize).map(|entry| begin + entry * ENTRY);
-                Produced::Distribution {
-                    ids: entries.clone().map(|at| TokenId(u32::from_le_bytes(word(at)))).collect(),
-                    probs: entries.map(|at| f32::from_le_bytes(word(at + 4))).collect(),
-                }
-            }
-        };
-        outcome.produced[want.sequence][want.number] = made;
     }
 }
 

@@ -1,23 +1,26 @@
 //! Steps that come again, recorded once.
 //!
-//! Owns: which graph is of which sizes, and how many there are. Never: what is in one.
+//! Owns: which graph is of which sizes and which envelope, and how many there are. Never: what is in one.
 
 use super::staging::Sizes;
 use super::{Error, Graph};
 use crate::limits::GPU_GRAPHS;
 
-/// Graphs by the sizes of their step; the one that was used last is the last.
+/// What is the same in a step that comes again: its sizes, and the envelope that its results come back in.
+pub(super) type Again = (Sizes, usize);
+
+/// Graphs by what their step is; the one that was used last is the last.
 #[derive(Default)]
-pub(super) struct Graphs(Vec<(Sizes, Graph)>);
+pub(super) struct Graphs(Vec<(Again, Graph)>);
 
 impl Graphs {
-    /// The graph of these sizes; if there is none yet, what `record` makes.
+    /// The graph of this step; if there is none yet, what `record` makes.
     pub fn of(
         &mut self,
-        sizes: &Sizes,
+        again: Again,
         record: impl FnOnce() -> Result<Graph, Error>,
     ) -> Result<&Graph, Error> {
-        let graph = match self.0.iter().position(|(known, _)| known == sizes) {
+        let graph = match self.0.iter().position(|(known, _)| *known == again) {
             Some(at) => self.0.remove(at).1,
             None => {
                 let graph = record()?;
@@ -27,6 +30,6 @@ impl Graphs {
                 graph
             }
         };
-        Ok(&self.0.push_mut((*sizes, graph)).1)
+        Ok(&self.0.push_mut((again, graph)).1)
     }
 }

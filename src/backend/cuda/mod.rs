@@ -13,9 +13,10 @@
 //! On them stands the backend:
 //! ```text
 //! backend.rs   a batch becomes steps                 plan.rs      how much memory is for what
-//! ├ staging.rs   what a step is told, in one copy    coverage.rs  which models the kernels know
-//! ├ step.rs      its launches, in their order        weights.rs   matrices and vectors there
-//! │ └ launches.rs  each kernel's grid, arguments     room.rs      what a step works in
+//! ├ envelope.rs  what goes there, what comes back    coverage.rs  which models the kernels know
+//! │ └ staging.rs   what a step is told, in one copy  weights.rs   matrices and vectors there
+//! ├ step.rs      its launches, in their order        room.rs      what a step works in
+//! │ └ launches.rs  each kernel's grid, arguments
 //! └ graphs.rs    steps that come again, recorded
 //! ```
 //! Everything holds the device; a device that is lost is not spoken to any more, not even to free what is on it.
@@ -26,6 +27,7 @@ mod coverage;
 mod device;
 pub mod draw;
 mod driver;
+mod envelope;
 mod error;
 mod graphs;
 pub mod kernels;

@@ -63,6 +63,8 @@ pub(super) struct Sizes {
 }
 
 impl Sizes {
+    pub const NOTHING: Sizes = Sizes { rows: 0, splits: 0, tokens: 0, tops: 0, entries: 0, stored: 0 };
+
     pub fn head_rows(&self) -> usize {
         self.tokens + self.tops
     }

@@ -15,9 +15,11 @@ use std::time::{Duration, Instant};
 
 /// Bytes that a copy of plain memory moves at a time.
 const STAGE: usize = 1 << 20;
-/// How long a wait asks without a pause: a decoding step is often over by then, and a sleeping thread comes late.
+/// How long a wait asks without sleeping: a decoding step is often over by then, and a sleeping thread comes late.
 const SPIN: Duration = Duration::from_micros(200);
-/// The pause between two questions after that.
+/// How long it asks in one go, ...
+const LOOK: Duration = Duration::from_micros(10);
+/// ... and the sleep in place of that later on.
 const PAUSE: Duration = Duration::from_micros(50);
 
 /// Work in order, apart from the default stream.
@@ -195,33 +197,55 @@ impl Stream {
     /// Returns when all work so far is done. After an error (at the deadline, for one) the device counts as lost: what the
     /// work uses must neither be used again nor given back.
     pub fn wait(&self) -> Result<(), Error> {
-        let waited = self.wait_for_end();
-        match (&waited, self.state.get()) {
-            (Ok(()), State::Busy) => self.state.set(State::Idle),
-            (Err(_), State::Busy) => self.device.abandon(),
-            _ => {}
+        let started = Instant::now();
+        self.or_abandoned(self.record(&self.end))?;
+        while !self.has_passed(&self.end, started)? {}
+        if self.state.get() == State::Busy {
+            self.state.set(State::Idle);
         }
-        waited
+        Ok(())
     }
 
-    fn wait_for_end(&self) -> Result<(), Error> {
-        self.record(&self.end)?;
-        let started = Instant::now();
+    /// Whether the work before `event` is done, which the device could begin at `since`. False: the call has paused. After an
+    /// error the device counts as lost, as after that of [`Stream::wait`].
+    pub fn has_passed(&self, event: &Event, since: Instant) -> Result<bool, Error> {
+        self.or_abandoned(self.ask(event, since))
+    }
+
+    fn ask(&self, event: &Event, since: Instant) -> Result<bool, Error> {
+        let asked = Instant::now();
+        let mut late = false;
         loop {
-            // Taken before the question: who comes late to ask, asks once more.
-            let waited = started.elapsed();
-            if self.end.is_past()? {
-                return Ok(());
+            let now = Instant::now();
+            if event.is_past()? {
+                return Ok(true);
             }
+            let waited = now.saturating_duration_since(since);
             if waited > self.deadline {
-                return Err(self.device.note(Error::Hung { after: self.deadline }));
+                // Who comes late to ask, asks once more.
+                if late {
+                    return Err(self.device.note(Error::Hung { after: self.deadline }));
+                }
+                late = true;
+                continue;
             }
             if waited > SPIN {
                 std::thread::sleep(PAUSE);
-            } else {
-                std::hint::spin_loop();
+                return Ok(false);
             }
+            if now.saturating_duration_since(asked) > LOOK {
+                return Ok(false);
+            }
+            std::hint::spin_loop();
         }
+    }
+
+    /// Work that cannot be waited for is still on the device.
+    fn or_abandoned<T>(&self, answer: Result<T, Error>) -> Result<T, Error> {
+        if answer.is_err() && self.state.get() == State::Busy {
+            self.device.abandon();
+        }
+        answer
     }
 
     /// What putting work in has said. If it was refused, what was put in before is waited for: whoever hears of the error

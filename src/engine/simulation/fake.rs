@@ -5,7 +5,7 @@ use crate::backend::{
     Backend, Batch, DrawKey, EmbedId, Fault, Info, Input, Mask, Outcome, Output, PageId, Produced, Sequence,
     TokenId,
 };
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 
 /// The mixing step of SplitMix64.
 pub fn mix(a: u64, b: u64) -> u64 {
@@ -52,18 +52,32 @@ pub fn distribution(content: u64) -> Produced {
 
 pub struct Fake {
     info: Info,
+    depth: usize,
+    /// What was asked and is not done yet, a batch first: none of it before somebody wants to know.
+    asked: VecDeque<Asked>,
+    /// What the batch has made that is to be collected next.
+    made: Outcome,
     pub pages: Vec<Vec<u64>>, // [page][slot]
     pub embeds: Vec<u64>,
 }
 
+enum Asked {
+    Batch(Batch),
+    Copy(PageId, PageId),
+    Clear(PageId, u32),
+}
+
 impl Fake {
-    /// Full of what strangers left.
-    pub fn new(info: Info) -> Fake {
+    /// Full of what strangers left. So many batches may be under way at a time.
+    pub fn new(info: Info, depth: usize) -> Fake {
         let page = |p| (0..info.page_size).map(|s| mix(p, u64::from(s) + 99)).collect();
         Fake {
             pages: (0..u64::from(info.pages)).map(page).collect(),
             embeds: (0..u64::from(info.embeds)).map(|e| mix(e, 98)).collect(),
             info,
+            depth,
+            asked: VecDeque::new(),
+            made: Outcome::default(),
         }
     }
 
@@ -78,12 +92,58 @@ impl Backend for Fake {
         &self.info
     }
 
-    fn run(&mut self, batch: &Batch, outcome: &mut Outcome) -> Result<(), Fault> {
+    fn depth(&self) -> usize {
+        self.depth
+    }
+
+    fn submit(&mut self, batch: &Batch) -> Result<(), Fault> {
+        let batches = self.asked.iter().filter(|asked| matches!(asked, Asked::Batch(_)));
+        assert!(batches.count() < self.depth, "more batches than may be under way");
+        self.asked.push_back(Asked::Batch(batch.clone()));
+        Ok(())
+    }
+
+    fn collect(&mut self, outcome: &mut Outcome) -> Result<bool, Fault> {
+        let Some(Asked::Batch(batch)) = self.asked.pop_front() else { panic!("no batch was submitted") };
+        self.compute(&batch);
+        std::mem::swap(outcome, &mut self.made);
+        while let Some(asked) = self.asked.pop_front_if(|asked| !matches!(asked, Asked::Batch(_))) {
+            self.do_now(asked);
+        }
+        Ok(true)
+    }
+
+    fn copy_page(&mut self, from: PageId, to: PageId) -> Result<(), Fault> {
+        self.ask(Asked::Copy(from, to));
+        Ok(())
+    }
+
+    fn clear_page(&mut self, page: PageId, from: u32) -> Result<(), Fault> {
+        self.ask(Asked::Clear(page, from));
+        Ok(())
+    }
+}
+
+impl Fake {
+    /// Behind what is under way; at once if nothing is.
+    fn ask(&mut self, asked: Asked) {
+        if self.asked.is_empty() { self.do_now(asked) } else { self.asked.push_back(asked) }
+    }
+
+    fn do_now(&mut self, asked: Asked) {
+        match asked {
+            Asked::Copy(from, to) => self.pages[to.0 as usize] = self.pages[from.0 as usize].clone(),
+            Asked::Clear(page, from) => self.pages[page.0 as usize][from as usize..].fill(0),
+            Asked::Batch(batch) => unreachable!("{batch:?} is collected"),
+        }
+    }
+
+    fn compute(&mut self, batch: &Batch) {
         let rows: usize = batch.sequences.iter().map(|s| s.inputs.len()).sum();
         assert!(rows <= self.info.batch_tokens as usize, "{rows} rows in a batch");
         let mut touched = HashSet::new();
         let mut stores: Vec<(EmbedId, u64)> = Vec::new();
-        outcome.produced.clear();
+        self.made.produced.clear();
         for s in &batch.sequences {
             assert!(!s.inputs.is_empty() && s.positions.len() == s.inputs.len());
             assert_eq!(s.pages.len(), s.len.div_ceil(self.info.page_size) as usize);
@@ -122,21 +182,10 @@ impl Backend for Fake {
                     }
                 }
             }
-            outcome.produced.push(produced);
+            self.made.produced.push(produced);
         }
         for (to, value) in stores {
             self.embeds[to.0 as usize] = value;
         }
-        Ok(())
-    }
-
-    fn copy_page(&mut self, from: PageId, to: PageId) -> Result<(), Fault> {
-        self.pages[to.0 as usize] = self.pages[from.0 as usize].clone();
-        Ok(())
-    }
-
-    fn clear_page(&mut self, page: PageId, from: u32) -> Result<(), Fault> {
-        self.pages[page.0 as usize][from as usize..].fill(0);
-        Ok(())
     }
 }

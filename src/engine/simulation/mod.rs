@@ -70,7 +70,7 @@ fn a_pass_that_still_runs_does_not_vouch_for_one_that_was_dropped() {
 
 fn dropped_rewrite() {
     let mut random = Random(0);
-    let mut rig = Rig::new(info(16, 1));
+    let mut rig = Rig::new(info(16, 1), 1);
     let [maker, other] = [1, 2].map(InstanceId::from_bits);
     let names = |ids: std::ops::Range<u32>| ids.map(VirtualId).collect::<Vec<_>>();
     let submit = |rig: &mut Rig, instance, token, pages: Vec<VirtualId>, rows: u32| {
@@ -150,8 +150,10 @@ impl World {
         let (mut random, alike) = (Random(seed), seed % 3 == 2);
         let pages = random.below(14) + if alike { 16 } else { 6 };
         let info = info(pages, random.below(5) + 2);
+        // Half of the histories with a backend that has two batches under way.
+        let depth = 1 + (seed / 3 % 2) as usize;
         World {
-            rig: Rig::new(info),
+            rig: Rig::new(info, depth),
             random,
             alike,
             actors: Vec::new(),

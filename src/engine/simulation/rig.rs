@@ -13,15 +13,17 @@ use crate::engine::operation::{
 };
 use crate::engine::pages::Physical;
 use crate::engine::prefix::Reuse;
-use crate::engine::schedule::Budget;
+use crate::engine::schedule::{Budget, Plan};
 use crate::engine::state::State;
 use crate::identity::{InstanceId, Subject};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 pub struct Rig {
     pub(super) state: State,
     pub(super) oracle: Oracle,
     fake: Fake,
+    /// Batches under way, the first first.
+    under_way: VecDeque<Plan>,
     passes: BTreeMap<QueueId, Vec<Reply<PassResult>>>,
     /// With the number of passes before it in its queue.
     synchronized: Vec<(QueueId, usize, Reply<bool>)>,
@@ -29,11 +31,13 @@ pub struct Rig {
 }
 
 impl Rig {
-    pub fn new(info: Info) -> Rig {
+    /// With a backend that has so many batches under way at most.
+    pub fn new(info: Info, depth: usize) -> Rig {
         Rig {
             // One whole page of what prompts often begin with is public.
             state: State::new(&info, &Reuse { on: true, public: vec![vec![TokenId(0); PAGE as usize]] }),
-            fake: Fake::new(info.clone()),
+            fake: Fake::new(info.clone(), depth),
+            under_way: VecDeque::new(),
             oracle: Oracle::new(info),
             passes: BTreeMap::new(),
             synchronized: Vec::new(),
@@ -60,13 +64,34 @@ impl Rig {
         self.follow()
     }
 
-    /// One turn of the engine, and whom it ended; none if there was nothing to do.
+    /// One turn of the engine, and whom it ended; none if there was nothing to do. A batch may begin though one is under way
+    /// whose end somebody waits for: that it does not is no rule of the state's.
     pub fn turn(&mut self, random: &mut Random) -> Option<Vec<Notice>> {
+        let depth = self.fake.depth();
+        let begins = match self.under_way.len() {
+            0 => true,
+            some => some < depth && random.one_in(2),
+        };
+        let begun = begins && self.begin(random);
+        if !begun || depth == 1 {
+            match self.under_way.pop_front() {
+                Some(plan) => self.end(plan),
+                None if !begun => return None,
+                None => {}
+            }
+        }
+        Some(self.follow())
+    }
+
+    /// False: there is nothing to begin with.
+    fn begin(&mut self, random: &mut Random) -> bool {
         let rows = 1 + random.below(16);
         let (row, work) = (u64::from(random.below(16)), u64::from(1 + random.below(400)));
         let beside = u64::from(random.below(200));
         let (apart, shared) = ((7 * beside + work) % 200, (5 * work + beside) % 1000);
-        let plan = self.state.plan(Budget { rows, row, work, beside, apart, shared })?;
+        let Some(plan) = self.state.plan(Budget { rows, row, work, beside, apart, shared }) else {
+            return false;
+        };
         for step in &plan.moves {
             let moved = match *step {
                 Move::Copy { from, to } => self.fake.copy_page(from, to),
@@ -74,10 +99,19 @@ impl Rig {
             };
             moved.expect("the fake does not fail");
         }
+        if plan.batch.sequences.is_empty() {
+            self.state.finish(plan, &mut Outcome::default()).expect("nothing was asked");
+            return true;
+        }
+        self.fake.submit(&plan.batch).expect("the fake does not fail");
+        self.under_way.push_back(plan);
+        true
+    }
+
+    fn end(&mut self, plan: Plan) {
         let mut outcome = Outcome::default();
-        self.fake.run(&plan.batch, &mut outcome).expect("the fake does not fail");
+        assert!(self.fake.collect(&mut outcome).expect("the fake does not fail"));
         self.state.finish(plan, &mut outcome).expect("all is answered");
-        Some(self.follow())
     }
 
     fn follow(&mut self) -> Vec<Notice> {

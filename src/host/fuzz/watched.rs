@@ -72,7 +72,7 @@ impl Backend for Watched {
         &self.info
     }
 
-    fn run(&mut self, batch: &Batch, outcome: &mut Outcome) -> Result<(), Fault> {
+    fn submit(&mut self, batch: &Batch) -> Result<(), Fault> {
         let mut inside = self.inside();
         for sequence in &batch.sequences {
             inside.pages.insert(sequence.draw.seed, sequence.pages.clone());
@@ -80,7 +80,11 @@ impl Backend for Watched {
         let first = batch.sequences.first().map(|sequence| sequence.draw.seed);
         let shared = batch.sequences.iter().any(|sequence| Some(sequence.draw.seed) != first);
         inside.shared_batches += usize::from(shared);
-        inside.cpu.run(batch, outcome)
+        inside.cpu.submit(batch)
+    }
+
+    fn collect(&mut self, outcome: &mut Outcome) -> Result<bool, Fault> {
+        self.inside().cpu.collect(outcome)
     }
 
     fn copy_page(&mut self, from: PageId, to: PageId) -> Result<(), Fault> {

@@ -31,6 +31,10 @@ impl Settle for Workers {
         self.0.shared.settle(limit);
     }
 
+    fn lend(&self) {
+        self.0.shared.lend();
+    }
+
     fn rest(&self) {
         self.0.shared.rest();
     }
@@ -127,6 +131,24 @@ impl Shared {
         {
             drop(self.slice_here(state, turn));
         }
+    }
+
+    /// Runs a slice of a guest in the first worker's place, while no batch keeps this thread. It counts as busy all the same:
+    /// whoever is woken need not wait for it.
+    pub(super) fn lend(&self) {
+        if self.size > 1 && self.woken.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        let mut state = self.lock();
+        if state.stand_in != Some(thread::current().id()) || state.first_runs {
+            return;
+        }
+        // The only worker gives the exhausted their turn, too.
+        let turn = if self.size == 1 { state.next() } else { state.next_woken() };
+        let Some(turn) = turn else { return };
+        // Whom this guest wakes no batch has answered.
+        let delivers = std::mem::take(&mut state.delivers);
+        self.slice(state, turn).delivers = delivers;
     }
 
     pub(super) fn slice_here<'s>(

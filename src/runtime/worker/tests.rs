@@ -64,6 +64,26 @@ fn settling_waits_for_the_woken_and_not_for_the_spinning() {
     }
 }
 
+/// While a batch is on a GPU nobody else has the only worker's place: its guests run there, the spinning too.
+#[test]
+fn who_watches_a_device_lends_its_thread() {
+    for size in [1, 2] {
+        let workers = Workers::start(size).unwrap();
+        workers.attend();
+        let turns = Arc::new(AtomicUsize::new(0));
+        let counted = turns.clone();
+        spawn(&workers, |slice| async move {
+            loop {
+                counted.fetch_add(1, Ordering::Relaxed);
+                slice.end().await;
+            }
+        });
+        while turns.load(Ordering::Relaxed) < 100 {
+            workers.lend();
+        }
+    }
+}
+
 /// A guest may need several slices to ask for all that a batch is to do; a batch that does not wait gets half of it.
 #[test]
 fn settling_waits_for_a_burst_of_a_few_slices() {
