@@ -1,6 +1,6 @@
 //! Mistakes put into attention's kernels on purpose, each with what notices it.
 
-use super::{Kernels, attend, cases};
+use super::{Kernels, Way, attend, cases};
 use crate::harness::{Caught, Fault, each_is_caught, module};
 use ptx_emulator::Kind;
 
@@ -57,15 +57,15 @@ const FAULTS: &[Fault] = &[
     Fault {
         name: "the rings are one half page short",
         file: "attend.inc",
-        find: "rings[\\(4 * RING_BYTES)]",
-        replace: "rings[\\(4 * RING_BYTES - HALF_BYTES)]",
+        find: "rings[\\(4 * WARP_BYTES)]",
+        replace: "rings[\\(4 * WARP_BYTES - HALF_BYTES)]",
         caught: Caught::By(Kind::OutOfBounds),
     },
     Fault {
         name: "the warps' rings overlap by half a page",
         file: "attend.inc",
-        find: "    mad.lo.u32      %ring, %warp, RING_BYTES, %ring;",
-        replace: "    mad.lo.u32      %ring, %warp, \\(RING_BYTES - HALF_BYTES), %ring;",
+        find: "    mad.lo.u32      %ring, %warp, WARP_BYTES, %ring;",
+        replace: "    mad.lo.u32      %ring, %warp, \\(WARP_BYTES - HALF_BYTES), %ring;",
         caught: Caught::By(Kind::SharedRace),
     },
     Fault {
@@ -77,35 +77,35 @@ const FAULTS: &[Fault] = &[
     },
     Fault {
         name: "hidden slots have scores",
-        file: "attend.inc",
+        file: "attend_page.inc",
         find: "    selp.f32        \\score, 0fff800000, \\score, %none;\n",
         replace: "",
         caught: Caught::WrongResult,
     },
     Fault {
         name: "the last slot is not seen",
-        file: "attend.inc",
+        file: "attend_page.inc",
         find: "    sub.s32         %count, %length, %slot; ",
         replace: "    sub.s32         %count, %length, %slot;\n    sub.s32 %count, %count, 1; ",
         caught: Caught::WrongResult,
     },
     Fault {
         name: "the window begins one slot early",
-        file: "attend.inc",
+        file: "attend_page.inc",
         find: "    sub.s32         %count, %first, %slot; ",
         replace: "    sub.s32         %count, %first, %slot;\n    sub.s32 %count, %count, 1; ",
         caught: Caught::By(Kind::UninitialisedGlobal),
     },
     Fault {
         name: "a mask word serves its first 16 slots twice",
-        file: "attend.inc",
+        file: "attend_page.inc",
         find: "    shr.u32         %bits, %bits, %word;\n",
         replace: "",
         caught: Caught::By(Kind::UninitialisedGlobal),
     },
     Fault {
         name: "masks are read beyond the row",
-        file: "attend.inc",
+        file: "attend_page.inc",
         find: "    and.pred        %asks, %some, %masked;",
         replace: "    mov.pred        %asks, %masked;",
         caught: Caught::By(Kind::OutOfBounds),
@@ -113,78 +113,78 @@ const FAULTS: &[Fault] = &[
     Fault {
         name: "the table is read beyond the row",
         file: "attend.inc",
-        find: "    @%some ld.global.nc.u32 %page_",
-        replace: "    ld.global.nc.u32 %page_",
+        find: "    @%some ld.global.nc.u32 %page_\\page",
+        replace: "    ld.global.nc.u32 %page_\\page",
         caught: Caught::By(Kind::UninitialisedGlobal),
     },
     Fault {
         name: "the units of a slot are not turned for the copies",
         file: "attend.inc",
-        find: "    xor.b32         %word, %word, %copy_slot;\n",
+        find: "    xor.b32         %word, %word, %bits;\n",
         replace: "",
         caught: Caught::WrongResult,
     },
     Fault {
         name: "values are not transposed",
-        file: "attend.inc",
+        file: "attend_page.inc",
         find: "m8n8.x4.trans.shared",
         replace: "m8n8.x4.shared",
         caught: Caught::WrongResult,
     },
     Fault {
         name: "the halves of keys change places",
-        file: "attend.inc",
+        file: "attend_page.inc",
         find: "{%a2, %a3}, {%s4,",
         replace: "{%a3, %a2}, {%s4,",
         caught: Caught::WrongResult,
     },
     Fault {
         name: "what f16 cut off of the query is left out",
-        file: "attend.inc",
+        file: "attend_page.inc",
         find: "    add.rn.f32      %x1, %s1, %s3; ",
         replace: "    mov.f32         %x1, %s1; ",
         caught: Caught::WrongResult,
     },
     Fault {
         name: "the largest score of two lanes of four",
-        file: "attend.inc",
+        file: "attend_page.inc",
         find: "    shfl.sync.bfly.b32 %y, %top, 2, 31, ALL;",
         replace: "    shfl.sync.bfly.b32 %y, %top, 4, 31, ALL;",
         caught: Caught::WrongResult,
     },
     Fault {
         name: "the heads' factors change places",
-        file: "attend.inc",
+        file: "attend_page.inc",
         find: "    add.u32         %odd_lane, %even_lane, 4;",
         replace: "    mov.u32         %odd_lane, %even_lane;",
         caught: Caught::WrongResult,
     },
     Fault {
         name: "the old sum does not shrink",
-        file: "attend.inc",
+        file: "attend_page.inc",
         find: "    fma.rn.f32      %l, %l, %old, %y;",
         replace: "    add.rn.f32      %l, %l, %y;",
         caught: Caught::WrongResult,
     },
     Fault {
         name: "no guard for warps that saw nothing",
-        file: "attend.inc",
-        find: "    selp.f32        %top, 0f00000000, %m, %none;",
-        replace: "    mov.f32         %top, %m;",
+        file: "attend_page.inc",
+        find: "    selp.f32        %y, 0f00000000, %top, %none;",
+        replace: "    mov.f32         %y, %top;",
         caught: Caught::WrongResult,
     },
     Fault {
         name: "a row that sees nothing is divided by 0",
-        file: "attend.inc",
-        find: "    selp.f32        %y, 0f00000000, %y, %none;\n",
+        file: "attend_page.inc",
+        find: "    selp.f32        \\per, 0f00000000, \\per, %none;\n",
         replace: "",
         caught: Caught::WrongResult,
     },
     Fault {
         name: "heads that are not there are written",
         file: "attend.inc",
-        find: "    setp.ge.u32     %none, %head, %here;",
-        replace: "    setp.gt.u32     %none, %head, %here;",
+        find: "    setp.ge.u32     %none, %join, %joins;",
+        replace: "    setp.gt.u32     %none, %join, %joins;",
         caught: Caught::By(Kind::GlobalRace),
     },
     Fault {
@@ -199,7 +199,9 @@ const FAULTS: &[Fault] = &[
 fn are_caught(head_dim: usize) {
     let combine = module("attend_combine.ptx");
     let name = format!("attend_{head_dim}.ptx");
-    each_is_caught(&name, FAULTS, |attend| cases(&Kernels { attend, combine: &combine }, head_dim));
+    each_is_caught(&name, FAULTS, |attend| {
+        cases(&Kernels { attend, combine: &combine, way: Way::Rows }, head_dim)
+    });
 }
 
 #[test]
@@ -282,6 +284,6 @@ const COMBINE_FAULTS: &[Fault] = &[
 fn faults_in_the_combination_are_caught() {
     let attend = attend(64);
     each_is_caught("attend_combine.ptx", COMBINE_FAULTS, |combine| {
-        cases(&Kernels { attend: &attend, combine }, 64)
+        cases(&Kernels { attend: &attend, combine, way: Way::Rows }, 64)
     });
 }
