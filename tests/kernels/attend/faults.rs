@@ -1,7 +1,7 @@
 //! Mistakes put into attention's kernels on purpose, each with what notices it.
 
-use super::{Kernels, Way, attend, cases};
-use crate::harness::{Caught, Fault, each_is_caught, module};
+use super::{Case, Kernels, Row, Way, attend, bits, cases, odd_rows, prefill};
+use crate::harness::{Caught, Fault, each_is_caught, module, same};
 use ptx_emulator::Kind;
 
 const FAULTS: &[Fault] = &[
@@ -285,5 +285,148 @@ fn faults_in_the_combination_are_caught() {
     let attend = attend(64);
     each_is_caught("attend_combine.ptx", COMBINE_FAULTS, |combine| {
         cases(&Kernels { attend: &attend, combine, way: Way::Rows }, 64)
+    });
+}
+
+const PREFILL_FAULTS: &[Fault] = &[
+    Fault {
+        name: "no barrier before a half page is used",
+        file: "prefill.inc",
+        find: "    cp.async.wait_group \\(2 * RING - 2);\n    bar.sync        0;\n",
+        replace: "    cp.async.wait_group \\(2 * RING - 2);\n",
+        caught: Caught::By(Kind::SharedRace),
+    },
+    Fault {
+        name: "the wait lets one group more under way",
+        file: "prefill.inc",
+        find: "wait_group \\(2 * RING - 2);",
+        replace: "wait_group \\(2 * RING - 1);",
+        caught: Caught::By(Kind::CopyNotWaited),
+    },
+    Fault {
+        name: "no barrier after the list",
+        file: "prefill.inc",
+        find: "LISTED:\n    bar.sync        0;\n",
+        replace: "LISTED:\n",
+        caught: Caught::By(Kind::SharedRace),
+    },
+    Fault {
+        name: "values are asked for where the page's own are",
+        file: "prefill.inc",
+        find: "    add.u32         %ring_before, %ring_before, HALF_BYTES;",
+        replace: "    add.u32         %ring_before, %ring_at, HALF_BYTES;",
+        caught: Caught::OneOf(&[Kind::SharedRace, Kind::CopyNotWaited]),
+    },
+    Fault {
+        name: "slots that nobody sees are copied",
+        file: "prefill.inc",
+        find: "    and.b32         %count, %count, 16;         // bytes",
+        replace: "    or.b32          %count, %count, 16;\n    and.b32 %count, %count, 16; // bytes",
+        caught: Caught::By(Kind::UninitialisedGlobal),
+    },
+    Fault {
+        name: "the first rows of the tile decide alone what is copied",
+        file: "prefill.inc",
+        find: "    redux.sync.or.b32 %sees_2, %sees_2, ALL;\n",
+        replace: "",
+        caught: Caught::WrongResult,
+    },
+    Fault {
+        name: "a class begins with each page",
+        file: "prefill.inc",
+        find: "    selp.b32        %info, BEGINS, 0, %none;",
+        replace: "    mov.u32         %info, BEGINS;",
+        caught: Caught::WrongResult,
+    },
+    Fault {
+        name: "all pages are of one class",
+        file: "prefill.inc",
+        find: "    selp.b32        %info, BEGINS, 0, %none;",
+        replace: "    mov.u32         %info, 0;",
+        caught: Caught::WrongResult,
+    },
+    Fault {
+        name: "pages of a class in another order",
+        file: "prefill.inc",
+        find: "    mad.lo.u32      %word, %turn, 4, %word;\n",
+        replace: "    xor.b32         %slot, %turn, 1;\n    mad.lo.u32 %word, %slot, 4, %word;\n",
+        caught: Caught::OneOf(&[Kind::UninitialisedGlobal, Kind::OutOfBounds]),
+    },
+    Fault {
+        name: "rows that see different slots are gathered together",
+        file: "prefill.inc",
+        find: "    @%apart bra.uni APART;\n",
+        replace: "",
+        caught: Caught::WrongResult,
+    },
+    Fault {
+        name: "a row in turn keeps the columns of all",
+        file: "prefill.inc",
+        find: "    setp.eq.u32     %even, %even_row, %turn;",
+        replace: "    setp.ne.u32     %even, %turn, ALL;",
+        caught: Caught::WrongResult,
+    },
+    Fault {
+        name: "the upper slots are hidden as the lower ones are",
+        file: "prefill.inc",
+        find: "    shr.u32         %bits, %bits, 8;\n    HALVES",
+        replace: "    HALVES",
+        caught: Caught::WrongResult,
+    },
+    Fault {
+        name: "the last row of an octet is left out",
+        file: "prefill.inc",
+        find: "    setp.le.u32     %some, %turn, %last;",
+        replace: "    setp.lt.u32     %some, %turn, %last;",
+        caught: Caught::WrongResult,
+    },
+    Fault {
+        name: "what is joined does not shrink",
+        file: "prefill.inc",
+        find: "    mul.rn.f32      %s1, %s1, %x1;\n",
+        replace: "",
+        caught: Caught::WrongResult,
+    },
+    Fault {
+        name: "octets have what is joined in one place",
+        file: "prefill.inc",
+        find: "    mad.lo.u32      %joined_at, %warp, \\(KEPT * 512), %joined_at;\n",
+        replace: "",
+        caught: Caught::By(Kind::SharedRace),
+    },
+    Fault {
+        name: "a head's row is its own number",
+        file: "prefill.inc",
+        find: "    div.u32         %pair_row, %pair, %group;",
+        replace: "    mov.u32         %pair_row, %pair;",
+        caught: Caught::OneOf(&[Kind::OutOfBounds, Kind::UninitialisedGlobal]),
+    },
+    Fault {
+        name: "scratch begins with the step's first row",
+        file: "prefill.inc",
+        find: "    sub.u32         %word, %place, %word;\n",
+        replace: "    mov.u32         %word, %place;\n",
+        caught: Caught::By(Kind::OutOfBounds),
+    },
+    Fault {
+        name: "a row is written by splits that it does not have",
+        file: "prefill.inc",
+        find: "    selp.b32        %place, %place, ALL, %has;\n",
+        replace: "",
+        caught: Caught::OneOf(&[Kind::GlobalRace, Kind::OutOfBounds]),
+    },
+];
+
+#[test]
+fn faults_in_prefill_are_caught() {
+    let (attend, combine) = (attend(64), module("attend_combine.ptx"));
+    let mut rows = prefill::chunks(9, 1);
+    rows.extend(odd_rows(1).into_iter().map(|row| Row { sequence: row.sequence + 4, ..row }));
+    let case = Case::new(64, 2, 3, rows, 1);
+    let run = |attend, way| case.run(&Kernels { attend, combine: &combine, way }, 1);
+    let Ok((want, _)) = run(&attend, Way::Rows) else { panic!("attention a row at a time") };
+    each_is_caught("prefill_64.ptx", PREFILL_FAULTS, |prefill| {
+        let (got, _) = run(prefill, Way::Tiles(64))?;
+        same("out", &bits(&got), &bits(&want))
     });
 }
