@@ -423,10 +423,10 @@ fn faults_in_prefill_are_caught() {
     let mut rows = prefill::chunks(9, 1);
     rows.extend(odd_rows(1).into_iter().map(|row| Row { sequence: row.sequence + 4, ..row }));
     let case = Case::new(64, 2, 3, rows, 1);
-    let run = |attend, way| case.run(&Kernels { attend, combine: &combine, way }, 1);
-    let Ok((want, _)) = run(&attend, Way::Rows) else { panic!("attention a row at a time") };
+    let by_rows = Kernels { attend: &attend, combine: &combine, way: Way::Rows };
+    let Ok((want, _)) = case.run(&by_rows, 1) else { panic!("attention a row at a time") };
     each_is_caught("prefill_64.ptx", PREFILL_FAULTS, |prefill| {
-        let (got, _) = run(prefill, Way::Tiles(64))?;
+        let (got, _) = case.run(&Kernels { attend: prefill, combine: &combine, way: Way::Tiles(64) }, 1)?;
         same("out", &bits(&got), &bits(&want))
     });
 }
