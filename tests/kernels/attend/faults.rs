@@ -308,7 +308,7 @@ const PREFILL_FAULTS: &[Fault] = &[
         file: "prefill.inc",
         find: "LISTED:\n    bar.sync        0;\n",
         replace: "LISTED:\n",
-        caught: Caught::By(Kind::SharedRace),
+        caught: Caught::By(Kind::UninitialisedShared),
     },
     Fault {
         name: "values are asked for where the page's own are",
@@ -351,13 +351,6 @@ const PREFILL_FAULTS: &[Fault] = &[
         find: "    mad.lo.u32      %word, %turn, 4, %word;\n",
         replace: "    xor.b32         %slot, %turn, 1;\n    mad.lo.u32 %word, %slot, 4, %word;\n",
         caught: Caught::OneOf(&[Kind::UninitialisedGlobal, Kind::OutOfBounds]),
-    },
-    Fault {
-        name: "rows that see different slots are gathered together",
-        file: "prefill.inc",
-        find: "    @%apart bra.uni APART;\n",
-        replace: "",
-        caught: Caught::WrongResult,
     },
     Fault {
         name: "a row in turn keeps the columns of all",
