@@ -183,8 +183,9 @@ pub const GPU_HEAD_ROWS: usize = 64;
 /// what has more runs as several steps.
 pub const GPU_TABLE_WORDS: usize = 64 << 10;
 /// Splits of 256 slots that attention may leave to be joined, over all rows of a launch; a sequence that has the whole pool
-/// finds room whatever this says. Heads of 128 take 0.5 KiB each: 16 MiB with 32 of them.
-pub const GPU_SPLITS: usize = 1024;
+/// finds room whatever this says. Heads of 128 take 0.5 KiB each: 64 MiB with 32 of them. So 512 rows of a prompt go at
+/// once up to 2,048 slots, and 32 up to 32,768: still enough that they share the pages they read.
+pub const GPU_SPLITS: usize = 4096;
 /// Bytes of weights that are in host memory at a time on their way to the device.
 pub const GPU_UPLOAD_BYTES: usize = 16 << 20;
 

@@ -325,6 +325,28 @@ fn a_long_sequence(both: &mut Both, random: &mut Random) {
     }
 }
 
+/// A prompt has the same probabilities, to the bit, however it is cut: rows that go one by one, rows that share pages.
+fn chunks_do_not_matter(both: &mut Both, random: &mut Random) {
+    let prompt: Vec<Input> = (0..40).map(|_| Input::Token(TokenId(random.below(256) as u32))).collect();
+    let mut cut = |lengths: &[usize]| {
+        let mut chat = chats(1, 4, random).remove(0);
+        let mut made = Outcome::default();
+        for &length in lengths {
+            let inputs = prompt[chat.len..][..length].to_vec();
+            let all = Output::Distribution { row: length as u32 - 1, temperature: 1.0, top_k: 100 };
+            let chunk = sequence(&mut chat, inputs, vec![all]);
+            both.cuda
+                .run(&Batch { sequences: vec![chunk] }, &mut made)
+                .unwrap_or_else(|fault| panic!("{fault}"));
+        }
+        made.produced
+    };
+    let whole = cut(&[40]);
+    for lengths in [&[8, 9, 3, 20][..], &[23, 17]] {
+        assert_eq!(cut(lengths), whole, "{lengths:?}");
+    }
+}
+
 #[test]
 fn the_gpu_gives_what_the_processor_gives() {
     for decoder in FAMILIES {
@@ -333,6 +355,7 @@ fn the_gpu_gives_what_the_processor_gives() {
         let mut chats = prompts_and_decoding(&mut both, &mut random, &[1, 1, 3, 8, 10, 10, 1]);
         all_that_a_batch_can_ask(&mut both, &mut chats, &mut random);
         pages_are_copied_and_cleared(&mut both, &mut chats);
+        chunks_do_not_matter(&mut both, &mut Random::new(decoder.seed + 100));
         if decoder.architecture == "llama" {
             a_long_sequence(&mut both, &mut random);
         }

@@ -127,7 +127,7 @@ fn a_gpu_that_cannot_be_used_is_a_sentence() {
             &["KV pages have 16 tokens, but page_size is 32"],
         ),
         (&model, "", there, "[engine]\nkv_cache = \"q8\"", 78, &["f16, but kv_cache is q8"]),
-        (&wide, "", there, "", 78, &["heads of 64 and 128 values, but the model's have 32"]),
+        (&wide, "", there, "", 78, &["heads of 64, 96, 128, 256 values, but the model's have 32"]),
         (&small_model(), "", there, "", 78, &["the GPU"]),
         (&model, "", ["--backend", "tpu", "--seed", "1"], "", 78, &["none of auto, cuda, cpu"]),
     ] {

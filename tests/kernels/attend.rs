@@ -1,6 +1,8 @@
-//! `attend_64`, `attend_128` and `attend_combine` against attention's formula in f64.
+//! Attention (`attend_*`, `prefill_*`, `attend_combine`) against its formula in f64; a row at a time here, many rows of a
+//! sequence in `prefill.rs`.
 
 mod faults;
+mod prefill;
 
 use crate::harness::{
     Seeded, Wrong, f32_to_f16, from_bytes, launch, mma_slack, module, passes, same, to_bytes,
@@ -11,6 +13,8 @@ use tartlet::model::quant::f16_to_f32;
 
 const PAGE: usize = 16;
 const SPLIT: usize = 256;
+/// Sizes of heads that there are kernels for.
+const HEAD_DIMS: [usize; 4] = [64, 96, 128, 256];
 
 /// A query row: what it sees of its sequence.
 #[derive(Clone)]
@@ -148,15 +152,42 @@ impl Case {
         let sums = memory.alloc(outputs * splits * head_dim * 4, "sums");
         let scales = memory.alloc(outputs * splits * 8, "scales");
 
-        let parameters =
-            Parameters::new().u64(q).u64(keys).u64(values).u64(table).u64(rows).u64(masks).u64(out);
-        let parameters = parameters.u64(sums).u64(scales).u32(kv_heads as u32).u32(group as u32);
-        let parameters =
-            parameters.u32(stride as u32).u32(words as u32).u32(splits as u32).f32(self.scale).f32(self.cap);
-        let grid = [splits, kv_heads * group.div_ceil(8), self.rows.len()].map(|count| count as u32);
+        let shared =
+            || Parameters::new().u64(q).u64(keys).u64(values).u64(table).u64(rows).u64(masks).u64(out);
+        let sizes = |parameters: Parameters| {
+            let heads = parameters.u32(kv_heads as u32).u32(group as u32);
+            heads.u32(stride as u32).u32(words as u32).u32(splits as u32)
+        };
+        let mut counts = Counts::default();
         let block = [128, 1, 1];
-        let attend = Launch { grid, block, shared: 0, parameters: parameters.bytes() };
-        let counts = launch(kernels.attend, &mut memory, &attend, seed)?;
+        match kernels.way {
+            Way::Rows => {
+                let parameters = sizes(shared().u64(sums).u64(scales)).f32(self.scale).f32(self.cap);
+                let grid = [splits, kv_heads * group.div_ceil(8), self.rows.len()].map(|count| count as u32);
+                let attend = Launch { grid, block, shared: 0, parameters: parameters.bytes() };
+                counts = launch(kernels.attend, &mut memory, &attend, seed)?;
+            }
+            // In two launches, each with scratch of its own rows.
+            Way::Tiles(rows) => {
+                let tiles = self.tiles(rows);
+                let warps = prefill::warps(head_dim);
+                for part in tiles.chunks(tiles.len().div_ceil(2)) {
+                    let first = part[0][0];
+                    let part_at = input(&mut memory, "tiles", &to_bytes(part.as_flattened()));
+                    let skipped = u64::from(first) * (self.heads() * splits) as u64;
+                    let scratch =
+                        shared().u64(sums + skipped * head_dim as u64 * 4).u64(scales + skipped * 8);
+                    let parameters = sizes(scratch.u64(part_at)).u32(first).f32(self.scale).f32(self.cap);
+                    let grid = [splits, kv_heads, part.len()].map(|count| count as u32);
+                    let block = [32 * warps as u32, 1, 1];
+                    let prefill = Launch { grid, block, shared: 0, parameters: parameters.bytes() };
+                    let part = launch(kernels.attend, &mut memory, &prefill, seed)?;
+                    counts.warp_instructions += part.warp_instructions;
+                    counts.global_sectors += part.global_sectors;
+                    counts.bank_conflicts += part.bank_conflicts;
+                }
+            }
+        }
 
         let parameters = Parameters::new().u64(rows).u64(sums).u64(scales).u64(out);
         let parameters = parameters.u32(self.heads() as u32).u32(head_dim as u32).u32(splits as u32);
@@ -164,6 +195,23 @@ impl Case {
         let combine = Launch { grid, block, shared: 0, parameters: parameters.bytes() };
         launch(kernels.combine, &mut memory, &combine, seed)?;
         Ok((from_bytes(&memory.read(out, outputs * head_dim * 4)?), counts))
+    }
+
+    /// Rows that follow each other in a sequence, so many at most, and no more pairs with heads than a CTA has places for.
+    fn tiles(&self, rows: usize) -> Vec<[u32; 2]> {
+        let most = (8 * prefill::warps(self.head_dim) / self.group).min(rows);
+        let mut tiles: Vec<[u32; 2]> = Vec::new();
+        for (at, row) in self.rows.iter().enumerate() {
+            match tiles.last_mut() {
+                Some([_, count])
+                    if (*count as usize) < most && self.rows[at - 1].sequence == row.sequence =>
+                {
+                    *count += 1;
+                }
+                _ => tiles.push([at as u32, 1]),
+            }
+        }
+        tiles
     }
 
     /// Runs the case and compares with the formula.
@@ -254,6 +302,14 @@ impl Case {
 struct Kernels<'a> {
     attend: &'a Module,
     combine: &'a Module,
+    way: Way,
+}
+
+/// Which kernel `attend` is: one for a row at a time, or for tiles of so many rows at most.
+#[derive(Clone, Copy)]
+enum Way {
+    Rows,
+    Tiles(usize),
 }
 
 fn attend(head_dim: usize) -> Module {
@@ -288,9 +344,9 @@ fn long_row() -> Row {
 #[test]
 fn attention_is_its_formula() {
     let combine = module("attend_combine.ptx");
-    for head_dim in [64, 128] {
+    for head_dim in HEAD_DIMS {
         let attend = attend(head_dim);
-        let kernels = Kernels { attend: &attend, combine: &combine };
+        let kernels = Kernels { attend: &attend, combine: &combine, way: Way::Rows };
         for (seed, group) in [1, 3, 4, 8].into_iter().enumerate() {
             let lengths = [1, 15, 16, 17, 255, 256, 257, 600];
             let rows = lengths.into_iter().enumerate().map(|(sequence, length)| Row::of(sequence, length));
@@ -310,10 +366,12 @@ fn attention_is_its_formula() {
 #[test]
 fn wide_groups_and_many_splits() {
     let combine = module("attend_combine.ptx");
-    let attend = attend(64);
-    let kernels = Kernels { attend: &attend, combine: &combine };
-    passes("groups of 11", Case::new(64, 2, 11, vec![Row::of(0, 40)], 5).check(&kernels, 5));
-    passes("80 splits", Case::new(64, 1, 2, vec![long_row()], 6).check(&kernels, 6));
+    for head_dim in [64, 96] {
+        let attend = attend(head_dim);
+        let kernels = Kernels { attend: &attend, combine: &combine, way: Way::Rows };
+        passes("groups of 11", Case::new(head_dim, 2, 11, vec![Row::of(0, 40)], 5).check(&kernels, 5));
+        passes("80 splits", Case::new(head_dim, 1, 2, vec![long_row()], 6).check(&kernels, 6));
+    }
 }
 
 /// Scores far apart and far from 0: the largest decides, nothing overflows.
@@ -321,7 +379,7 @@ fn wide_groups_and_many_splits() {
 fn large_scores_have_their_softmax() {
     let combine = module("attend_combine.ptx");
     let attend = attend(64);
-    let kernels = Kernels { attend: &attend, combine: &combine };
+    let kernels = Kernels { attend: &attend, combine: &combine, way: Way::Rows };
     for (seed, scale) in [(0, 30.0), (1, -30.0), (2, 0.0)] {
         let case = Case { scale, ..Case::new(64, 1, 4, vec![Row::of(0, 300), Row::of(0, 20)], seed) };
         passes(&format!("scale {scale}"), case.check(&kernels, seed));
@@ -336,9 +394,9 @@ fn large_scores_have_their_softmax() {
 #[test]
 fn rows_do_not_meet() {
     let combine = module("attend_combine.ptx");
-    for head_dim in [64, 128] {
+    for head_dim in HEAD_DIMS {
         let attend = attend(head_dim);
-        let kernels = Kernels { attend: &attend, combine: &combine };
+        let kernels = Kernels { attend: &attend, combine: &combine, way: Way::Rows };
         let run = |case: &Case| match case.run(&kernels, 7) {
             Ok((out, _)) => out,
             Err(Wrong::Fault(fault)) => panic!("{fault}"),
@@ -372,9 +430,9 @@ fn rows_do_not_meet() {
 #[test]
 fn memory_is_read_once_and_without_conflicts() {
     let combine = module("attend_combine.ptx");
-    for head_dim in [64, 128] {
+    for head_dim in HEAD_DIMS {
         let attend = attend(head_dim);
-        let kernels = Kernels { attend: &attend, combine: &combine };
+        let kernels = Kernels { attend: &attend, combine: &combine, way: Way::Rows };
         let case = Case::new(head_dim, 2, 4, vec![Row::of(0, 1024)], 1);
         let Ok((_, counts)) = case.run(&kernels, 1) else { panic!("attention of 1024 slots") };
         let sectors = (1024 * 2 * head_dim * 2 * 2 / 32) as u64;

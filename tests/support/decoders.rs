@@ -1,4 +1,5 @@
-//! Two-layer decoders of each family, of sizes that the GPU's kernels know and the emulator bears: heads of 64.
+//! Two-layer decoders of each family, of sizes that the GPU's kernels know and the emulator bears; heads are as wide as the
+//! families' own.
 //!
 //! Owns: what stands in the files: seeded weights of the size that a trained model's have. Never: how a file is written
 //! (`gguf.rs`).
@@ -68,9 +69,9 @@ pub const FAMILIES: [Decoder; 7] = [
     LLAMA,
     Decoder { architecture: "qwen2", formats: &[Q4_0], seed: 2, ..LLAMA },
     Decoder { architecture: "qwen3", formats: &[Q8_0, Q5_0], head_dim: 128, seed: 3, ..LLAMA },
-    Decoder { architecture: "gemma2", formats: &[Q5_1, Q8_0], seed: 4, ..LLAMA },
-    Decoder { architecture: "gemma3", formats: &[F16, BF16, Q4_1], seed: 5, ..LLAMA },
-    Decoder { architecture: "phi3", formats: &[BF16], seed: 6, ..LLAMA },
+    Decoder { architecture: "gemma2", formats: &[Q5_1, Q8_0], head_dim: 256, seed: 4, ..LLAMA },
+    Decoder { architecture: "gemma3", formats: &[F16, BF16, Q4_1], head_dim: 256, seed: 5, ..LLAMA },
+    Decoder { architecture: "phi3", formats: &[BF16], head_dim: 96, seed: 6, ..LLAMA },
     Decoder {
         architecture: "llama",
         formats: &[Q6_K, Q4_K, Q5_K],

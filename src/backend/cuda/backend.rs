@@ -9,7 +9,7 @@ use super::graphs::Graphs;
 use super::launches::{Heads, Kernels, Launches, Planes, formats};
 use super::plan::{self, Demand, Memory, TooLarge, plane_bytes, planes, table_words};
 use super::room::{Bounds, ENTRY, Room, TOPS_AT, bytes};
-use super::staging::{Kinds, Piece, Sizes, Staging, Wants, least_bytes, steps};
+use super::staging::{Kinds, Piece, Sizes, Staging, Tile, Wants, least_bytes, steps, tiles};
 use super::step::Step;
 use super::weights::{self, Activations, Weights, activations};
 use super::{Buffer, Device, Error, Graph, Pinned, Stream, kernels};
@@ -194,10 +194,16 @@ impl Cuda {
         let rest = rest.chunks(GPU_HEAD_ROWS).map(|part| (&[][..], part, &[][..]));
         let splits = plan::splits(self.device.pages);
         for (pieces, part, stored) in std::iter::once((pieces, first, &self.wants.stored[..])).chain(rest) {
-            let sizes = Staging::sizes(batch, pieces, part, stored.len(), splits);
+            let mut sizes = Staging::sizes(batch, pieces, part, stored.len(), splits);
+            let most = self.device.heads.tile_rows().min(sizes.rows_at_once(splits));
+            if most == 0 {
+                sizes.few = sizes.rows;
+            }
+            let tiles = tiles(pieces, sizes.few, most);
+            sizes.tiles = tiles.len();
             let kinds = &self.device.kinds;
             let (number, envelope) = self.envelopes.free(&self.device.stream)?;
-            let bytes = envelope.staging.fill(batch, (pieces, part, stored), &sizes, kinds)?;
+            let bytes = envelope.staging.fill(batch, (pieces, &tiles), (part, stored), &sizes, kinds)?;
             let block = envelope.staging.block();
             // SAFETY: block and buffer live as long as the stream. Nobody touches the block before the envelope is back; in the
             // stream, what reads the buffer comes before the next copy into it.
@@ -209,7 +215,7 @@ impl Cuda {
                 // SAFETY: what was recorded lives as long as the stream; its results are not touched before they are back.
                 unsafe { self.device.stream.replay(graph)? };
             } else {
-                self.device.put(&sizes, &mut envelope.results)?;
+                self.device.put(&sizes, &tiles, &mut envelope.results)?;
             }
             self.envelopes.sent(number, sizes, part, &self.device.stream)?;
         }
@@ -228,7 +234,7 @@ impl OnDevice {
     }
 
     /// Puts a step that has been staged into the stream, and its results' way back.
-    fn put(&self, sizes: &Sizes, results: &mut Pinned) -> Result<(), Error> {
+    fn put(&self, sizes: &Sizes, tiles: &[Tile], results: &mut Pinned) -> Result<(), Error> {
         let step = Step {
             launches: self.launches(),
             shape: &self.model.shape,
@@ -238,6 +244,7 @@ impl OnDevice {
             room: &self.room,
             planes: self.planes(),
             pages: self.pages,
+            tiles,
         };
         step.put(sizes)?;
         let tops = TOPS_AT..TOPS_AT + sizes.tops * sizes.entries * ENTRY;
@@ -252,7 +259,7 @@ impl OnDevice {
     }
 
     fn record(&self, sizes: &Sizes, results: &mut Pinned) -> Result<Graph, Error> {
-        self.stream.capture(|_| self.put(sizes, results))
+        self.stream.capture(|_| self.put(sizes, &[], results))
     }
 }
 

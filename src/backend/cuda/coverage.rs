@@ -11,7 +11,7 @@ use crate::backend::cpu::KvFormat;
 use crate::model::Model;
 
 /// Sizes of heads that attention has a kernel for.
-const HEAD_DIMS: [usize; 2] = [64, 128];
+const HEAD_DIMS: [usize; 4] = [64, 96, 128, 256];
 /// Values of a row that goes through a norm at most.
 const NORMED: usize = 8192;
 /// Rows of a launch at most.
@@ -36,8 +36,9 @@ pub(super) fn covers(model: &Model, options: &CudaOptions, sources: &[Source]) -
     }
     if !HEAD_DIMS.contains(&shape.head_dim) {
         return Err(format!(
-            "the GPU's kernels know heads of {} and {} values, but the model's have {}",
-            HEAD_DIMS[0], HEAD_DIMS[1], shape.head_dim
+            "the GPU's kernels know heads of {} values, but the model's have {}",
+            HEAD_DIMS.map(|dim| dim.to_string()).join(", "),
+            shape.head_dim
         ));
     }
     if shape.hidden > NORMED {

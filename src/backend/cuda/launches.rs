@@ -23,6 +23,8 @@ const NARROW: (usize, usize) = (64, 32);
 const NORM_CHUNK: usize = 8192;
 /// Values of a row that a CTA of the small kernels takes.
 const CHUNK: usize = 1024;
+/// Pairs of a row and a head of one KV head's group that a warp of prefill has.
+const PAIRS: usize = 8;
 /// Logits that a CTA of the kernels that look at all of them takes.
 const LOGITS: usize = 8 * LOGITS_PER_MAXIMUM;
 
@@ -38,6 +40,7 @@ pub(super) struct Kernels {
     products: Vec<(Quant, Product)>,
     embed: Kernel,
     attend: Kernel,
+    prefill: Kernel,
     /// To quants and bf16, and to f16; so is the gate's.
     norm_quantize: [Kernel; 2],
     rotate_append: Kernel,
@@ -111,6 +114,7 @@ impl Kernels {
             products: formats(model).into_iter().map(product).collect::<Result<_, Error>>()?,
             embed: load(&of_format("embed", embedding, ""))?,
             attend: load(&format!("attend_{}", model.shape.head_dim))?,
+            prefill: load(&format!("prefill_{}", model.shape.head_dim))?,
             norm_quantize: [load("norm_quantize")?, load("norm_quantize_f16")?],
             rotate_append: load("rotate_append")?,
             attend_combine: load("attend_combine")?,
@@ -165,6 +169,18 @@ pub(super) struct Heads {
     pub dims: usize,
     pub halves: bool,
     pub eps: f32,
+}
+
+/// Warps of a CTA of prefill.
+pub(super) fn prefill_warps(head_dim: usize) -> usize {
+    if head_dim > 128 { 4 } else { 8 }
+}
+
+impl Heads {
+    /// Rows of a sequence that a CTA of prefill takes at most; 0: one has too many heads.
+    pub fn tile_rows(&self) -> usize {
+        PAIRS * prefill_warps(self.head_dim) / (self.heads / self.kv_heads)
+    }
 }
 
 /// What becomes queries, keys and values: products, what is done to them, where they go.
@@ -325,7 +341,7 @@ impl Launches<'_> {
         [out, sums, scales]: [u64; 3],
         [rows, splits]: [usize; 2],
     ) -> Result<(), Error> {
-        let Heads { heads: all, kv_heads, head_dim, scale, cap, .. } = *heads;
+        let Heads { heads: all, kv_heads, scale, cap, .. } = *heads;
         let group = all / kv_heads;
         let mut arguments: Vec<Argument> =
             [q, keys, values, tail, rows_at, tail, out, sums, scales].map(at).into();
@@ -333,12 +349,44 @@ impl Launches<'_> {
         arguments.extend([scale, cap].map(Argument::F32));
         let grid = [splits, kv_heads * group.div_ceil(8), rows];
         self.put(&self.kernels.attend, grid, 128, 0, &arguments)?;
+        self.combine(heads, rows_at, [out, sums, scales], [rows, splits])
+    }
+
+    /// The same, to the bit, of rows in so many tiles, which are rows `first` to `first + rows` of the step. Places are of the
+    /// step's first row, scratch of the tiles'.
+    pub fn prefill(
+        &self,
+        heads: &Heads,
+        [q, keys, values]: [u64; 3],
+        [rows_at, tail, tiles_at]: [u64; 3],
+        [out, sums, scales]: [u64; 3],
+        [first, rows, tiles, splits]: [usize; 4],
+    ) -> Result<(), Error> {
+        let Heads { heads: all, kv_heads, head_dim, scale, cap, .. } = *heads;
+        let mut arguments: Vec<Argument> =
+            [q, keys, values, tail, rows_at, tail, out, sums, scales, tiles_at].map(at).into();
+        arguments.extend([kv_heads, all / kv_heads, 1, 1, splits, first].map(number));
+        arguments.extend([scale, cap].map(Argument::F32));
+        let block = 32 * prefill_warps(head_dim) as u32;
+        self.put(&self.kernels.prefill, [splits, kv_heads, tiles], block, 0, &arguments)?;
+        let (rows_at, out) = (rows_at + (first * 16) as u64, out + (first * all * head_dim * 4) as u64);
+        self.combine(heads, rows_at, [out, sums, scales], [rows, splits])
+    }
+
+    /// Joins what rows in several splits have left.
+    fn combine(
+        &self,
+        heads: &Heads,
+        rows_at: u64,
+        [out, sums, scales]: [u64; 3],
+        [rows, splits]: [usize; 2],
+    ) -> Result<(), Error> {
         if splits == 1 {
             return Ok(());
         }
         let mut arguments: Vec<Argument> = [rows_at, sums, scales, out].map(at).into();
-        arguments.extend([all, head_dim, splits].map(number));
-        self.put(&self.kernels.attend_combine, [all, rows, 1], 128, 0, &arguments)
+        arguments.extend([heads.heads, heads.head_dim, splits].map(number));
+        self.put(&self.kernels.attend_combine, [heads.heads, rows, 1], 128, 0, &arguments)
     }
 
     /// `activation(gate) * up`, as products read it.

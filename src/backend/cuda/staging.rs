@@ -6,6 +6,7 @@
 //! turns   {f32 cos, f32 sin} [kind of turns][row][pair]
 //! draws   48 bytes [head row]                          rows that become a token, then those that become a distribution
 //! rows    {u32 table, length, first, mask} [window][row]
+//! tiles   {u32 row, count} [tile]
 //! inputs  u32 [row]: a token, or an embedding slot     slots   u32 [row]: where its keys and values go
 //! chosen  u32 [head row]: which row                    counts  u32 [distribution]
 //! to      u32 [stored row]: an embedding slot          from    u32 [stored row]
@@ -25,6 +26,8 @@ use std::ops::Range;
 const IS_EMBED: u32 = 1 << 31;
 /// A row without a mask.
 const NO_MASK: u32 = u32::MAX;
+/// Rows of a sequence that attention takes one by one; more of them share pages.
+const FEW_ROWS: usize = 8;
 /// Parts begin at multiples of this.
 const ALIGNED: usize = 16;
 
@@ -50,6 +53,10 @@ impl Kinds {
 pub(super) struct Sizes {
     /// Rows that go through the layers; 0: they have gone before, and only the head is left.
     pub rows: usize,
+    /// Of these the first, which attention takes one by one.
+    pub few: usize,
+    /// Tiles that it takes the others in.
+    pub tiles: usize,
     /// Splits of the longest row, rounded up so that few numbers occur.
     pub splits: usize,
     /// Head rows that become tokens.
@@ -63,11 +70,43 @@ pub(super) struct Sizes {
 }
 
 impl Sizes {
-    pub const NOTHING: Sizes = Sizes { rows: 0, splits: 0, tokens: 0, tops: 0, entries: 0, stored: 0 };
+    pub const NOTHING: Sizes =
+        Sizes { rows: 0, few: 0, tiles: 0, splits: 0, tokens: 0, tops: 0, entries: 0, stored: 0 };
 
     pub fn head_rows(&self) -> usize {
         self.tokens + self.tops
     }
+
+    /// Rows that one launch of attention takes, with scratch for so many splits.
+    pub fn rows_at_once(&self, room: usize) -> usize {
+        match self.splits {
+            0 | 1 => usize::MAX, // they leave nothing to be joined
+            some => (room / some).max(1),
+        }
+    }
+}
+
+/// Rows of one sequence that share pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Tile {
+    /// The first, in the step.
+    pub row: usize,
+    pub count: usize,
+}
+
+/// The rows behind the first `few` in tiles of so many rows at most, which no two sequences share.
+pub(super) fn tiles(pieces: &[Piece], few: usize, most: usize) -> Vec<Tile> {
+    let mut tiles = Vec::new();
+    let mut first = 0;
+    for piece in pieces {
+        let end = first + piece.rows.len();
+        if first >= few {
+            let rows = (first..end).step_by(most.max(1));
+            tiles.extend(rows.map(|row| Tile { row, count: most.min(end - row) }));
+        }
+        first = end;
+    }
+    tiles
 }
 
 /// Where the parts of a block begin, in bytes.
@@ -80,6 +119,7 @@ pub(super) struct Places {
     pub rows: usize,
     /// From one window to the next.
     pub rows_stride: usize,
+    pub tiles: usize,
     pub inputs: usize,
     pub slots: usize,
     pub chosen: usize,
@@ -104,6 +144,7 @@ impl Places {
             draws: take(sizes.head_rows() * RECORD),
             rows: take(rows_stride * kinds.windows.len()),
             rows_stride,
+            tiles: take(sizes.tiles * 8),
             inputs: take(sizes.rows * 4),
             slots: take(sizes.rows * 4),
             chosen: take(sizes.head_rows() * 4),
@@ -118,7 +159,8 @@ impl Places {
 /// Bytes of a block without its tail, of so many rows.
 pub(super) fn least_bytes(kinds: &Kinds, rows: usize) -> usize {
     let tops = GPU_HEAD_ROWS;
-    Places::of(&Sizes { rows, splits: 0, tokens: 0, tops, entries: 0, stored: rows }, kinds).tail
+    let sizes = Sizes { rows, few: 0, tiles: rows, splits: 0, tokens: 0, tops, entries: 0, stored: rows };
+    Places::of(&sizes, kinds).tail
 }
 
 /// Rows of one sequence that are in the same step.
@@ -155,12 +197,18 @@ pub(super) struct Wants {
 }
 
 impl Wants {
-    /// Takes note of what is wanted of the rows of `pieces`.
+    /// Takes note of what is wanted of the rows of `pieces`, in the batch's order.
     pub fn note(&mut self, batch: &Batch, pieces: &[Piece]) {
         self.list.clear();
         self.stored.clear();
-        let mut first = 0;
-        for Piece { sequence, rows } in pieces {
+        let mut end = 0;
+        let begin = |piece: &Piece| {
+            end += piece.rows.len();
+            end - piece.rows.len()
+        };
+        let mut ordered: Vec<(usize, &Piece)> = pieces.iter().map(begin).zip(pieces).collect();
+        ordered.sort_by_key(|(_, piece)| piece.sequence);
+        for (first, Piece { sequence, rows }) in ordered {
             let part = &batch.sequences[*sequence];
             let mut yields = 0;
             for output in &part.outputs {
@@ -188,14 +236,13 @@ impl Wants {
                     _ => {}
                 }
             }
-            first += rows.len();
         }
         self.list.sort_by_key(|want| matches!(want.what, What::Top { .. })); // stable
     }
 }
 
 /// Cuts a batch into steps that have no more than so many rows, and words of tables and masks. A later step sees what an
-/// earlier one has appended, as a later row of the same batch would.
+/// earlier one has appended, as a later row of the same batch would. Within a step sequences of few rows come first.
 pub(super) fn steps(batch: &Batch, rows: usize, words: usize) -> Vec<Vec<Piece>> {
     let mut steps = vec![Vec::new()];
     let (mut rows_left, mut words_left) = (rows, words);
@@ -219,6 +266,7 @@ pub(super) fn steps(batch: &Batch, rows: usize, words: usize) -> Vec<Vec<Piece>>
         }
     }
     steps.retain(|step| !step.is_empty());
+    steps.iter_mut().for_each(|step| step.sort_by_key(|piece| piece.rows.len() > FEW_ROWS)); // stable
     steps
 }
 
@@ -266,7 +314,7 @@ impl Staging {
     }
 
     /// The sizes of a step of these pieces (none: its rows have gone through the layers before) that makes `wants`, with
-    /// room for `splits` at most.
+    /// room for `splits` at most and no tiles yet.
     pub fn sizes(batch: &Batch, pieces: &[Piece], wants: &[Want], stored: usize, splits: usize) -> Sizes {
         let tops = wants.iter().filter_map(|want| match want.what {
             What::Top { k, .. } => Some(k as usize),
@@ -276,6 +324,8 @@ impl Staging {
         let longest = pieces.iter().map(longest).max().unwrap_or(0);
         Sizes {
             rows: pieces.iter().map(|piece| piece.rows.len()).sum(),
+            few: pieces.iter().map(|piece| piece.rows.len()).filter(|rows| *rows <= FEW_ROWS).sum(),
+            tiles: 0,
             splits: longest.div_ceil(SPLIT).next_power_of_two().min(splits),
             tokens: wants.len() - tops.clone().count(),
             tops: tops.clone().count(),
@@ -288,7 +338,8 @@ impl Staging {
     pub fn fill(
         &mut self,
         batch: &Batch,
-        (pieces, wants, stored): (&[Piece], &[Want], &[(u32, EmbedId)]),
+        (pieces, tiles): (&[Piece], &[Tile]),
+        (wants, stored): (&[Want], &[(u32, EmbedId)]),
         sizes: &Sizes,
         kinds: &Kinds,
     ) -> Result<usize, Error> {
@@ -346,6 +397,10 @@ impl Staging {
                 }
                 number += 1;
             }
+        }
+        for (at, tile) in tiles.iter().enumerate() {
+            block.put(places.tiles, 2 * at, tile.row as u32);
+            block.put(places.tiles, 2 * at + 1, tile.count as u32);
         }
         for (at, want) in wants.iter().enumerate() {
             let drawn = match want.what {
@@ -445,14 +500,14 @@ mod tests {
     fn a_batch_is_cut_where_rows_or_words_run_out() {
         let long = || sequence(100, 10, Mask::Causal, Vec::new());
         let batch = Batch { sequences: vec![long(), sequence(3, 3, Mask::Causal, Vec::new()), long()] };
-        let whole = vec![vec![piece(0, 0..10), piece(1, 0..3), piece(2, 0..10)]];
+        let whole = vec![vec![piece(1, 0..3), piece(0, 0..10), piece(2, 0..10)]];
         assert_eq!(steps(&batch, 64, 1000), whole);
         // Ten rows and no more; the second sequence begins in the step that the first one filled.
         let by_rows =
             vec![vec![piece(0, 0..10)], vec![piece(1, 0..3), piece(2, 0..7)], vec![piece(2, 7..10)]];
         assert_eq!(steps(&batch, 10, 1000), by_rows);
         // A table of 100 slots has seven words: two of them do not fit into ten.
-        assert_eq!(steps(&batch, 64, 10), vec![vec![piece(0, 0..10), piece(1, 0..3)], vec![piece(2, 0..10)]]);
+        assert_eq!(steps(&batch, 64, 10), vec![vec![piece(1, 0..3), piece(0, 0..10)], vec![piece(2, 0..10)]]);
         // Masks of 91 to 100 slots have three or four words a row.
         let masks = (91..=100).map(|slots| vec![1, slots - 1]).collect();
         let masked = Batch { sequences: vec![sequence(100, 10, Mask::Runs(masks), Vec::new())] };
@@ -482,22 +537,45 @@ mod tests {
         assert_eq!(told, [(2, 1, 1), (4, 1, 2), (3, 1, 0)]);
         assert_eq!(wants.stored, [(4, EmbedId(4))]);
         let sizes = Staging::sizes(&batch, &pieces, &wants.list, wants.stored.len(), 64);
-        assert_eq!(sizes, Sizes { rows: 5, splits: 1, tokens: 2, tops: 1, entries: 8, stored: 1 });
+        assert_eq!(
+            sizes,
+            Sizes { rows: 5, few: 5, tiles: 0, splits: 1, tokens: 2, tops: 1, entries: 8, stored: 1 }
+        );
         // What another step has is not this one's.
         wants.note(&batch, &[piece(1, 1..2)]);
         let told: Vec<_> = wants.list.iter().map(|want| (want.row, want.sequence, want.number)).collect();
         assert_eq!((told, wants.stored.len()), (vec![(0, 1, 0)], 0));
+        // What comes last in the batch is stored, not what comes last in the step.
+        let stores = |len| vec![Output::Embed { row: len as u32 - 1, to: EmbedId(4) }];
+        let of = |len| sequence(len, len, Mask::Causal, stores(len));
+        let batch = Batch { sequences: vec![of(2), of(20), of(3)] };
+        let step = steps(&batch, 64, 1000).remove(0);
+        assert_eq!(step, [piece(0, 0..2), piece(2, 0..3), piece(1, 0..20)]);
+        wants.note(&batch, &step);
+        assert_eq!(wants.stored, [(4, EmbedId(4))]);
+    }
+
+    #[test]
+    fn tiles_have_rows_of_one_sequence() {
+        let pieces = [piece(1, 0..8), piece(4, 3..4), piece(0, 0..20), piece(2, 5..14)];
+        let batch = Batch { sequences: (0..5).map(|_| sequence(60, 60, Mask::Causal, Vec::new())).collect() };
+        let sizes = Staging::sizes(&batch, &pieces, &[], 0, 64);
+        assert_eq!((sizes.rows, sizes.few), (38, 9));
+        let tile = |row, count| Tile { row, count };
+        assert_eq!(tiles(&pieces, 9, 16), [tile(9, 16), tile(25, 4), tile(29, 9)]);
+        assert_eq!(tiles(&pieces, 9, 64), [tile(9, 20), tile(29, 9)]);
+        assert_eq!(tiles(&pieces, 38, 16), []);
     }
 
     #[test]
     fn parts_begin_aligned_and_depend_on_sizes_alone() {
         let kinds = Kinds { turns: vec![vec![1.0; 3]; 2], scale: 1.0, windows: vec![None, Some(5)] };
-        let sizes = Sizes { rows: 3, splits: 1, tokens: 2, tops: 1, entries: 4, stored: 1 };
+        let sizes = Sizes { rows: 3, few: 1, tiles: 2, splits: 1, tokens: 2, tops: 1, entries: 4, stored: 1 };
         let places = Places::of(&sizes, &kinds);
-        let begins = [places.turns, places.draws, places.rows, places.inputs, places.slots];
+        let begins = [places.turns, places.draws, places.rows, places.tiles, places.inputs, places.slots];
         let begins =
             [&begins[..], &[places.chosen, places.counts, places.to, places.from, places.tail]].concat();
-        assert_eq!(begins, [0, 144, 288, 384, 400, 416, 432, 448, 464, 480]);
+        assert_eq!(begins, [0, 144, 288, 384, 400, 416, 432, 448, 464, 480, 496]);
         assert!(least_bytes(&kinds, 3) >= places.tail);
     }
 

@@ -12,7 +12,7 @@
 use super::launches::{Heads, Launches, Planes, Prepared, Projected};
 use super::plan::splits;
 use super::room::{Room, TOPS_AT};
-use super::staging::{Kinds, Places, Sizes};
+use super::staging::{Kinds, Places, Sizes, Tile};
 use super::weights::{Activations, Layer, Matrix, Weights, activations};
 use super::{Buffer, Error};
 use crate::model::shape::{Activation, Shape};
@@ -27,6 +27,8 @@ pub(super) struct Step<'a> {
     pub room: &'a Room<Buffer>,
     pub planes: Planes,
     pub pages: usize,
+    /// The rows behind the first `few`, as attention takes them.
+    pub tiles: &'a [Tile],
 }
 
 impl Step<'_> {
@@ -104,14 +106,11 @@ impl Step<'_> {
     ) -> Result<(), Error> {
         let window = self.kinds.windows.iter().position(|window| *window == layer.window).unwrap_or(0);
         let rows_at = self.staged(places.rows + window * places.rows_stride);
-        let at_a_time = match sizes.splits {
-            1 => sizes.rows, // they leave nothing to be joined
-            some => (splits(self.pages) / some).max(1),
-        };
+        let at_once = sizes.rows_at_once(splits(self.pages));
         let room = self.room;
-        for first in (0..sizes.rows).step_by(at_a_time) {
+        for first in (0..sizes.few).step_by(at_once) {
             let skipped = (first * self.shape.q_width() * 4) as u64;
-            let count = at_a_time.min(sizes.rows - first);
+            let count = at_once.min(sizes.few - first);
             self.launches.attend(
                 self.heads,
                 [room.q.address() + skipped, keys, values],
@@ -119,6 +118,20 @@ impl Step<'_> {
                 [room.attended.address() + skipped, room.sums.address(), room.scales.address()],
                 [count, sizes.splits],
             )?;
+        }
+        let largest = self.tiles.iter().map(|tile| tile.count).max().unwrap_or(1);
+        let tiles_at_once = (at_once / largest).max(1);
+        let mut tiles_at = self.staged(places.tiles);
+        for part in self.tiles.chunks(tiles_at_once) {
+            let (first, rows) = (part[0].row, part.iter().map(|tile| tile.count).sum());
+            self.launches.prefill(
+                self.heads,
+                [room.q.address(), keys, values],
+                [rows_at, self.staged(places.tail), tiles_at],
+                [&room.attended, &room.sums, &room.scales].map(Buffer::address),
+                [first, rows, part.len(), sizes.splits],
+            )?;
+            tiles_at += (part.len() * 8) as u64;
         }
         Ok(())
     }

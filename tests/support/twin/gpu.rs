@@ -93,8 +93,10 @@ impl Query<'_> {
     fn split(&self, split: usize) -> Gathered {
         let warps: Vec<Gathered> = (0..WARPS).map(|warp| self.warp(split, warp)).collect();
         let mut all = warps[0].clone();
-        all.rise(warps.iter().map(|warp| warp.m).fold(f32::NEG_INFINITY, f32::max));
-        warps[1..].iter().for_each(|warp| all.add(warp));
+        for warp in &warps[1..] {
+            all.rise(all.m.max(warp.m));
+            all.add(warp);
+        }
         all
     }
 

@@ -1,9 +1,10 @@
-//! Attention of decode against its formula in f64.
+//! Attention of decode against its formula in f64, and of prefill against that of decode, bit for bit.
 //!
 //! Owns: pages, masks and rows that differ to the kernels, and how far a result may be off. Never: a digest: the kernels
 //! take the device's own exponential, which devices do not share; between two of them a sample is compared.
 
-use super::{Bed, Checked, Found, Launched, Seeded, norms::floats};
+use super::{Bed, Checked, Found, Launched, Seeded, norms::floats, same};
+use crate::backend::cuda::launches::prefill_warps;
 use crate::backend::cuda::module::number;
 use crate::backend::cuda::{Argument, Buffer, Error};
 use crate::model::quant::f16_to_f32;
@@ -16,10 +17,22 @@ const BLOCK: u32 = 128;
 /// were rounded the other way. In truth few are.
 const APART: f64 = 1.0 / (1 << 11) as f64;
 /// Those that are timed.
-pub(super) const KERNELS: [&str; 3] = ["attend_64", "attend_128", COMBINE];
+pub(super) const KERNELS: [&str; 9] = [
+    "attend_64",
+    "attend_96",
+    "attend_128",
+    "attend_256",
+    "prefill_64",
+    "prefill_96",
+    "prefill_128",
+    "prefill_256",
+    COMBINE,
+];
 const COMBINE: &str = "attend_combine";
 /// Sequences that attention is timed with, each with one row.
 const TIMED_ROWS: usize = 8;
+/// Rows of a prompt that prefill is timed with, and pages that each of them sees.
+const TIMED_PROMPT: (usize, usize) = (512, 64);
 /// Splits of each row that the join is timed with.
 const TIMED_SPLITS: usize = 16;
 
@@ -54,8 +67,11 @@ const ROWS: [Row; 10] = [
 ];
 
 /// Heads: their size, heads with keys and values, query heads for each of those, and the scores' cap (0: none).
-const HEADS: [(usize, usize, usize, f32); 4] =
-    [(64, 3, 3, 0.0), (64, 1, 8, 0.0), (128, 2, 4, 0.0), (64, 1, 1, 5.0)];
+const HEADS: [(usize, usize, usize, f32); 6] =
+    [(64, 3, 3, 0.0), (64, 1, 8, 0.0), (128, 2, 4, 0.0), (64, 1, 1, 5.0), (96, 1, 2, 0.0), (256, 1, 2, 5.0)];
+/// Of a prompt: heads as above, and rows, the last of so many slots: they begin within a page and pass the end of a split.
+const PROMPTS: [(usize, usize, usize); 4] = [(64, 2, 3), (96, 1, 4), (128, 1, 4), (256, 1, 2)];
+const PROMPT: (usize, usize) = (30, 270);
 
 impl Row {
     fn sees(&self, slot: usize, words: &[u32]) -> bool {
@@ -110,6 +126,28 @@ impl On {
         unsafe { bed.stream.launch(attend, grid, [BLOCK, 1, 1], 0, &arguments) }
     }
 
+    /// As many rows of one sequence as there are.
+    ///
+    /// # Safety
+    /// It and the tiles, `{row, count}` each, live until the kernel is done.
+    unsafe fn prefill_later(
+        &self,
+        bed: &Bed,
+        (tiles, count): (&Buffer, usize),
+        scale: f32,
+    ) -> Result<(), Error> {
+        let it = &self.sizes;
+        let prefill = bed.kernel(&format!("prefill_{}", it.head_dim))?;
+        let scratch = [&self.out, &self.sums, &self.scales, tiles].map(Argument::Buffer);
+        let mut arguments: Vec<Argument> = self.given.iter().map(Argument::Buffer).chain(scratch).collect();
+        arguments.extend([it.kv_heads, it.group, it.pages, it.words, it.splits(), 0].map(number));
+        arguments.extend([scale, 0.0].map(Argument::F32));
+        let grid = [it.splits(), it.kv_heads, count].map(|count| count as u32);
+        let block = [32 * prefill_warps(it.head_dim) as u32, 1, 1];
+        // SAFETY: the buffers are as large as the kernel's head says; the rest is the caller's.
+        unsafe { bed.stream.launch(prefill, grid, block, 0, &arguments) }
+    }
+
     /// # Safety
     /// It lives until the kernel is done.
     unsafe fn combine_later(&self, bed: &Bed) -> Result<(), Error> {
@@ -124,6 +162,16 @@ impl On {
 }
 
 impl Sizes {
+    /// All rows as one sequence's.
+    fn tiles(&self) -> Vec<u32> {
+        let most = 8 * prefill_warps(self.head_dim) / self.group;
+        (0..self.rows)
+            .step_by(most)
+            .flat_map(|row| [row, most.min(self.rows - row)])
+            .map(|it| it as u32)
+            .collect()
+    }
+
     fn heads(&self) -> usize {
         self.kv_heads * self.group
     }
@@ -188,10 +236,6 @@ impl Case {
 
     /// [row][head][head_dim], as the kernels have it, and what each of them left.
     fn run(&self, bed: &mut Bed) -> Result<(Vec<f32>, [Launched; 2]), Error> {
-        let words =
-            |numbers: &[u32]| numbers.iter().flat_map(|number| number.to_le_bytes()).collect::<Vec<u8>>();
-        let halves =
-            |numbers: &[u16]| numbers.iter().flat_map(|number| number.to_le_bytes()).collect::<Vec<u8>>();
         let rows = ROWS.iter().enumerate().flat_map(|(at, row)| {
             let mask = if row.mask == Mask::All { u32::MAX } else { at as u32 };
             [at as u32, row.length as u32, row.first as u32, mask]
@@ -287,37 +331,103 @@ pub(super) fn attention(bed: &mut Bed) -> Checked {
     Ok(Ok(Found { launches, ..Found::right(HEADS.len() * ROWS.len()) }))
 }
 
-/// Bytes per second: of keys and values, of rows that see all their slots; of the join those of the parts.
+/// A prompt's rows by both kernels.
+pub(super) fn prefill(bed: &mut Bed) -> Checked {
+    let mut launches = Vec::new();
+    for (head_dim, kv_heads, group) in PROMPTS {
+        let mut case = Case::new((head_dim, kv_heads, group, 0.0));
+        let (rows, length) = PROMPT;
+        case.q = case.q.iter().copied().cycle().take(rows * kv_heads * group * head_dim).collect();
+        let pages = length.div_ceil(PAGE);
+        let sizes = Sizes { head_dim, kv_heads, group, rows, pages, words: 1 };
+        // Every third row sees no more than 40 slots.
+        let records = (0..rows).flat_map(|row| {
+            let length = length - rows + 1 + row;
+            let first = if row % 3 == 0 { length - 40 } else { 0 };
+            [0, length as u32, first as u32, u32::MAX]
+        });
+        let records = words(&records.collect::<Vec<_>>());
+        let (keys, values) = (bed.with(&halves(&case.keys))?, bed.with(&halves(&case.values))?);
+        let (q, table) = (bed.with(&floats(&case.q))?, bed.with(&words(&case.table))?);
+        let (records, masks) = (bed.with(&records)?, bed.blank(4)?);
+        let on = On::new(bed, sizes, [q, keys, values, table, records, masks])?;
+        let tiles = (&bed.with(&words(&sizes.tiles()))?, sizes.tiles().len() / 2);
+        // SAFETY: made for these sizes; it lives until `bytes` has waited.
+        unsafe {
+            on.attend_later(bed, case.scale, 0.0)?;
+            on.combine_later(bed)?;
+        }
+        let want = bed.bytes(&on.out)?;
+        // SAFETY: as above; what the first two have left is not read again.
+        unsafe {
+            bed.stream.fill_later(&on.out, 0, on.out.size(), super::BEFORE)?;
+            on.prefill_later(bed, tiles, case.scale)?;
+            on.combine_later(bed)?;
+        }
+        let got = bed.bytes(&on.out)?;
+        if let Err(why) = same(&format!("prefill_{head_dim}"), &got, &want) {
+            return Ok(Err(why));
+        }
+        let shape = format!("{rows} rows of {kv_heads} x {group} heads of {head_dim}");
+        launches.push(Launched::near(format!("prefill_{head_dim}, {shape}"), case.seed, &got, APART));
+    }
+    Ok(Ok(Found { launches, ..Found::right(PROMPTS.len() * PROMPT.0) }))
+}
+
+fn words(numbers: &[u32]) -> Vec<u8> {
+    numbers.iter().flat_map(|number| number.to_le_bytes()).collect()
+}
+
+fn halves(numbers: &[u16]) -> Vec<u8> {
+    numbers.iter().flat_map(|number| number.to_le_bytes()).collect()
+}
+
+/// Bytes per second: of keys and values, of rows that see all their slots; of the join those of the parts; of a prompt's rows
+/// as if each read its own.
 pub(super) fn rate(bed: &mut Bed, kernel: &str) -> Checked {
-    let words = |numbers: &[usize]| -> Vec<u8> {
-        numbers.iter().flat_map(|number| (*number as u32).to_le_bytes()).collect()
-    };
-    let all = u32::MAX as usize;
-    let (head_dim, kv_heads, group, _) = if kernel == "attend_64" { HEADS[0] } else { HEADS[2] };
+    let (joins, prompt) = (kernel == COMBINE, kernel.starts_with("prefill"));
+    let head_dim = kernel.rsplit('_').next().and_then(|dim| dim.parse().ok()).unwrap_or(128);
+    let of_size = HEADS.iter().find(|heads| heads.0 == head_dim);
+    let &(_, kv_heads, group, _) = of_size.unwrap_or(&HEADS[2]);
     let page_bytes = kv_heads * PAGE * head_dim * 2;
-    let joins = kernel == COMBINE;
     let (rows, pages) = if joins {
         let row_bytes = kv_heads * group * TIMED_SPLITS * (head_dim + 2) * 4;
         (bed.rate_bytes() / row_bytes, TIMED_SPLITS * SPLIT / PAGE)
+    } else if prompt {
+        TIMED_PROMPT
     } else {
         (TIMED_ROWS, bed.rate_bytes() / (2 * TIMED_ROWS * page_bytes))
     };
     let sizes = Sizes { head_dim, kv_heads, group, rows, pages, words: 1 };
     // The join looks at no key. What blank memory says as numbers is small and finite.
-    let slots = if joins { 0 } else { rows * pages };
+    let slots = if joins {
+        0
+    } else if prompt {
+        pages
+    } else {
+        rows * pages
+    };
     let (keys, values) = (bed.blank(slots.max(1) * page_bytes)?, bed.blank(slots.max(1) * page_bytes)?);
     let q = bed.blank(rows * sizes.heads() * head_dim * 4)?;
-    let table = bed.with(&words(&(0..slots.max(1)).collect::<Vec<_>>()))?;
-    let records: Vec<usize> = (0..rows).flat_map(|row| [row, pages * PAGE, 0, all]).collect();
-    let (records, masks) = (bed.with(&words(&records))?, bed.blank(4)?);
+    let table = bed.with(&words(&(0..slots.max(1) as u32).collect::<Vec<_>>()))?;
+    let records =
+        (0..rows as u32).flat_map(|row| [if prompt { 0 } else { row }, (pages * PAGE) as u32, 0, u32::MAX]);
+    let (records, masks) = (bed.with(&words(&records.collect::<Vec<_>>()))?, bed.blank(4)?);
     let on = On::new(bed, sizes, [q, keys, values, table, records, masks])?;
+    let tiles = (&bed.with(&words(&sizes.tiles()))?, sizes.tiles().len() / 2);
     let took = bed.time(|| {
-        // SAFETY: it lives until the last wait.
-        unsafe { if joins { on.combine_later(bed) } else { on.attend_later(bed, 0.1, 0.0) } }
+        // SAFETY: they live until the last wait.
+        unsafe {
+            match (joins, prompt) {
+                (true, _) => on.combine_later(bed),
+                (_, true) => on.prefill_later(bed, tiles, 0.1),
+                _ => on.attend_later(bed, 0.1, 0.0),
+            }
+        }
     })?;
     let bytes = match joins {
         true => [&on.sums, &on.scales, &on.out].map(Buffer::size).iter().sum(),
-        false => 2 * slots * page_bytes,
+        false => 2 * rows * pages * page_bytes,
     };
     Ok(Ok(Found::rate(bytes as f64 / took.as_secs_f64())))
 }

@@ -6,7 +6,7 @@
 //! basics.rs     memory, the copy kernel, graphs, the bandwidth
 //! norms.rs      norms and quantisation, bit for bit against plain Rust
 //! products.rs   products of a matrix with one vector, a few, many: the same
-//! attention.rs  attention against its formula
+//! attention.rs  attention against its formula, many rows against one
 //! sampling.rs   the tokens that the processor draws, and its distributions
 //! rows.rs       rows of the embedding, rows and pages copied
 //! layers.rs     what a layer does between products, bit for bit
@@ -88,6 +88,7 @@ fn all(bed: &mut Bed, checks: &mut Vec<Check>) -> Result<(), Error> {
         add(product.kernel, products::check(bed, product))?;
     }
     add("attention", attention::attention(bed))?;
+    add("prefill", attention::prefill(bed))?;
     add("sampling", sampling::sampling(bed))?;
     add("distributions", sampling::distributions(bed))?;
     add("embedding", rows::embedding(bed))?;
