@@ -7,7 +7,7 @@ use crate::backend::cpu::KvFormat;
 use crate::backend::{Which, cuda};
 use crate::outgoing::Allowed;
 use crate::quota::Caps;
-use crate::{appliance, auth, bench, client, config, eval, model, selftest};
+use crate::{appliance, auth, bench, client, config, eval, model, selftest, synth};
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::process::ExitCode;
@@ -213,6 +213,24 @@ top1_clear, mean_kl, and the same for each prompt.
   tartlet eval --model models/SmolLM2-135M-Instruct.Q4_1.gguf tests/golden/smollm2-135m-q4_1.json",
     },
     Verb {
+        name: "synth",
+        positional: &["OUT.gguf"],
+        rest: None,
+        flags: &[
+            value("shape", "SHAPE", "whose shape: smollm2-135m, llama-1b, llama-8b or qwen3-8b"),
+            value("quant", "TYPE", "the format of the matrices: q4_0, q4_1, q5_0, q5_1, q8_0, q4_k, q5_k, q6_k, bf16, f16 or f32"),
+            value("seed", "N", "other random weights (default 0); the same seed makes the same file"),
+            switch("force", "replace OUT.gguf if it is there"),
+        ],
+        summary: "write a model file of a real shape with random weights",
+        about: "\
+For measuring where no real model is at hand: the file loads, serves and takes as long as a real one of its shape and
+format, and what it says is noise. The matrix that makes the logits is in q6_k where the others have fewer bits. Until it
+is whole, the file is called OUT.gguf.part.
+
+  tartlet synth --shape llama-8b --quant q4_0 8b.gguf && tartlet bench --model 8b.gguf --only decode",
+    },
+    Verb {
         name: "bench",
         positional: &[],
         rest: None,
@@ -309,6 +327,7 @@ fn dispatch(arguments: Vec<OsString>) -> Result<ExitCode, Failure> {
         "token inspect" => inspect(&words),
         "model" => describe(&words),
         "eval" => evaluate(&words),
+        "synth" => synthesise(&words),
         "bench" => measure(&words),
         "selftest" => check(&words),
         other => unreachable!("the table has a verb without an arm: {other}"),
@@ -481,6 +500,29 @@ fn evaluate(words: &Words) -> Result<ExitCode, Failure> {
     )
     .map_err(Failure::new)?;
     print(&format!("{report}\n"));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn synthesise(words: &Words) -> Result<ExitCode, Failure> {
+    let named = |flag| {
+        words.required(flag)?;
+        Ok::<_, Failure>(words.text(flag)?.unwrap_or_default())
+    };
+    let seed = words.text("seed")?.map_or(Ok(0), |text| {
+        text.parse().map_err(|_| Failure::usage(format!("--seed {text} is not a whole number below 2^64.")))
+    })?;
+    let options = synth::Options {
+        shape: named("shape")?,
+        quant: named("quant")?,
+        seed,
+        out: words.positional[0].clone().into(),
+        force: words.has("force"),
+    };
+    let told = synth::run(&options).map_err(|error| match error {
+        synth::SynthError::Option(sentence) => Failure::usage(sentence),
+        error => Failure::new(error),
+    })?;
+    print(&told);
     Ok(ExitCode::SUCCESS)
 }
 
