@@ -204,13 +204,20 @@ request is an instance of its own.
                 "take the plain path, the oracle of all kernels: exact f32 weights, f32 K/V, no vector code",
             ),
             value("kv", "f32|f16|q8", "how precisely keys and values are kept (f16)"),
+            value("backend", "cpu|cuda", "what computes the logits (default cpu)"),
+            value("libcuda", "PATH", "the CUDA driver's library, where it is not found by itself"),
+            values("prompt", "NAME", "feed this prompt alone; may be repeated"),
+            value("steps", "N", "compare the first N steps of each prompt alone"),
+            switch("strict", "end with status 1 unless top1_clear is 1 and mean_kl at most 0.006"),
         ],
         summary: "compare the model's logits with a golden file",
         about: "\
 Feeds each prompt and its golden greedy tokens, and prints one JSON object: ids_equal, max_logit_diff, top1,
-top1_clear, mean_kl, and the same for each prompt.
+top1_clear, mean_kl, and the same for each prompt. On a GPU the prompt goes through as one batch and each token behind it
+as a batch of its own, as they do where a model is served.
 
-  tartlet eval --model models/SmolLM2-135M-Instruct.Q4_1.gguf tests/golden/smollm2-135m-q4_1.json",
+  tartlet eval --model models/SmolLM2-135M-Instruct.Q4_1.gguf tests/golden/smollm2-135m-q4_1.json
+  tartlet eval --backend cuda --strict --model model.gguf golden.json",
     },
     Verb {
         name: "synth",
@@ -493,14 +500,41 @@ fn evaluate(words: &Words) -> Result<ExitCode, Failure> {
     let kv = words.text("kv")?.map(|name| config::kv_format(&name)).transpose();
     let kv = kv.map_err(|what| Failure::usage(format!("--kv {what}")))?;
     let default = if plain { KvFormat::F32 } else { KvFormat::F16 };
-    let report = eval::run(
-        &words.required("model")?,
-        words.positional[0].as_ref(),
-        eval::Options { plain, kv: kv.unwrap_or(default) },
-    )
-    .map_err(Failure::new)?;
+    let backend = backend(words)?.unwrap_or(Which::Cpu);
+    if plain && backend == Which::Cuda {
+        return Err(Failure::usage("--plain is a path of the processor, and --backend is cuda."));
+    }
+    let steps = words.text("steps")?.map(|text| match text.parse() {
+        Ok(steps) if steps > 0 => Ok(steps),
+        _ => Err(Failure::usage(format!("--steps {text} is not a whole number above 0."))),
+    });
+    let options = eval::Options {
+        backend,
+        libcuda: words.path("libcuda"),
+        plain,
+        kv: kv.unwrap_or(default),
+        prompts: words.texts("prompt")?,
+        steps: steps.transpose()?,
+    };
+    let report = eval::run(&words.required("model")?, words.positional[0].as_ref(), &options);
+    let report = report.map_err(|error| Failure {
+        sentence: error.to_string(),
+        status: if error.is_of_device() { EXIT_DEVICE } else { 1 },
+    })?;
     print(&format!("{report}\n"));
+    if words.has("strict") && !report.passed() {
+        return Err(Failure::new(report.shortfall()));
+    }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Which one `--backend` names.
+fn backend(words: &Words) -> Result<Option<Which>, Failure> {
+    let named = |name: String| {
+        let refused = || Failure::usage(format!("--backend {name} is neither cuda nor cpu."));
+        Which::named(&name).ok_or_else(refused)
+    };
+    words.text("backend")?.map(named).transpose()
 }
 
 fn synthesise(words: &Words) -> Result<ExitCode, Failure> {
@@ -563,11 +597,7 @@ fn measure(words: &Words) -> Result<ExitCode, Failure> {
 }
 
 fn check(words: &Words) -> Result<ExitCode, Failure> {
-    let named = |name: String| {
-        let refused = || Failure::usage(format!("--backend {name} is neither cuda nor cpu."));
-        Which::named(&name).ok_or_else(refused)
-    };
-    let backend = words.text("backend")?.map(named).transpose()?;
+    let backend = backend(words)?;
     let timed = !words.has("untimed");
     let options = selftest::Options { backend, libcuda: words.path("libcuda"), timed };
     let report = selftest::run(&options, |sentence| eprintln!("tartlet: {sentence}"))
