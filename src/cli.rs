@@ -249,6 +249,8 @@ is whole, the file is called OUT.gguf.part.
                 "measure what this tartlet.toml serves: its model, and its [engine] in place of the defaults",
             ),
             value("threads", "N", "threads for batches and programs (default: the configuration's, or one per core)"),
+            value("backend", "auto|cuda|cpu", "what is measured (default: the configuration's, or auto as for a server)"),
+            value("libcuda", "PATH", "the CUDA driver's library, where it is not found by itself"),
             value("inferlets", "DIR", "the folder that `make inferlets` fills: completion, echo and rogue are run"),
             values("only", "SECTION", "measure this section alone, or this figure (prefill.300); may be repeated"),
             switch("json", "print one JSON object instead of a table"),
@@ -257,7 +259,7 @@ is whole, the file is called OUT.gguf.part.
         summary: "measure this machine, the backend, and what programs cost",
         about: "\
 Medians and quartiles of at least five samples, and shares of what this machine does at most. The sections:
-roof (memory, int8), prefill, decode, sequences, tax (what a program costs per token, by stage), launch, kill (how
+roof (memory, int8; of a GPU a copy), prefill, decode, sequences, tax (what a program costs per token, by stage), launch, kill (how
 soon a program is gone), fair (a chat beside loops), socket, server (start, memory, idleness). Measure on a machine
 that does nothing else. Without --inferlets, what needs programs is left out. Without --model and --config,
 /etc/tartlet/tartlet.toml is measured, as `tartlet serve` would serve it. Temporary files lie in
@@ -581,6 +583,9 @@ fn measure(words: &Words) -> Result<ExitCode, Failure> {
             (config.model.path, config.engine.with_threads(threads).map_err(Failure::usage)?)
         }
     };
+    let engine = engine
+        .on(words.text("backend")?.as_deref(), words.path("libcuda"))
+        .map_err(Failure::usage)?;
     let options = bench::Options {
         model,
         engine,
@@ -590,6 +595,7 @@ fn measure(words: &Words) -> Result<ExitCode, Failure> {
     };
     let report = bench::run(&options, words.has("json")).map_err(|error| match error {
         bench::BenchError::Option(sentence) => Failure::usage(sentence),
+        error if error.is_of_device() => Failure { sentence: error.to_string(), status: EXIT_DEVICE },
         error => Failure::new(error),
     })?;
     print(&report);

@@ -24,9 +24,10 @@ mod steps;
 mod table;
 mod work;
 
-use crate::backend::Fault;
-use crate::backend::cpu::{Cpu, CpuError, free_memory, roof};
+use crate::backend::choice::NotLoaded;
+use crate::backend::cpu::{Cpu, free_memory, roof};
 use crate::backend::crew::Crew;
+use crate::backend::{Fault, Which, cuda};
 use crate::client::ClientError;
 use crate::config::{Config, EngineConfig, ModelConfig};
 use crate::limits;
@@ -79,7 +80,9 @@ pub enum BenchError {
     /// The command line's fault.
     Option(String),
     Model(ModelError),
-    Load(CpuError),
+    Load(NotLoaded),
+    /// The GPU cannot be used, or does not do its part.
+    Device(String),
     /// Everything that was asked for is left out: why, in sentences.
     Nothing(Vec<String>),
     /// Megabytes of the weights and of free memory.
@@ -105,6 +108,7 @@ impl fmt::Display for BenchError {
             BenchError::Option(sentence) => f.write_str(sentence),
             BenchError::Model(error) => error.fmt(f),
             BenchError::Load(error) => error.fmt(f),
+            BenchError::Device(sentence) => f.write_str(sentence),
             BenchError::Nothing(why) => write!(f, "nothing is left to measure: {}", why.join(" ")),
             BenchError::TooLarge { weights, free } => write!(
                 f,
@@ -120,6 +124,17 @@ impl fmt::Display for BenchError {
 }
 
 impl std::error::Error for BenchError {}
+
+impl BenchError {
+    /// Whether the device is at fault, and neither the command line nor the model.
+    pub fn is_of_device(&self) -> bool {
+        match self {
+            BenchError::Load(error) => error.is_of_device(),
+            BenchError::Device(_) | BenchError::Fault(_) => true,
+            _ => false,
+        }
+    }
+}
 
 impl From<ClientError> for BenchError {
     fn from(error: ClientError) -> BenchError {
@@ -252,10 +267,11 @@ impl Selection {
 /// Takes the measures in their order.
 fn measured(options: &Options, selection: &Selection) -> Result<Report, BenchError> {
     let programs = options.inferlets.as_deref().map(Programs::read).transpose()?;
-    let engine = &options.engine;
     let model = Arc::new(Model::open(&options.model, None, None).map_err(BenchError::Model)?);
+    let engine = &settled(&options.engine, &model);
     let weight_bytes = model.gguf.tensors().filter_map(|tensor| tensor.bytes).sum::<usize>() as u64;
-    let free = free_memory();
+    // A GPU says itself what it has no room for.
+    let free = free_memory().filter(|_| engine.backend != Some(Which::Cuda));
     if let Some(free) = free.filter(|free| *free < weight_bytes) {
         return Err(BenchError::TooLarge { weights: weight_bytes / 1_000_000, free: free / 1_000_000 });
     }
@@ -321,6 +337,15 @@ fn measured(options: &Options, selection: &Selection) -> Result<Report, BenchErr
     Ok(report)
 }
 
+/// The same with the backend that `auto` means here, so that all sections measure the same one.
+fn settled(engine: &EngineConfig, model: &Model) -> EngineConfig {
+    let auto = || {
+        let usable = cuda::usable(model, &steps::cuda_options(engine));
+        if usable.is_ok() { Which::Cuda } else { Which::Cpu }
+    };
+    EngineConfig { backend: Some(engine.backend.unwrap_or_else(auto)), ..engine.clone() }
+}
+
 /// The machine's roof, and the backend under it.
 fn backend(
     model: &Arc<Model>,
@@ -336,8 +361,13 @@ fn backend(
     let mut roof = None;
     if !steps.is_empty() || selection.wants("roof") {
         tell("the roof");
-        let (measures, found) = roofs(&crew, report.model.weight_bytes as usize)?;
-        report.notes.extend(cached(report.model.weight_bytes as usize));
+        let (measures, found) = match engine.backend {
+            Some(Which::Cuda) => roof_of_gpu(engine.libcuda.as_deref())?,
+            _ => {
+                report.notes.extend(cached(report.model.weight_bytes as usize));
+                roofs(&crew, report.model.weight_bytes as usize)?
+            }
+        };
         roof = Some(found);
         report.measures.extend(measures.into_iter().filter(|_| selection.wants("roof")));
     }
@@ -346,7 +376,7 @@ fn backend(
         tell("the backend");
         let mut bare = Bare::load(model, engine, crew, steps)?;
         report.model.device = Some(bare.device().to_owned());
-        report.model.packed_bytes = Some(bare.weight_bytes() as u64);
+        report.model.packed_bytes = bare.packed_bytes().map(|bytes| bytes as u64);
         for (section, measure) in sections.into_iter().filter(|(section, _)| selection.wants(section)) {
             tell(section);
             if let Some(roof) = roof {
@@ -379,6 +409,18 @@ fn roofs(crew: &Crew, weights: usize) -> Result<(Vec<Measure>, Roof), BenchError
     let last = |measures: &[Measure]| measures.last().map_or(0.0, |measure| measure.median * 1e9);
     let roof = Roof { read: last(&read), int8: last(&int8) };
     Ok((read.into_iter().chain(int8).collect(), roof))
+}
+
+/// Bandwidth of a copy on the GPU, bytes that are read and bytes that are written: decoding reads as fast at most.
+fn roof_of_gpu(libcuda: Option<&Path>) -> Result<(Vec<Measure>, Roof), BenchError> {
+    let device = |error: cuda::Error| BenchError::Device(error.to_string());
+    let samples = Effort::USUAL.sample(|| {
+        let rate = cuda::bandwidth(libcuda).map_err(device)?.map_err(BenchError::Device)?;
+        Ok::<_, BenchError>(rate / 1e9)
+    })?;
+    let measure = Measure::of("roof.copy", "copying memory on the GPU", Unit::GB_PER_S, &samples);
+    let roof = Roof { read: measure.median * 1e9, int8: f64::INFINITY };
+    Ok((vec![measure], roof))
 }
 
 /// A sentence where what is read for the roof fits into the last caches.

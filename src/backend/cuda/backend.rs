@@ -77,6 +77,13 @@ impl From<Error> for Fault {
     }
 }
 
+/// Whether there is a GPU whose kernels know the model; not, whether it has room for it.
+pub fn usable(model: &Model, options: &CudaOptions) -> Result<(), NotLoaded> {
+    let sources = kernels::all()?;
+    Device::open(options.libcuda.as_deref())?;
+    covers(model, options, &sources).map_err(NotLoaded::Unknown)
+}
+
 /// A model on a GPU. What is first here goes first: graphs before the kernels in them, the stream before what its work uses.
 pub struct Cuda {
     graphs: Graphs,

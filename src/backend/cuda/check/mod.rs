@@ -70,6 +70,18 @@ pub fn check(libcuda: Option<&Path>, timed: bool) -> Result<Report, Error> {
     })
 }
 
+/// Bytes per second that a copy on the device reads and writes; what was wrong with the copy.
+pub fn bandwidth(libcuda: Option<&Path>) -> Result<Result<f64, String>, Error> {
+    let device = Device::open(libcuda)?;
+    let sources = kernels::all()?;
+    let copies = sources.iter().filter(|source| source.name == basics::COPY);
+    let kernels = copies.map(|source| device.kernel(&source.name, &source.text));
+    let kernels = kernels.collect::<Result<Vec<_>, _>>()?;
+    let stream = device.stream(DEADLINE)?;
+    let mut bed = Bed { stream, device: &device, kernels: &kernels, timed: true };
+    Ok(basics::bandwidth(&mut bed)?.map(|found| found.rate.unwrap_or(0.0)))
+}
+
 /// One after the other, until the device fails.
 fn all(bed: &mut Bed, checks: &mut Vec<Check>) -> Result<(), Error> {
     let mut add = |name: &str, checked: Checked| {
