@@ -275,6 +275,7 @@ TMPDIR, and what keeping a program adds is timed there.
         flags: &[
             value("backend", "cuda|cpu", "what to check (default: the GPU, or without one the processor)"),
             value("libcuda", "PATH", "the CUDA driver's library, where it is not found by itself"),
+            switch("hello", "open the GPU, run one small kernel on it, and no more"),
             switch("untimed", "measure no rates and give every step 10 minutes: under compute-sanitizer, say"),
             switch("json", "print one JSON object instead of a table"),
         ],
@@ -583,9 +584,8 @@ fn measure(words: &Words) -> Result<ExitCode, Failure> {
             (config.model.path, config.engine.with_threads(threads).map_err(Failure::usage)?)
         }
     };
-    let engine = engine
-        .on(words.text("backend")?.as_deref(), words.path("libcuda"))
-        .map_err(Failure::usage)?;
+    let engine =
+        engine.on(words.text("backend")?.as_deref(), words.path("libcuda")).map_err(Failure::usage)?;
     let options = bench::Options {
         model,
         engine,
@@ -605,7 +605,11 @@ fn measure(words: &Words) -> Result<ExitCode, Failure> {
 fn check(words: &Words) -> Result<ExitCode, Failure> {
     let backend = backend(words)?;
     let timed = !words.has("untimed");
-    let options = selftest::Options { backend, libcuda: words.path("libcuda"), timed };
+    let hello = words.has("hello");
+    if hello && backend == Some(Which::Cpu) {
+        return Err(Failure::usage("--hello is for a GPU, and --backend is cpu."));
+    }
+    let options = selftest::Options { backend, libcuda: words.path("libcuda"), timed, hello };
     let report = selftest::run(&options, |sentence| eprintln!("tartlet: {sentence}"))
         .map_err(|error| Failure { sentence: error.to_string(), status: EXIT_DEVICE })?;
     print(&if words.has("json") { selftest::json(&report) } else { selftest::table(&report) });

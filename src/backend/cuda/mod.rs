@@ -42,7 +42,7 @@ mod stream;
 mod weights;
 
 pub use backend::{Cuda, CudaOptions, NotLoaded, usable};
-pub use check::{bandwidth, check};
+pub use check::{bandwidth, check, hello};
 pub use device::{Device, Properties};
 pub use error::Error;
 pub use leave::leave;
