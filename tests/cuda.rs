@@ -118,9 +118,36 @@ fn the_processor_is_checked_too() {
     for part in ["cpu: ", "exponentials", "draws", "vectors", "GB/s", "selftest passed"] {
         assert!(table.contains(part), "nothing of {part}:\n{table}");
     }
-    let output = selftest(&["--backend", "tpu"], "");
-    assert_eq!(output.status.code(), Some(64));
-    assert!(sentence(&output).contains("neither cuda nor cpu"));
+    for (arguments, part) in [
+        (&["--backend", "tpu"][..], "neither cuda nor cpu"),
+        (&["--backend", "cpu", "--hello"], "--hello is for a GPU"),
+    ] {
+        let output = selftest(arguments, "");
+        assert_eq!(output.status.code(), Some(64));
+        assert!(sentence(&output).contains(part));
+    }
+}
+
+/// The least that a device can be asked for: one kernel, and a failure of it is told apart from all else.
+#[test]
+fn a_device_is_greeted() {
+    let output = on_stand_in(&["--hello"], "");
+    let table = text(&output.stdout);
+    assert!(output.status.success(), "{table}{}", text(&output.stderr));
+    let rows: Vec<&str> =
+        table.lines().filter(|line| line.contains("passed, ") || line.starts_with("copy ")).collect();
+    assert!(rows.len() == 2 && rows[1].starts_with("hello "), "one kernel, one check:\n{table}");
+    for (told, part) in [
+        ("jit", "INVALID_PTX"),
+        ("lost@1", "The GPU is lost"),
+        ("no-device", "sees no GPU"),
+        // No other kernel is looked at.
+        ("cuModuleLoadDataEx@2=9999", ""),
+    ] {
+        let output = on_stand_in(&["--hello"], told);
+        assert_eq!(output.status.code(), Some(if part.is_empty() { 0 } else { 70 }), "{told}");
+        assert!(text(&output.stderr).contains(part), "{told}: {}", text(&output.stderr));
+    }
 }
 
 /// Each failure ends in its sentence and its status; none hangs, none is taken for a result. Behind a launch that never ends the

@@ -8,7 +8,7 @@ The real model is packed in two parts, for machines that little can be brought t
 `one` alone, the second (--call 2), on the same machine, `two` as well. Without --call all stages run.
 
     1  hello · the self-test · its launches beside the emulator's · PyTorch's rates · models of random weights, each measured
-    2  the real model joined · golden prompts · a chat over the WebSocket · measured · ncu · llama.cpp · compute-sanitizer
+    2  hello · the real model joined · golden prompts · a chat over the WebSocket · measured · ncu · llama.cpp · compute-sanitizer
 """
 
 import argparse
@@ -51,7 +51,7 @@ class Check:
         calls = 1 if words.call else 2
         self.stages = Stages(words.seconds or CALL * calls)
         self.result = {"call": words.call, "device": None, "bench": {}}
-        self.torch = None
+        self.torch, self.greeted = None, False
 
     def selftest(self, *more):
         return [str(BINARY), "selftest", "--backend", "cuda", *more, *self.libcuda, *self.others]
@@ -67,7 +67,7 @@ class Check:
 
     def hello(self, limit):
         report = json.loads(output_of(self.selftest("--hello", "--json"), limit))
-        self.result["device"] = report["device"]
+        self.result["device"], self.greeted = report["device"], True
         return f"one kernel ran on {report['device']}"
 
     def all_checks(self, limit):
@@ -81,10 +81,13 @@ class Check:
         rows = launches.compare(report, recorded)
         keys = ("name", "passed", "result", "launches")
         self.result["compared"] = [dict(zip(keys, row)) for row in rows]
-        told = [(name, OK if well else FAILED, words) for name, well, words, _ in rows]
+        wrong = [(name, FAILED, words) for name, well, words, _ in rows if not well]
         if report.get("broken_off"):
-            told.append(("selftest", FAILED, report["broken_off"]))
-        return told
+            wrong.insert(0, ("broken off", FAILED, report["broken_off"]))
+        count = sum(len(found) for *_, found in rows)
+        spilled = sum(kernel["spilled_bytes"] > 0 for kernel in report["kernels"])
+        words = f"{len(rows) - len(wrong)} checks passed, {count} launches compared, {spilled} of {len(report['kernels'])} kernels spill"
+        return [("selftest", FAILED if wrong else OK, words), *wrong]
 
     def rates_of_torch(self, limit):
         self.torch, words = figures.torch(limit)
@@ -96,7 +99,7 @@ class Check:
         path = HERE / plan["file"] if "file" in plan else self.scratch / "random.gguf"
         if "file" not in plan:
             command = [str(BINARY), "synth", "--force", "--shape", plan["shape"], "--quant", plan["quant"], str(path)]
-            self.stages.stage(f"{plan['name']}, made", 90, lambda limit: output_of(command, limit).strip())
+            self.stages.stage(f"{plan['name']}, made", 90, lambda limit: output_of(command, limit).partition(": ")[2].strip())
         if plan["figures"]:
             self.stages.stage(f"{plan['name']}, measured", 150, lambda limit: self.measured(plan, path, limit))
         if "file" not in plan:
@@ -192,15 +195,10 @@ class Check:
 
     def first(self, plan):
         stage = self.stages.stage
-        stage("machine", 10, self.machine)
-        stage("hello", 60, self.hello)
-        greeted = self.stages.rows[-1]["state"] == OK
-        # What the self-test says of a device that does not even greet may be the reason.
         stage("selftest", 200, self.all_checks)
         stage("PyTorch", 60, self.rates_of_torch)
-        for model in plan["models"] if greeted else []:
+        for model in plan["models"]:
             self.model(model)
-        return greeted
 
     def second(self, plan):
         stage, real = self.stages.stage, plan["real"]
@@ -220,17 +218,35 @@ class Check:
             stage(f"compute-sanitizer, {name}", self.words.patience, lambda limit, name=name: self.sanitizer(name, limit))
 
     def run(self):
-        plan = read("plan.json")
-        greeted = self.first(plan) if self.words.call != 2 else True
-        if not greeted:
-            self.stages.row("all else", OPEN, "the device does not greet")
-        elif self.words.call != 1:
+        plan, stage = read("plan.json"), self.stages.stage
+        stage("machine", 10, self.machine)
+        stage("hello", 60, self.hello)
+        if not self.greeted:
+            # Whether anybody else can use the device.
+            stage("PyTorch", 60, self.rates_of_torch)
+            return self.stages.row("all else", OPEN, "the device does not greet")
+        if self.words.call != 2:
+            self.first(plan)
+        if self.words.call != 1:
             self.second(plan)
 
 
 def keep(folders, result):
     for folder in folders:
         (folder / "result.json").write_text(json.dumps(result, indent=1) + "\n")
+
+
+def details(result):
+    """What the self-test found, kernel by kernel and check by check."""
+    if "selftest" not in result:
+        return
+    print(f"{'kernel':<28} {'registers':>9} {'spilled bytes':>14}")
+    for kernel in result["selftest"]["kernels"]:
+        print(f"{kernel['name']:<28} {kernel['registers']:>9} {kernel['spilled_bytes']:>14}")
+    print(f"\n{'check of the self-test':<28} result")
+    for check in result["compared"]:
+        print(f"{check['name']:<28} {check['result'] if check['passed'] else 'FAILED: see below'}")
+    print()
 
 
 def place(room_mb):
@@ -264,22 +280,18 @@ def main():
         check = Check(words, others, pathlib.Path(scratch))
         check.run()
     stages, result = check.stages, check.result
-    print(result["device"] or "no device")
-    kernels = result.get("selftest", {}).get("kernels", [])
-    if kernels:
-        print(f"\n{'kernel':<24} {'registers':>9} {'spilled bytes':>14}")
-    for kernel in kernels:
-        print(f"{kernel['name']:<24} {kernel['registers']:>9} {kernel['spilled_bytes']:>14}")
-    print(f"\n{stages.table()}")
-    failed = stages.failed()
-    result |= {"passed": not failed, "rows": stages.rows}
-    if failed:
-        result["why"] = f"{failed[0]['name']}: {failed[0]['result']}"
+    details(result)
+    # Last, for whoever sees the end alone.
+    print(f"{result['device'] or 'no device'}\n\n{stages.table()}")
+    wrong = stages.failed() or [row for row in stages.rows if row["name"] == "hello" and not check.greeted]
+    result |= {"passed": not wrong, "rows": stages.rows}
+    if wrong:
+        result["why"] = f"{wrong[0]['name']}: {wrong[0]['result']}"
     keep(folders, result)
     counts = {state: sum(row["state"] == state for row in stages.rows) for state in (FAILED, SHORT, OPEN)}
     words = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
-    print(f"\ngpu-check {'FAILED' if failed else 'passed'}{f' ({words})' if words else ''}; the numbers are in result.json")
-    return 1 if failed else 0
+    print(f"\ngpu-check {'FAILED' if wrong else 'passed'}{f' ({words})' if words else ''}; the numbers are in result.json")
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":

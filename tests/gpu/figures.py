@@ -8,7 +8,7 @@ import json
 import shutil
 import sys
 
-from stages import FAILED, OK, SHORT, Unknown, Wrong, output_of, run
+from stages import NOTE, OK, SHORT, Unknown, Wrong, output_of, run
 
 # Rows and columns of the matrices, and bytes of the copy, that PyTorch is timed with.
 TORCH = """
@@ -89,7 +89,7 @@ def rows(plan, report, torch_found):
             shown = f"{100 * bar:.0f} %" if kind == "share" else f"{bar:g} {unit}".strip()
             words.append(f"{'at most' if goal.get('most') else 'at least'} {shown} wanted" + ("" if met else ": missed"))
         found.append((f"{plan['name']}, {name}", state, "; ".join(words)))
-    found += [(f"{plan['name']}, note", OK, note) for note in report["notes"]]
+    found += [(plan["name"], NOTE, note) for note in report["notes"]]
     if copy is None and not found:
         raise Wrong("nothing was measured")
     return found

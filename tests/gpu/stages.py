@@ -9,8 +9,8 @@ import subprocess
 import sys
 import time
 
-# What a row says: all is well; something is wrong; a figure is short of its goal; nothing is known.
-OK, FAILED, SHORT, OPEN = "ok", "FAILED", "short", "open"
+# What a row says: all is well; something is wrong; a figure is short of its goal; nothing is known; what one should know.
+OK, FAILED, SHORT, OPEN, NOTE = "ok", "FAILED", "short", "open", "note"
 
 
 class Wrong(Exception):
