@@ -301,7 +301,7 @@ fn evaluate(
 
 /// The backend whose logits are measured: each has a way to hand them out that no guest has.
 enum Measured {
-    Cpu(Cpu),
+    Cpu(Box<Cpu>),
     Cuda(Box<Cuda>),
 }
 
@@ -318,7 +318,8 @@ impl Measured {
                 let exact = options.plain;
                 let options =
                     CpuOptions { pages: Some(pages), page_size, embeds: 0, batch_tokens, kv, exact };
-                Cpu::load(model, options, crew).map(Measured::Cpu).map_err(NotLoaded::Cpu)
+                let loaded = Cpu::load(model, options, crew).map_err(NotLoaded::Cpu)?;
+                Ok(Measured::Cpu(Box::new(loaded)))
             }
             Which::Cuda => {
                 let (libcuda, kv_tokens) = (options.libcuda.clone(), Some(pages * PAGE_SIZE));
