@@ -238,10 +238,10 @@ bits. Until it is whole, the file is called OUT.gguf.part.
         ],
         summary: "measure this machine, the backend, and what programs cost",
         about: "\
-Medians and quartiles of at least five samples, and shares of what this machine does at most. The sections:
-roof (memory, int8; of a GPU a copy), prefill, decode, sequences, tax (what a program costs per token, by stage), launch, kill (how
-soon a program is gone), fair (a chat beside loops), socket, server (start, memory, idleness). Measure on a machine
-that does nothing else. Without --inferlets, what needs programs is left out. Without --model and --config,
+Medians and quartiles of at least five samples, and shares of what this machine does at most. The sections: roof
+(memory, int8; of a GPU a copy), prefill, decode, sequences, tax (what a program costs per token, by stage), launch,
+kill (how soon a program is gone), fair (a chat beside loops), socket, server (start, memory, idleness). Measure on
+a machine that does nothing else. Without --inferlets, what needs programs is left out. Without --model and --config,
 /etc/tartlet/tartlet.toml is measured, as `tartlet serve` would serve it. Temporary files lie in
 TMPDIR, and what keeping a program adds is timed there.
 
