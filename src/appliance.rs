@@ -10,7 +10,7 @@
 use crate::auth::Grant;
 use crate::auth::Verifier;
 use crate::backend::choice::{self, NotLoaded, Options};
-use crate::backend::heap;
+use crate::backend::{heap, turns};
 use crate::cli::{EXIT_DEVICE, Failure};
 use crate::config::{Config, OpenaiConfig};
 use crate::engine::operation::Notice;
@@ -98,6 +98,7 @@ impl Appliance {
     /// Builds the parts in their order.
     pub fn build(config: Config) -> Result<Appliance, Failure> {
         heap::keep_one();
+        hurry();
         let name = config.model.name.as_deref();
         let model = Arc::new(
             Model::open(&config.model.path, name, config.model.template.as_deref())
@@ -215,6 +216,14 @@ async fn open_openai(
         expires: None,
     };
     hall.open(serve).await.map_err(|why| Failure::new(format!("The API of OpenAI is not served: {why}.")))
+}
+
+/// Threads that are waited for interrupt those that are not, whoever's they are.
+fn hurry() {
+    let nice = rustix::process::getpriority_process(None).map_err(std::io::Error::from);
+    if let Err(error) = nice.and_then(|nice| turns::take(nice, turns::SHORT)) {
+        tracing::warn!("the system gives the server's threads turns of its own length: {error}");
+    }
 }
 
 /// As many file descriptors as all limits together may need, if the process may have them. Fewer are no fault: then a

@@ -16,12 +16,12 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle, Thread};
 
-/// Looks at a barrier before giving the core away: some 10 µs, longer than ranks of one phase drift apart.
-const SPINS: u32 = 400;
+/// Looks at a barrier before sleeping: some 40 µs, longer than ranks of one phase drift apart, and about what it takes to
+/// be woken. The core is not offered to others meanwhile: the system would give it to any thread, however nice, until
+/// its next tick, which may be 4 ms away, and nothing would tell it that the others have come.
+const SPINS: u32 = 1600;
 /// Looks after which a rank that could help asks whether it should; it takes the other ranks some hundred nanoseconds.
 const PATIENCE: u32 = 64;
-/// Times a waiting rank offers its core to others before it sleeps.
-const YIELDS: u32 = 64;
 
 /// The lower half of a meeting's state.
 const ARRIVED: u64 = u32::MAX as u64;
@@ -141,7 +141,7 @@ impl Crew {
     }
 
     /// Inside `work`: returns when every rank has come here as often as this one; what they wrote before is visible
-    /// after. Spins for some microseconds, then yields, then sleeps.
+    /// after. Spins for some microseconds, then sleeps.
     ///
     /// # Panics
     /// If a rank has finished or panicked without coming: the meeting can never be complete.
@@ -273,12 +273,6 @@ impl Shared {
             }
             idle();
             std::hint::spin_loop();
-        }
-        for _ in 0..YIELDS {
-            if over() {
-                return true;
-            }
-            thread::yield_now();
         }
         meeting.sleep(over);
         true

@@ -15,6 +15,7 @@ pub mod cuda;
 pub mod exp;
 pub mod heap;
 pub mod sample;
+pub mod turns;
 
 pub use choice::Which;
 

@@ -124,7 +124,7 @@ impl House {
         let wasm = wat::parse_str(program(memory)).expect("sound text");
         let guests = wasmi::Engine::new(Config::default().consume_fuel(true));
         let program = Module::new(&guests, &wasm[..]).expect("a sound program");
-        let aside = Aside::start(1).expect("a thread");
+        let aside = Aside::start(1, Box::new(|| false)).expect("a thread");
         House {
             engine,
             exchange: Arc::default(),

@@ -6,7 +6,9 @@
 //! The threads are of low priority, so that guests and batches keep the cores. What nobody waits for any more is taken
 //! out of the queue; once it has begun it goes on, and its thread with it, so no more of it runs than there are threads.
 
-use super::fair::{Fair, Number, Subjects};
+use super::fair::{Number, Subjects};
+use super::paced::{Next, Paced};
+use crate::backend::turns;
 use crate::host::Trap;
 use crate::identity::Subject;
 use smol::channel;
@@ -17,8 +19,10 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Instant;
 
-/// By so much nicer than the threads of guests and batches: beside busy ones it gets a tenth of a core.
-const NICER: i32 = 10;
+/// By so much nicer than the threads of guests and batches: beside a busy one it gets a thirtieth of a core.
+const NICER: i32 = 15;
+/// The system's greatest.
+const NICEST: i32 = 19;
 
 /// Cheap to clone. The threads end when the last clone is dropped.
 #[derive(Clone)]
@@ -26,16 +30,19 @@ pub struct Aside(Arc<Threads>);
 
 struct Threads(Arc<Shared>);
 
-#[derive(Default)]
 struct Shared {
     state: Mutex<State>,
     work: Condvar,
     subjects: Subjects,
+    busy: Busy,
 }
+
+/// Whether the model computes for several subjects.
+pub type Busy = Box<dyn Fn() -> bool + Send + Sync>;
 
 #[derive(Default)]
 struct State {
-    waiting: Fair<Task>,
+    waiting: Paced<Task>,
     /// Tasks made so far.
     made: u64,
     ended: bool,
@@ -55,8 +62,9 @@ struct Ticket {
 }
 
 impl Aside {
-    pub fn start(threads: usize) -> io::Result<Aside> {
-        let aside = Aside(Arc::new(Threads(Arc::default())));
+    pub fn start(threads: usize, busy: Busy) -> io::Result<Aside> {
+        let (state, work, subjects) = Default::default();
+        let aside = Aside(Arc::new(Threads(Arc::new(Shared { state, work, subjects, busy }))));
         for number in 0..threads {
             let shared = aside.0.0.clone();
             thread::Builder::new().name(format!("aside-{number}")).spawn(move || shared.run())?;
@@ -109,20 +117,23 @@ impl Shared {
         lower_priority();
         let mut state = self.lock();
         while !state.ended {
-            if let Some((number, task)) = state.waiting.pop() {
-                drop(state);
-                let since = Instant::now();
-                if catch_unwind(AssertUnwindSafe(task.work)).is_err() {
-                    tracing::error!(target: "runtime", "work for a guest panicked");
+            match state.waiting.next((self.busy)(), Instant::now()) {
+                Next::Turn(number, task) => {
+                    drop(state);
+                    let since = Instant::now();
+                    if catch_unwind(AssertUnwindSafe(task.work)).is_err() {
+                        tracing::error!(target: "runtime", "work for a guest panicked");
+                    }
+                    state = self.lock();
+                    state.waiting.over(number, since.elapsed(), Instant::now());
+                    drop(state);
+                    drop(task.subject); // only now may its number be another's
+                    state = self.lock();
                 }
-                let took = since.elapsed().as_nanos() as u64;
-                state = self.lock();
-                state.waiting.over(number, took);
-                drop(state);
-                drop(task.subject); // only now may its number be another's
-                state = self.lock();
-            } else {
-                state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
+                Next::Rest(least) => {
+                    (state, _) = self.work.wait_timeout(state, least).unwrap_or_else(PoisonError::into_inner);
+                }
+                Next::Nothing => state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner),
             }
         }
     }
@@ -130,7 +141,11 @@ impl Shared {
 
 /// Makes the calling thread, and only that, one for long work.
 pub(super) fn lower_priority() {
-    if let Err(error) = rustix::process::nice(NICER) {
+    let lower = || {
+        let nice = rustix::process::getpriority_process(None)?;
+        turns::take((nice + NICER).min(NICEST), turns::USUAL)
+    };
+    if let Err(error) = lower() {
         tracing::warn!(target: "runtime", "a thread for long work keeps its priority: {error}");
     }
 }
@@ -165,7 +180,7 @@ mod tests {
     /// such guests had a thread of its own.
     #[test]
     fn work_that_nobody_waits_for_keeps_its_thread_until_it_is_over() {
-        let aside = Aside::start(2).unwrap();
+        let aside = Aside::start(2, Box::new(|| false)).unwrap();
         let (running, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
         let (begun, begins) = channel::bounded(10);
         let (over, ends) = channel::bounded::<()>(1);
@@ -194,7 +209,7 @@ mod tests {
 
     #[test]
     fn subjects_take_turns() {
-        let aside = Aside::start(1).unwrap();
+        let aside = Aside::start(1, Box::new(|| false)).unwrap();
         let (over, ends) = channel::bounded::<()>(1);
         let order = Arc::new(Mutex::new(vec![]));
         let work = |who: &'static str| {
@@ -220,11 +235,11 @@ mod tests {
     #[test]
     fn its_threads_are_nicer_than_others_and_outlive_a_panic() {
         let niceness = || rustix::process::getpriority_process(None).unwrap();
-        let aside = Aside::start(1).unwrap();
+        let aside = Aside::start(1, Box::new(|| false)).unwrap();
         let (here, everyone) = (niceness(), Subject::everyone());
         let panicked = smol::block_on(aside.run(&everyone, || panic!("a mistake of the host")));
         assert_eq!(panicked, Err::<(), _>(Trap::Panicked));
         let there = smol::block_on(aside.run(&everyone, niceness)).unwrap();
-        assert_eq!((there, niceness()), ((here + NICER).min(19), here));
+        assert_eq!((there, niceness()), ((here + NICER).min(NICEST), here));
     }
 }

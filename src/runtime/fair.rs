@@ -39,6 +39,11 @@ impl Subjects {
         Number { number, new, subject: subject.clone(), subjects: self.clone() }
     }
 
+    /// How many have a number.
+    pub fn count(&self) -> usize {
+        self.lock().of.len()
+    }
+
     fn lock(&self) -> MutexGuard<'_, Numbers> {
         // Whole between any two statements that can panic.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
@@ -77,12 +82,15 @@ impl Drop for Number {
 pub(super) struct Fair<T> {
     subjects: Vec<Share<T>>, // [subject]
     /// What a subject was served when it was put here, and when that was: once for each subject with someone waiting.
-    order: BinaryHeap<(Reverse<u64>, Reverse<u64>, usize)>,
+    order: BinaryHeap<Entry>,
     /// What the subject whose turn came last had been served before.
     pace: u64,
     entered: u64,
     len: usize,
 }
+
+/// What its subject was served then, how many had come before, and the subject.
+type Entry = (Reverse<u64>, Reverse<u64>, usize);
 
 struct Share<T> {
     served: u64,
@@ -131,7 +139,24 @@ impl<T> Fair<T> {
 
     /// Begins a turn; [`Fair::over`] ends it.
     pub fn pop(&mut self) -> Option<(usize, T)> {
-        while let Some((Reverse(served), _, subject)) = self.order.pop() {
+        self.pop_of(|_| true)
+    }
+
+    /// The same among some of the subjects.
+    pub fn pop_of(&mut self, may: impl Fn(usize) -> bool) -> Option<(usize, T)> {
+        let mut others = Vec::new(); // takes memory only for those who may not
+        let turn = self.pop_among(may, &mut others);
+        self.order.extend(others);
+        turn
+    }
+
+    fn pop_among(&mut self, may: impl Fn(usize) -> bool, others: &mut Vec<Entry>) -> Option<(usize, T)> {
+        while let Some(entry) = self.order.pop() {
+            let (Reverse(served), _, subject) = entry;
+            if !may(subject) {
+                others.push(entry);
+                continue;
+            }
             let share = &mut self.subjects[subject];
             share.in_order = false;
             if served == share.served

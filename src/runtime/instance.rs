@@ -88,6 +88,7 @@ pub(super) async fn run(
     errand: Errand,
     slice: Slice,
 ) -> Ending {
+    let starting = slice.starting();
     let code = match launch.program.code().await {
         Ok(code) => code,
         Err(rejected) => return Ending::ServerError(rejected.to_string()),
@@ -97,6 +98,9 @@ pub(super) async fn run(
         Err(gone) => return Ending::ServerError(gone.to_string()),
     };
     let cx = context(runtime, entry, launch, seed);
+    if starting.in_a_crowd() {
+        slice.heavy().await;
+    }
     let end = slice.clone();
     let start = match &errand {
         Errand::Run => &code.plan.run,
@@ -110,6 +114,7 @@ pub(super) async fn run(
         Ok(guest) => guest,
         Err(trap) => return Ending::not_instantiated(trap),
     };
+    drop(starting);
     let outcome = match errand {
         Errand::Run => guest.run().await,
         Errand::Answer(call) => guest.answer(*call).await.map(Ok),

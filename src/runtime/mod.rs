@@ -25,6 +25,7 @@ pub mod events;
 mod fair;
 pub mod instance;
 pub mod pace;
+mod paced;
 #[cfg(test)]
 mod preview1;
 pub mod quota;

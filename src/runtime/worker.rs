@@ -20,19 +20,20 @@
 
 use super::aside::Aside;
 use super::fair::{Fair, Subjects};
+use super::paced::{Next, Paced};
 use crate::backend::crew::Crew;
-use crate::engine::Settle;
 use crate::limits;
 use async_task::Runnable;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 
 mod apart;
 mod seat;
+mod settle;
 #[cfg(test)]
 mod tests;
 
@@ -54,6 +55,9 @@ const WAITED_PART: u32 = 4;
 const TURN_MOST: Duration = Duration::from_micros(250);
 /// More than this is not held against it.
 const COMPUTED_MOST: Duration = Duration::from_millis(20);
+/// So many guests of a subject are made at a time by the workers, while other subjects have guests. A program is in memory
+/// and linked within some 100 µs, but a client can ask for hundreds at once.
+const STARTS_AT_ONCE: usize = 4;
 /// How long a thread that had part in a batch looks out for the next before it sleeps: far less than a batch.
 const LOOKOUT: Duration = Duration::from_micros(200);
 /// Looks of one thread before it reads the clock again.
@@ -87,6 +91,9 @@ struct Shared {
     /// Copies of the state's counts, for those who look without the lock.
     woken: AtomicUsize,
     running: AtomicUsize,
+    answered: AtomicUsize,
+    /// Somebody stands in for the first worker: batches follow each other.
+    stood_in: AtomicBool,
     /// Guests for another worker than the first.
     elsewhere: AtomicUsize,
 }
@@ -98,9 +105,17 @@ struct State {
     /// Those whose end was decided: for the ender.
     ending: Fair<Waiting>,
     /// Those whose next instruction takes long: for the thread of low priority.
-    heavy: Fair<Waiting>,
+    heavy: Paced<Waiting>,
     /// Guests that run now and came from `woken`.
     running: usize,
+    /// Guests whom the stand-in's last batch answered and who do what they will ask the next for.
+    answered: usize,
+    /// Batches that a stand-in has run, ...
+    batches: u64,
+    /// ... and whether the last one's answers are being given.
+    delivers: bool,
+    /// Of each subject, guests that are being made.
+    starting: Vec<usize>, // [subject's number]
     /// Nanoseconds that the exhausted have coming, or that they were given too many.
     owed: i64,
     /// The thread that stands in for the first worker, ...
@@ -135,6 +150,8 @@ impl Workers {
             subjects: Subjects::default(),
             woken: AtomicUsize::new(0),
             running: AtomicUsize::new(0),
+            answered: AtomicUsize::new(0),
+            stood_in: AtomicBool::new(false),
             elsewhere: AtomicUsize::new(0),
         });
         // The crew's wake needs the crew: to serve on the thread of a stand-in, which is the one that calls it.
@@ -151,7 +168,11 @@ impl Workers {
             })
         };
         own.get_or_init(|| Arc::downgrade(&crew));
-        let aside = Aside::start(limits::ASIDE_THREADS)?;
+        let busy = {
+            let shared = Arc::downgrade(&shared);
+            move || shared.upgrade().is_some_and(|shared| shared.is_busy())
+        };
+        let aside = Aside::start(limits::ASIDE_THREADS, Box::new(busy))?;
         let pool = Workers(Arc::new(Pool { shared, crew, aside }));
         for rank in 0..size {
             let (shared, crew) = (pool.0.shared.clone(), pool.0.crew.clone());
@@ -190,28 +211,13 @@ impl Workers {
     }
 }
 
-impl Settle for Workers {
-    fn attend(&self) {
-        self.0.shared.lock().stand_in = Some(thread::current().id());
-        self.0.shared.stand_in_is(true);
-    }
-
-    fn settle(&self, limit: Duration) {
-        self.0.shared.settle(Instant::now() + limit);
-    }
-
-    fn rest(&self) {
-        self.0.shared.rest();
-    }
-}
-
 impl Drop for Pool {
     fn drop(&mut self) {
         let guests = {
             let mut state = self.shared.lock();
             state.ended = true;
             let State { woken, exhausted, ending, heavy, .. } = &mut *state;
-            [woken, exhausted, ending, heavy].map(std::mem::take)
+            ([woken, exhausted, ending].map(std::mem::take), std::mem::take(heavy))
         };
         // Outside the lock: dropping a guest may wake another.
         drop(guests);
@@ -233,10 +239,6 @@ struct Turn {
 }
 
 impl State {
-    fn settled(&self) -> bool {
-        self.woken.is_empty() && self.running == 0
-    }
-
     fn queued(&self) -> usize {
         self.woken.len() + self.exhausted.len()
     }
@@ -305,6 +307,8 @@ impl Shared {
     fn publish(&self, state: &State) {
         self.woken.store(state.woken.len(), Ordering::Relaxed);
         self.running.store(state.running, Ordering::Relaxed);
+        self.answered.store(state.answered, Ordering::Relaxed);
+        self.stood_in.store(state.stand_in.is_some(), Ordering::Relaxed);
         self.elsewhere.store(state.elsewhere(), Ordering::Relaxed);
     }
 
@@ -315,11 +319,14 @@ impl Shared {
             drop(state);
             return; // and the guest with it
         }
-        if guest.seat.ending.load(Ordering::Relaxed) {
+        let ending = guest.seat.ending.load(Ordering::Relaxed);
+        let heavy = !ending && guest.seat.heavy.swap(false, Ordering::Relaxed);
+        state.note(&guest.seat, !(ending || heavy || exhausted));
+        if ending {
             state.ending.push(number, guest);
             return self.ends.notify_one();
         }
-        if guest.seat.heavy.swap(false, Ordering::Relaxed) {
+        if heavy {
             state.heavy.push(number, guest);
             return self.heavies.notify_one();
         }
@@ -343,6 +350,7 @@ impl Shared {
         let woken = state.woken.take(seat.number, is_it);
         let woken = woken.or_else(|| state.exhausted.take(seat.number, is_it));
         let Some(guest) = woken.or_else(|| state.heavy.take(seat.number, is_it)) else { return };
+        state.waits(seat);
         state.ending.push(seat.number, guest);
         self.publish(&state);
         if state.settling {
@@ -374,84 +382,13 @@ impl Shared {
         stands_in
     }
 
-    /// Runs woken guests until all have come to their next wait, here and on the other threads.
-    fn settle(&self, end: Instant) {
-        self.stand_in_is(false);
-        let mut state = self.lock();
-        let here = state.stand_in == Some(thread::current().id());
-        while !state.settled() && !state.ended {
-            let now = Instant::now();
-            if now >= end {
-                return;
-            }
-            // The first worker may still be in the slice that it was in when somebody came to stand in for it.
-            if here && !state.first_runs {
-                // The only worker gives the exhausted their turn, too.
-                let turn = if self.size == 1 { state.next() } else { state.next_woken() };
-                if let Some(turn) = turn {
-                    state = self.slice_here(state, turn);
-                    continue;
-                }
-            }
-            if !state.first_runs {
-                drop(state);
-                let changed = || match self.woken.load(Ordering::Relaxed) {
-                    0 => self.running.load(Ordering::Relaxed) == 0,
-                    _ => here,
-                };
-                let seen = look_out(end.min(now + LOOKOUT), changed);
-                state = self.lock();
-                if seen || state.settled() || (here && !state.woken.is_empty()) {
-                    continue;
-                }
-            }
-            (state.stand_in_busy, state.settling) = (here, true);
-            self.publish(&state);
-            let left = end.saturating_duration_since(Instant::now());
-            let waited = self.settled.wait_timeout(state, left);
-            (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
-            (state.stand_in_busy, state.settling) = (false, false);
-            self.publish(&state);
-        }
-        // There is no other worker whose turn these could be, as long as batches follow each other.
-        if here
-            && self.size == 1
-            && !state.first_runs
-            && let Some(turn) = state.next_exhausted()
-        {
-            drop(self.slice_here(state, turn));
-        }
-    }
-
-    fn slice_here<'s>(&'s self, mut state: MutexGuard<'s, State>, turn: Turn) -> MutexGuard<'s, State> {
-        state.stand_in_busy = true;
-        let mut state = self.slice(state, turn);
-        state.stand_in_busy = false;
-        self.publish(&state);
-        state
-    }
-
-    fn stand_in_is(&self, busy: bool) {
-        let mut state = self.lock();
-        state.stand_in_busy = busy;
-        self.publish(&state);
-    }
-
-    /// Nobody stands in for the first worker any more.
-    fn rest(&self) {
-        let mut state = self.lock();
-        if state.stand_in.take().is_some() {
-            self.publish(&state);
-            (state.looking..state.queued().min(self.size)).for_each(|_| self.wake_one(&mut state));
-        }
-    }
-
     /// Runs one slice of a guest.
     fn slice<'s>(&'s self, mut state: MutexGuard<'s, State>, turn: Turn) -> MutexGuard<'s, State> {
         state.running += turn.woken as usize;
         self.publish(&state);
-        drop(state);
         let Turn { guest: Waiting { runnable, seat }, woken, owed } = turn;
+        let turn = seat.begin_turn();
+        drop(state);
         let since = Instant::now();
         run(runnable);
         let took = since.elapsed();
@@ -459,6 +396,9 @@ impl Shared {
         let took = took.as_nanos() as u64;
         let mut state = self.lock();
         state.over(&seat, woken, owed, took);
+        if seat.waits_since(turn) {
+            state.waits(&seat);
+        }
         self.publish(&state);
         if state.settling {
             self.settled.notify_all();
@@ -547,6 +487,5 @@ fn look_out(until: Instant, seen: impl Fn() -> bool) -> bool {
         if Instant::now() >= until {
             return false;
         }
-        thread::yield_now(); // to whom this core is wanted for: the io thread, or the very thread that is waited for
     }
 }

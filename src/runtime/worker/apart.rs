@@ -7,42 +7,63 @@
 //! it needs the fuel of many slices and cannot be interrupted: 60 ms at the most. A worker would keep guests waiting that
 //! long, and a batch.
 
-use super::{Fair, Shared, State, Waiting, run};
+use super::{Next, Shared, State, Waiting, run};
 use crate::limits;
 use crate::runtime::aside;
 use std::io;
 use std::sync::{Arc, Condvar, PoisonError};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 impl Shared {
     pub(super) fn start_apart(self: Arc<Self>) -> io::Result<()> {
         let shared = self.clone();
-        let end = move || shared.run_apart(&shared.ends, |state| &mut state.ending);
+        let end = move || {
+            shared.run_apart(
+                &shared.ends,
+                |state| {
+                    state.ending.pop().map_or(Next::Nothing, |(subject, guest)| Next::Turn(subject, guest))
+                },
+                |state, subject, took| state.ending.over(subject, took.as_nanos() as u64),
+            );
+        };
         thread::Builder::new().name("ender".into()).spawn(end)?;
         let heavy = move || {
             aside::lower_priority();
-            self.run_apart(&self.heavies, |state| &mut state.heavy);
+            self.run_apart(
+                &self.heavies,
+                |state| state.heavy.next(self.is_busy(), Instant::now()),
+                |state, subject, took| state.heavy.over(subject, took, Instant::now()),
+            );
         };
         thread::Builder::new().name("heavy".into()).stack_size(limits::WORKER_STACK_BYTES).spawn(heavy)?;
         Ok(())
     }
 
     /// Gives those in one of the queues their turns, on this thread.
-    fn run_apart(&self, wake: &Condvar, queue: fn(&mut State) -> &mut Fair<Waiting>) {
+    fn run_apart(
+        &self,
+        wake: &Condvar,
+        next: impl Fn(&mut State) -> Next<Waiting>,
+        over: impl Fn(&mut State, usize, Duration),
+    ) {
         let mut state = self.lock();
         while !state.ended {
-            if let Some((number, Waiting { runnable, seat })) = queue(&mut state).pop() {
-                drop(state);
-                let since = Instant::now();
-                run(runnable);
-                let took = since.elapsed();
-                seat.computed(took, self.started.elapsed());
-                state = self.lock();
-                queue(&mut state).over(number, took.as_nanos() as u64);
-                drop(seat); // only now may its number be another's
-            } else {
-                state = wake.wait(state).unwrap_or_else(PoisonError::into_inner);
+            match next(&mut state) {
+                Next::Turn(number, Waiting { runnable, seat }) => {
+                    drop(state);
+                    let since = Instant::now();
+                    run(runnable);
+                    let took = since.elapsed();
+                    seat.computed(took, self.started.elapsed());
+                    state = self.lock();
+                    over(&mut state, number, took);
+                    drop(seat); // only now may its number be another's
+                }
+                Next::Rest(least) => {
+                    (state, _) = wake.wait_timeout(state, least).unwrap_or_else(PoisonError::into_inner);
+                }
+                Next::Nothing => state = wake.wait(state).unwrap_or_else(PoisonError::into_inner),
             }
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! Owns: the marks that a guest's next turn is judged by. Never: the queues, or a thread; those are the parent's.
 
-use super::{BURST, COMPUTED_MOST, Shared, TURN_MOST, WAITED_PART, Workers};
+use super::{BURST, COMPUTED_MOST, STARTS_AT_ONCE, Shared, TURN_MOST, WAITED_PART, Workers};
 use crate::identity::Subject;
 use crate::runtime::fair::Number;
 use async_task::Runnable;
@@ -38,6 +38,14 @@ pub(super) struct Place {
     pub(super) heavy: AtomicBool,
     /// It needs no turn any more, only an end.
     pub(super) ending: AtomicBool,
+    /// It is in a queue. The state's lock orders this and those that follow.
+    pub(super) queued: AtomicBool,
+    /// Its turns that have begun.
+    turns: AtomicU64,
+    /// The last batch that answered it.
+    pub(super) batch: AtomicU64,
+    /// That is the last there was, and the guest has not come to its next wait.
+    pub(super) answered: AtomicBool,
 }
 
 impl Seat {
@@ -51,6 +59,18 @@ impl Seat {
 }
 
 impl Place {
+    /// The number of the turn. With the state's lock held.
+    pub(super) fn begin_turn(&self) -> u64 {
+        self.queued.store(false, Ordering::Relaxed);
+        self.turns.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// That turn is over, and it neither waits for another nor has begun one: on another thread, before this one came to
+    /// look.
+    pub(super) fn waits_since(&self, turn: u64) -> bool {
+        !self.queued.load(Ordering::Relaxed) && self.turns.load(Ordering::Relaxed) == turn
+    }
+
     /// A turn of so long ended `now`.
     pub(super) fn computed(&self, took: Duration, now: Duration) {
         self.change(|computed| (computed + took.min(TURN_MOST)).min(COMPUTED_MOST));
@@ -96,6 +116,10 @@ impl Workers {
             turn_over: AtomicU64::new(0),
             heavy: AtomicBool::new(false),
             ending: AtomicBool::new(false),
+            queued: AtomicBool::new(false),
+            turns: AtomicU64::new(0),
+            batch: AtomicU64::new(u64::MAX),
+            answered: AtomicBool::new(false),
         }))
     }
 }
@@ -120,6 +144,42 @@ impl Slice {
     pub fn leave(&self) -> impl Future<Output = ()> + Send + use<> {
         self.0.ending.store(true, Ordering::Relaxed); // `state`'s lock orders it
         self.end()
+    }
+}
+
+/// A guest that is being made, until this is dropped.
+pub struct Starting(Arc<Place>);
+
+impl Slice {
+    pub fn starting(&self) -> Starting {
+        self.0.starting(|guests| *guests += 1);
+        Starting(self.0.clone())
+    }
+}
+
+impl Starting {
+    /// Its subject has so many that the workers leave them to the thread of low priority.
+    pub fn in_a_crowd(&self) -> bool {
+        let Some(shared) = self.0.shared.upgrade() else { return false };
+        self.0.starting(|guests| *guests > STARTS_AT_ONCE) && shared.subjects.count() > 1
+    }
+}
+
+impl Drop for Starting {
+    fn drop(&mut self) {
+        self.0.starting(|guests| *guests -= 1);
+    }
+}
+
+impl Place {
+    /// Guests of its subject that are being made.
+    fn starting<R: Default>(&self, with: impl FnOnce(&mut usize) -> R) -> R {
+        let Some(shared) = self.shared.upgrade() else { return R::default() };
+        let mut state = shared.lock();
+        if state.starting.len() <= self.number {
+            state.starting.resize(self.number + 1, 0);
+        }
+        with(&mut state.starting[self.number])
     }
 }
 

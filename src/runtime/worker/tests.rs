@@ -1,6 +1,7 @@
 //! The run queues from outside: who runs, who waits for whom, and that nobody starves.
 
 use super::*;
+use crate::engine::Settle;
 use crate::identity::Subject;
 use smol::channel;
 use std::sync::atomic::AtomicBool;
@@ -395,4 +396,52 @@ fn what_takes_long_keeps_no_worker_and_its_guest_comes_back_or_ends() {
     over.close();
     assert_eq!(tells.recv_blocking().unwrap().as_deref(), Some("worker-0"));
     assert_eq!(workers.heavy_turns(), 2);
+}
+
+/// The story: a client that started guests by the hundred had a quarter of each batch's time for them.
+#[test]
+fn the_next_batch_waits_for_whom_the_last_one_answered() {
+    let workers = Workers::start(1).unwrap();
+    let shared = &workers.0.shared;
+    let answered = || shared.lock().answered;
+    let guest = || {
+        let (question, asked) = channel::bounded::<()>(1);
+        spawn(&workers, |slice| async move {
+            while asked.recv().await.is_ok() {
+                slice.end().await;
+            }
+        });
+        question
+    };
+    let (own, foreign) = (guest(), guest());
+    workers.settle(Duration::from_secs(60));
+    for _ in 0..50 {
+        workers.attend();
+        thread::scope(|scope| {
+            scope.spawn(|| foreign.send_blocking(()).unwrap()); // a client, say
+        });
+        assert_eq!((answered(), shared.lock().settled(false)), (0, true));
+        own.send_blocking(()).unwrap();
+        assert_eq!((answered(), shared.lock().settled(false)), (1, false));
+        workers.settle(Duration::from_secs(60));
+        assert_eq!((answered(), shared.lock().settled(true)), (0, true));
+        foreign.send_blocking(()).unwrap(); // between batches: nothing that a batch has answered
+        assert_eq!(answered(), 0);
+        workers.settle(Duration::from_secs(60));
+    }
+}
+
+#[test]
+fn a_crowd_of_starts_is_one_only_beside_others() {
+    let workers = Workers::start(1).unwrap();
+    let slice = |who: &'static str| Slice(workers.seat(&Subject::new(who)).0);
+    let mut starts: Vec<_> = (0..STARTS_AT_ONCE).map(|_| slice("many").starting()).collect();
+    let one = slice("one");
+    assert!(!starts[0].in_a_crowd());
+    starts.push(slice("many").starting());
+    assert!(starts[0].in_a_crowd() && !one.starting().in_a_crowd());
+    drop(one);
+    assert!(!starts[0].in_a_crowd(), "nobody else is there");
+    let _one = slice("one");
+    assert!(starts.pop().is_some_and(|last| last.in_a_crowd()) && !starts[0].in_a_crowd());
 }

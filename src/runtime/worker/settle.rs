@@ -1,0 +1,158 @@
+//! What the engine's thread does for guests between two batches.
+//!
+//! Owns: for whom the next batch waits, and how long. Never: who of them runs first, which is the queues'; how long in all,
+//! which is the engine's.
+//!
+//! It waits for those whom the last batch answered, until each has come to its next wait: what they ask joins the batch.
+//! For the others it waits a part of that time, or a client who wakes or starts guests by the hundred would have a part
+//! of every batch's time for them.
+
+use super::{LOOKOUT, Place, Shared, State, Turn, Workers, look_out};
+use crate::engine::Settle;
+use std::sync::MutexGuard;
+use std::sync::PoisonError;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Of so much time that a batch may wait for guests, one part goes to those whom it has not answered.
+const OTHERS_PART: u32 = 4;
+
+impl Settle for Workers {
+    fn attend(&self) {
+        let mut state = self.0.shared.lock();
+        state.stand_in = Some(thread::current().id());
+        (state.batches, state.delivers) = (state.batches + 1, true);
+        state.stand_in_busy = true;
+        self.0.shared.publish(&state);
+    }
+
+    fn settle(&self, limit: Duration) {
+        self.0.shared.settle(limit);
+    }
+
+    fn rest(&self) {
+        self.0.shared.rest();
+    }
+}
+
+impl State {
+    /// Nobody is left to wait for; `all`: nor anybody whom it is no loss to start the batch without.
+    pub(super) fn settled(&self, all: bool) -> bool {
+        self.answered == 0 && (!all || self.woken.is_empty() && self.running == 0)
+    }
+
+    /// The guest is queued among the woken, or for something else.
+    pub(super) fn note(&mut self, seat: &Place, woken: bool) {
+        seat.queued.store(true, Ordering::Relaxed);
+        if !woken {
+            return self.waits(seat);
+        }
+        if self.delivers && self.stand_in == Some(thread::current().id()) {
+            seat.batch.store(self.batches, Ordering::Relaxed);
+        }
+        // One that was answered and has waited for something else since, for a page say, is not done.
+        if seat.batch.load(Ordering::Relaxed) == self.batches && !seat.answered.swap(true, Ordering::Relaxed)
+        {
+            self.answered += 1;
+        }
+    }
+
+    /// No batch need wait for the guest.
+    pub(super) fn waits(&mut self, seat: &Place) {
+        self.answered -= usize::from(seat.answered.swap(false, Ordering::Relaxed));
+    }
+}
+
+impl Shared {
+    /// Batches follow each other, and several subjects have guests.
+    pub(super) fn is_busy(&self) -> bool {
+        self.stood_in.load(Ordering::Relaxed) && self.subjects.count() > 1
+    }
+
+    /// Runs woken guests until all have come to their next wait, here and on the other threads; those that the thread's
+    /// batch has not answered no longer than a part of the time.
+    pub(super) fn settle(&self, limit: Duration) {
+        let mut state = self.lock();
+        (state.stand_in_busy, state.delivers) = (false, false);
+        self.publish(&state);
+        let here = state.stand_in == Some(thread::current().id());
+        let since = Instant::now();
+        let (all_until, end) = (since + if here { limit / OTHERS_PART } else { limit }, since + limit);
+        while !state.ended {
+            let now = Instant::now();
+            if state.settled(now < all_until) {
+                break;
+            }
+            if now >= end {
+                return;
+            }
+            let end = if state.answered > 0 { end } else { all_until };
+            // The first worker may still be in the slice that it was in when somebody came to stand in for it.
+            if here && !state.first_runs {
+                // The only worker gives the exhausted their turn, too.
+                let turn = if self.size == 1 { state.next() } else { state.next_woken() };
+                if let Some(turn) = turn {
+                    state = self.slice_here(state, turn);
+                    continue;
+                }
+            }
+            if !state.first_runs {
+                drop(state);
+                let count = |of: &AtomicUsize| of.load(Ordering::Relaxed);
+                let all = now < all_until;
+                let changed = || match count(&self.woken) {
+                    0 => count(&self.answered) == 0 && (!all || count(&self.running) == 0),
+                    _ => here,
+                };
+                let seen = look_out(end.min(now + LOOKOUT), changed);
+                state = self.lock();
+                if seen || (here && !state.woken.is_empty()) {
+                    continue;
+                }
+            }
+            (state.stand_in_busy, state.settling) = (here, true);
+            self.publish(&state);
+            let left = end.saturating_duration_since(Instant::now());
+            let waited = self.settled.wait_timeout(state, left);
+            (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+            (state.stand_in_busy, state.settling) = (false, false);
+            self.publish(&state);
+        }
+        // There is no other worker whose turn these could be, as long as batches follow each other.
+        if here
+            && self.size == 1
+            && !state.first_runs
+            && let Some(turn) = state.next_exhausted()
+        {
+            drop(self.slice_here(state, turn));
+        }
+    }
+
+    pub(super) fn slice_here<'s>(
+        &'s self,
+        mut state: MutexGuard<'s, State>,
+        turn: Turn,
+    ) -> MutexGuard<'s, State> {
+        state.stand_in_busy = true;
+        let mut state = self.slice(state, turn);
+        state.stand_in_busy = false;
+        self.publish(&state);
+        state
+    }
+
+    pub(super) fn stand_in_is(&self, busy: bool) {
+        let mut state = self.lock();
+        state.stand_in_busy = busy;
+        self.publish(&state);
+    }
+
+    /// Nobody stands in for the first worker any more.
+    pub(super) fn rest(&self) {
+        let mut state = self.lock();
+        if state.stand_in.take().is_some() {
+            self.publish(&state);
+            (state.looking..state.queued().min(self.size)).for_each(|_| self.wake_one(&mut state));
+        }
+    }
+}
