@@ -39,9 +39,9 @@ test: toolchain inferlets model venv ptxas ## run every test, the Python client'
 	  TARTLET_PTXAS="$(abspath $(PTXAS))" $(CARGO) test --locked --no-fail-fast --workspace
 
 .PHONY: test-release
-test-release: release ## run the tests of the GPU's path against target/release/tartlet, on the stand-in driver
+test-release: release inferlets ## run the tests of the GPU's path against target/release/tartlet, on the stand-in driver
 	$(call say,tests of the release binary)
-	@TARTLET_BIN="$(abspath $(TARGET))/release/tartlet" $(CARGO) test --locked --test cuda
+	@TARTLET_BIN="$(abspath $(TARGET))/release/tartlet" $(CARGO) test --locked --test cuda --test gpu_check
 
 # The suite has a small one; this takes minutes.
 LAUNCHES  ?= 10000
@@ -97,18 +97,39 @@ release: toolchain ## build the server: target/release/tartlet
 	@size=$$(wc -c <$(TARGET)/release/tartlet); (( size <= 8900000 )) || { \
 	  echo "the binary has $$size bytes; at most 8,900,000 are allowed on the box" >&2; exit 1; }
 
-# What the same binary computes on the emulator goes along; on the GPU it must come out the same.
+# The stand-in driver: a libcuda.so.1 whose device is the emulator.
+STAND_IN    := $(abspath $(TARGET))/release/libstand_in_driver.so
+GOLDEN      := tests/golden/smollm2-135m-q4_1.json
+
+# A token takes 3 to 5 s of a core. STEPS=8 compares the first eight alone.
+STEPS     ?= 30
+
+.PHONY: emu-golden
+emu-golden: release model ## one golden prompt of the demo model through the emulated GPU: 2 to 5 minutes of one core; STEPS=30
+	$(call say,emu-golden)
+	@$(CARGO) build --locked --release --package stand-in-driver
+	@$(TARGET)/release/tartlet eval --backend cuda --libcuda $(STAND_IN) --strict --prompt raw-france --steps $(STEPS) \
+	  --model $(MODEL) $(GOLDEN)
+
+# Bytes that one call to a lent machine may bring, less what else travels.
+CALL_BYTES  := 56000000
+
+# What the same binary computes on the emulator goes along; on the GPU it must come out the same. The model is cut in two.
 .PHONY: gpu-check
-gpu-check: release ## pack target/gpu-check.tar.gz: checks a GPU, on a machine with an NVIDIA driver and nothing else
+gpu-check: release inferlets model ## pack target/gpu-check: checks a GPU, on a machine with an NVIDIA driver and python3
 	$(call say,gpu-check)
 	@$(CARGO) build --locked --release --package stand-in-driver
-	@rm -rf $(TARGET)/gpu-check
-	@mkdir -p $(TARGET)/gpu-check
-	@cp $(TARGET)/release/tartlet tests/gpu/check.sh tests/gpu/check.py $(TARGET)/gpu-check
-	@$(TARGET)/release/tartlet selftest --backend cuda --json \
-	  --libcuda $(abspath $(TARGET))/release/libstand_in_driver.so > $(TARGET)/gpu-check/recorded.json
+	@rm -rf $(TARGET)/gpu-check $(TARGET)/gpu-check.tar.gz
+	@mkdir -p $(TARGET)/gpu-check/one/programs $(TARGET)/gpu-check/two
+	@cp $(TARGET)/release/tartlet tests/gpu/*.* $(TARGET)/gpu-check/one
+	@cp $(GOLDEN) $(TARGET)/gpu-check/one/golden.json
+	@cp $(addprefix $(GUESTS)/,chat.wasm completion.wasm echo.wasm rogue.wasm) $(TARGET)/gpu-check/one/programs
+	@$(PYTHON) tests/gpu/split.py $(MODEL) $(TARGET)/gpu-check/one $(TARGET)/gpu-check/two
+	@$(TARGET)/release/tartlet selftest --backend cuda --json --libcuda $(STAND_IN) > $(TARGET)/gpu-check/one/recorded.json
+	@for part in one two; do size=$$(du --bytes --summarize $(TARGET)/gpu-check/$$part | cut -f 1); \
+	  (( size <= $(CALL_BYTES) )) || { echo "$$part has $$size bytes; a call brings $(CALL_BYTES)" >&2; exit 1; }; done
 	@tar -C $(TARGET) -czf $(TARGET)/gpu-check.tar.gz gpu-check
-	@echo "$(TARGET)/gpu-check.tar.gz: unpack it where the GPU is, and run gpu-check/check.sh"
+	@echo "$(TARGET)/gpu-check.tar.gz: unpack it where the GPU is, and run gpu-check/one/check.sh"
 
 .PHONY: inferlets
 inferlets: toolchain ## build our guest programs: inferlets/target/wasm32-wasip2/release/*.wasm, openai.wasm also beside the server

@@ -1,18 +1,20 @@
-//! The command line: one table of verbs and flags, from which the parser and `--help` both come.
+//! The command line: one table of verbs and flags (`cli/table.rs`), from which the parser and `--help` both come.
 //!
-//! Owns: the table, exit codes, and the step from words (`words.rs`) to one call. Never: what a verb does (the
+//! Owns: exit codes, the help, and the step from words (`cli/words.rs`) to one call. Never: what a verb does (the
 //! appliance serves, the client runs programs, `auth` makes tokens), and never a token as an argument (`ps` shows those).
 
 use crate::backend::cpu::KvFormat;
 use crate::backend::{Which, cuda};
 use crate::outgoing::Allowed;
 use crate::quota::Caps;
-use crate::{appliance, auth, bench, client, config, eval, model, selftest};
+use crate::{appliance, auth, bench, client, config, eval, model, selftest, synth};
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::process::ExitCode;
+use table::{VERBS, Verb};
 use words::{Words, parse};
 
+mod table;
 mod words;
 
 /// The command line was not understood (`EX_USAGE` of sysexits.h).
@@ -21,245 +23,6 @@ pub const EXIT_USAGE: u8 = 64;
 pub const EXIT_DEVICE: u8 = 70;
 /// The configuration cannot be served (`EX_CONFIG`): starting again would not help.
 pub const EXIT_CONFIG: u8 = 78;
-
-struct Flag {
-    long: &'static str,
-    /// What stands for the value in the help; none: a switch.
-    value: Option<&'static str>,
-    help: &'static str,
-    /// May be given more than once.
-    many: bool,
-}
-
-struct Verb {
-    /// One or two words.
-    name: &'static str,
-    /// Positional arguments as shown; their number is checked.
-    positional: &'static [&'static str],
-    /// Whether `-- ARGS` may follow, and for whom they are.
-    rest: Option<&'static str>,
-    flags: &'static [Flag],
-    summary: &'static str,
-    /// Paragraphs and examples below the flags.
-    about: &'static str,
-}
-
-const fn value(long: &'static str, value: &'static str, help: &'static str) -> Flag {
-    Flag { long, value: Some(value), help, many: false }
-}
-
-const fn values(long: &'static str, value: &'static str, help: &'static str) -> Flag {
-    Flag { long, value: Some(value), help, many: true }
-}
-
-const fn switch(long: &'static str, help: &'static str) -> Flag {
-    Flag { long, value: None, help, many: false }
-}
-
-const SERVER: Flag = value("server", "URL", "the server (default ws://127.0.0.1:8080)");
-const TOKEN_FILE: Flag =
-    value("token-file", "FILE", "the token to authenticate with (else the environment's TARTLET_TOKEN)");
-
-const VERBS: &[Verb] = &[
-    Verb {
-        name: "serve",
-        positional: &[],
-        rest: None,
-        flags: &[
-            value(
-                "config",
-                "FILE",
-                "read tartlet.toml from FILE (default: /etc/tartlet/tartlet.toml if it is there)",
-            ),
-            value("model", "FILE", "the GGUF file to serve"),
-            value(
-                "listen",
-                "ADDR:PORT",
-                "where clients connect (default 127.0.0.1:8080; port 0 takes a free one)",
-            ),
-            value("state", "DIR", "where uploaded programs and key-value pairs live"),
-            values("public-key", "FILE", "accept tokens signed by this key (k4.public.…); may be repeated"),
-            switch("no-auth", "accept everyone; only on a loopback address"),
-            value("seed", "N", "make sampling repeatable: every instance draws from N"),
-            value("backend", "auto|cuda|cpu", "what runs the model (default auto: a GPU that can be used, else the processor)"),
-            value("libcuda", "PATH", "the CUDA driver's library, where it is not found by itself"),
-            value("openai", "PORT", "serve the API of OpenAI on this port of 127.0.0.1 (port 0 takes a free one)"),
-            switch("print-config", "print the default configuration, every key explained, and end"),
-        ],
-        summary: "serve a model to local apps over a WebSocket",
-        about: "\
-Flags win over the configuration file. The line `listening on ws://ADDR:PORT` on standard output says that
-clients may connect, `openai on http://127.0.0.1:PORT/v1` where apps find that API; SIGINT or SIGTERM ends the
-server cleanly.
-
-  tartlet token keygen --out box.key
-  tartlet serve --model models/SmolLM2-135M-Instruct.Q4_1.gguf --public-key box.key.pub
-  tartlet serve --model model.gguf --no-auth          # a trial on your own machine
-  tartlet serve --model model.gguf --no-auth --openai 8081",
-    },
-    Verb {
-        name: "run",
-        positional: &["PROGRAM.wasm"],
-        rest: Some("arguments of the program"),
-        flags: &[SERVER, TOKEN_FILE],
-        summary: "upload a program when needed, launch it, print what it sends",
-        about: "\
-Messages of the program go to standard output as they come. Ctrl-C terminates the program. The exit status
-is 0 when it completed, 1 when it failed; the reason goes to standard error.
-
-  tartlet run chat.wasm -- --user \"Tell me the capital of France.\"",
-    },
-    Verb {
-        name: "instances start",
-        positional: &["PROGRAM.wasm"],
-        rest: Some("arguments of the program"),
-        flags: &[
-            value("port", "PORT", "where it answers HTTP, on the server's loopback address alone"),
-            SERVER,
-            TOKEN_FILE,
-        ],
-        summary: "launch a program that answers HTTP",
-        about: "\
-The program is uploaded when needed. It answers until it is stopped, the token expires, or the server ends; each
-request is an instance of its own.
-
-  tartlet instances start --port 8090 hello.wasm && curl http://127.0.0.1:8090/",
-    },
-    Verb {
-        name: "instances list",
-        positional: &[],
-        rest: None,
-        flags: &[SERVER, TOKEN_FILE],
-        summary: "list the programs that answer HTTP",
-        about: "Those of the token's subject; with an admin's token, everybody's.\n\n  tartlet instances list",
-    },
-    Verb {
-        name: "instances stop",
-        positional: &["ID"],
-        rest: None,
-        flags: &[SERVER, TOKEN_FILE],
-        summary: "stop one of them",
-        about: "Requests that it answers are broken off.\n\n  tartlet instances stop 7f0c2a1e-6b1d-4a53-9c0e-2f7d8e4b6a10",
-    },
-    Verb {
-        name: "token keygen",
-        positional: &[],
-        rest: None,
-        flags: &[value(
-            "out",
-            "FILE",
-            "write the secret key to FILE (mode 0600) and the public one to FILE.pub",
-        )],
-        summary: "make a key pair for tokens",
-        about: "The server needs FILE.pub alone. Keep FILE off the box if you can.\n\n  tartlet token keygen --out box.key",
-    },
-    Verb {
-        name: "token mint",
-        positional: &[],
-        rest: None,
-        flags: &[
-            value("key", "FILE", "the secret key"),
-            value("sub", "NAME", "whose token: scopes its programs' keys, exports and topics"),
-            value("role", "ROLE", "user or admin (default user)"),
-            value("ttl", "TIME", "how long it is valid: 90s, 15m, 12h or 30d (default 30d)"),
-            values(
-                "quota",
-                "NAME=VALUE",
-                "lower a quota of what is launched with it (names: [quotas] in tartlet.toml); may be repeated",
-            ),
-            values("http", "HOST[:PORT]", "a host that its programs may call; may be repeated"),
-            value("out", "FILE", "write the token to FILE (mode 0600) instead of standard output"),
-        ],
-        summary: "sign a token",
-        about: "  tartlet token mint --key box.key --sub kitchen-app --ttl 12h --out app.token
-  tartlet token mint --key box.key --sub guest --quota subject_instances=2 --quota subject_kv_pages=256",
-    },
-    Verb {
-        name: "token inspect",
-        positional: &[],
-        rest: None,
-        flags: &[
-            value("token-file", "FILE", "the token (else the environment's TARTLET_TOKEN)"),
-            value("public-key", "FILE", "also check the signature"),
-        ],
-        summary: "show what a token claims",
-        about: "Ends with status 1 if the signature was to be checked and is not valid.\n\n  tartlet token inspect --token-file app.token --public-key box.key.pub",
-    },
-    Verb {
-        name: "model",
-        positional: &["FILE"],
-        rest: None,
-        flags: &[],
-        summary: "describe a GGUF file",
-        about: "  tartlet model models/SmolLM2-135M-Instruct.Q4_1.gguf",
-    },
-    Verb {
-        name: "eval",
-        positional: &["GOLDEN.json"],
-        rest: None,
-        flags: &[
-            value("model", "FILE", "the GGUF file to evaluate"),
-            switch(
-                "plain",
-                "take the plain path, the oracle of all kernels: exact f32 weights, f32 K/V, no vector code",
-            ),
-            value("kv", "f32|f16|q8", "how precisely keys and values are kept (f16)"),
-        ],
-        summary: "compare the model's logits with a golden file",
-        about: "\
-Feeds each prompt and its golden greedy tokens, and prints one JSON object: ids_equal, max_logit_diff, top1,
-top1_clear, mean_kl, and the same for each prompt.
-
-  tartlet eval --model models/SmolLM2-135M-Instruct.Q4_1.gguf tests/golden/smollm2-135m-q4_1.json",
-    },
-    Verb {
-        name: "bench",
-        positional: &[],
-        rest: None,
-        flags: &[
-            value("model", "FILE", "the GGUF file to measure with (default: the configuration's)"),
-            value(
-                "config",
-                "FILE",
-                "measure what this tartlet.toml serves: its model, and its [engine] in place of the defaults",
-            ),
-            value("threads", "N", "threads for batches and programs (default: the configuration's, or one per core)"),
-            value("inferlets", "DIR", "the folder that `make inferlets` fills: completion, echo and rogue are run"),
-            values("only", "SECTION", "measure this section alone, or this figure (prefill.300); may be repeated"),
-            switch("json", "print one JSON object instead of a table"),
-            value("against", "FILE", "also say what changed beyond noise since the run whose --json is FILE"),
-        ],
-        summary: "measure this machine, the backend, and what programs cost",
-        about: "\
-Medians and quartiles of at least five samples, and shares of what this machine does at most. The sections:
-roof (memory, int8), prefill, decode, sequences, tax (what a program costs per token, by stage), launch, kill (how
-soon a program is gone), fair (a chat beside loops), socket, server (start, memory, idleness). Measure on a machine
-that does nothing else. Without --inferlets, what needs programs is left out. Without --model and --config,
-/etc/tartlet/tartlet.toml is measured, as `tartlet serve` would serve it. Temporary files lie in
-TMPDIR, and what keeping a program adds is timed there.
-
-  tartlet bench --model models/SmolLM2-135M-Instruct.Q4_1.gguf --json > before.json
-  tartlet bench --model models/SmolLM2-135M-Instruct.Q4_1.gguf --only decode --against before.json",
-    },
-    Verb {
-        name: "selftest",
-        positional: &[],
-        rest: None,
-        flags: &[
-            value("backend", "cuda|cpu", "what to check (default: the GPU, or without one the processor)"),
-            value("libcuda", "PATH", "the CUDA driver's library, where it is not found by itself"),
-            switch("untimed", "measure no rates and give every step 10 minutes: under compute-sanitizer, say"),
-            switch("json", "print one JSON object instead of a table"),
-        ],
-        summary: "check that this machine's GPU or processor computes what it should",
-        about: "\
-For a GPU: opens it, has the driver compile every kernel, shows the registers each takes and the bytes it spills,
-runs the checks and measures how fast memory is copied. Ends with status 0 when all checks passed, 1 when one
-did not, 70 when the device cannot be used, or fails on the way; the reason goes to standard error.
-
-  tartlet selftest --backend cuda",
-    },
-];
 
 /// How a verb ended when not well: a sentence for standard error and the exit status.
 #[derive(Debug)]
@@ -309,6 +72,7 @@ fn dispatch(arguments: Vec<OsString>) -> Result<ExitCode, Failure> {
         "token inspect" => inspect(&words),
         "model" => describe(&words),
         "eval" => evaluate(&words),
+        "synth" => synthesise(&words),
         "bench" => measure(&words),
         "selftest" => check(&words),
         other => unreachable!("the table has a verb without an arm: {other}"),
@@ -474,13 +238,63 @@ fn evaluate(words: &Words) -> Result<ExitCode, Failure> {
     let kv = words.text("kv")?.map(|name| config::kv_format(&name)).transpose();
     let kv = kv.map_err(|what| Failure::usage(format!("--kv {what}")))?;
     let default = if plain { KvFormat::F32 } else { KvFormat::F16 };
-    let report = eval::run(
-        &words.required("model")?,
-        words.positional[0].as_ref(),
-        eval::Options { plain, kv: kv.unwrap_or(default) },
-    )
-    .map_err(Failure::new)?;
+    let backend = backend(words)?.unwrap_or(Which::Cpu);
+    if plain && backend == Which::Cuda {
+        return Err(Failure::usage("--plain is a path of the processor, and --backend is cuda."));
+    }
+    let steps = words.text("steps")?.map(|text| match text.parse() {
+        Ok(steps) if steps > 0 => Ok(steps),
+        _ => Err(Failure::usage(format!("--steps {text} is not a whole number above 0."))),
+    });
+    let options = eval::Options {
+        backend,
+        libcuda: words.path("libcuda"),
+        plain,
+        kv: kv.unwrap_or(default),
+        prompts: words.texts("prompt")?,
+        steps: steps.transpose()?,
+    };
+    let report = eval::run(&words.required("model")?, words.positional[0].as_ref(), &options);
+    let report = report.map_err(|error| Failure {
+        sentence: error.to_string(),
+        status: if error.is_of_device() { EXIT_DEVICE } else { 1 },
+    })?;
     print(&format!("{report}\n"));
+    if words.has("strict") && !report.passed() {
+        return Err(Failure::new(report.shortfall()));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Which one `--backend` names.
+fn backend(words: &Words) -> Result<Option<Which>, Failure> {
+    let named = |name: String| {
+        let refused = || Failure::usage(format!("--backend {name} is neither cuda nor cpu."));
+        Which::named(&name).ok_or_else(refused)
+    };
+    words.text("backend")?.map(named).transpose()
+}
+
+fn synthesise(words: &Words) -> Result<ExitCode, Failure> {
+    let named = |flag| {
+        words.required(flag)?;
+        Ok::<_, Failure>(words.text(flag)?.unwrap_or_default())
+    };
+    let seed = words.text("seed")?.map_or(Ok(0), |text| {
+        text.parse().map_err(|_| Failure::usage(format!("--seed {text} is not a whole number below 2^64.")))
+    })?;
+    let options = synth::Options {
+        shape: named("shape")?,
+        quant: named("quant")?,
+        seed,
+        out: words.positional[0].clone().into(),
+        force: words.has("force"),
+    };
+    let told = synth::run(&options).map_err(|error| match error {
+        synth::SynthError::Option(sentence) => Failure::usage(sentence),
+        error => Failure::new(error),
+    })?;
+    print(&told);
     Ok(ExitCode::SUCCESS)
 }
 
@@ -505,6 +319,8 @@ fn measure(words: &Words) -> Result<ExitCode, Failure> {
             (config.model.path, config.engine.with_threads(threads).map_err(Failure::usage)?)
         }
     };
+    let engine =
+        engine.on(words.text("backend")?.as_deref(), words.path("libcuda")).map_err(Failure::usage)?;
     let options = bench::Options {
         model,
         engine,
@@ -514,6 +330,7 @@ fn measure(words: &Words) -> Result<ExitCode, Failure> {
     };
     let report = bench::run(&options, words.has("json")).map_err(|error| match error {
         bench::BenchError::Option(sentence) => Failure::usage(sentence),
+        error if error.is_of_device() => Failure { sentence: error.to_string(), status: EXIT_DEVICE },
         error => Failure::new(error),
     })?;
     print(&report);
@@ -521,13 +338,13 @@ fn measure(words: &Words) -> Result<ExitCode, Failure> {
 }
 
 fn check(words: &Words) -> Result<ExitCode, Failure> {
-    let named = |name: String| {
-        let refused = || Failure::usage(format!("--backend {name} is neither cuda nor cpu."));
-        Which::named(&name).ok_or_else(refused)
-    };
-    let backend = words.text("backend")?.map(named).transpose()?;
+    let backend = backend(words)?;
     let timed = !words.has("untimed");
-    let options = selftest::Options { backend, libcuda: words.path("libcuda"), timed };
+    let hello = words.has("hello");
+    if hello && backend == Some(Which::Cpu) {
+        return Err(Failure::usage("--hello is for a GPU, and --backend is cpu."));
+    }
+    let options = selftest::Options { backend, libcuda: words.path("libcuda"), timed, hello };
     let report = selftest::run(&options, |sentence| eprintln!("tartlet: {sentence}"))
         .map_err(|error| Failure { sentence: error.to_string(), status: EXIT_DEVICE })?;
     print(&if words.has("json") { selftest::json(&report) } else { selftest::table(&report) });

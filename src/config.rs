@@ -316,6 +316,12 @@ impl EngineConfig {
         Ok(EngineConfig { threads: threads.map_or(Ok(self.threads), thread_count)?, ..self })
     }
 
+    /// The same on this backend, by this driver (none: as they are).
+    pub fn on(self, backend: Option<&str>, libcuda: Option<PathBuf>) -> Result<EngineConfig, String> {
+        let backend = backend.map_or(Ok(self.backend), which)?;
+        Ok(EngineConfig { backend, libcuda: libcuda.or(self.libcuda), ..self })
+    }
+
     /// The section of a configuration that means this.
     pub fn section(&self) -> String {
         let mut text = format!(
@@ -350,13 +356,7 @@ impl EngineConfig {
             raw.kv_tokens.map(|tokens| within("kv_tokens", tokens, page_size, limits::KV_TOKENS_MAX));
         let cores = || std::thread::available_parallelism().map_or(1, usize::from);
         let threads = thread_count(raw.threads.unwrap_or_else(cores))?;
-        let backend = match raw.backend.as_deref() {
-            None | Some("auto") => None,
-            Some(name) => {
-                let refused = || format!("[engine] backend = {name:?} is none of auto, cuda, cpu.");
-                Some(Which::named(name).ok_or_else(refused)?)
-            }
-        };
+        let backend = raw.backend.as_deref().map_or(Ok(None), which)?;
         Ok(EngineConfig {
             backend,
             libcuda: raw.libcuda.clone(),
@@ -376,6 +376,12 @@ impl EngineConfig {
             seed,
         })
     }
+}
+
+/// None: `auto`.
+fn which(name: &str) -> Result<Option<Which>, String> {
+    let refused = || format!("[engine] backend = {name:?} is none of auto, cuda, cpu.");
+    if name == "auto" { Ok(None) } else { Which::named(name).map(Some).ok_or_else(refused) }
 }
 
 fn thread_count(threads: usize) -> Result<usize, String> {

@@ -61,6 +61,7 @@
 //! | [`model`], [`eval`] | GGUF, shape, tokenizer, prompt template; comparison with golden logits |
 //! | [`backend`] | what computes a batch, and how tokens are drawn; `cpu`: vector kernels; `cuda`: a GPU, through the kernels of `kernels/` |
 //! | [`bench`] | the instrument for speed: roofs, steps, what programs cost |
+//! | [`synth`] | model files of real shapes with random weights, to measure with |
 //! | [`selftest`] | whether this machine's device does what a backend counts on |
 //! | [`observe`] | the log, the stage clock |
 //! | `simulation` | tests only: the box on one thread, by a clock of its own |
@@ -90,6 +91,7 @@ pub mod server;
 #[cfg(test)]
 mod simulation;
 pub mod socket;
+pub mod synth;
 pub mod transfer;
 pub mod wire;
 

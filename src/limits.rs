@@ -526,5 +526,7 @@ pub const STAGE_MARKS: usize = 4 << 20;
 
 // ---- evaluation ----
 
+/// Bytes of a synthesised model that are in memory at a time: writes of this size keep any disk busy.
+pub const SYNTH_BYTES: usize = 4 << 20;
 /// Bytes of a golden file: some 1 kB per step of ten tokens, so tens of thousands of steps.
 pub const GOLDEN_BYTES: u64 = 64 * 1024 * 1024;

@@ -16,12 +16,17 @@ pub struct Options {
     pub libcuda: Option<PathBuf>,
     /// Whether rates are measured, and steps must end in the time that a device takes.
     pub timed: bool,
+    /// Whether a GPU is only greeted: one kernel, and no more.
+    pub hello: bool,
 }
 
 /// What was found, whatever it was; the error says why the device cannot be used at all. `tell` hears a sentence if another
 /// device is checked than could be expected.
 pub fn run(options: &Options, tell: impl FnOnce(&str)) -> Result<Report, cuda::Error> {
     let gpu = || cuda::check(options.libcuda.as_deref(), options.timed);
+    if options.hello {
+        return cuda::hello(options.libcuda.as_deref());
+    }
     match options.backend {
         Some(Which::Cuda) => gpu(),
         Some(Which::Cpu) => Ok(cpu::check(options.timed)),

@@ -4,17 +4,11 @@
 mod support;
 
 use serde_json::Value;
-use std::io::Read;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::process::{Command, Output};
+use support::finish::{finish, text};
 use support::stand_in::stand_in;
 use support::{Folder, binary, root, tartlet};
-
-/// A self-test on the emulator takes 20 s of a core, which others may share.
-const PATIENCE: Duration = Duration::from_secs(600);
 
 /// Runs `tartlet selftest` to its end, which must come.
 fn selftest(arguments: &[&str], told: &str) -> Output {
@@ -23,41 +17,10 @@ fn selftest(arguments: &[&str], told: &str) -> Output {
     finish(command)
 }
 
-fn finish(mut command: Command) -> Output {
-    fn reading(mut pipe: impl Read + Send + 'static) -> JoinHandle<Vec<u8>> {
-        std::thread::spawn(move || {
-            let mut all = Vec::new();
-            pipe.read_to_end(&mut all).expect("a pipe is readable");
-            all
-        })
-    }
-    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary runs");
-    // A report has more bytes than a pipe.
-    let stdout = reading(child.stdout.take().expect("it is piped"));
-    let stderr = reading(child.stderr.take().expect("it is piped"));
-    let started = Instant::now();
-    let status = loop {
-        if let Some(status) = child.try_wait().expect("it is a child") {
-            break status;
-        }
-        if started.elapsed() > PATIENCE {
-            child.kill().expect("it is a child");
-            panic!("{command:?} did not end");
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    };
-    let [stdout, stderr] = [stdout, stderr].map(|read| read.join().expect("the reader ends"));
-    Output { status, stdout, stderr }
-}
-
 /// The same on the stand-in driver.
 fn on_stand_in(arguments: &[&str], told: &str) -> Output {
     let library = stand_in().to_str().expect("UTF-8");
     selftest(&[&["--backend", "cuda", "--libcuda", library], arguments].concat(), told)
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
 }
 
 /// The line that `tartlet` wrote to standard error; the stand-in driver writes there too.
@@ -155,9 +118,36 @@ fn the_processor_is_checked_too() {
     for part in ["cpu: ", "exponentials", "draws", "vectors", "GB/s", "selftest passed"] {
         assert!(table.contains(part), "nothing of {part}:\n{table}");
     }
-    let output = selftest(&["--backend", "tpu"], "");
-    assert_eq!(output.status.code(), Some(64));
-    assert!(sentence(&output).contains("neither cuda nor cpu"));
+    for (arguments, part) in [
+        (&["--backend", "tpu"][..], "neither cuda nor cpu"),
+        (&["--backend", "cpu", "--hello"], "--hello is for a GPU"),
+    ] {
+        let output = selftest(arguments, "");
+        assert_eq!(output.status.code(), Some(64));
+        assert!(sentence(&output).contains(part));
+    }
+}
+
+/// The least that a device can be asked for: one kernel, and a failure of it is told apart from all else.
+#[test]
+fn a_device_is_greeted() {
+    let output = on_stand_in(&["--hello"], "");
+    let table = text(&output.stdout);
+    assert!(output.status.success(), "{table}{}", text(&output.stderr));
+    let rows: Vec<&str> =
+        table.lines().filter(|line| line.contains("passed, ") || line.starts_with("copy ")).collect();
+    assert!(rows.len() == 2 && rows[1].starts_with("hello "), "one kernel, one check:\n{table}");
+    for (told, part) in [
+        ("jit", "INVALID_PTX"),
+        ("lost@1", "The GPU is lost"),
+        ("no-device", "sees no GPU"),
+        // No other kernel is looked at.
+        ("cuModuleLoadDataEx@2=9999", ""),
+    ] {
+        let output = on_stand_in(&["--hello"], told);
+        assert_eq!(output.status.code(), Some(if part.is_empty() { 0 } else { 70 }), "{told}");
+        assert!(text(&output.stderr).contains(part), "{told}: {}", text(&output.stderr));
+    }
 }
 
 /// Each failure ends in its sentence and its status; none hangs, none is taken for a result. Behind a launch that never ends the
@@ -249,169 +239,4 @@ fn the_binary_neither_needs_nor_offers_the_driver() {
     bound.sort();
     offered.sort();
     assert_eq!(offered, bound);
-}
-
-/// What `make gpu-check` packs, the record made on the stand-in driver.
-struct Bundle {
-    folder: Folder,
-    recorded: Value,
-}
-
-impl Bundle {
-    fn new() -> Bundle {
-        let folder = Folder::new();
-        for file in ["check.sh", "check.py"] {
-            std::fs::copy(root().join("tests/gpu").join(file), folder.path(file)).expect("copied");
-        }
-        std::os::unix::fs::symlink(binary(), folder.path("tartlet")).expect("a link");
-        let recorded = on_stand_in(&["--json"], "");
-        assert!(recorded.status.success(), "{}", text(&recorded.stderr));
-        let recorded = serde_json::from_slice(&recorded.stdout).expect("JSON");
-        let bundle = Bundle { folder, recorded };
-        bundle.record(&bundle.recorded);
-        bundle
-    }
-
-    fn record(&self, recorded: &Value) {
-        std::fs::write(self.folder.path("recorded.json"), recorded.to_string()).expect("written");
-    }
-
-    /// Runs it on the stand-in driver, with programs of this folder before all others.
-    fn check(&self, arguments: &[&str], told: &str) -> Output {
-        let mut command = Command::new(self.folder.path("check.sh"));
-        let path = std::env::var("PATH").expect("a PATH");
-        command.env("PATH", format!("{}:{path}", self.folder.path("bin").display()));
-        command.args(arguments).arg("--libcuda").arg(stand_in()).env("STAND_IN_DRIVER", told);
-        finish(command)
-    }
-
-    /// A program of the bundle's own `bin`.
-    fn program(&self, name: &str, script: &str) {
-        std::fs::create_dir_all(self.folder.path("bin")).expect("a folder");
-        let path = self.folder.path("bin").join(name);
-        std::fs::write(&path, script).expect("written");
-        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).expect("it is ours");
-    }
-}
-
-/// The bundle of `make gpu-check`, on the stand-in driver: what the device computes is compared with what was recorded.
-#[test]
-fn the_gpu_check_compares_with_what_was_recorded() {
-    let bundle = Bundle::new();
-    // Another order of warps is another device, to the kernels.
-    let output = bundle.check(&["--quick"], "seed=5");
-    let table = text(&output.stdout);
-    assert!(output.status.success(), "{table}{}", text(&output.stderr));
-    for part in [
-        "registers",
-        "gemv_q4_0",
-        "launches as on the emulator",
-        "apart, 4.9e-04 allowed",
-        "gpu-check passed",
-    ] {
-        assert!(table.contains(part), "nothing of {part}:\n{table}");
-    }
-    let result = std::fs::read(bundle.folder.path("result.json")).expect("the result");
-    let result: Value = serde_json::from_slice(&result).expect("JSON");
-    assert_eq!(result["passed"], true);
-
-    assert!(bundle.recorded.to_string().len() < 4 << 20, "the record has 4 MB at most");
-
-    // A device that computes something else: other bits where bits are compared, other numbers where these are.
-    let mut other = bundle.recorded.clone();
-    let launches = other["checks"]
-        .as_array_mut()
-        .expect("an array")
-        .iter_mut()
-        .filter_map(|it| it["launches"].as_array_mut());
-    let mut launches: Vec<&mut Value> = launches.flatten().collect();
-    let mut changed = Vec::new();
-    let exact = launches.iter_mut().filter(|launch| launch["digest"].is_string()).nth(20).expect("a digest");
-    exact["digest"] = "0".repeat(64).into();
-    changed.push(exact["launch"].clone());
-    let near = launches.iter_mut().find(|launch| launch["numbers"].is_string()).expect("numbers");
-    // 1.5 for the first number: the others are right.
-    near["numbers"] = format!("0000c03f{}", &near["numbers"].as_str().expect("digits")[8..]).into();
-    changed.push(near["launch"].clone());
-    bundle.record(&other);
-    let output = bundle.check(&["--quick"], "");
-    assert_eq!(output.status.code(), Some(1));
-    let table = text(&output.stdout);
-    assert_eq!(table.matches("NOT as on the emulator").count(), 2, "{table}");
-    for launch in changed {
-        let named = format!("NOT as on the emulator: {}, seed ", launch.as_str().expect("a name"));
-        assert!(table.contains(&named), "{launch} is not named:\n{table}");
-    }
-}
-
-/// What the machine lacks is said in one sentence, and a sanitizer that hangs is ended with all that it has started.
-#[test]
-fn the_gpu_check_bears_with_its_machine() {
-    let bundle = Bundle::new();
-    let started = bundle.folder.path("started");
-    // memcheck hangs behind the program that it has started; the others say what they were given.
-    bundle.program(
-        "compute-sanitizer",
-        &format!(
-            "#!/bin/sh\n[ \"$2\" = memcheck ] || {{ echo \"========= $*\"; exit 0; }}\nsleep 600 &\necho $! >{}\nwait\n",
-            started.display()
-        ),
-    );
-    let output = bundle.check(&["--patience", "2"], "");
-    let table = text(&output.stdout);
-    assert_eq!(output.status.code(), Some(1), "{table}{}", text(&output.stderr));
-    assert!(table.contains("FAILED it did not end within 2 s"), "{table}");
-    assert_eq!(table.matches("selftest --backend cuda --untimed --libcuda").count(), 3, "{table}");
-    let child = std::fs::read_to_string(&started).expect("it was started");
-    let state = std::fs::read_to_string(format!("/proc/{}/stat", child.trim())).unwrap_or_default();
-    // Gone, or a zombie until init has looked.
-    assert!(state.is_empty() || state.contains(") Z "), "{state}");
-
-    let one_sentence = |output: Output, part: &str| {
-        let said = text(&output.stderr);
-        assert_eq!(output.status.code(), Some(1), "{said}");
-        assert!(said.lines().count() == 1 && said.contains(part), "{said}");
-    };
-    // A device that cannot be used, and a bundle that is not whole: the result says so too.
-    let result = || -> Value {
-        let result = std::fs::read(bundle.folder.path("result.json")).expect("the result");
-        serde_json::from_slice(&result).expect("JSON")
-    };
-    one_sentence(bundle.check(&["--quick"], "no-device"), "sees no GPU");
-    assert_eq!(result()["passed"], false);
-    assert!(result()["why"].as_str().is_some_and(|why| why.contains("sees no GPU")), "{}", result());
-    std::fs::remove_file(bundle.folder.path("recorded.json")).expect("it is there");
-    one_sentence(bundle.check(&["--quick"], ""), "recorded.json cannot be read");
-    assert_eq!(result()["passed"], false);
-    assert!(result()["why"].as_str().is_some_and(|why| why.contains("recorded.json")), "{}", result());
-
-    // Without Python the self-test alone runs, with its own words.
-    for tool in ["sh", "dirname", "od", "tr", "uname", "grep", "cut", "sort", "tail", "getconf"] {
-        let found = std::env::split_paths(&std::env::var_os("PATH").expect("a PATH"))
-            .map(|folder| folder.join(tool))
-            .find(|path| path.is_file());
-        std::fs::create_dir_all(bundle.folder.path("few")).expect("a folder");
-        std::os::unix::fs::symlink(found.expect(tool), bundle.folder.path("few").join(tool)).expect("a link");
-    }
-    let mut command = Command::new(bundle.folder.path("check.sh"));
-    command.env("PATH", bundle.folder.path("few")).env("STAND_IN_DRIVER", "no-device");
-    command.arg("--libcuda").arg(stand_in()).args(["--patience", "3", "--quick", "--json"]);
-    let output = finish(command);
-    assert_eq!(output.status.code(), Some(70), "{}", text(&output.stderr));
-    assert!(text(&output.stderr).contains("There is no python3"), "{}", text(&output.stderr));
-    assert!(sentence(&output).contains("sees no GPU"), "{}", sentence(&output));
-
-    bundle.record(&bundle.recorded);
-    bundle.program("getconf", "#!/bin/sh\necho glibc 2.17\n");
-    one_sentence(bundle.check(&["--quick"], ""), "and this machine has glibc 2.17: run make gpu-check");
-    bundle.program("getconf", "#!/bin/sh\nexit 1\n");
-    one_sentence(bundle.check(&["--quick"], ""), "and this machine has another C library");
-    std::fs::remove_file(bundle.folder.path("bin/getconf")).expect("it is there");
-    bundle.program("uname", "#!/bin/sh\necho riscv64\n");
-    one_sentence(bundle.check(&["--quick"], ""), "another kind of processor than this machine's riscv64");
-    std::fs::remove_file(bundle.folder.path("bin/uname")).expect("it is there");
-    // Nobody may write here, not even root.
-    std::fs::remove_file(bundle.folder.path("result.json")).expect("it is there");
-    std::fs::create_dir(bundle.folder.path("result.json")).expect("a folder in its place");
-    one_sentence(bundle.check(&["--quick"], ""), "result.json cannot be written");
 }

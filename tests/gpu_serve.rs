@@ -11,6 +11,7 @@ mod decoders;
 mod gguf;
 
 use decoders::{Decoder, FAMILIES, LLAMA};
+use serde_json::{Value, json};
 use std::path::PathBuf;
 use std::process::{Output, Stdio};
 use std::time::{Duration, Instant};
@@ -90,6 +91,63 @@ fn a_program_hears_the_same_from_the_gpu_and_the_processor() {
         logged(&on_gpu, "cuda, PTX emulator (stand-in driver, no GPU), f16 K/V; ");
         let got = completion(&on_gpu, "12");
         assert_eq!((got.event, got.text), (want.event, want.text), "{}", decoder.architecture);
+    }
+}
+
+/// Runs `tartlet eval` of a model and a golden file in the same folder.
+fn evaluated(folder: &Folder, flags: &[&str]) -> Output {
+    let mut command = tartlet();
+    command.arg("eval").arg("--model").arg(folder.path("decoder.gguf")).args(flags);
+    command.arg(folder.path("golden.json")).env_remove("LD_LIBRARY_PATH").env_remove("STAND_IN_DRIVER");
+    command.output().expect("the binary runs")
+}
+
+/// Against the same golden file the GPU's logits are as far off as the processor's: those of the prompt's last row, and
+/// those of each token behind it.
+#[test]
+fn logits_of_the_gpu_are_measured_as_the_processors() {
+    let folder = Folder::new();
+    file(&folder, LLAMA);
+    let top: Vec<(u32, f64)> = (0..decoders::VOCAB as u32).map(|id| (id, 0.0)).collect();
+    let step = json!({ "top": top, "logsumexp": (decoders::VOCAB as f64).ln() });
+    let prompt = |name: &str, steps: usize| json!({ "name": name, "text": PROMPT, "ids": [], "greedy": [7, 8, 9], "steps": vec![step.clone(); steps] });
+    let golden = json!([prompt("short", 1), prompt("long", 4)]);
+    std::fs::write(folder.path("golden.json"), golden.to_string()).expect("written");
+    let library = stand_in().to_str().expect("UTF-8");
+    let cuda = ["--backend", "cuda", "--libcuda", library];
+    let report = |flags: &[&str]| -> Value {
+        let output = evaluated(&folder, flags);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&output.stdout).expect("one JSON object")
+    };
+    let (want, got) = (report(&[]), report(&cuda));
+    assert!(want["device"].as_str().is_some_and(|device| device.starts_with("cpu, ")), "{want}");
+    assert!(got["device"].as_str().is_some_and(|device| device.starts_with("cuda, PTX emulator")), "{got}");
+    for prompt in 0..2 {
+        let [want, got] = [&want["prompts"][prompt], &got["prompts"][prompt]];
+        for (name, within) in [("max_logit_diff", 0.03), ("mean_kl", 0.01)] {
+            let [want, got] = [&want[name], &got[name]].map(|it| it.as_f64().expect("a number"));
+            assert!(want > 0.1 && (want - got).abs() < within, "{name}: {want} and {got}");
+        }
+        assert_eq!(want["steps"], got["steps"]);
+    }
+    let part = report(&[&cuda[..], &["--prompt", "long", "--steps", "2"]].concat());
+    assert!(part["steps"] == 2 && part["prompts"][0]["name"] == "long", "{part}");
+
+    let absent = folder.path("libcuda.so.1");
+    let absent = ["--backend", "cuda", "--libcuda", absent.to_str().expect("UTF-8")];
+    for (flags, status, part) in [
+        (&["--strict"][..], 1, "mean_kl is "),
+        (&["--prompt", "none"], 1, "it has no prompt `none`"),
+        (&["--steps", "0"], 64, "--steps 0 is not"),
+        (&["--backend", "tpu"], 64, "neither cuda nor cpu"),
+        (&["--backend", "cuda", "--plain"], 64, "--plain is a path of the processor"),
+        (&absent, 70, "is no CUDA driver"),
+        (&[&cuda[..], &["--kv", "q8"]].concat(), 1, "f16, but kv_cache is q8"),
+    ] {
+        let output = evaluated(&folder, flags);
+        assert!(sentence(&output).contains(part), "{}", sentence(&output));
+        assert_eq!(output.status.code(), Some(status), "{flags:?}");
     }
 }
 

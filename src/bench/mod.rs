@@ -4,7 +4,7 @@
 //! a figure that was not measured in this run, or a promise about one.
 //!
 //! ```text
-//! roof.rs (backend)   what the machine does at most                   measure.rs   samples to a figure
+//! roofs.rs            what the machine does at most                   measure.rs   samples to a figure
 //! work.rs             what a batch needs: bytes, operations           table.rs     the report for people
 //! steps.rs            the backend alone: prefill, decode, sequences   against.rs   what changed since another run
 //! rig.rs              a server in this process: the tax, launches
@@ -20,20 +20,22 @@ mod leavings;
 mod measure;
 mod others;
 mod rig;
+mod roofs;
 mod steps;
 mod table;
 mod work;
 
-use crate::backend::Fault;
-use crate::backend::cpu::{Cpu, CpuError, free_memory, roof};
+use crate::backend::choice::NotLoaded;
+use crate::backend::cpu::{Cpu, free_memory, roof};
 use crate::backend::crew::Crew;
+use crate::backend::{Fault, Which, cuda};
 use crate::client::ClientError;
 use crate::config::{Config, EngineConfig, ModelConfig};
 use crate::limits;
 use crate::model::{Model, ModelError};
 use crate::quota::Quotas;
 use leavings::Leavings;
-use measure::{Effort, Machine, Measure, Measured, Report, Unit};
+use measure::{Machine, Measure, Measured, Report};
 use others::{OTHERS_MOST, Ticks};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -47,11 +49,6 @@ use work::Roof;
 
 /// No answer of our own server takes longer, whatever the model.
 const PATIENCE: Duration = Duration::from_secs(300);
-/// How long the int8 roof is measured at least, per sample.
-const ROOF_SAMPLE: Duration = Duration::from_millis(10);
-/// Passes over the working set, per sample.
-const ROOF_PASSES: u32 = 4;
-
 /// The longest prompt or context, and the most sequences, that can be asked for.
 const FIGURE_MOST: usize = 1 << 17;
 
@@ -79,7 +76,9 @@ pub enum BenchError {
     /// The command line's fault.
     Option(String),
     Model(ModelError),
-    Load(CpuError),
+    Load(NotLoaded),
+    /// The GPU cannot be used, or does not do its part.
+    Device(String),
     /// Everything that was asked for is left out: why, in sentences.
     Nothing(Vec<String>),
     /// Megabytes of the weights and of free memory.
@@ -105,6 +104,7 @@ impl fmt::Display for BenchError {
             BenchError::Option(sentence) => f.write_str(sentence),
             BenchError::Model(error) => error.fmt(f),
             BenchError::Load(error) => error.fmt(f),
+            BenchError::Device(sentence) => f.write_str(sentence),
             BenchError::Nothing(why) => write!(f, "nothing is left to measure: {}", why.join(" ")),
             BenchError::TooLarge { weights, free } => write!(
                 f,
@@ -120,6 +120,17 @@ impl fmt::Display for BenchError {
 }
 
 impl std::error::Error for BenchError {}
+
+impl BenchError {
+    /// Whether the device is at fault, and neither the command line nor the model.
+    pub fn is_of_device(&self) -> bool {
+        match self {
+            BenchError::Load(error) => error.is_of_device(),
+            BenchError::Device(_) | BenchError::Fault(_) => true,
+            _ => false,
+        }
+    }
+}
 
 impl From<ClientError> for BenchError {
     fn from(error: ClientError) -> BenchError {
@@ -252,10 +263,11 @@ impl Selection {
 /// Takes the measures in their order.
 fn measured(options: &Options, selection: &Selection) -> Result<Report, BenchError> {
     let programs = options.inferlets.as_deref().map(Programs::read).transpose()?;
-    let engine = &options.engine;
     let model = Arc::new(Model::open(&options.model, None, None).map_err(BenchError::Model)?);
+    let engine = &settled(&options.engine, &model);
     let weight_bytes = model.gguf.tensors().filter_map(|tensor| tensor.bytes).sum::<usize>() as u64;
-    let free = free_memory();
+    // A GPU says itself what it has no room for.
+    let free = free_memory().filter(|_| engine.backend != Some(Which::Cuda));
     if let Some(free) = free.filter(|free| *free < weight_bytes) {
         return Err(BenchError::TooLarge { weights: weight_bytes / 1_000_000, free: free / 1_000_000 });
     }
@@ -321,6 +333,15 @@ fn measured(options: &Options, selection: &Selection) -> Result<Report, BenchErr
     Ok(report)
 }
 
+/// The same with the backend that `auto` means here, so that all sections measure the same one.
+fn settled(engine: &EngineConfig, model: &Model) -> EngineConfig {
+    let auto = || {
+        let usable = cuda::usable(model, &steps::cuda_options(engine));
+        if usable.is_ok() { Which::Cuda } else { Which::Cpu }
+    };
+    EngineConfig { backend: Some(engine.backend.unwrap_or_else(auto)), ..engine.clone() }
+}
+
 /// The machine's roof, and the backend under it.
 fn backend(
     model: &Arc<Model>,
@@ -336,8 +357,13 @@ fn backend(
     let mut roof = None;
     if !steps.is_empty() || selection.wants("roof") {
         tell("the roof");
-        let (measures, found) = roofs(&crew, report.model.weight_bytes as usize)?;
-        report.notes.extend(cached(report.model.weight_bytes as usize));
+        let (measures, found) = match engine.backend {
+            Some(Which::Cuda) => roofs::of_gpu(engine.libcuda.as_deref())?,
+            _ => {
+                report.notes.extend(roofs::cached(report.model.weight_bytes as usize));
+                roofs::of_processor(&crew, report.model.weight_bytes as usize)?
+            }
+        };
         roof = Some(found);
         report.measures.extend(measures.into_iter().filter(|_| selection.wants("roof")));
     }
@@ -346,7 +372,7 @@ fn backend(
         tell("the backend");
         let mut bare = Bare::load(model, engine, crew, steps)?;
         report.model.device = Some(bare.device().to_owned());
-        report.model.packed_bytes = Some(bare.weight_bytes() as u64);
+        report.model.packed_bytes = bare.packed_bytes().map(|bytes| bytes as u64);
         for (section, measure) in sections.into_iter().filter(|(section, _)| selection.wants(section)) {
             tell(section);
             if let Some(roof) = roof {
@@ -355,56 +381,6 @@ fn backend(
         }
     }
     Ok(())
-}
-
-/// Bandwidth, reading as many bytes as the weights have, and int8 operations, on one thread and on all of the crew.
-fn roofs(crew: &Crew, weights: usize) -> Result<(Vec<Measure>, Roof), BenchError> {
-    let one = Crew::threads(1);
-    let mut crews = vec![(&*one, "1 thread".to_owned())];
-    if crew.size() > 1 {
-        crews.push((crew, format!("{} threads", crew.size())));
-    }
-    let (mut read, mut int8) = (Vec::new(), Vec::new());
-    for (crew, threads) in crews {
-        let count = crew.size();
-        let system = |error| BenchError::System { what: "have memory to read", error };
-        let memory = roof::Memory::new(crew, weights).map_err(system)?;
-        let samples = Effort::USUAL.sample(|| Ok::<_, BenchError>(memory.read(crew, ROOF_PASSES) / 1e9))?;
-        let label = format!("reading memory, {threads}");
-        read.push(Measure::of(format!("roof.read_{count}"), label, Unit::GB_PER_S, &samples));
-        let samples = Effort::USUAL.sample(|| Ok::<_, BenchError>(roof::int8(crew, ROOF_SAMPLE) / 1e9))?;
-        let label = format!("int8, {}, {threads}", roof::instructions());
-        int8.push(Measure::of(format!("roof.int8_{count}"), label, Unit::GOP_PER_S, &samples));
-    }
-    let last = |measures: &[Measure]| measures.last().map_or(0.0, |measure| measure.median * 1e9);
-    let roof = Roof { read: last(&read), int8: last(&int8) };
-    Ok((read.into_iter().chain(int8).collect(), roof))
-}
-
-/// A sentence where what is read for the roof fits into the last caches.
-fn cached(weights: usize) -> Option<String> {
-    let (caches, read) = (last_caches("/sys/devices/system/cpu")?, roof::working_set(weights) as u64);
-    (caches >= read).then(|| {
-        format!(
-            "The last caches of this machine hold {} MB, the roof reads {} MB: it may be the caches' roof, and a decode's \
-             share is one of what such a model can be read from, not of memory.",
-            caches / 1_000_000,
-            read / 1_000_000
-        )
-    })
-}
-
-/// Bytes of all caches of level 3, where the system tells.
-fn last_caches(folder: &str) -> Option<u64> {
-    let mut caches = BTreeMap::new();
-    for processor in std::fs::read_dir(folder).ok()?.flatten() {
-        let cache = processor.path().join("cache/index3");
-        let said = |what| Some(std::fs::read_to_string(cache.join(what)).ok()?.trim().to_owned());
-        let (Some(size), Some(shared)) = (said("size"), said("shared_cpu_list")) else { continue };
-        let kib: u64 = size.strip_suffix('K')?.parse().ok()?;
-        caches.insert(shared, kib * 1024);
-    }
-    (!caches.is_empty()).then(|| caches.values().sum())
 }
 
 /// What every server that is measured shares.

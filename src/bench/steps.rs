@@ -8,10 +8,12 @@
 use super::BenchError;
 use super::measure::{Effort, Measure, Unit};
 use super::work::{Part, Roof, Work};
+use crate::backend::choice::NotLoaded;
 use crate::backend::cpu::{Cpu, CpuOptions};
 use crate::backend::crew::Crew;
+use crate::backend::cuda::{Cuda, CudaOptions};
 use crate::backend::{
-    Backend, Batch, DrawKey, Input, Mask, Outcome, Output, PageId, Sampler, Sequence, TokenId,
+    Backend, Batch, DrawKey, Input, Mask, Outcome, Output, PageId, Sampler, Sequence, TokenId, Which,
 };
 use crate::config::EngineConfig;
 use crate::model::Model;
@@ -113,9 +115,23 @@ impl Steps {
     }
 }
 
+/// What an engine's configuration asks of a GPU.
+pub fn cuda_options(engine: &EngineConfig) -> CudaOptions {
+    CudaOptions {
+        libcuda: engine.libcuda.clone(),
+        kv_tokens: engine.kv_tokens,
+        page_size: engine.page_size,
+        embeds: engine.embeds,
+        batch_tokens: engine.batch_tokens,
+        kv: engine.kv_cache,
+    }
+}
+
 /// A backend of its own, without a server around it.
 pub struct Bare {
-    cpu: Cpu,
+    backend: Box<dyn Backend>,
+    /// Bytes of this machine's memory that the packed weights take; none: they lie on a GPU.
+    packed: Option<usize>,
     work: Work,
     page_size: usize,
     batch_tokens: usize,
@@ -131,17 +147,34 @@ impl Bare {
         steps: &Steps,
     ) -> Result<Bare, BenchError> {
         let page_size = engine.page_size as usize;
-        let options = CpuOptions {
-            pages: Some(steps.pages(page_size) as u32),
-            page_size: engine.page_size,
-            embeds: 1,
-            batch_tokens: engine.batch_tokens,
-            kv: engine.kv_cache,
-            exact: false,
+        let pages = steps.pages(page_size) as u32;
+        let &EngineConfig { page_size: slots, batch_tokens, kv_cache: kv, .. } = engine;
+        let on_processor = || {
+            let options = CpuOptions {
+                pages: Some(pages),
+                page_size: slots,
+                embeds: 1,
+                batch_tokens,
+                kv,
+                exact: false,
+            };
+            let cpu = Cpu::load(model.clone(), options, crew).map_err(NotLoaded::Cpu)?;
+            let packed = cpu.weight_bytes();
+            Ok::<(Box<dyn Backend>, _), NotLoaded>((Box::new(cpu), Some(packed)))
+        };
+        let (backend, packed) = match engine.backend {
+            Some(Which::Cuda) => {
+                let options =
+                    CudaOptions { kv_tokens: Some(pages * slots), embeds: 1, ..cuda_options(engine) };
+                let cuda = Cuda::load(model, &options).map_err(NotLoaded::Cuda).map_err(BenchError::Load)?;
+                (Box::new(cuda) as Box<dyn Backend>, None)
+            }
+            _ => on_processor().map_err(BenchError::Load)?,
         };
         Ok(Bare {
             work: Work::of(&model.gguf, &model.shape, engine.page_size, engine.kv_cache),
-            cpu: Cpu::load(model.clone(), options, crew).map_err(BenchError::Load)?,
+            backend,
+            packed,
             page_size,
             batch_tokens: engine.batch_tokens as usize,
             outcome: Outcome::default(),
@@ -149,12 +182,12 @@ impl Bare {
     }
 
     pub fn device(&self) -> &str {
-        &self.cpu.info().device
+        &self.backend.info().device
     }
 
-    /// Bytes of the weights as the backend keeps them.
-    pub fn weight_bytes(&self) -> usize {
-        self.cpu.weight_bytes()
+    /// Bytes of this machine's memory that the weights take as the backend keeps them.
+    pub fn packed_bytes(&self) -> Option<usize> {
+        self.packed
     }
 
     /// Prompts of these lengths, the first token after each included.
@@ -172,7 +205,8 @@ impl Bare {
             })?;
             let (name, label) = (format!("prefill.{length}"), format!("a prompt of {length} tokens"));
             let measure = Measure::of(name, label, Unit::TOKENS_PER_S, &samples);
-            measures.push(measure.under(length as f64 / ideal));
+            // Where nobody knows what the device multiplies at most, a prompt has no share.
+            measures.push(if roof.int8.is_finite() { measure.under(length as f64 / ideal) } else { measure });
         }
         Ok(measures)
     }
@@ -238,7 +272,7 @@ impl Bare {
         }
         for page in real..pages {
             let (from, to) = (PageId((page % real) as u32), PageId(page as u32));
-            self.cpu.copy_page(from, to).map_err(BenchError::Fault)?;
+            self.backend.copy_page(from, to).map_err(BenchError::Fault)?;
         }
         Ok(())
     }
@@ -246,12 +280,12 @@ impl Bare {
     /// Runs one batch; sequence number n has its pages from `n * per` on.
     fn run(&mut self, parts: &[Part], per: usize) -> Result<(), BenchError> {
         let sequences = parts.iter().enumerate().map(|(n, part)| self.sequence(*part, n * per, n)).collect();
-        self.cpu.run(&Batch { sequences }, &mut self.outcome).map_err(BenchError::Fault)
+        self.backend.run(&Batch { sequences }, &mut self.outcome).map_err(BenchError::Fault)
     }
 
     /// The sequence number `number`, in the pages from `first` on.
     fn sequence(&self, part: Part, first: usize, number: usize) -> Sequence {
-        let vocab = self.cpu.info().vocab;
+        let vocab = self.backend.info().vocab;
         let slots = part.len - part.rows..part.len;
         // Any tokens will do as long as they differ; a multiplicative hash spreads them over the vocabulary.
         let token = |slot: usize| ((slot * 31 + number) as u32).wrapping_mul(2_654_435_761) % vocab;

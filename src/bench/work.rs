@@ -6,12 +6,12 @@
 use crate::backend::cpu::{Cpu, KvFormat};
 use crate::model::{Gguf, Shape};
 
-/// What this machine does at most, with the threads that are measured.
+/// What this machine does at most, with the threads that are measured, or its GPU.
 #[derive(Clone, Copy, Debug)]
 pub struct Roof {
     /// Bytes per second.
     pub read: f64,
-    /// int8 operations per second; a multiplication and an addition are two.
+    /// int8 operations per second; a multiplication and an addition are two. Infinite: nobody has measured them.
     pub int8: f64,
 }
 

@@ -2,7 +2,8 @@
 //!
 //! Owns: the parser and its sentences. Never: the table, or what a verb does.
 
-use super::{Failure, VERBS, Verb, help, overview, print};
+use super::table::{VERBS, Verb};
+use super::{Failure, help, overview, print};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::PathBuf;

@@ -113,8 +113,7 @@ impl ByteLevel {
 }
 
 /// The letters of a byte-level vocabulary in the order of the bytes they stand for.
-#[cfg(any(test, feature = "toys"))]
-pub(super) fn letters() -> [char; 256] {
+pub fn letters() -> [char; 256] {
     Alphabet::new().letters
 }
 

@@ -30,6 +30,7 @@ pub mod tokenizer;
 pub mod toy;
 mod vocabulary;
 
+pub use bytelevel::letters as byte_letters;
 pub use chat::{Chat, ChatError};
 pub use gguf::{Extent, Gguf, GgufError, Quant, Tensor};
 pub use shape::{Layer, RopeFactors, Shape, ShapeError, Weights};

@@ -270,6 +270,17 @@ pub fn f16_to_f32(half: u16) -> f32 {
     f32::from_bits(sign | magnitude)
 }
 
+/// The nearest half, ties to even, of numbers below 65,504; below 2^-14 halves count in steps of 2^-24.
+pub fn f32_to_f16(x: f32) -> u16 {
+    let sign = (x.to_bits() >> 16) as u16 & 0x8000;
+    let magnitude = x.abs();
+    if magnitude < 2f32.powi(-14) {
+        return sign | (magnitude + 0.5).to_bits().wrapping_sub(0.5f32.to_bits()) as u16;
+    }
+    let bits = magnitude.to_bits();
+    sign | (((bits + 0xfff + (bits >> 13 & 1)) >> 13) - (112 << 10)) as u16
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -291,6 +302,7 @@ mod tests {
                 e => sign * (1.0 + fraction / 1024.0) * 2f64.powi(e - 15),
             };
             assert_eq!(f64::from(got).to_bits(), want.to_bits(), "{half:#06x}");
+            assert!(exponent == 31 || f32_to_f16(got) == half, "{half:#06x}");
         }
     }
 

@@ -1,195 +1,297 @@
-"""What `make gpu-check` packs, run on a machine with a GPU: the self-test, and its results beside the emulator's.
+"""What `make gpu-check` packs, run on a machine with a GPU: whether the GPU does what it should, and how fast; one table,
+one JSON (result.json).
 
-Owns: the comparison, the sanitizers' runs, one table, one JSON (result.json). Never: a kernel's check; the binary has
-those. Only Python's standard library is used.
+Owns: the stages, their order and their times. Never: a kernel's check, a clock, a bar; the binary and plan.json have those.
+Only Python's standard library is used.
 
-recorded.json is what the same binary found on the emulator: of each launch its name, the seed of its data, and what came out.
-The self-test makes the same launches from the same seeds here. Where a kernel's bits do not depend on the device, the
-digests of all that a launch wrote must be equal. Where they do (attention, products of bf16), the binary holds each number
-within its bounds, and here the launch's numbers, of many some, are compared with the emulator's: the root mean square of the
-differences, as a share of that of the numbers, is at most what the record says.
+The real model is packed in two parts, for machines that little can be brought to at a time: the first call (--call 1) needs
+`one` alone, the second (--call 2), on the same machine, `two` as well. Without --call all stages run.
+
+    1  hello · the self-test · its launches beside the emulator's · PyTorch's rates · models of random weights, each measured
+    2  hello · the real model joined · golden prompts · a chat over the WebSocket · measured · ncu · llama.cpp · compute-sanitizer
 """
 
 import argparse
+import hashlib
 import json
 import os
 import pathlib
+import select
 import shutil
-import signal
-import struct
 import subprocess
 import sys
+import tempfile
+import time
+
+import figures
+import launches
+from stages import FAILED, OK, OPEN, SHORT, Stages, Unknown, Wrong, end, output_of, run
 
 HERE = pathlib.Path(__file__).resolve().parent
 BINARY = HERE / "tartlet"
 # The tools of compute-sanitizer. Each finds what the others do not look for.
 TOOLS = ["memcheck", "racecheck", "initcheck", "synccheck"]
-# Seconds for one run: under a sanitizer a kernel is some hundred times slower.
-PATIENCE = 1800
+# Seconds of a call: machines are lent for ten minutes at a time, and the way there and back takes some.
+CALL = 480
+MEMORY = pathlib.Path("/dev/shm")
 
 
-def run(command, patience):
-    """The exit status, standard output and standard error; a command that does not end is ended, with all that it started."""
-    pipe = subprocess.PIPE
-    try:
-        child = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, errors="replace", start_new_session=True)
-    except OSError as cause:
-        return None, "", f"{command[0]} cannot be run here ({cause}): pack it on a machine with this kind of processor"
-    try:
-        output, complaint = child.communicate(timeout=patience)
-        return child.returncode, output, complaint.strip()
-    except subprocess.TimeoutExpired:
-        return None, "", f"it did not end within {patience:g} s"
-    finally:
-        # A sanitizer starts the program and ends without it. Whoever is interrupted here leaves nothing behind either.
-        if child.returncode is None:
-            os.killpg(child.pid, signal.SIGKILL)
-            child.communicate()
-
-
-def give_up(why):
-    """Ends with a sentence, which result.json has too."""
-    keep({"passed": False, "why": why})
-    sys.exit(why)
-
-
-def keep(result):
-    (HERE / "result.json").write_text(json.dumps(result, indent=2) + "\n")
-
-
-def recording():
-    path = HERE / "recorded.json"
+def read(name):
+    path = HERE / name
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as cause:
-        give_up(f"{path} cannot be read ({cause}): unpack the bundle anew")
+        raise Wrong(f"{path} cannot be read ({cause}): unpack the bundle anew")
 
 
-def selftest(arguments):
-    command = [str(BINARY), "selftest", "--backend", "cuda", "--json", *arguments]
-    status, output, complaint = run(command, PATIENCE)
-    try:
+class Check:
+    def __init__(self, words, others, scratch):
+        self.words, self.others, self.scratch = words, others, scratch
+        self.libcuda = ["--libcuda", words.libcuda] if words.libcuda else []
+        calls = 1 if words.call else 2
+        self.stages = Stages(words.seconds or CALL * calls)
+        self.result = {"call": words.call, "device": None, "bench": {}}
+        self.torch, self.greeted = None, False
+
+    def selftest(self, *more):
+        return [str(BINARY), "selftest", "--backend", "cuda", *more, *self.libcuda, *self.others]
+
+    # ---- the first call ----
+
+    def machine(self, limit):
+        tool = shutil.which("nvidia-smi")
+        if not tool:
+            raise Unknown("nvidia-smi is not there")
+        fields = "name,driver_version,memory.total,clocks.sm,clocks.mem,power.limit,temperature.gpu"
+        return output_of([tool, f"--query-gpu={fields}", "--format=csv,noheader"], limit).strip()
+
+    def hello(self, limit):
+        report = json.loads(output_of(self.selftest("--hello", "--json"), limit))
+        self.result["device"], self.greeted = report["device"], True
+        return f"one kernel ran on {report['device']}"
+
+    def all_checks(self, limit):
+        status, output, complaint = run(self.selftest("--json"), limit)
+        try:
+            report = json.loads(output)
+        except json.JSONDecodeError:
+            raise Wrong(complaint.removeprefix("tartlet: ") or f"it ended with status {status} and said nothing")
+        self.result["selftest"] = report
+        recorded = read("recorded.json")
+        rows = launches.compare(report, recorded)
+        keys = ("name", "passed", "result", "launches")
+        self.result["compared"] = [dict(zip(keys, row)) for row in rows]
+        wrong = [(name, FAILED, words) for name, well, words, _ in rows if not well]
+        if report.get("broken_off"):
+            wrong.insert(0, ("broken off", FAILED, report["broken_off"]))
+        count = sum(len(found) for *_, found in rows)
+        spilled = sum(kernel["spilled_bytes"] > 0 for kernel in report["kernels"])
+        words = f"{len(rows) - len(wrong)} checks passed, {count} launches compared, {spilled} of {len(report['kernels'])} kernels spill"
+        return [("selftest", FAILED if wrong else OK, words), *wrong]
+
+    def rates_of_torch(self, limit):
+        self.torch, words = figures.torch(limit)
+        self.result["torch"] = self.torch
+        return words
+
+    def model(self, plan):
+        """One model of random weights, or one that the bundle has: made, measured, removed."""
+        path = HERE / plan["file"] if "file" in plan else self.scratch / "random.gguf"
+        if "file" not in plan:
+            command = [str(BINARY), "synth", "--force", "--shape", plan["shape"], "--quant", plan["quant"], str(path)]
+            self.stages.stage(f"{plan['name']}, made", 90, lambda limit: output_of(command, limit).partition(": ")[2].strip())
+        if plan["figures"]:
+            self.stages.stage(f"{plan['name']}, measured", 150, lambda limit: self.measured(plan, path, limit))
+        if "file" not in plan:
+            path.unlink(missing_ok=True)
+
+    def measured(self, plan, path, limit):
+        if not path.is_file():
+            raise Unknown("the model is not there")
+        report = figures.bench(BINARY, path, plan["figures"], HERE / "programs", self.libcuda, limit)
+        self.result["bench"][plan["name"]] = report
+        return figures.rows(plan, report, self.torch)
+
+    # ---- the second ----
+
+    def joined(self, limit):
+        """The real model of its parts, each checked by its hash."""
+        made, path = read("model.json"), self.scratch / "model.gguf"
+        with path.open("wb") as out:
+            for part in made["parts"]:
+                places = [HERE / part["name"], HERE.parent / "two" / part["name"]]
+                place = next((place for place in places if place.is_file()), None)
+                if not place:
+                    raise Unknown(f"{part['name']} is not here: bring `two` beside `one`, on the machine that has `one`")
+                whole = hashlib.sha256()
+                with place.open("rb") as file:
+                    while chunk := file.read(1 << 22):
+                        whole.update(chunk)
+                        out.write(chunk)
+                if whole.hexdigest() != part["sha256"]:
+                    raise Wrong(f"{place} is not what was packed (its sha256 differs): bring it anew")
+        return f"{made['name']}, {path.stat().st_size / 1e6:.1f} MB of {len(made['parts'])} parts"
+
+    def golden(self, model, limit):
+        command = [str(BINARY), "eval", "--backend", "cuda", "--strict", *self.libcuda, "--model", str(model)]
+        status, output, complaint = run([*command, str(HERE / "golden.json")], limit)
+        if not output:
+            raise Wrong(complaint.removeprefix("tartlet: "))
         report = json.loads(output)
-    except json.JSONDecodeError:
-        give_up(complaint or f"the self-test ended with status {status} and said nothing")
-    if report.get("broken_off"):
-        print(report["broken_off"], file=sys.stderr)
-    return report
+        self.result["golden"] = report
+        words = ", ".join(f"{key} {report[key]:.4g}" for key in ("top1_clear", "top1", "mean_kl", "max_logit_diff"))
+        well = status == 0 and report["ids_equal"]
+        return [("golden prompts", OK if well else FAILED, f"{report['steps']} steps: {words}; {report['device']}")]
 
+    def chat(self, plan, model, limit):
+        until = time.monotonic() + limit
+        command = [str(BINARY), "serve", "--backend", "cuda", *self.libcuda, "--no-auth", "--listen", "127.0.0.1:0"]
+        command += ["--state", str(self.scratch / "state"), "--model", str(model)]
+        log = self.scratch / "serve.log"
+        with log.open("w") as errors:
+            server = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True
+            )
+        try:
+            line = ""
+            while not line.startswith("listening on "):
+                ready, _, _ = select.select([server.stdout], [], [], max(0, until - time.monotonic()))
+                line = server.stdout.readline() if ready else ""
+                if not line:
+                    said = (log.read_text(errors="replace").strip().splitlines() or ["it said nothing"])[-1]
+                    raise Wrong(f"the server did not come to serve: {said}")
+            url = line.removeprefix("listening on ").strip()
+            started = time.monotonic()
+            command = [str(BINARY), "run", str(HERE / "programs" / plan["program"]), "--server", url, "--", *plan["arguments"]]
+            answer = output_of(command, max(1, until - time.monotonic())).strip()
+            took = time.monotonic() - started
+        finally:
+            end(server)
+        if plan["answer"] not in answer:
+            raise Wrong(f"the answer lacks {plan['answer']!r}: {answer!r}")
+        return f"{answer!r} in {took:.2f} s"
 
-def numbers(launch):
-    """Its floats, of their bits in hexadecimal digits."""
-    data = bytes.fromhex(launch["numbers"])
-    return struct.unpack(f"<{len(data) // 4}f", data)
+    def dram(self, plan, model, limit):
+        self.result["dram"], words = figures.dram(
+            BINARY, model, HERE / "golden.json", plan["prompt"], self.libcuda, self.scratch, limit
+        )
+        return words
 
-
-def apart(launch, recorded):
-    """The root mean square of the differences, as a share of that of what is recorded."""
-    got, want = numbers(launch), numbers(recorded)
-    if len(got) != len(want):
-        return float("nan")
-    difference, size = sum((a - b) ** 2 for a, b in zip(got, want)), sum(b**2 for b in want)
-    if size == 0:
-        return 0.0 if difference == 0 else float("inf")
-    return (difference / size) ** 0.5
-
-
-def compare_launches(check, recorded):
-    """One row per launch that is recorded: its name, seed, whether it is as recorded, how far apart (exact ones: none)."""
-    found = {(launch["launch"], launch["seed"]): launch for launch in check.get("launches", [])}
-    rows = []
-    for record in recorded.get("launches", []):
-        name, seed = record["launch"], record["seed"]
-        launch, distance = found.get((name, seed), {}), None
-        if "digest" in record:
-            well = record["digest"] == launch.get("digest")
-        else:
-            distance = apart(launch, record) if "numbers" in launch else float("nan")
-            well = distance <= record["within"]  # NaN is not
-        rows.append({"launch": name, "seed": seed, "passed": well, "apart": distance})
-    return rows
-
-
-def compare(report, recorded):
-    """One row per check: name, whether all is well, words, and the rows of its launches."""
-    wanted = {check["name"]: check for check in recorded["checks"]}
-    bandwidth = next((c.get("bytes_per_second") for c in report["checks"] if c["name"] == "bandwidth"), None)
-    rows = []
-    for check in report["checks"]:
-        name, well, words = check["name"], check["passed"], []
-        record = wanted.pop(name, {})
-        launches = compare_launches(check, record) if well else []
-        if not well:
-            words.append(check["wrong"])
-        wrong = [launch for launch in launches if not launch["passed"]]
-        for launch in wrong:
-            far = f", {launch['apart']:.1e} apart" if launch["apart"] is not None else ""
-            words.append(f"NOT as on the emulator: {launch['launch']}, seed {launch['seed']}{far}")
-        if launches and not wrong:
-            distances = [launch["apart"] for launch in launches if launch["apart"] is not None]
-            most = max((r["within"] for r in record["launches"] if "within" in r), default=None)
-            far = f", at most {max(distances):.1e} apart, {most:.1e} allowed" if distances else ""
-            words.append(f"{len(launches)} launches as on the emulator{far}")
-        rate = check.get("bytes_per_second")
-        if rate:
-            share = f", {100 * rate / bandwidth:.0f} % of the bandwidth" if bandwidth and name != "bandwidth" else ""
-            words.append(f"{rate / 1e9:.1f} GB/s{share}")
-        if check.get("operations_per_second"):
-            words.append(f"{check['operations_per_second'] / 1e12:.1f} TOP/s")
-        rows.append((name, well and not wrong, "; ".join(words) or f"{check['cases']} cases", launches))
-    rows += [(name, False, "not run on this device", []) for name in wanted]
-    return rows
-
-
-def sanitizers(arguments, patience):
-    tool = shutil.which("compute-sanitizer") or shutil.which("/usr/local/cuda/bin/compute-sanitizer")
-    if not tool:
-        return []
-    rows = []
-    for name in TOOLS:
-        command = [tool, "--tool", name, "--error-exitcode", "9", str(BINARY), "selftest", "--backend", "cuda"]
-        status, output, complaint = run([*command, "--untimed", *arguments], patience)
+    def sanitizer(self, name, limit):
+        tool = shutil.which("compute-sanitizer") or shutil.which("/usr/local/cuda/bin/compute-sanitizer")
+        if not tool:
+            raise Unknown("compute-sanitizer is not there")
+        command = [tool, "--tool", name, "--error-exitcode", "9", *self.selftest("--untimed")]
+        status, output, complaint = run(command, limit)
         lines = [line for line in (output + "\n" + complaint).splitlines() if line.startswith("=========")]
-        rows.append((name, status == 0, lines[-1].strip("= ") if lines else complaint, []))
-    return rows
+        words = lines[-1].strip("= ") if lines else complaint
+        if status is None:
+            raise Unknown(complaint)
+        if status != 0:
+            raise Wrong(words or f"it ended with status {status}")
+        return words or "it ended well and said nothing"
+
+    # ---- all of it ----
+
+    def first(self, plan):
+        stage = self.stages.stage
+        stage("selftest", 200, self.all_checks)
+        stage("PyTorch", 60, self.rates_of_torch)
+        for model in plan["models"]:
+            self.model(model)
+
+    def second(self, plan):
+        stage, real = self.stages.stage, plan["real"]
+        stage("real model", 60, self.joined)
+        joined = self.stages.rows[-1]["state"] == OK
+        model = self.scratch / "model.gguf"
+        if joined:
+            stage("golden prompts", 60, lambda limit: self.golden(model, limit))
+            stage("chat", 60, lambda limit: self.chat(real["chat"], model, limit))
+            if real["bench"]["figures"]:
+                stage("real model, measured", 120, lambda limit: self.measured(real["bench"], model, limit))
+            stage("llama.cpp", 60, lambda limit: figures.llama(model, limit))
+            stage("ncu", 100, lambda limit: self.dram(real, model, limit))
+        else:
+            self.stages.row("golden prompts, chat, speed", OPEN, "the real model is not there")
+        for name in [] if self.words.quick else TOOLS:
+            stage(f"compute-sanitizer, {name}", self.words.patience, lambda limit, name=name: self.sanitizer(name, limit))
+
+    def run(self):
+        plan, stage = read("plan.json"), self.stages.stage
+        stage("machine", 10, self.machine)
+        stage("hello", 60, self.hello)
+        if not self.greeted:
+            # Whether anybody else can use the device.
+            stage("PyTorch", 60, self.rates_of_torch)
+            return self.stages.row("all else", OPEN, "the device does not greet")
+        if self.words.call != 2:
+            self.first(plan)
+        if self.words.call != 1:
+            self.second(plan)
+
+
+def keep(folders, result):
+    for folder in folders:
+        (folder / "result.json").write_text(json.dumps(result, indent=1) + "\n")
+
+
+def details(result):
+    """What the self-test found, kernel by kernel and check by check."""
+    if "selftest" not in result:
+        return
+    print(f"{'kernel':<28} {'registers':>9} {'spilled bytes':>14}")
+    for kernel in result["selftest"]["kernels"]:
+        print(f"{kernel['name']:<28} {kernel['registers']:>9} {kernel['spilled_bytes']:>14}")
+    print(f"\n{'check of the self-test':<28} result")
+    for check in result["compared"]:
+        print(f"{check['name']:<28} {check['result'] if check['passed'] else 'FAILED: see below'}")
+    print()
+
+
+def place(room_mb):
+    """A folder for large files, in memory if it has room for them twice."""
+    if MEMORY.is_dir() and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > 2 * room_mb * 1_000_000:
+        return MEMORY
+    return None
 
 
 def main():
     words = argparse.ArgumentParser(prog="check.sh", epilog="Other words go to `tartlet selftest`.", allow_abbrev=False)
+    words.add_argument("--call", type=int, choices=[1, 2], help="the stages of this call alone")
+    words.add_argument("--seconds", type=float, help=f"for all stages together ({CALL} a call)")
+    words.add_argument("--out", type=pathlib.Path, help="another folder that result.json is written to")
+    words.add_argument("--libcuda", help="the CUDA driver's library")
     words.add_argument("--quick", action="store_true", help="leave out compute-sanitizer")
-    words.add_argument("--patience", type=float, default=PATIENCE, help="seconds that a run of it may take")
-    words, arguments = words.parse_known_args()
-    quick = words.quick
+    words.add_argument("--patience", type=float, default=CALL, help="seconds that each tool of it may take")
+    words, others = words.parse_known_args()
+    folders = [HERE] + ([words.out] if words.out else [])
     # What an earlier run found is not what this one finds. It also shows that this one can be kept.
     try:
-        keep({"passed": False, "why": "it did not come to its end"})
+        keep(folders, {"passed": False, "why": "it did not come to its end"})
     except OSError as cause:
         sys.exit(f"{cause.filename} cannot be written ({cause.strerror}): unpack the bundle where you may write")
-    recorded = recording()
-    report = selftest(arguments)
-    rows = compare(report, recorded)
-    sanitized = [] if quick else sanitizers(arguments, words.patience)
-    print(report["device"])
-    print(f"\n{'kernel':<20} {'registers':>9} {'spilled bytes':>14}")
-    for kernel in report["kernels"]:
-        print(f"{kernel['name']:<20} {kernel['registers']:>9} {kernel['spilled_bytes']:>14}")
-    print(f"\n{'check':<28} {'':<6} result")
-    for name, well, words, _ in rows + sanitized:
-        print(f"{name:<28} {'ok' if well else 'FAILED':<6} {words}")
-    if not sanitized:
-        print("\ncompute-sanitizer was not run" + (" (--quick)" if quick else ": it is not there"))
-    passed = all(well for _, well, _, _ in rows + sanitized)
-    keys = ("name", "passed", "result", "launches")
-    result = {
-        "device": report["device"],
-        "passed": passed,
-        "compared": [dict(zip(keys, row)) for row in rows],
-        "sanitizers": [dict(zip(keys, row)) for row in sanitized],
-        "selftest": report,
-    }
-    keep(result)
-    print(f"\ngpu-check {'passed' if passed else 'FAILED'}; the numbers are in result.json")
-    return 0 if passed else 1
+    try:
+        room = read("plan.json").get("room_mb", 0)
+    except Wrong as why:
+        keep(folders, {"passed": False, "why": str(why)})
+        sys.exit(str(why))
+    with tempfile.TemporaryDirectory(prefix="gpu-check-", dir=place(room)) as scratch:
+        check = Check(words, others, pathlib.Path(scratch))
+        check.run()
+    stages, result = check.stages, check.result
+    details(result)
+    # Last, for whoever sees the end alone.
+    print(f"{result['device'] or 'no device'}\n\n{stages.table()}")
+    wrong = stages.failed() or [row for row in stages.rows if row["name"] == "hello" and not check.greeted]
+    result |= {"passed": not wrong, "rows": stages.rows}
+    if wrong:
+        result["why"] = f"{wrong[0]['name']}: {wrong[0]['result']}"
+    keep(folders, result)
+    counts = {state: sum(row["state"] == state for row in stages.rows) for state in (FAILED, SHORT, OPEN)}
+    words = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
+    print(f"\ngpu-check {'FAILED' if wrong else 'passed'}{f' ({words})' if words else ''}; the numbers are in result.json")
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":

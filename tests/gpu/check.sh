@@ -1,8 +1,7 @@
 #!/bin/sh
 # Checks the GPU of this machine. Needs an NVIDIA driver, a processor and a C library like those of the machine that packed
 # it (glibc as new or newer), and for the comparison with the emulator a python3.
-# --quick leaves out compute-sanitizer; --patience SECONDS is how long each run of it may take. Other words go to
-# `tartlet selftest`: --libcuda PATH, say.
+# --help says its words. Without a python3 only the self-test runs; it hears the words that are its own.
 here=$(dirname "$0")
 
 # The kind of processor in the ELF head, and this machine's.
@@ -35,8 +34,8 @@ while [ "$left" -gt 0 ]; do
     shift
     left=$((left - 1))
     case $word in
-        --quick | --patience=*) ;;
-        --patience) if [ "$left" -gt 0 ]; then shift; left=$((left - 1)); fi ;;
+        --quick | --patience=* | --call=* | --seconds=* | --out=*) ;;
+        --patience | --call | --seconds | --out) if [ "$left" -gt 0 ]; then shift; left=$((left - 1)); fi ;;
         *) set -- "$@" "$word" ;;
     esac
 done

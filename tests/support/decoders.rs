@@ -35,7 +35,7 @@ const F32: u32 = 0;
 const HEADS: usize = 2;
 const KV_HEADS: usize = 1;
 /// Tokens: the bytes, three special ones, and some that stand for nothing.
-const VOCAB: usize = 320;
+pub const VOCAB: usize = 320;
 
 /// One model.
 #[derive(Clone, Copy)]

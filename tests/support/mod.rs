@@ -6,6 +6,7 @@
 #![allow(dead_code)] // each test file uses a part of it
 
 pub mod client;
+pub mod finish;
 pub mod frame;
 pub mod http;
 pub mod stand_in;

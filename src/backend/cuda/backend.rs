@@ -14,7 +14,7 @@ use super::step::Step;
 use super::weights::{self, Activations, Weights, activations};
 use super::{Buffer, Device, Error, Graph, Pinned, Stream, kernels};
 use crate::backend::cpu::KvFormat;
-use crate::backend::{Backend, Batch, Fault, Info, Outcome, Output, PageId, Produced, TokenId};
+use crate::backend::{Backend, Batch, Fault, Info, Outcome, Output, PageId, Produced, Sampler, TokenId};
 use crate::limits::{GPU_BATCHES, GPU_HEAD_ROWS, GPU_STEP};
 use crate::model::shape::{Pairing, Shape};
 use crate::model::{Layer, Model};
@@ -78,6 +78,13 @@ impl From<Error> for Fault {
     }
 }
 
+/// Whether there is a GPU whose kernels know the model; not, whether it has room for it.
+pub fn usable(model: &Model, options: &CudaOptions) -> Result<(), NotLoaded> {
+    let sources = kernels::all()?;
+    Device::open(options.libcuda.as_deref())?;
+    covers(model, options, &sources).map_err(NotLoaded::Unknown)
+}
+
 /// A model on a GPU. What is first here goes first: graphs before the kernels in them, the stream before what its work uses.
 pub struct Cuda {
     graphs: Graphs,
@@ -87,6 +94,8 @@ pub struct Cuda {
     // Kept between batches for their room.
     wants: Wants,
     outcome: Outcome,
+    /// Where logits go to, while somebody measures the model by them.
+    measured: Option<Vec<Vec<f32>>>, // [row that has an output][vocab]
 }
 
 /// What is on the device, and what launches follow from.
@@ -183,7 +192,32 @@ impl Cuda {
             },
             wants: Wants::default(),
             outcome: Outcome::default(),
+            measured: None,
         })
+    }
+
+    /// Runs a batch without outputs like [`Backend::run`] and hands out the raw logits ([vocab] each) of the rows `logits`,
+    /// counted over the batch and ascending. For measuring a model (`eval`): no guest sees logits.
+    pub fn run_with_logits(
+        &mut self,
+        batch: &Batch,
+        logits: &[usize],
+        outcome: &mut Outcome,
+    ) -> Result<Vec<Vec<f32>>, Fault> {
+        // Logits are made for a row that has an output.
+        let (sampler, mut first) = (Sampler::Multinomial { temperature: 0.0 }, 0);
+        let mut batch = batch.clone();
+        for sequence in &mut batch.sequences {
+            let rows = first..first + sequence.inputs.len();
+            let wanted = logits.iter().filter(|row| rows.contains(row)).map(|row| (row - rows.start) as u32);
+            sequence.outputs = wanted.map(|row| Output::Token { row, sampler, ordinal: 0 }).collect();
+            first = rows.end;
+        }
+        self.measured = Some(Vec::with_capacity(logits.len()));
+        let ran = self.run(&batch, outcome);
+        outcome.produced.iter_mut().for_each(Vec::clear);
+        let measured = self.measured.take().unwrap_or_default();
+        ran.map(|()| measured)
     }
 
     /// Sends one step out: its rows through the layers, and all that is wanted of them.
@@ -218,6 +252,10 @@ impl Cuda {
                 self.device.put(&sizes, &tiles, &mut envelope.results)?;
             }
             self.envelopes.sent(number, sizes, part, &self.device.stream)?;
+            if let Some(measured) = &mut self.measured {
+                self.device.stream.wait()?;
+                self.device.logits(part.len(), measured)?;
+            }
         }
         Ok(())
     }
@@ -254,6 +292,16 @@ impl OnDevice {
                 // whatever writes the buffer again comes later.
                 unsafe { self.stream.download_later(&self.room.results, part.start, results, part)? };
             }
+        }
+        Ok(())
+    }
+
+    /// Brings the logits of the last step's head rows here.
+    fn logits(&mut self, rows: usize, to: &mut Vec<Vec<f32>>) -> Result<(), Error> {
+        let mut bytes = vec![0; self.model.shape.vocab * 4];
+        for row in 0..rows {
+            self.stream.download(&self.room.logits, row * bytes.len(), &mut bytes)?;
+            to.push(bytes.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect());
         }
         Ok(())
     }

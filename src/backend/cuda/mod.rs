@@ -43,8 +43,8 @@ mod step;
 mod stream;
 mod weights;
 
-pub use backend::{Cuda, CudaOptions, NotLoaded};
-pub use check::check;
+pub use backend::{Cuda, CudaOptions, NotLoaded, usable};
+pub use check::{bandwidth, check, hello};
 pub use device::{Device, Properties};
 pub use error::Error;
 pub use leave::leave;

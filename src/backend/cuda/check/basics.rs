@@ -6,7 +6,7 @@ use super::{BEFORE, Bed, Checked, Found, Launched, Seeded, same};
 use crate::backend::cuda::{Argument, Buffer, Error, Kernel, Stream};
 
 /// The copy kernel; see its head for the contract.
-const COPY: &str = "copy";
+pub(super) const COPY: &str = "copy";
 /// Threads of its CTAs.
 const COPY_BLOCK: u32 = 256;
 /// Vectors that a CTA of it copies in one step.

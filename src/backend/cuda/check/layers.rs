@@ -7,6 +7,7 @@ use super::{Bed, Checked, Found, Launched, Rate, Seeded, same};
 use crate::backend::cpu::plain::{activated, capped};
 use crate::backend::cuda::module::number;
 use crate::backend::cuda::{Argument, Error};
+use crate::model::quant::f32_to_f16;
 use crate::model::shape::Activation;
 
 /// Values of a row, or logits, that a CTA takes.
@@ -95,7 +96,7 @@ impl Heads {
             let x = if of == 0 { self.turned(x, &gain, turns) } else { x };
             let slot = KEPT_AT[row] as usize;
             let at = ((slot / SLOTS * kv_heads + head) * SLOTS + slot % SLOTS) * head_dim * 2;
-            let halves = x.iter().flat_map(|x| to_f16(*x).to_le_bytes());
+            let halves = x.iter().flat_map(|x| f32_to_f16(*x).to_le_bytes());
             kept[of][at..][..head_dim * 2].iter_mut().zip(halves).for_each(|(to, half)| *to = half);
         }
 
@@ -129,17 +130,6 @@ impl Heads {
         }
         Ok(Ok(found))
     }
-}
-
-/// The nearest half, ties to even, of numbers below 65,504; below 2^-14 halves count in steps of 2^-24.
-fn to_f16(x: f32) -> u16 {
-    let sign = (x.to_bits() >> 16) as u16 & 0x8000;
-    let magnitude = x.abs();
-    if magnitude < 2f32.powi(-14) {
-        return sign | (magnitude + 0.5).to_bits().wrapping_sub(0.5f32.to_bits()) as u16;
-    }
-    let bits = magnitude.to_bits();
-    sign | (((bits + 0xfff + (bits >> 13 & 1)) >> 13) - (112 << 10)) as u16
 }
 
 pub(super) fn heads(bed: &mut Bed) -> Checked {
@@ -233,7 +223,7 @@ pub(super) fn halves(bed: &mut Bed) -> Checked {
                 bed.launch(gated, [1, DIM.div_ceil(CHUNK)], 256, &arguments)?;
             }
         }
-        let mut want: Vec<u8> = want.iter().flat_map(|x| to_f16(*x).to_le_bytes()).collect();
+        let mut want: Vec<u8> = want.iter().flat_map(|x| f32_to_f16(*x).to_le_bytes()).collect();
         want.resize(xb.size(), 0);
         let got = bed.bytes(&xb)?;
         if let Err(wrong) = same(&format!("row {case}"), &got, &want) {

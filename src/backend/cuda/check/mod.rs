@@ -70,6 +70,39 @@ pub fn check(libcuda: Option<&Path>, timed: bool) -> Result<Report, Error> {
     })
 }
 
+/// The least that a device can be asked for: it is opened, takes one kernel, and this copies what it should.
+pub fn hello(libcuda: Option<&Path>) -> Result<Report, Error> {
+    with_copy(libcuda, |bed| {
+        let (found, broken_off) = match basics::copies(bed) {
+            Ok(found) => (found, None),
+            Err(error) => (Err(error.to_string()), Some(error.to_string())),
+        };
+        Ok(Report {
+            backend: "cuda",
+            device: describe(bed.device),
+            kernels: bed.kernels.iter().map(compiled).collect(),
+            checks: vec![Check { name: "hello".to_owned(), found }],
+            broken_off,
+        })
+    })
+}
+
+/// Bytes per second that a copy on the device reads and writes; what was wrong with the copy.
+pub fn bandwidth(libcuda: Option<&Path>) -> Result<Result<f64, String>, Error> {
+    with_copy(libcuda, |bed| Ok(basics::bandwidth(bed)?.map(|found| found.rate.unwrap_or(0.0))))
+}
+
+/// What needs no kernel but the copy: the others are not compiled.
+fn with_copy<T>(libcuda: Option<&Path>, work: impl FnOnce(&mut Bed) -> Result<T, Error>) -> Result<T, Error> {
+    let device = Device::open(libcuda)?;
+    let sources = kernels::all()?;
+    let copies = sources.iter().filter(|source| source.name == basics::COPY);
+    let kernels = copies.map(|source| device.kernel(&source.name, &source.text));
+    let kernels = kernels.collect::<Result<Vec<_>, _>>()?;
+    let stream = device.stream(DEADLINE)?;
+    work(&mut Bed { stream, device: &device, kernels: &kernels, timed: true })
+}
+
 /// One after the other, until the device fails.
 fn all(bed: &mut Bed, checks: &mut Vec<Check>) -> Result<(), Error> {
     let mut add = |name: &str, checked: Checked| {

@@ -1,0 +1,105 @@
+"""Stages, one after the other: each has its time and its rows, and none stops the next.
+
+Owns: processes and their ends, the clock, the rows. Never: what a stage does.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+# What a row says: all is well; something is wrong; a figure is short of its goal; nothing is known; what one should know.
+OK, FAILED, SHORT, OPEN, NOTE = "ok", "FAILED", "short", "open", "note"
+
+
+class Wrong(Exception):
+    """Why a stage failed, a sentence."""
+
+
+class Unknown(Exception):
+    """Why a stage has nothing to say, a sentence."""
+
+
+def run(command, limit, **more):
+    """The exit status, standard output and standard error; a command that does not end is ended, with all that it started,
+    and has no status."""
+    pipe = subprocess.PIPE
+    try:
+        child = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True, errors="replace", start_new_session=True, **more
+        )
+    except OSError as cause:
+        raise Wrong(f"{command[0]} cannot be run here ({cause}): pack it on a machine with this kind of processor")
+    try:
+        output, complaint = child.communicate(timeout=limit)
+        return child.returncode, output, complaint.strip()
+    except subprocess.TimeoutExpired:
+        return None, "", f"it did not end within {limit:.3g} s"
+    finally:
+        end(child)
+
+
+def end(child):
+    """A sanitizer starts the program and ends without it. Whoever is interrupted here leaves nothing behind either."""
+    if child.returncode is None:
+        try:
+            os.killpg(child.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        child.communicate()
+
+
+def output_of(command, limit, **more):
+    """Standard output of a command that goes well."""
+    status, output, complaint = run(command, limit, **more)
+    if status != 0:
+        said = [line for line in complaint.splitlines() if line] or [f"it ended with status {status} and said nothing"]
+        raise Wrong(said[-1].removeprefix("tartlet: "))
+    return output
+
+
+class Stages:
+    def __init__(self, seconds):
+        self.rows = []
+        self.until = time.monotonic() + seconds
+
+    def left(self):
+        return self.until - time.monotonic()
+
+    def row(self, name, state, result, seconds=None):
+        self.rows.append({"name": name, "state": state, "seconds": seconds, "result": result})
+
+    def stage(self, name, limit, work, least=1.0):
+        """Has `work` do its part within `limit` seconds, and within what is left of all; it gives (name, state, result) rows or
+        one result."""
+        limit = min(limit, self.left())
+        if limit < least:
+            return self.row(name, OPEN, "no time was left")
+        if sys.stderr.isatty():
+            sys.stderr.write(f"\r\x1b[K{name} …")
+        started = time.monotonic()
+        try:
+            found = work(limit)
+            rows = [(name, OK, found)] if isinstance(found, str) else found
+        except Wrong as why:
+            rows = [(name, FAILED, str(why))]
+        except Unknown as why:
+            rows = [(name, OPEN, str(why))]
+        except Exception as cause:  # a mistake of ours, or an output that nobody expected, must not stop the next stage
+            rows = [(name, FAILED, f"{type(cause).__name__}: {cause}")]
+        took = time.monotonic() - started
+        for number, (name, state, result) in enumerate(rows):
+            self.row(name, state, result, took if number == 0 else None)
+        if sys.stderr.isatty():
+            sys.stderr.write("\r\x1b[K")
+
+    def failed(self):
+        return [row for row in self.rows if row["state"] == FAILED]
+
+    def table(self):
+        lines = [f"{'check':<32} {'':<6} {'seconds':>7}  result"]
+        for row in self.rows:
+            seconds = "" if row["seconds"] is None else f"{row['seconds']:.1f}"
+            lines.append(f"{row['name']:<32} {row['state']:<6} {seconds:>7}  {row['result']}")
+        return "\n".join(lines)
