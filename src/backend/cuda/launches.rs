@@ -5,7 +5,7 @@
 use super::kernels::Source;
 use super::module::number;
 use super::plan::PAGE;
-use super::weights::{Activations, Matrix, activations, matrices};
+use super::weights::{Activations, Joined, Matrix, activations, matrices};
 use super::{Argument, Device, Error, Kernel, Stream};
 use crate::backend::sample::LOGITS_PER_MAXIMUM;
 use crate::model::Model;
@@ -170,12 +170,14 @@ pub(super) struct Heads {
 /// What becomes queries, keys and values: products, what is done to them, where they go.
 #[derive(Clone, Copy)]
 pub(super) struct Projected {
-    pub qkv: [u64; 3],
+    /// Of each, and how many values lie between two rows.
+    pub qkv: [(u64, usize); 3],
     pub biases: [Option<u64>; 3],
     /// Of queries and of keys.
     pub gains: [Option<u64>; 2],
     pub turns: u64,
     pub slots: u64,
+    pub out: u64,
     /// Of keys and of values, one layer's.
     pub pages: [u64; 2],
 }
@@ -302,15 +304,31 @@ impl Launches<'_> {
         }
     }
 
-    /// Bias, norm of each head, rotation; queries in place, keys and values into their pages.
+    /// The products of each matrix, one behind the other in `y`.
+    pub fn products<const N: usize>(
+        &self,
+        of: &Joined<N>,
+        x: Prepared,
+        y: u64,
+        tokens: usize,
+    ) -> Result<(), Error> {
+        let mut to = y;
+        for matrix in &of.matrices {
+            self.product(matrix, x, to, tokens, false)?;
+            to += (matrix.rows * tokens * 4) as u64;
+        }
+        Ok(())
+    }
+
+    /// Bias, norm of each head, rotation; queries to where attention reads them, keys and values into their pages.
     pub fn rotate_append(&self, heads: &Heads, of: Projected, rows: usize) -> Result<(), Error> {
-        let Projected { qkv, biases, gains, turns, slots, pages } = of;
-        let mut arguments: Vec<Argument> = qkv.map(at).into();
+        let Projected { qkv, biases, gains, turns, slots, out, pages } = of;
+        let mut arguments: Vec<Argument> = qkv.map(|(place, _)| at(place)).into();
         arguments.extend(biases.into_iter().chain(gains).map(|place| at(place.unwrap_or(0))));
-        arguments.extend([turns, slots, qkv[0], pages[0], pages[1]].map(at));
+        arguments.extend([turns, slots, out, pages[0], pages[1]].map(at));
         let Heads { heads, kv_heads, head_dim, dims, halves, eps, .. } = *heads;
-        let sizes = [heads, kv_heads, head_dim, dims, halves.into(), heads * head_dim, kv_heads * head_dim];
-        arguments.extend(sizes.map(number));
+        arguments.extend([heads, kv_heads, head_dim, dims, halves.into()].map(number));
+        arguments.extend(qkv.map(|(_, stride)| number(stride)));
         arguments.push(Argument::F32(eps));
         let grid = [(heads + 2 * kv_heads).div_ceil(4), rows, 1];
         self.put(&self.kernels.rotate_append, grid, 128, 0, &arguments)
@@ -341,18 +359,18 @@ impl Launches<'_> {
         self.put(&self.kernels.attend_combine, [all, rows, 1], 128, 0, &arguments)
     }
 
-    /// `activation(gate) * up`, as products read it.
+    /// `activation(gate) * up`, as products read it; both with as many values between rows.
     pub fn gate_quantize(
         &self,
-        [gate, up]: [u64; 2],
+        [gate, up]: [(u64, usize); 2],
         to: Prepared,
         [rows, dim]: [usize; 2],
         gelu: bool,
     ) -> Result<(), Error> {
         let grid = [rows, dim.next_multiple_of(64).div_ceil(CHUNK), 1];
         to.each(&self.kernels.gate_quantize, |kernel, [xq, xs, halves]| {
-            let addresses = [gate, up, xq, xs, halves, 0].map(at);
-            let arguments = [&addresses[..], &[dim, dim, gelu.into()].map(number)].concat();
+            let addresses = [gate.0, up.0, xq, xs, halves, 0].map(at);
+            let arguments = [&addresses[..], &[dim, gate.1, gelu.into()].map(number)].concat();
             self.put(kernel, grid, 256, 0, &arguments)
         })
     }

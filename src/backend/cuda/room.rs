@@ -40,21 +40,19 @@ pub(super) struct Room<B> {
     pub xs: B,             // {f32, s32} [row][widest / 32]
     pub bf16: Option<B>,   // bf16 [row][widest], if any matrix reads them
     pub f16: Option<B>,    // f16, the same
-    pub q: B,              // f32 [row][heads][head_dim]
-    pub k: B,              // f32 [row][kv_heads][head_dim]
-    pub v: B,              // the same
-    pub attended: B,       // f32 [row][heads][head_dim]
-    pub sums: B,           // f32 [row][head][split][head_dim]
-    pub scales: B,         // {f32, f32} [row][head][split]
-    pub gate: B,           // f32 [row][ffn]
-    pub up: B,             // f32 [row][ffn]
-    pub chosen: B,         // f32 [head row][hidden]
-    pub logits: B,         // f32 [head row][vocab]
-    pub best: B,           // u64 [head row][vocab / 256]
-    pub weighed: B,        // u64 [head row][vocab / 256]
-    pub results: B,        // u32 [head row], then {u32, f32} [head row][entries]
-    pub embeds: B,         // f32 [slot][hidden]
-    pub staged: B,         // what `staging.rs` has put together
+    pub qkv: B, // f32, products as `Joined` has them: [row][heads][head_dim], [row][kv_heads][head_dim], the same
+    pub q: B,   // f32 [row][heads][head_dim]
+    pub attended: B, // f32 [row][heads][head_dim]
+    pub sums: B, // f32 [row][head][split][head_dim]
+    pub scales: B, // {f32, f32} [row][head][split]
+    pub gate_up: B, // f32, products as `Joined` has them: [row][ffn], [row][ffn]
+    pub chosen: B, // f32 [head row][hidden]
+    pub logits: B, // f32 [head row][vocab]
+    pub best: B, // u64 [head row][vocab / 256]
+    pub weighed: B, // u64 [head row][vocab / 256]
+    pub results: B, // u32 [head row], then {u32, f32} [head row][entries]
+    pub embeds: B, // f32 [slot][hidden]
+    pub staged: B, // what `staging.rs` has put together
 }
 
 impl<B> Room<B> {
@@ -74,14 +72,12 @@ impl<B> Room<B> {
             xs: take(normed * widest / 32 * 8)?,
             bf16: bf16.then(|| take(normed * widest * 2)).transpose()?,
             f16: f16.then(|| take(normed * widest * 2)).transpose()?,
+            qkv: take(rows * (shape.q_width() + 2 * shape.kv_width()) * 4)?,
             q: take(rows * shape.q_width() * 4)?,
-            k: take(rows * shape.kv_width() * 4)?,
-            v: take(rows * shape.kv_width() * 4)?,
             attended: take(rows * shape.q_width() * 4)?,
             sums: take(sums)?,
             scales: take(parts * split_bytes(shape) - sums)?,
-            gate: take(rows * shape.ffn * 4)?,
-            up: take(rows * shape.ffn * 4)?,
+            gate_up: take(2 * rows * shape.ffn * 4)?,
             chosen: take(GPU_HEAD_ROWS * shape.hidden * 4)?,
             logits: take(GPU_HEAD_ROWS * shape.vocab * 4)?,
             best: take(GPU_HEAD_ROWS * stretches * 8)?,

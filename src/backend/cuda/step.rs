@@ -16,6 +16,7 @@ use super::staging::{Kinds, Places, Sizes};
 use super::weights::{Activations, Layer, Matrix, Weights, activations};
 use super::{Buffer, Error};
 use crate::model::shape::{Activation, Shape};
+use std::slice;
 
 /// Where everything is that a step works with.
 pub(super) struct Step<'a> {
@@ -58,7 +59,7 @@ impl Step<'_> {
     }
 
     /// Where rows go for these matrices, in the forms that they read.
-    fn prepared(&self, matrices: &[&Matrix]) -> Prepared {
+    fn prepared(&self, matrices: &[Matrix]) -> Prepared {
         let want = |form| matrices.iter().any(|matrix| activations(matrix.quant) == form);
         let if_wanted =
             |form, buffer: Option<&Buffer>| buffer.filter(|_| want(form)).map_or(0, Buffer::address);
@@ -73,13 +74,11 @@ impl Step<'_> {
     fn attention(&self, sizes: &Sizes, places: &Places, number: usize, layer: &Layer) -> Result<(), Error> {
         let Step { launches, room, shape, .. } = self;
         let (rows, eps) = (sizes.rows, shape.norm_eps);
-        let x = self.prepared(&[&layer.q, &layer.k, &layer.v]);
+        let x = self.prepared(&layer.qkv.matrices);
         let gain = Some(layer.attn_norm.address());
         launches.norm_quantize(room.stream.address(), gain, x, [rows, shape.hidden], eps)?;
-        let qkv = [&room.q, &room.k, &room.v].map(Buffer::address);
-        for (matrix, to) in [&layer.q, &layer.k, &layer.v].into_iter().zip(qkv) {
-            launches.product(matrix, x, to, rows, false)?;
-        }
+        launches.products(&layer.qkv, x, room.qkv.address(), rows)?;
+        let qkv = layer.qkv.products(room.qkv.address(), rows);
         let place = |buffer: &Option<Buffer>| buffer.as_ref().map(Buffer::address);
         let biases = [&layer.q_bias, &layer.k_bias, &layer.v_bias].map(place);
         let gains = [&layer.q_norm, &layer.k_norm].map(place);
@@ -87,9 +86,11 @@ impl Step<'_> {
         let plane = |at: usize| self.planes.pool + (at * self.planes.stride) as u64;
         let pages = [2 * number, 2 * number + 1].map(plane);
         let slots = self.staged(places.slots);
-        launches.rotate_append(self.heads, Projected { qkv, biases, gains, turns, slots, pages }, rows)?;
+        let out = room.q.address();
+        let projected = Projected { qkv, biases, gains, turns, slots, out, pages };
+        launches.rotate_append(self.heads, projected, rows)?;
         self.attend(sizes, places, pages, layer)?;
-        let x = self.prepared(&[&layer.output]);
+        let x = self.prepared(slice::from_ref(&layer.output));
         launches.norm_quantize(room.attended.address(), None, x, [rows, shape.q_width()], eps)?;
         self.add(&layer.output, x, layer.attn_post_norm.as_ref(), rows)
     }
@@ -126,14 +127,14 @@ impl Step<'_> {
     fn feed_forward(&self, sizes: &Sizes, layer: &Layer) -> Result<(), Error> {
         let Step { launches, room, shape, .. } = self;
         let rows = sizes.rows;
-        let x = self.prepared(&[&layer.gate, &layer.up]);
+        let x = self.prepared(&layer.gate_up.matrices);
         let gain = Some(layer.ffn_norm.address());
         launches.norm_quantize(room.stream.address(), gain, x, [rows, shape.hidden], shape.norm_eps)?;
-        launches.product(&layer.gate, x, room.gate.address(), rows, false)?;
-        launches.product(&layer.up, x, room.up.address(), rows, false)?;
-        let x = self.prepared(&[&layer.down]);
+        launches.products(&layer.gate_up, x, room.gate_up.address(), rows)?;
+        let gate_up = layer.gate_up.products(room.gate_up.address(), rows);
+        let x = self.prepared(slice::from_ref(&layer.down));
         let gelu = shape.activation == Activation::GeluTanh;
-        launches.gate_quantize([&room.gate, &room.up].map(Buffer::address), x, [rows, shape.ffn], gelu)?;
+        launches.gate_quantize(gate_up, x, [rows, shape.ffn], gelu)?;
         self.add(&layer.down, x, layer.ffn_post_norm.as_ref(), rows)
     }
 
@@ -164,7 +165,7 @@ impl Step<'_> {
         let lists = [None, Some(self.staged(places.chosen))];
         launches.copy_rows([chosen, room.stream.address()], lists, [rows, shape.hidden])?;
         let head = weights.head();
-        let x = self.prepared(&[head]);
+        let x = self.prepared(slice::from_ref(head));
         let gain = Some(weights.output_norm.address());
         launches.norm_quantize(chosen, gain, x, [rows, shape.hidden], shape.norm_eps)?;
         let logits = room.logits.address();
