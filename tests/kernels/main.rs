@@ -11,6 +11,7 @@ mod copies;
 mod divide;
 mod embed;
 mod formats;
+mod fused;
 mod gate;
 mod gemm;
 mod gemv;
