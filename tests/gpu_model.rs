@@ -278,6 +278,27 @@ fn a_long_sequence(both: &mut Both, random: &mut Random) {
     }
 }
 
+/// A row has the same bits in a prompt of many rows, in one of few and alone: whatever launches it goes through.
+fn rows_do_not_feel_how_they_come(both: &mut Both, random: &mut Random) {
+    let tokens: Vec<TokenId> = (0..12).map(|_| TokenId(random.below(256) as u32)).collect();
+    let mut ends = Vec::new();
+    for lengths in [&[12][..], &[9, 3], &[4, 7, 1], &[1; 12]] {
+        let mut chat = chats(1, 4, random).remove(0);
+        let mut made = Vec::new();
+        for &length in lengths {
+            let inputs = tokens[chat.len..][..length].iter().map(|token| Input::Token(*token)).collect();
+            let all = Output::Distribution { row: length as u32 - 1, temperature: 1.0, top_k: 320 };
+            let part = sequence(&mut chat, inputs, vec![all]);
+            let mut outcome = Outcome::default();
+            let batch = Batch { sequences: vec![part] };
+            both.cuda.run(&batch, &mut outcome).unwrap_or_else(|fault| panic!("{}: {fault}", both.name));
+            made = outcome.produced;
+        }
+        ends.push(made);
+    }
+    assert!(ends.iter().all(|end| *end == ends[0]), "{}: {ends:?}", both.name);
+}
+
 #[test]
 fn the_gpu_gives_what_the_processor_gives() {
     let (mut greedy, mut draws) = ((0, 0), (0, 0));
@@ -287,6 +308,7 @@ fn the_gpu_gives_what_the_processor_gives() {
         let mut chats = prompts_and_decoding(&mut both, &mut random);
         all_that_a_batch_can_ask(&mut both, &mut chats, &mut random);
         pages_are_copied_and_cleared(&mut both, &mut chats);
+        rows_do_not_feel_how_they_come(&mut both, &mut random);
         if decoder.architecture == "llama" {
             a_long_sequence(&mut both, &mut random);
         }

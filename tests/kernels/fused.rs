@@ -397,3 +397,30 @@ fn what_is_fused_has_the_bits_of_its_parts() {
         }
     }
 }
+
+/// What making rows ready costs each CTA, against the product by `gemv` alone.
+#[test]
+fn rows_are_made_ready_at_a_price() {
+    let parsed = Parsed::default();
+    let quant = Quant::Q4_0;
+    for (tokens, given) in [(1, false), (2, false), (4, false), (1, true), (2, true), (8, true)] {
+        let mut rows = Rows::seeded(quant, 4096, tokens, true, &mut Seeded::new(3));
+        rows.given = given;
+        let runs = [
+            ("output", output(&parsed, &module("fused_output_q4_0.ptx"), quant, &rows, 64, 0)),
+            ("gate_up", gate_up(&parsed, &module("fused_gate_up_q4_0.ptx"), quant, &rows, 32, 0)),
+        ];
+        for (name, run) in runs {
+            let Ok([fused, plain]) = run else { panic!("{name}: other bits") };
+            println!(
+                "{name}, {tokens} tokens, given {given}: {} instructions to {}: {:.2}; {} sectors to {}; {} conflicts",
+                fused.instructions,
+                plain.instructions,
+                fused.instructions as f64 / plain.instructions as f64,
+                fused.global_sectors,
+                plain.global_sectors,
+                fused.bank_conflicts,
+            );
+        }
+    }
+}

@@ -2,17 +2,18 @@
 //!
 //! Owns: that, and which kernels a model needs. Never: where an operand lies, nor the order of launches (`step.rs`).
 
+use super::fused::Fused;
 use super::kernels::Source;
 use super::module::number;
 use super::plan::PAGE;
-use super::weights::{Activations, Joined, Matrix, activations, matrices};
+use super::weights::{Activations, Matrix, activations, matrices};
 use super::{Argument, Device, Error, Kernel, Stream};
 use crate::backend::sample::LOGITS_PER_MAXIMUM;
 use crate::model::Model;
 use crate::model::quant::Quant;
 
 /// Tokens of a matrix-vector product at most.
-const FEW: usize = 8;
+pub(super) const FEW: usize = 8;
 /// Bytes of dynamic shared memory that one takes for each token; of bf16 fewer.
 const FEW_SHARED: usize = 5248;
 /// Rows and tokens of a CTA of a matrix-matrix product of many tokens, and of few.
@@ -31,6 +32,7 @@ struct Product {
     vector: Option<Kernel>,
     wide: Option<Kernel>,
     narrow: Option<Kernel>,
+    fused: Option<Fused>,
 }
 
 /// Every kernel that a model needs.
@@ -96,6 +98,12 @@ impl Kernels {
                 || Error::Launch { kernel: name.to_owned(), why: "there is no such kernel".to_owned() };
             if_there(name)?.ok_or_else(absent)
         };
+        let fused = |quant: Quant| {
+            let kernel = |what: &str| if_there(&of_format(&format!("fused_{what}"), quant, ""));
+            let kernels = (kernel("output")?, kernel("qkv")?, kernel("gate_up")?);
+            let (Some(output), Some(qkv), Some(gate_up)) = kernels else { return Ok::<_, Error>(None) };
+            Ok(Some(Fused { output, qkv, gate_up }))
+        };
         let product = |quant: Quant| {
             Ok((
                 quant,
@@ -103,6 +111,7 @@ impl Kernels {
                     vector: if_there(&of_format("gemv", quant, ""))?,
                     wide: if_there(&of_format("gemm", quant, ""))?,
                     narrow: if_there(&of_format("gemm", quant, "_narrow"))?,
+                    fused: fused(quant)?,
                 },
             ))
         };
@@ -125,6 +134,14 @@ impl Kernels {
             copy_page: load("copy_page")?,
             clear_page: load("clear_page")?,
         })
+    }
+
+    fn product(&self, quant: Quant) -> Option<&Product> {
+        self.products.iter().find(|(of, _)| *of == quant).map(|(_, product)| product)
+    }
+
+    pub fn fused(&self, quant: Quant) -> Option<&Fused> {
+        self.product(quant)?.fused.as_ref()
     }
 }
 
@@ -167,11 +184,9 @@ pub(super) struct Heads {
     pub eps: f32,
 }
 
-/// What becomes queries, keys and values: products, what is done to them, where they go.
+/// What is done to products that become queries, keys and values, and where they go.
 #[derive(Clone, Copy)]
 pub(super) struct Projected {
-    /// Of each, and how many values lie between two rows.
-    pub qkv: [(u64, usize); 3],
     pub biases: [Option<u64>; 3],
     /// Of queries and of keys.
     pub gains: [Option<u64>; 2],
@@ -205,7 +220,7 @@ fn at(address: u64) -> Argument<'static> {
 }
 
 impl Launches<'_> {
-    fn put(
+    pub(super) fn put(
         &self,
         kernel: &Kernel,
         grid: [usize; 3],
@@ -262,9 +277,9 @@ impl Launches<'_> {
         tokens: usize,
         adds: bool,
     ) -> Result<(), Error> {
-        let of_format = self.kernels.products.iter().find(|(quant, _)| *quant == matrix.quant);
         let absent = |why: &str| Error::Launch { kernel: matrix.quant.to_string(), why: why.to_owned() };
-        let (_, product) = of_format.ok_or_else(|| absent("there is no product of this format"))?;
+        let product = self.kernels.product(matrix.quant);
+        let product = product.ok_or_else(|| absent("there is no product of this format"))?;
         let arguments = |x: Prepared, y: u64, tokens: usize| {
             let mut arguments = operand(matrix);
             match activations(matrix.quant) {
@@ -304,25 +319,15 @@ impl Launches<'_> {
         }
     }
 
-    /// The products of each matrix, one behind the other in `y`.
-    pub fn products<const N: usize>(
+    /// Bias, norm of each head, rotation of products, each with so many values between two rows; queries to where attention reads them, keys and values into their pages.
+    pub fn rotate_append(
         &self,
-        of: &Joined<N>,
-        x: Prepared,
-        y: u64,
-        tokens: usize,
+        heads: &Heads,
+        qkv: [(u64, usize); 3],
+        to: Projected,
+        rows: usize,
     ) -> Result<(), Error> {
-        let mut to = y;
-        for matrix in &of.matrices {
-            self.product(matrix, x, to, tokens, false)?;
-            to += (matrix.rows * tokens * 4) as u64;
-        }
-        Ok(())
-    }
-
-    /// Bias, norm of each head, rotation; queries to where attention reads them, keys and values into their pages.
-    pub fn rotate_append(&self, heads: &Heads, of: Projected, rows: usize) -> Result<(), Error> {
-        let Projected { qkv, biases, gains, turns, slots, out, pages } = of;
+        let Projected { biases, gains, turns, slots, out, pages } = to;
         let mut arguments: Vec<Argument> = qkv.map(|(place, _)| at(place)).into();
         arguments.extend(biases.into_iter().chain(gains).map(|place| at(place.unwrap_or(0))));
         arguments.extend([turns, slots, out, pages[0], pages[1]].map(at));
@@ -452,6 +457,6 @@ impl Launches<'_> {
 }
 
 /// A matrix as products are told of it: formats without scales have no argument for them.
-fn operand(matrix: &Matrix) -> Vec<Argument<'_>> {
+pub(super) fn operand(matrix: &Matrix) -> Vec<Argument<'_>> {
     [Some(&matrix.quants), matrix.scales.as_ref()].into_iter().flatten().map(Argument::Buffer).collect()
 }

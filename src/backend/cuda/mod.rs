@@ -15,7 +15,8 @@
 //! backend.rs   a batch becomes steps                 plan.rs      how much memory is for what
 //! ├ staging.rs   what a step is told, in one copy    coverage.rs  which models the kernels know
 //! ├ step.rs      its launches, in their order        weights.rs   matrices and vectors there
-//! │ └ launches.rs  each kernel's grid, arguments     room.rs      what a step works in
+//! │ ├ fused.rs     a layer's, as few as can be         room.rs      what a step works in
+//! │ └ launches.rs  each kernel's grid, arguments
 //! └ graphs.rs    steps that come again, recorded
 //! ```
 //! Everything holds the device; a device that is lost is not spoken to any more, not even to free what is on it.
@@ -27,6 +28,7 @@ mod device;
 pub mod draw;
 mod driver;
 mod error;
+mod fused;
 mod graphs;
 pub mod kernels;
 mod launches;

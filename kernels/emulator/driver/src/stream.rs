@@ -197,6 +197,13 @@ impl Driver {
 
     pub fn instantiate(&mut self, graph: u64) -> Answer<u64> {
         let graph = self.graphs.get(&graph).ok_or(INVALID_HANDLE)?.clone();
+        if self.script.graphs {
+            let launched = graph.iter().filter_map(|work| match work {
+                Work::Launch { function, .. } => Some(&*function.name),
+                _ => None,
+            });
+            eprintln!("stand-in driver: graph: {}", launched.collect::<Vec<_>>().join(" "));
+        }
         let handle = self.handle();
         self.executables.insert(handle, graph);
         Ok(handle)

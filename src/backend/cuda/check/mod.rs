@@ -6,6 +6,7 @@
 //! basics.rs     memory, the copy kernel, graphs, the bandwidth
 //! norms.rs      norms and quantisation, bit for bit against plain Rust
 //! products.rs   products of a matrix with one vector, a few, many: the same
+//! fused.rs      products with what stands about them in a layer, against the launches of each alone
 //! attention.rs  attention against its formula
 //! sampling.rs   the tokens that the processor draws, and its distributions
 //! rows.rs       rows of the embedding, rows and pages copied
@@ -16,6 +17,7 @@
 
 mod attention;
 mod basics;
+mod fused;
 mod layers;
 mod norms;
 mod products;
@@ -87,6 +89,9 @@ fn all(bed: &mut Bed, checks: &mut Vec<Check>) -> Result<(), Error> {
     for product in &products::PRODUCTS {
         add(product.kernel, products::check(bed, product))?;
     }
+    for fused in fused::all() {
+        add(&fused.name(), fused::check(bed, &fused))?;
+    }
     add("attention", attention::attention(bed))?;
     add("sampling", sampling::sampling(bed))?;
     add("distributions", sampling::distributions(bed))?;
@@ -113,6 +118,9 @@ fn all(bed: &mut Bed, checks: &mut Vec<Check>) -> Result<(), Error> {
             };
             add(&name, products::rate(bed, product, tokens))?;
         }
+    }
+    for fused in fused::all() {
+        add(&format!("{}, 1 token", fused.name()), fused::rate(bed, &fused))?;
     }
     for kernel in attention::KERNELS {
         add(&format!("{kernel}, rate"), attention::rate(bed, kernel))?;
