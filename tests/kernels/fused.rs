@@ -398,29 +398,335 @@ fn what_is_fused_has_the_bits_of_its_parts() {
     }
 }
 
-/// What making rows ready costs each CTA, against the product by `gemv` alone.
+/// What making rows ready costs every CTA, against the product by `gemv` alone: instructions, at a width of real models, and
+/// the row twice with its gains once. Weights come once, and shared memory has no conflicts. A host chooses by these numbers.
 #[test]
-fn rows_are_made_ready_at_a_price() {
+fn rows_are_made_ready_at_their_price() {
     let parsed = Parsed::default();
-    let quant = Quant::Q4_0;
-    for (tokens, given) in [(1, false), (2, false), (4, false), (1, true), (2, true), (8, true)] {
-        let mut rows = Rows::seeded(quant, 4096, tokens, true, &mut Seeded::new(3));
+    let (quant, n, columns) = (Quant::Q4_0, 128, 4096);
+    for (tokens, given, budgets) in [
+        (1, false, [1.5, 1.3]),
+        (2, false, [2.0, 1.5]),
+        (4, false, [3.0, 2.0]),
+        (1, true, [1.0; 2]),
+        (2, true, [1.0; 2]),
+        (8, true, [1.0; 2]),
+    ] {
+        let mut rows = Rows::seeded(quant, columns, tokens, true, &mut Seeded::new(3));
         rows.given = given;
         let runs = [
-            ("output", output(&parsed, &module("fused_output_q4_0.ptx"), quant, &rows, 64, 0)),
-            ("gate_up", gate_up(&parsed, &module("fused_gate_up_q4_0.ptx"), quant, &rows, 32, 0)),
+            ("output", output(&parsed, &module("fused_output_q4_0.ptx"), quant, &rows, n, 0)),
+            ("gate_up", gate_up(&parsed, &module("fused_gate_up_q4_0.ptx"), quant, &rows, n / 2, 0)),
         ];
-        for (name, run) in runs {
+        for ((name, run), budget) in runs.into_iter().zip(budgets) {
             let Ok([fused, plain]) = run else { panic!("{name}: other bits") };
+            let (instructions, sectors) = (fused.instructions as f64, fused.global_sectors as usize);
+            let ratio = instructions / plain.instructions as f64;
+            let what = format!("{name}, {tokens} tokens{}", if given { ", ready" } else { "" });
             println!(
-                "{name}, {tokens} tokens, given {given}: {} instructions to {}: {:.2}; {} sectors to {}; {} conflicts",
-                fused.instructions,
-                plain.instructions,
-                fused.instructions as f64 / plain.instructions as f64,
-                fused.global_sectors,
-                plain.global_sectors,
-                fused.bank_conflicts,
+                "{what}: {ratio:.2} times gemv's instructions, {sectors} sectors to {}",
+                plain.global_sectors
             );
+            let ready = if given { columns + columns / 4 } else { 3 * 4 * columns };
+            let (rows, made) = if name == "output" { (32, n * 4) } else { (64, n / 2 * 5 + n / 8) };
+            let read = quant.row_bytes(columns) * n + n / rows * tokens * ready;
+            assert!(
+                (read..=read + tokens * (made + 64)).contains(&(sectors * 32)),
+                "{what}: {sectors} sectors"
+            );
+            assert!(ratio < budget, "{what}: {ratio} times the instructions");
+            assert_eq!(fused.bank_conflicts, 0, "{what}");
         }
     }
+}
+
+const WRONG: Caught = Caught::WrongResult;
+
+/// In what all three share, seen by `fused_output`.
+const SHARED_FAULTS: &[Fault] = &[
+    fault!(
+        "a warp's squares are another's",
+        "fused.inc",
+        "mad.lo.u32      %to, %warp, 4, %to;\n    setp",
+        "mad.lo.u32      %to, %quarter, 4, %to;\n    setp",
+        Caught::OneOf(&[Kind::SharedRace, Kind::UninitialisedShared])
+    ),
+    fault!(
+        "no barrier behind the squares",
+        "fused.inc",
+        "    bar.sync        0;\n    ld.param.f32    %eps",
+        "    ld.param.f32    %eps",
+        Caught::OneOf(&[Kind::SharedRace, Kind::UninitialisedShared])
+    ),
+    fault!(
+        "no barrier behind the rows",
+        "fused.inc",
+        "READY:\n    bar.sync        0;",
+        "READY:",
+        Caught::OneOf(&[Kind::SharedRace, Kind::UninitialisedShared])
+    ),
+    fault!(
+        "sums where the rows are still read",
+        "fused.inc",
+        "    bar.sync        0;                                      // all have read",
+        "                                                           // all have read",
+        Caught::By(Kind::SharedRace)
+    ),
+    fault!(
+        "sums are read before they are there",
+        "fused.inc",
+        "    bar.sync        0;\n    mov.u32         %token, %warp;",
+        "    mov.u32         %token, %warp;",
+        Caught::OneOf(&[Kind::SharedRace, Kind::UninitialisedShared])
+    ),
+    fault!(
+        "a run of one step more",
+        "fused.inc",
+        "setp.ge.u32     %past, %step, %run;",
+        "setp.gt.u32     %past, %step, %run;",
+        Caught::OneOf(&[Kind::UninitialisedShared, Kind::SharedRace])
+    ),
+    fault!(
+        "a run has a batch less",
+        "fused.inc",
+        "add.u32         %batches, %run, \\(BATCH - 1);",
+        "add.u32         %batches, %run, 0;",
+        Caught::OneOf(&[Kind::SharedRace, Kind::UninitialisedShared])
+    ),
+    fault!(
+        "the second turn has the first one's gains",
+        "fused.inc",
+        "[%gains + \\(\\i * TURN * 4)]",
+        "[%gains + 0]",
+        WRONG
+    ),
+    fault!(
+        "the later turns have the first ones' gains",
+        "fused.inc",
+        "    add.u64         %gains, %gains, \\(8 * TURN);\n",
+        "",
+        WRONG
+    ),
+    fault!(
+        "a row's norm is the first one's",
+        "fused.inc",
+        "mad.lo.u32      %to, %token, 32, %to;\n    ld.shared",
+        "mov.u32         %to, %to;\n    ld.shared",
+        WRONG
+    ),
+    fault!(
+        "all tokens are the first one",
+        "fused.inc",
+        "    add.u64         %x_row, %x_row, %stride;\n    add.u32         %token",
+        "    add.u32         %token",
+        WRONG
+    ),
+    fault!(
+        "a block's two scales in one place",
+        "fused.inc",
+        "    mad.lo.u32      %to_scale, %next, 8, %to_scale;\n",
+        "",
+        Caught::OneOf(&[Kind::SharedRace, Kind::UninitialisedShared])
+    ),
+    fault!(
+        "padding is not zeros",
+        "fused.inc",
+        "    setp.lt.u32     %inside, %next, %step;\n    div",
+        "    setp.lt.u32     %inside, %next, %dim;\n    div",
+        Caught::By(Kind::UninitialisedShared)
+    ),
+    fault!(
+        "copies are not waited for",
+        "fused.inc",
+        "    cp.async.wait_group 0;\n",
+        "",
+        Caught::By(Kind::CopyNotWaited)
+    ),
+    fault!(
+        "rows that are ready are one row",
+        "fused.inc",
+        "    add.u64         %from, %from, %stride;\n    sub.u32         %t, %t, 1;\n    setp.ne.u32     %more, %t, 0;\n    @%more bra      COPY_TOKEN;",
+        "    sub.u32         %t, %t, 1;\n    setp.ne.u32     %more, %t, 0;\n    @%more bra      COPY_TOKEN;",
+        WRONG
+    ),
+    fault!(
+        "the second group has the first one's tile",
+        "fused_output.inc",
+        "mad.lo.u32      %tile, %cta, 2, %group;",
+        "mad.lo.u32      %tile, %cta, 2, 0;",
+        WRONG
+    ),
+    fault!(
+        "a tile that is not there is read",
+        "fused_output.inc",
+        "selp.b32        %left, %left, 0, %tile_there;",
+        "selp.b32        %left, %left, %left, %tile_there;",
+        Caught::By(Kind::OutOfBounds)
+    ),
+    fault!(
+        "rows that are not there are stored",
+        "fused_output.inc",
+        "setp.lt.u32     %row_there, %row, %n;",
+        "setp.le.u32     %row_there, %row, %n;",
+        Caught::OneOf(&[Kind::OutOfBounds, Kind::GlobalRace])
+    ),
+    fault!(
+        "what is there is forgotten",
+        "fused_output.inc",
+        "add.rn.f32      %sum0, %old, %sum0;",
+        "add.rn.f32      %sum0, %sum0, 0f00000000;",
+        WRONG
+    ),
+];
+
+const GATE_UP_FAULTS: &[Fault] = &[
+    fault!(
+        "up is gate",
+        "fused_gate_up.inc",
+        "add.u32         %tile, %tile, %tiles;",
+        "add.u32         %tile, %tile, 0;",
+        WRONG
+    ),
+    fault!(
+        "gate and up change places",
+        "fused.inc",
+        "add.rn.f32      %sum\\m, %part0, %part3;",
+        "add.rn.f32      %sum\\(1 - \\m), %part0, %part3;",
+        WRONG
+    ),
+    fault!(
+        "gelu is silu",
+        "fused_gate_up.inc",
+        "    GELU            %sum0, %sum0\n",
+        "    SILU            %sum0, %sum0\n",
+        WRONG
+    ),
+    fault!(
+        "a block's largest value of half its lanes",
+        "fused_gate_up.inc",
+        ".irp distance, 16, 8, 4, 2, 1",
+        ".irp distance, 8, 4, 2, 1",
+        WRONG
+    ),
+    fault!(
+        "rows are not filled up",
+        "fused_gate_up.inc",
+        "add.u32         %place, %n, 63;",
+        "add.u32         %place, %n, 0;",
+        Caught::OneOf(&[Kind::GlobalRace, Kind::UninitialisedGlobal])
+    ),
+    fault!(
+        "every lane stores the scale",
+        "fused_gate_up.inc",
+        "setp.eq.u32     %some, %lane, 0;",
+        "setp.ge.u32     %some, %lane, 0;",
+        Caught::By(Kind::GlobalRace)
+    ),
+    fault!(
+        "halves are infinite",
+        "fused_gate_up.inc",
+        "    max.f32         %sum0, %sum0, 0fc77fe000;\n",
+        "    abs.f32         %sum0, %sum0;\n",
+        WRONG
+    ),
+    fault!(
+        "up's weights are gate's next ones",
+        "fused.inc",
+        "POINTER         %w\\m, weights",
+        "POINTER         %w0, weights",
+        Caught::By(Kind::UninitialisedRegister)
+    ),
+];
+
+const QKV_FAULTS: &[Fault] = &[
+    fault!(
+        "pairs are neighbours",
+        "fused_qkv.inc",
+        "selp.b32        %distance, 16, 1, %some;",
+        "selp.b32        %distance, 1, 1, %some;",
+        WRONG
+    ),
+    fault!(
+        "tiles of a head are neighbours",
+        "fused_qkv.inc",
+        "setp.lt.u32     %apart, %part_of, %pair;",
+        "setp.lt.u32     %apart, %part_of, 0;",
+        WRONG
+    ),
+    fault!(
+        "a half has all tiles",
+        "fused_qkv.inc",
+        "shr.u32         %pair, %dims, 5;",
+        "shr.u32         %pair, %dims, 4;",
+        Caught::OneOf(&[Kind::OutOfBounds, Kind::GlobalRace])
+    ),
+    fault!(
+        "a second value is a first one",
+        "fused_qkv.inc",
+        "setp.ne.u32     %is_second, %slot, 0;",
+        "setp.ne.u32     %is_second, 0, 0;",
+        WRONG
+    ),
+    fault!(
+        "what is not turned is",
+        "fused_qkv.inc",
+        "setp.lt.u32     %turned, %value, %dims;",
+        "setp.le.u32     %turned, %value, %dims;",
+        Caught::OneOf(&[Kind::OutOfBounds, Kind::UninitialisedGlobal])
+    ),
+    fault!("a value is turned", "fused_qkv.inc", "    @%is_v bra.uni  KEEP;\n", "", WRONG),
+    fault!(
+        "a key's bias is a query's",
+        "fused_qkv.inc",
+        "FUSED_KIND      %address, q_bias, k_bias, v_bias",
+        "FUSED_KIND      %address, q_bias, q_bias, v_bias",
+        WRONG
+    ),
+    fault!(
+        "values go to the keys",
+        "fused_qkv.inc",
+        "FUSED_KIND      %address, keys, keys, values",
+        "FUSED_KIND      %address, keys, keys, keys",
+        Caught::OneOf(&[Kind::GlobalRace])
+    ),
+    fault!(
+        "a part begins with the first head",
+        "fused_qkv.inc",
+        "    add.u32         %head, %head, %place;\n    setp.ge.u32     %is_k",
+        "    setp.ge.u32     %is_k",
+        WRONG
+    ),
+    fault!(
+        "all tokens turn by the first one's angles",
+        "fused_qkv.inc",
+        "mad.lo.u32      %place, %token, %page, %pair;",
+        "mad.lo.u32      %place, 0, %page, %pair;",
+        WRONG
+    ),
+    fault!(
+        "a slot counts its page's heads",
+        "fused_qkv.inc",
+        "mad.lo.u32      %head, %page, %kv_heads, %head;",
+        "mad.lo.u32      %head, %page, %heads, %head;",
+        Caught::OneOf(&[Kind::OutOfBounds])
+    ),
+    fault!("a half's rounding is cut", "fused_qkv.inc", "cvt.rn.f16.f32", "cvt.rz.f16.f32", WRONG),
+];
+
+#[test]
+fn faults_in_what_all_share_are_caught() {
+    let parsed = Parsed::default();
+    each_is_caught("fused_output_q4_0.ptx", SHARED_FAULTS, |module| outputs(&parsed, module, Quant::Q4_0));
+}
+
+#[test]
+fn faults_in_gate_and_up_are_caught() {
+    let parsed = Parsed::default();
+    each_is_caught("fused_gate_up_q4_0.ptx", GATE_UP_FAULTS, |module| gates(&parsed, module, Quant::Q4_0));
+}
+
+#[test]
+fn faults_in_queries_keys_and_values_are_caught() {
+    let parsed = Parsed::default();
+    each_is_caught("fused_qkv_q4_0.ptx", QKV_FAULTS, |module| projections(&parsed, module, Quant::Q4_0));
 }

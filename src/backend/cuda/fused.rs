@@ -13,8 +13,8 @@ use std::slice;
 const ROWS: usize = 32;
 /// Columns that a CTA makes ready at most.
 const COLUMNS: usize = 8192;
-/// Rows that every CTA makes ready for itself rather than a launch for all: by count a product of one takes 1.44 times the
-/// instructions, of two 1.9, of four 2.8, and at twice the loop is no longer bound by the memory of an H200.
+/// Rows that every CTA of 32 rows of a matrix makes ready for itself, rather than a launch for all. By count a product of one
+/// takes 1.4 times the instructions, of two 1.9, and at about twice it is no longer bound by the memory of an H200.
 const READY_ALONE: usize = 2;
 /// Values that a multiprocessor makes ready in less than a launch takes, an estimate: narrow models have more rows ready so.
 const READY_VALUES: usize = 8192;
@@ -158,7 +158,7 @@ impl Launches<'_> {
     /// Whether each CTA makes its rows ready for itself.
     fn ready_alone(&self, matrix: &Matrix, ctas: usize, tokens: usize) -> bool {
         let values = ctas.div_ceil(self.multiprocessors) * matrix.columns * tokens;
-        tokens <= READY_ALONE || values <= READY_VALUES
+        tokens * ctas * ROWS <= READY_ALONE * matrix.rows.next_multiple_of(ROWS) || values <= READY_VALUES
     }
 
     fn fused(&self, matrix: &Matrix) -> Result<&Fused, Error> {
