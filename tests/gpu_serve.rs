@@ -89,6 +89,30 @@ fn a_program_hears_the_same_from_the_gpu_and_the_processor() {
     assert_eq!((got.event, got.text), (want.event, want.text));
 }
 
+/// Where device and driver know launches that overlap, they do, and what is said is the same.
+#[test]
+fn launches_overlap_where_they_can() {
+    let folder = Folder::new();
+    let model = file(&folder, Decoder { formats: &[Q4_0], ..LLAMA });
+    let mut said = Vec::new();
+    for (told, overlap) in [
+        ("graphs capability=90 version=12030", true),
+        ("graphs capability=90 version=12020", false),
+        ("graphs capability=89 version=12030", false),
+    ] {
+        let server = Server::on_stand_in(model.clone(), told, &[]);
+        let heard = completion(&server, "8");
+        assert_eq!(heard.event, 1, "{told}: {heard:?}");
+        said.push(heard.text);
+        let log = server.log();
+        let layer =
+            "fused_qkv_q4_0 attend_64 +fused_output_q4_0 +fused_gate_up_q4_0 +gemv_q4_0 +fused_qkv_q4_0";
+        assert_eq!(log.contains(layer), overlap, "{told}: {log}");
+        assert_eq!(log.contains(" +"), overlap, "{told}: {log}");
+    }
+    assert!(said.iter().all(|text| *text == said[0] && !text.is_empty()), "{said:?}");
+}
+
 /// With `cuda` nothing else serves in the GPU's place.
 #[test]
 fn a_gpu_that_cannot_be_used_is_a_sentence() {

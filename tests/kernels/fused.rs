@@ -30,11 +30,21 @@ fn suffix(quant: Quant) -> &'static str {
 
 /// The kernels that the fused ones stand for, parsed once.
 #[derive(Default)]
-struct Parsed(RefCell<HashMap<String, Rc<Module>>>);
+struct Parsed {
+    modules: RefCell<HashMap<String, Rc<Module>>>,
+    /// Of those that have one the module whose launches overlap.
+    dependent: bool,
+}
 
 impl Parsed {
     fn get(&self, file: String) -> Rc<Module> {
-        self.0.borrow_mut().entry(file).or_insert_with_key(|file| Rc::new(module(file))).clone()
+        let parse = |file: &String| Rc::new(self.parse(file));
+        self.modules.borrow_mut().entry(file).or_insert_with_key(parse).clone()
+    }
+
+    fn parse(&self, file: &str) -> Module {
+        let later = if self.dependent { dependent_module(file) } else { None };
+        later.unwrap_or_else(|| module(file))
     }
 }
 
@@ -76,7 +86,7 @@ impl<'a> Bed<'a> {
             [("xq", 1), ("bf16", 2), ("f16", 2)].map(|(name, bytes)| bed.memory.alloc(values * bytes, name));
         let xs = bed.memory.alloc(values / 32 * 8, "xs");
         bed.ready = [xq, xs, bf16, f16];
-        for (file, to) in [("norm_quantize.ptx", [xq, xs, bf16]), ("norm_quantize_f16.ptx", [0, 0, f16])] {
+        for (file, to) in [("norm_quantize_f16.ptx", [0, 0, f16]), ("norm_quantize.ptx", [xq, xs, bf16])] {
             let addresses = [x, gain].into_iter().chain(to);
             let parameters = addresses.fold(Parameters::new(), Parameters::u64);
             let parameters = parameters.u32(rows.columns as u32).f32(EPS);
@@ -146,6 +156,18 @@ impl<'a> Bed<'a> {
         quant: Quant,
         [quants, scales]: [u64; 2],
         n: usize,
+        to: (u64, bool),
+    ) -> Result<Counts, Wrong> {
+        let module = self.parsed.get(format!("gemv_{}.ptx", suffix(quant)));
+        self.products_by(&module, quant, [quants, scales], n, to)
+    }
+
+    fn products_by(
+        &mut self,
+        module: &Module,
+        quant: Quant,
+        [quants, scales]: [u64; 2],
+        n: usize,
         (y, adds): (u64, bool),
     ) -> Result<Counts, Wrong> {
         let mut addresses = vec![quants];
@@ -156,8 +178,7 @@ impl<'a> Bed<'a> {
         let counts = [n, self.rows.columns.div_ceil(64), self.rows.tokens, adds.into()];
         let parameters = counts.iter().fold(parameters, |list, &count| list.u32(count as u32));
         let (grid, threads, shared) = crate::gemv::ctas(quant, n, self.rows.tokens);
-        let module = self.parsed.get(format!("gemv_{}.ptx", suffix(quant)));
-        self.launch(&module, [grid[0] as usize, 1], threads, shared as usize, parameters)
+        self.launch(module, [grid[0] as usize, 1], threads, shared as usize, parameters)
     }
 
     fn same<T: Plain + PartialEq + std::fmt::Debug>(
@@ -389,11 +410,13 @@ const KERNELS: [(&str, Cases); 3] = [("output", outputs), ("gate_up", gates), ("
 
 #[test]
 fn what_is_fused_has_the_bits_of_its_parts() {
-    let parsed = Parsed::default();
-    for (kernel, cases) in KERNELS {
-        for (quant, suffix) in FORMATS {
-            let file = format!("fused_{kernel}_{suffix}.ptx");
-            passes(&file, cases(&parsed, &module(&file), quant));
+    for dependent in [false, true] {
+        let parsed = Parsed { dependent, ..Parsed::default() };
+        for (kernel, cases) in KERNELS {
+            for (quant, suffix) in FORMATS {
+                let file = format!("fused_{kernel}_{suffix}.ptx");
+                passes(&file, cases(&parsed, &parsed.parse(&file), quant));
+            }
         }
     }
 }
@@ -717,6 +740,51 @@ const QKV_FAULTS: &[Fault] = &[
 fn faults_in_what_all_share_are_caught() {
     let parsed = Parsed::default();
     each_is_caught("fused_output_q4_0.ptx", SHARED_FAULTS, |module| outputs(&parsed, module, Quant::Q4_0));
+}
+
+fn later(text: &str) -> String {
+    tartlet::backend::cuda::kernels::dependent(text).expect("its launches overlap")
+}
+
+/// Of launches that overlap, as they are on devices that can.
+#[test]
+fn rows_that_are_not_waited_for_are_noticed() {
+    let parsed = Parsed { dependent: true, ..Parsed::default() };
+    let caught = Caught::By(Kind::GridNotWaited);
+    let find = "    griddepcontrol.wait; ";
+    let one = |name, replace| Fault { name, file: "fused.inc", find, replace, caught };
+    let faults = [
+        one("one thread waits", "    setp.eq.u32     %more, %thread, 0;\n    @%more griddepcontrol.wait; "),
+        one("one warp waits", "    setp.eq.u32     %more, %warp, 0;\n    @%more griddepcontrol.wait; "),
+    ];
+    let cases = |module: &Module| outputs(&parsed, module, Quant::Q4_0);
+    each_is_caught_in("fused_output_q4_0.ptx", later, &faults, cases);
+
+    let faults = [
+        Fault {
+            file: "gemv.inc",
+            ..one("one warp waits", "    setp.eq.u32     %more, %warp, 0;\n    @%more griddepcontrol.wait; ")
+        },
+        Fault {
+            name: "vectors set out before the wait",
+            file: "gemv.inc",
+            find: "    mov.u32         %unstaged, %left;\n    griddepcontrol.wait; ",
+            replace: "    mov.u32         %unstaged, %left;\n    STAGE_BATCH\n    griddepcontrol.wait; ",
+            caught,
+        },
+    ];
+    each_is_caught_in("gemv_q4_0.ptx", later, &faults, |module| {
+        let (quant, n, columns) = (Quant::Q4_0, 33, 576);
+        for (seed, tokens) in (0..).zip([1, 3]) {
+            let seeded = &mut Seeded::new(seed);
+            let rows = Rows::seeded(quant, columns, tokens, true, seeded);
+            let mut bed = Bed::new(&parsed, &rows, seed)?;
+            let matrix = bed.matrix(quant, n, &blocks(quant, n, columns, seeded));
+            let y = bed.memory.alloc(tokens * n * 4, "y");
+            bed.products_by(module, quant, matrix, n, (y, false))?;
+        }
+        Ok(())
+    });
 }
 
 #[test]

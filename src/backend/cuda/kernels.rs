@@ -2,15 +2,46 @@
 //!
 //! Owns: the texts. Never: a launch, nor what a kernel computes: each file of `kernels/` says so in its head.
 
-use super::Error;
+use super::{Device, Error};
 use miniz_oxide::inflate::decompress_to_vec;
 
 /// A module of one kernel: the entry is called like the file.
 #[derive(Clone, Debug)]
 pub struct Source {
     pub name: String,
-    /// PTX, lines marked with the source they stand for.
+    /// PTX as it is expanded, lines marked with the source they stand for: [`plain`] and [`dependent`] of it are modules.
     pub text: String,
+}
+
+/// What stands in kernels that a launch before them may overlap, and only there.
+const OVERLAPS: &str = "griddepcontrol";
+
+/// The module for every device: without a word of launches that overlap.
+pub fn plain(text: &str) -> String {
+    let line = |line: &str| if is_overlap(line) { "\n".to_owned() } else { format!("{line}\n") };
+    text.lines().map(line).collect()
+}
+
+/// The module whose launch may begin before the one before it has ended; none where a kernel has no use of it.
+pub fn dependent(text: &str) -> Option<String> {
+    let line = |line: &str| match line.trim_end() {
+        ".version 7.4" => ".version 7.8\n".to_owned(),
+        ".target sm_80" => ".target sm_90\n".to_owned(),
+        _ => format!("{line}\n"),
+    };
+    text.lines().any(is_overlap).then(|| text.lines().map(line).collect())
+}
+
+fn is_overlap(line: &str) -> bool {
+    line.trim_start().starts_with(OVERLAPS)
+}
+
+impl Source {
+    /// What this device is given.
+    pub fn module(&self, device: &Device) -> String {
+        let later = if device.overlaps() { dependent(&self.text) } else { None };
+        later.unwrap_or_else(|| plain(&self.text))
+    }
 }
 
 /// Names and texts in turn, a NUL between each and the next.

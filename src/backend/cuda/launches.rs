@@ -91,7 +91,7 @@ impl Kernels {
     /// Has the driver compile what `model` needs.
     pub fn load(device: &Device, sources: &[Source], model: &Model) -> Result<Kernels, Error> {
         let if_there = |name: &str| {
-            named(sources, name).map(|source| device.kernel(&source.name, &source.text)).transpose()
+            named(sources, name).map(|source| device.kernel(&source.name, &source.module(device))).transpose()
         };
         let load = |name: &str| {
             let absent =

@@ -9,7 +9,7 @@
 //! | `memory=BYTES` | has so much memory (128 MiB) |
 //! | `seed=N` | runs warps in the order of seed N (0) |
 //! | `no-device` | sees no device |
-//! | `graphs` | says of each graph, as it is made, which kernels it launches: `graph: one two three` |
+//! | `graphs` | says of each graph, as it is made, which kernels it launches: `graph: one +two three`; `+`: it may begin before the one before it has ended |
 //! | `jit` | takes no PTX |
 //! | `lost@N` | is lost in the N-th launch |
 //! | `hung@N` | never ends the N-th launch, nor the process that leaves by the usual exit then |

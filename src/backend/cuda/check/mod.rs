@@ -57,7 +57,7 @@ type Rate = (&'static str, fn(&mut Bed) -> Checked);
 pub fn check(libcuda: Option<&Path>, timed: bool) -> Result<Report, Error> {
     let device = Device::open(libcuda)?;
     let sources = kernels::all()?;
-    let kernels = sources.iter().map(|source| device.kernel(&source.name, &source.text));
+    let kernels = sources.iter().map(|source| device.kernel(&source.name, &source.module(&device)));
     let kernels = kernels.collect::<Result<Vec<_>, _>>()?;
     let deadline = if timed { DEADLINE } else { DEADLINE_UNTIMED };
     let mut bed = Bed { stream: device.stream(deadline)?, device: &device, kernels: &kernels, timed };
