@@ -44,15 +44,30 @@ impl Source {
     }
 }
 
-/// Names and texts in turn, a NUL between each and the next.
+/// Lines, a NUL, then 16 bits each: of a kernel the line with its name, how many lines it has, and those.
 const PACKED: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/kernels.deflate"));
 
 /// All of them, by name. An error says that the binary is not what was built.
 pub fn all() -> Result<Vec<Source>, Error> {
     let torn = |why: String| Error::Launch { kernel: "of the binary".to_owned(), why };
     let bytes = decompress_to_vec(PACKED).map_err(|why| torn(why.to_string()))?;
-    let text = String::from_utf8(bytes).map_err(|why| torn(why.to_string()))?;
-    let parts: Vec<&str> = text.split('\0').collect();
-    let (pairs, _) = parts.as_chunks::<2>();
-    Ok(pairs.iter().map(|[name, text]| Source { name: name.to_string(), text: text.to_string() }).collect())
+    unpacked(&bytes).ok_or_else(|| torn("what was packed is another".to_owned()))
+}
+
+fn unpacked(bytes: &[u8]) -> Option<Vec<Source>> {
+    let (lines, numbers) = bytes.split_at_checked(bytes.iter().position(|byte| *byte == 0)?)?;
+    let lines: Vec<&str> = std::str::from_utf8(lines).ok()?.split_terminator('\n').collect();
+    let (numbers, _) = numbers.get(1..)?.as_chunks::<2>();
+    let mut numbers = numbers.iter().map(|number| usize::from(u16::from_le_bytes(*number)));
+    let mut sources = Vec::new();
+    while let Some(name) = numbers.next() {
+        let (name, count) = ((*lines.get(name)?).to_owned(), numbers.next()?);
+        let mut text = String::new();
+        for number in numbers.by_ref().take(count) {
+            text += lines.get(number)?;
+            text.push('\n');
+        }
+        sources.push(Source { name, text });
+    }
+    Some(sources)
 }
