@@ -19,6 +19,9 @@
 //! them would hide is an error. Expressions know integers, names of `.equ`, `( )`, unary `-` and
 //! `* / %`, `+ -`, `<< >>`, `< <= > >= == !=`, `&`, `|`, in this order. An argument may hold commas within brackets.
 //!
+//! `griddepcontrol` stands in what is emitted, for a later target than the header's: `src/backend/cuda/kernels.rs` makes the
+//! two modules of it, with and without.
+//!
 //! What is emitted has no comments; `# 12 "gemv.inc"` says that the next line is line 12 of that file. A line of a macro is
 //! known by its place in the macro's file.
 

@@ -325,7 +325,8 @@ fn a_long_sequence(both: &mut Both, random: &mut Random) {
     }
 }
 
-/// A prompt has the same probabilities, to the bit, however it is cut: rows that go one by one, rows that share pages.
+/// A prompt has the same probabilities, to the bit, however it is cut: rows that go one by one, rows
+/// that share pages, rows whose launches are fused.
 fn chunks_do_not_matter(both: &mut Both, random: &mut Random) {
     let prompt: Vec<Input> = (0..40).map(|_| Input::Token(TokenId(random.below(256) as u32))).collect();
     let mut cut = |lengths: &[usize]| {
@@ -342,7 +343,7 @@ fn chunks_do_not_matter(both: &mut Both, random: &mut Random) {
         made.produced
     };
     let whole = cut(&[40]);
-    for lengths in [&[8, 9, 3, 20][..], &[23, 17]] {
+    for lengths in [&[8, 9, 3, 20][..], &[23, 17], &[4, 7, 1, 28], &[1, 1, 1, 1, 36]] {
         assert_eq!(cut(lengths), whole, "{lengths:?}");
     }
 }

@@ -10,7 +10,7 @@ mod decoders;
 #[allow(dead_code)] // of which a part is used
 mod gguf;
 
-use decoders::{Decoder, FAMILIES, LLAMA};
+use decoders::{Decoder, FAMILIES, Format, LLAMA, Q4_0, Q4_K, Q6_K};
 use serde_json::{Value, json};
 use std::path::PathBuf;
 use std::process::{Output, Stdio};
@@ -151,6 +151,30 @@ fn logits_of_the_gpu_are_measured_as_the_processors() {
     }
 }
 
+/// Where device and driver know launches that overlap, they do, and what is said is the same.
+#[test]
+fn launches_overlap_where_they_can() {
+    let folder = Folder::new();
+    let model = file(&folder, Decoder { formats: &[Q4_0], ..LLAMA });
+    let mut said = Vec::new();
+    for (told, overlap) in [
+        ("graphs capability=90 version=12030", true),
+        ("graphs capability=90 version=12020", false),
+        ("graphs capability=89 version=12030", false),
+    ] {
+        let server = Server::on_stand_in(model.clone(), told, &[]);
+        let heard = completion(&server, "8");
+        assert_eq!(heard.event, 1, "{told}: {heard:?}");
+        said.push(heard.text);
+        let log = server.log();
+        let layer =
+            "fused_qkv_q4_0 attend_64 +fused_output_q4_0 +fused_gate_up_q4_0 +gemv_q4_0 +fused_qkv_q4_0";
+        assert_eq!(log.contains(layer), overlap, "{told}: {log}");
+        assert_eq!(log.contains(" +"), overlap, "{told}: {log}");
+    }
+    assert!(said.iter().all(|text| *text == said[0] && !text.is_empty()), "{said:?}");
+}
+
 /// With `cuda` nothing else serves in the GPU's place.
 #[test]
 fn a_gpu_that_cannot_be_used_is_a_sentence() {
@@ -259,4 +283,46 @@ fn a_device_that_fails_in_a_batch_ends_the_process_and_its_clients_hear_why() {
         stand_in().to_str().expect("UTF-8"),
     ]);
     assert_eq!(completion(&server, "3").event, 1);
+}
+
+/// What the first token alone is decoded by: a layer is five launches, but for what a model has that nobody else does.
+#[test]
+fn a_decoded_token_takes_five_launches_a_layer() {
+    let one = Decoder { formats: &[Q4_0], ..LLAMA };
+    // Embedding, head, then of each layer Q, K, V, output, gate, up, down.
+    const MIXED: [Format; 16] =
+        [Q4_K, Q4_K, Q4_K, Q4_K, Q6_K, Q4_K, Q4_K, Q4_K, Q4_K, Q4_K, Q4_K, Q6_K, Q4_K, Q4_K, Q4_K, Q4_K];
+    let wide = Decoder { head_dim: 128, hidden: 256, ffn: 256, ..LLAMA };
+    for (decoder, layer) in [
+        (one, "fused_qkv_q4_0 attend_64 fused_output_q4_0 fused_gate_up_q4_0 gemv_q4_0"),
+        (
+            Decoder { architecture: "qwen2", ..one },
+            "fused_qkv_q4_0 attend_64 fused_output_q4_0 fused_gate_up_q4_0 gemv_q4_0",
+        ),
+        // Heads are normed whole.
+        (
+            Decoder { architecture: "qwen3", ..one },
+            "fused_output_q4_0 rotate_append attend_64 fused_output_q4_0 fused_gate_up_q4_0 gemv_q4_0",
+        ),
+        // What a block adds is normed.
+        (
+            Decoder { architecture: "gemma2", ..one },
+            "fused_qkv_q4_0 attend_64 fused_output_q4_0 add_normed fused_gate_up_q4_0 gemv_q4_0 add_normed",
+        ),
+        // V's format is another.
+        (
+            Decoder { formats: &MIXED, ..wide },
+            "fused_qkv_q4_k fused_qkv_q6_k attend_128 fused_output_q4_k fused_gate_up_q4_k gemv_q4_k",
+        ),
+    ] {
+        let folder = Folder::new();
+        let server = Server::on_stand_in(file(&folder, decoder), "graphs", &[]);
+        assert_eq!(completion(&server, "3").event, 1);
+        let log = server.log();
+        let graph = log.lines().find_map(|line| line.strip_prefix("stand-in driver: graph: "));
+        let graph = graph.unwrap_or_else(|| panic!("no graph: {log}"));
+        let (embed, rest) = graph.split_once(' ').expect("more than one launch");
+        assert!(embed.starts_with("embed_"), "{graph}");
+        assert!(rest.starts_with(&format!("{layer} {layer} copy_rows norm_quantize gemv_")), "{graph}");
+    }
 }

@@ -7,6 +7,7 @@ pub use crate::sums::{bf16_to_f32, f32_to_bf16, f32_to_f16, has_minima, is_float
 use ptx_emulator::{Counts, Kind, Launch, Memory, Module, Options};
 use std::path::{Path, PathBuf};
 use tartlet::backend::cpu::plain::quantise;
+use tartlet::backend::cuda::kernels;
 use tartlet::model::quant::{Quant, f16_to_f32};
 
 /// Where the kernels lie. Read at run time: an edited kernel needs no build.
@@ -155,10 +156,20 @@ impl Q8 {
     }
 }
 
+/// The text of kernel file `file`, of which modules are made.
+pub fn expanded(file: &str) -> String {
+    expand::expand(&folder(), file).unwrap_or_else(|error| panic!("kernels/{error}"))
+}
+
 /// The module of kernel file `file`.
 pub fn module(file: &str) -> Module {
-    let text = expand::expand(&folder(), file).unwrap_or_else(|error| panic!("kernels/{error}"));
-    Module::parse(&text).unwrap_or_else(|error| panic!("{error}"))
+    Module::parse(&kernels::plain(&expanded(file))).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// The one whose launches may overlap, where there is one.
+pub fn dependent_module(file: &str) -> Option<Module> {
+    kernels::dependent(&expanded(file))
+        .map(|text| Module::parse(&text).unwrap_or_else(|error| panic!("{error}")))
 }
 
 /// How far a sum of `products` by mma.m16n8k16 may be from the exact one. A device adds them in blocks of 4 at least to what
@@ -265,7 +276,18 @@ pub fn passes(name: &str, ended: Result<(), Wrong>) {
 /// Puts each fault into kernel `kernel`, runs `cases`, and demands that the run ends as the fault says, in this kernel or where
 /// the host reads what it left: what only a later kernel stumbles over was caught by accident. Prints the list.
 pub fn each_is_caught(kernel: &str, faults: &[Fault], cases: impl Fn(&Module) -> Result<(), Wrong>) {
-    passes(kernel, cases(&module(kernel)));
+    each_is_caught_in(kernel, kernels::plain, faults, cases);
+}
+
+/// The same, of the module that `made` makes of the text.
+pub fn each_is_caught_in(
+    kernel: &str,
+    made: fn(&str) -> String,
+    faults: &[Fault],
+    cases: impl Fn(&Module) -> Result<(), Wrong>,
+) {
+    let parse = |text: &str| Module::parse(&made(text));
+    passes(kernel, cases(&parse(&expanded(kernel)).unwrap_or_else(|error| panic!("{error}"))));
     let mut wrong = Vec::new();
     println!("faults in {kernel}:");
     for fault in faults {
@@ -281,7 +303,7 @@ pub fn each_is_caught(kernel: &str, faults: &[Fault], cases: impl Fn(&Module) ->
         };
         let changed =
             expand::expand_with(kernel, &read).unwrap_or_else(|error| panic!("{}: {error}", fault.name));
-        let changed = Module::parse(&changed).unwrap_or_else(|error| panic!("{}: {error}", fault.name));
+        let changed = parse(&changed).unwrap_or_else(|error| panic!("{}: {error}", fault.name));
         let (caught, sentence) = match cases(&changed) {
             Ok(()) => (None, "nothing noticed it".to_string()),
             Err(Wrong::Fault(found)) if !["", kernel.trim_end_matches(".ptx")].contains(&&*found.kernel) => {

@@ -160,11 +160,11 @@ impl Case {
         let parts = [(0, q_width), (q_width, kv_width), (q_width + kv_width, kv_width)];
         let (products, strides) = if self.together {
             let all = memory.upload("qkv", &to_bytes(&given.products));
-            (parts.map(|(from, _)| all + from as u64 * 4), [width; 2])
+            (parts.map(|(from, _)| all + from as u64 * 4), [width; 3])
         } else {
             let part = parts
                 .map(|(from, len)| memory.upload("q, k, v", &to_bytes(&cut(&given.products, from, len))));
-            (part, [q_width, kv_width])
+            (part, [q_width, kv_width, kv_width])
         };
         let mut constant = |wanted: bool, name, numbers: &[f32]| {
             let at = if wanted { memory.upload(name, &to_bytes(numbers)) } else { 0 };
@@ -180,9 +180,10 @@ impl Case {
         let out = if self.in_place { products[0] } else { memory.alloc(rows * q_width * 4, "out") };
         let kept = given.before.each_ref().map(|before| memory.upload("kept", &to_bytes(before)));
         let addresses = [&products[..], &biases, &gains, &[turns, slots, out], &kept].concat();
-        let sizes = [heads, kv_heads, head_dim, self.dims, usize::from(self.halves), strides[0], strides[1]];
+        let sizes = [heads, kv_heads, head_dim, self.dims, usize::from(self.halves)];
         let parameters = addresses.iter().fold(Parameters::new(), |list, &address| list.u64(address));
-        let parameters = sizes.iter().fold(parameters, |list, &size| list.u32(size as u32)).f32(EPS);
+        let parameters =
+            sizes.iter().chain(&strides).fold(parameters, |list, &size| list.u32(size as u32)).f32(EPS);
         let grid = [self.all_heads().div_ceil(4) as u32, rows as u32, 1];
         let shape = Launch { grid, block: [128, 1, 1], shared: 0, parameters: parameters.bytes() };
         launch(module, &mut memory, &shape, seed)?;
@@ -257,7 +258,7 @@ fn faults_in_the_heads_are_caught() {
         fault("a value is turned", "    @%is_v bra.uni  STORE;\n", "", Caught::WrongResult),
         fault(
             "a key has a query's stride",
-            "selp.b32        %stride, %stride, %kv_stride, %is_q;",
+            "selp.b32        %stride, %other_stride, %stride, %is_k;",
             "mov.b32         %stride, %stride;",
             Caught::By(Kind::OutOfBounds),
         ),

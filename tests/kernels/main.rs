@@ -13,6 +13,7 @@ mod copies;
 mod divide;
 mod embed;
 mod formats;
+mod fused;
 mod gate;
 mod gemm;
 mod gemv;

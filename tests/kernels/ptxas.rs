@@ -8,8 +8,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use tartlet::backend::cuda::kernels;
 
 const DEVICES: [u32; 8] = [80, 86, 87, 89, 90, 100, 110, 120];
+/// Those of them that take modules whose launches overlap.
+const LATER: [u32; 4] = [90, 100, 110, 120];
 
 /// Where the assembler lies.
 fn tools() -> PathBuf {
@@ -67,18 +70,26 @@ fn assemble(tools: &Path, text: &Path, device: u32) -> Result<(String, String), 
 /// What is wrong with `file`, and the registers it takes on each device.
 fn judge(tools: &Path, file: &str) -> (Vec<String>, Vec<u32>) {
     let source = std::fs::read_to_string(harness::folder().join(file)).expect("the kernel");
-    let text = Path::new(env!("CARGO_TARGET_TMPDIR")).join(file);
-    let expanded = expand::expand(&harness::folder(), file).unwrap_or_else(|error| panic!("kernels/{error}"));
-    std::fs::write(&text, expanded).expect("a file in target");
+    let expanded = harness::expanded(file);
+    let mut texts = vec![(DEVICES.to_vec(), file.to_owned(), kernels::plain(&expanded))];
+    texts.extend(
+        kernels::dependent(&expanded).map(|text| (LATER.to_vec(), format!("dependent_{file}"), text)),
+    );
     let budget: u32 = match declared(&source, "registers")[..] {
         [budget] => budget.parse().expect("a number of registers"),
         _ => return (vec![format!("{file} wants one line `// registers: N` in its head")], Vec::new()),
     };
     let wanted = declared(&source, "wants");
     let (mut wrong, mut registers) = (Vec::new(), Vec::new());
-    for device in DEVICES {
-        let mut say = |what: String| wrong.push(format!("{file} for sm_{device}: {what}"));
-        let (report, listing) = match assemble(tools, &text, device) {
+    let each = texts.iter().flat_map(|(devices, name, text)| devices.iter().map(move |it| (*it, name, text)));
+    for (device, name, text) in each {
+        let mut say = |what: String| wrong.push(format!("{name} for sm_{device}: {what}"));
+        let place = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+        std::fs::write(&place, text).expect("a file in target");
+        if name != file && !text.contains("griddepcontrol.wait") {
+            say("its launches overlap, and it waits for none".to_owned());
+        }
+        let (report, listing) = match assemble(tools, &place, device) {
             Ok(made) => made,
             Err(said) => {
                 say(said);
@@ -126,7 +137,7 @@ fn ptxas_takes_every_kernel_within_its_budget() {
     });
     let mut judged = judged.into_inner().expect("no judge panicked");
     judged.sort();
-    println!("registers for sm_{DEVICES:?}:");
+    println!("registers for sm_{DEVICES:?}, and where launches overlap for sm_{LATER:?}:");
     for (file, (_, registers)) in &judged {
         println!("  {file:<24} {registers:?}");
     }

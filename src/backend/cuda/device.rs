@@ -3,7 +3,7 @@
 //! Owns: the primary context, and whether the device is lost. Never: memory, modules or streams; they own themselves
 //! and hold this.
 
-use super::error::{self, CAPABILITY_AT_LEAST, DRIVER_AT_LEAST, Status};
+use super::error::{self, CAPABILITY_AT_LEAST, DRIVER_AT_LEAST, OVERLAP_CAPABILITY, OVERLAP_DRIVER, Status};
 use super::{Error, driver, leave};
 use cust::sys;
 use std::cell::Cell;
@@ -97,6 +97,12 @@ impl Device {
 
     pub fn properties(&self) -> &Properties {
         &self.0.properties
+    }
+
+    /// Whether a launch can begin before the one before it has ended.
+    pub fn overlaps(&self) -> bool {
+        let Properties { capability, driver, .. } = self.0.properties;
+        capability >= OVERLAP_CAPABILITY && driver >= OVERLAP_DRIVER
     }
 
     /// Whether a call found that the device is lost.

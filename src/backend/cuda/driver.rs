@@ -30,6 +30,27 @@ const PLACES: [&str; 4] = [
     "/usr/lib/aarch64-linux-gnu/nvidia/libcuda.so.1",
 ];
 
+/// cuda.h's CUlaunchConfig.
+#[repr(C)]
+pub(super) struct LaunchConfig {
+    pub grid: [u32; 3],
+    pub block: [u32; 3],
+    pub shared: u32,
+    pub stream: CUstream,
+    pub attributes: *const LaunchAttribute,
+    pub count: u32,
+}
+
+/// cuda.h's CUlaunchAttribute: which one, and 64 bytes for its value.
+#[repr(C)]
+pub(super) struct LaunchAttribute {
+    pub id: u64, // an int and its padding: little-endian
+    pub value: [u64; 8],
+}
+
+/// CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION, allowed.
+pub(super) const MAY_OVERLAP: LaunchAttribute = LaunchAttribute { id: 6, value: [1, 0, 0, 0, 0, 0, 0, 0] };
+
 static FOUND: OnceLock<Result<Functions, Error>> = OnceLock::new();
 
 macro_rules! driver_functions {
@@ -107,6 +128,13 @@ driver_functions! {
         block_z: u32,
         shared: u32,
         stream: CUstream,
+        arguments: *mut *mut c_void,
+        extra: *mut *mut c_void,
+    )
+    #[cfg(false)] // younger than what `cust` declares
+    cuLaunchKernelEx(
+        config: *const LaunchConfig,
+        function: CUfunction,
         arguments: *mut *mut c_void,
         extra: *mut *mut c_void,
     )

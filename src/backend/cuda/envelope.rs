@@ -53,7 +53,7 @@ impl Envelopes {
                 staging: Staging::new(device.pinned(bytes)?),
                 results: device.pinned(RESULT_BYTES)?,
                 end: device.event()?,
-                sizes: Sizes::NOTHING,
+                sizes: Sizes::default(),
                 wants: Vec::new(),
                 batch: 0,
             })

@@ -11,6 +11,9 @@ use std::time::Duration;
 /// CUDA 11.4: the first whose compiler reads PTX 7.4. JetPack 5 has it, on aarch64 and glibc 2.31: a binary for that is built
 /// there, since one that was built beside a newer glibc does not start (`tests/gpu/check.sh` says so).
 pub const DRIVER_AT_LEAST: i32 = 11_040;
+/// CUDA 12.3: the first that records launches which overlap. The devices that know them, and a version of PTX that is older.
+pub const OVERLAP_DRIVER: i32 = 12_030;
+pub const OVERLAP_CAPABILITY: (u32, u32) = (9, 0);
 /// The kernels are written for this compute capability and any later one.
 pub const CAPABILITY_AT_LEAST: (u32, u32) = (8, 0);
 

@@ -2,6 +2,7 @@
 //!
 //! Owns: that, and which kernels a model needs. Never: where an operand lies, nor the order of launches (`step.rs`).
 
+use super::fused::Fused;
 use super::kernels::Source;
 use super::module::number;
 use super::plan::PAGE;
@@ -12,7 +13,7 @@ use crate::model::Model;
 use crate::model::quant::Quant;
 
 /// Tokens of a matrix-vector product at most.
-const FEW: usize = 8;
+pub(super) const FEW: usize = 8;
 /// Bytes of dynamic shared memory that one takes for each token; of bf16 fewer.
 const FEW_SHARED: usize = 5248;
 /// Rows and tokens of a CTA of a matrix-matrix product of many tokens, and of few.
@@ -33,6 +34,7 @@ struct Product {
     vector: Option<Kernel>,
     wide: Option<Kernel>,
     narrow: Option<Kernel>,
+    fused: Option<Fused>,
 }
 
 /// Every kernel that a model needs.
@@ -92,12 +94,18 @@ impl Kernels {
     /// Has the driver compile what `model` needs.
     pub fn load(device: &Device, sources: &[Source], model: &Model) -> Result<Kernels, Error> {
         let if_there = |name: &str| {
-            named(sources, name).map(|source| device.kernel(&source.name, &source.text)).transpose()
+            named(sources, name).map(|source| device.kernel(&source.name, &source.module(device))).transpose()
         };
         let load = |name: &str| {
             let absent =
                 || Error::Launch { kernel: name.to_owned(), why: "there is no such kernel".to_owned() };
             if_there(name)?.ok_or_else(absent)
+        };
+        let fused = |quant: Quant| {
+            let kernel = |what: &str| if_there(&of_format(&format!("fused_{what}"), quant, ""));
+            let kernels = (kernel("output")?, kernel("qkv")?, kernel("gate_up")?);
+            let (Some(output), Some(qkv), Some(gate_up)) = kernels else { return Ok::<_, Error>(None) };
+            Ok(Some(Fused { output, qkv, gate_up }))
         };
         let product = |quant: Quant| {
             Ok((
@@ -106,6 +114,7 @@ impl Kernels {
                     vector: if_there(&of_format("gemv", quant, ""))?,
                     wide: if_there(&of_format("gemm", quant, ""))?,
                     narrow: if_there(&of_format("gemm", quant, "_narrow"))?,
+                    fused: fused(quant)?,
                 },
             ))
         };
@@ -129,6 +138,14 @@ impl Kernels {
             copy_page: load("copy_page")?,
             clear_page: load("clear_page")?,
         })
+    }
+
+    fn product(&self, quant: Quant) -> Option<&Product> {
+        self.products.iter().find(|(of, _)| *of == quant).map(|(_, product)| product)
+    }
+
+    pub fn fused(&self, quant: Quant) -> Option<&Fused> {
+        self.product(quant)?.fused.as_ref()
     }
 }
 
@@ -183,15 +200,15 @@ impl Heads {
     }
 }
 
-/// What becomes queries, keys and values: products, what is done to them, where they go.
+/// What is done to products that become queries, keys and values, and where they go.
 #[derive(Clone, Copy)]
 pub(super) struct Projected {
-    pub qkv: [u64; 3],
     pub biases: [Option<u64>; 3],
     /// Of queries and of keys.
     pub gains: [Option<u64>; 2],
     pub turns: u64,
     pub slots: u64,
+    pub out: u64,
     /// Of keys and of values, one layer's.
     pub pages: [u64; 2],
 }
@@ -219,7 +236,7 @@ fn at(address: u64) -> Argument<'static> {
 }
 
 impl Launches<'_> {
-    fn put(
+    pub(super) fn put(
         &self,
         kernel: &Kernel,
         grid: [usize; 3],
@@ -276,9 +293,9 @@ impl Launches<'_> {
         tokens: usize,
         adds: bool,
     ) -> Result<(), Error> {
-        let of_format = self.kernels.products.iter().find(|(quant, _)| *quant == matrix.quant);
         let absent = |why: &str| Error::Launch { kernel: matrix.quant.to_string(), why: why.to_owned() };
-        let (_, product) = of_format.ok_or_else(|| absent("there is no product of this format"))?;
+        let product = self.kernels.product(matrix.quant);
+        let product = product.ok_or_else(|| absent("there is no product of this format"))?;
         let arguments = |x: Prepared, y: u64, tokens: usize| {
             let mut arguments = operand(matrix);
             match activations(matrix.quant) {
@@ -318,15 +335,21 @@ impl Launches<'_> {
         }
     }
 
-    /// Bias, norm of each head, rotation; queries in place, keys and values into their pages.
-    pub fn rotate_append(&self, heads: &Heads, of: Projected, rows: usize) -> Result<(), Error> {
-        let Projected { qkv, biases, gains, turns, slots, pages } = of;
-        let mut arguments: Vec<Argument> = qkv.map(at).into();
+    /// Bias, norm of each head, rotation of products, each with so many values between two rows; queries to where attention reads them, keys and values into their pages.
+    pub fn rotate_append(
+        &self,
+        heads: &Heads,
+        qkv: [(u64, usize); 3],
+        to: Projected,
+        rows: usize,
+    ) -> Result<(), Error> {
+        let Projected { biases, gains, turns, slots, out, pages } = to;
+        let mut arguments: Vec<Argument> = qkv.map(|(place, _)| at(place)).into();
         arguments.extend(biases.into_iter().chain(gains).map(|place| at(place.unwrap_or(0))));
-        arguments.extend([turns, slots, qkv[0], pages[0], pages[1]].map(at));
+        arguments.extend([turns, slots, out, pages[0], pages[1]].map(at));
         let Heads { heads, kv_heads, head_dim, dims, halves, eps, .. } = *heads;
-        let sizes = [heads, kv_heads, head_dim, dims, halves.into(), heads * head_dim, kv_heads * head_dim];
-        arguments.extend(sizes.map(number));
+        arguments.extend([heads, kv_heads, head_dim, dims, halves.into()].map(number));
+        arguments.extend(qkv.map(|(_, stride)| number(stride)));
         arguments.push(Argument::F32(eps));
         let grid = [(heads + 2 * kv_heads).div_ceil(4), rows, 1];
         self.put(&self.kernels.rotate_append, grid, 128, 0, &arguments)
@@ -389,18 +412,18 @@ impl Launches<'_> {
         self.put(&self.kernels.attend_combine, [heads.heads, rows, 1], 128, 0, &arguments)
     }
 
-    /// `activation(gate) * up`, as products read it.
+    /// `activation(gate) * up`, as products read it; both with as many values between rows.
     pub fn gate_quantize(
         &self,
-        [gate, up]: [u64; 2],
+        [gate, up]: [(u64, usize); 2],
         to: Prepared,
         [rows, dim]: [usize; 2],
         gelu: bool,
     ) -> Result<(), Error> {
         let grid = [rows, dim.next_multiple_of(64).div_ceil(CHUNK), 1];
         to.each(&self.kernels.gate_quantize, |kernel, [xq, xs, halves]| {
-            let addresses = [gate, up, xq, xs, halves, 0].map(at);
-            let arguments = [&addresses[..], &[dim, dim, gelu.into()].map(number)].concat();
+            let addresses = [gate.0, up.0, xq, xs, halves, 0].map(at);
+            let arguments = [&addresses[..], &[dim, gate.1, gelu.into()].map(number)].concat();
             self.put(kernel, grid, 256, 0, &arguments)
         })
     }
@@ -482,6 +505,6 @@ impl Launches<'_> {
 }
 
 /// A matrix as products are told of it: formats without scales have no argument for them.
-fn operand(matrix: &Matrix) -> Vec<Argument<'_>> {
+pub(super) fn operand(matrix: &Matrix) -> Vec<Argument<'_>> {
     [Some(&matrix.quants), matrix.scales.as_ref()].into_iter().flatten().map(Argument::Buffer).collect()
 }

@@ -16,6 +16,7 @@
 //! ├ envelope.rs  what goes there, what comes back    coverage.rs  which models the kernels know
 //! │ └ staging.rs   what a step is told, in one copy  weights.rs   matrices and vectors there
 //! ├ step.rs      its launches, in their order        room.rs      what a step works in
+//! │ ├ fused.rs     a layer's, as few as can be
 //! │ └ launches.rs  each kernel's grid, arguments
 //! └ graphs.rs    steps that come again, recorded
 //! ```
@@ -29,6 +30,7 @@ pub mod draw;
 mod driver;
 mod envelope;
 mod error;
+mod fused;
 mod graphs;
 pub mod kernels;
 mod launches;

@@ -26,6 +26,8 @@ pub struct Kernel {
     name: String,
     parameters: Vec<Parameter>,
     properties: KernelProperties,
+    /// It waits itself for what it reads of the launch before: that may still be at work when this one begins.
+    dependent: bool,
 }
 
 /// What the device's own compiler made of a kernel.
@@ -98,7 +100,8 @@ impl Device {
             local_bytes: number(Attribute::CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES)?,
             shared_bytes: number(Attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES)?,
         };
-        Ok(Kernel { _module: module, raw, name: name.to_owned(), parameters, properties })
+        let dependent = text.contains("griddepcontrol.wait");
+        Ok(Kernel { _module: module, raw, name: name.to_owned(), parameters, properties, dependent })
     }
 }
 
@@ -169,6 +172,10 @@ impl Kernel {
 
     pub fn properties(&self) -> KernelProperties {
         self.properties
+    }
+
+    pub(super) fn is_dependent(&self) -> bool {
+        self.dependent
     }
 
     pub(super) fn raw(&self) -> sys::CUfunction {

@@ -32,56 +32,65 @@ pub(super) struct Bounds<'a> {
     pub f16: bool,
 }
 
+/// Activations as products read them, in the forms that any matrix reads; `B` as below.
+pub(super) struct Ready<B> {
+    pub xq: B,           // s8 [row][width]
+    pub xs: B,           // {f32, s32} [row][width / 32]
+    pub bf16: Option<B>, // bf16 [row][width]
+    pub f16: Option<B>,  // f16, the same
+}
+
 /// All of it; `B` is a buffer, or to the plan its size.
 pub(super) struct Room<B> {
     pub stream: B,         // f32 [row][hidden]
     pub branch: Option<B>, // f32 [row][hidden]
-    pub xq: B,             // s8 [row][widest]: activations as products read them
-    pub xs: B,             // {f32, s32} [row][widest / 32]
-    pub bf16: Option<B>,   // bf16 [row][widest], if any matrix reads them
-    pub f16: Option<B>,    // f16, the same
-    pub q: B,              // f32 [row][heads][head_dim]
-    pub k: B,              // f32 [row][kv_heads][head_dim]
-    pub v: B,              // the same
-    pub attended: B,       // f32 [row][heads][head_dim]
-    pub sums: B,           // f32 [row][head][split][head_dim]
-    pub scales: B,         // {f32, f32} [row][head][split]
-    pub gate: B,           // f32 [row][ffn]
-    pub up: B,             // f32 [row][ffn]
-    pub chosen: B,         // f32 [head row][hidden]
-    pub logits: B,         // f32 [head row][vocab]
-    pub best: B,           // u64 [head row][vocab / 256]
-    pub weighed: B,        // u64 [head row][vocab / 256]
-    pub results: B,        // u32 [head row], then {u32, f32} [head row][entries]
-    pub embeds: B,         // f32 [slot][hidden]
-    pub staged: B,         // what `staging.rs` has put together
+    pub ready: Ready<B>, // [row][hidden or heads * head_dim]: what comes out of norms, and what was attended
+    pub inner: Ready<B>, // [row][ffn]: what the feed-forward's last matrix reads
+    pub qkv: B, // f32, products as `Joined` has them: [row][heads][head_dim], [row][kv_heads][head_dim], the same
+    pub q: B,   // f32 [row][heads][head_dim]
+    pub attended: B, // f32 [row][heads][head_dim]
+    pub sums: B, // f32 [row][head][split][head_dim]
+    pub scales: B, // {f32, f32} [row][head][split]
+    pub gate_up: B, // f32, products as `Joined` has them: [row][ffn], [row][ffn]
+    pub chosen: B, // f32 [head row][hidden]
+    pub logits: B, // f32 [head row][vocab]
+    pub best: B, // u64 [head row][vocab / 256]
+    pub weighed: B, // u64 [head row][vocab / 256]
+    pub results: B, // u32 [head row], then {u32, f32} [head row][entries]
+    pub embeds: B, // f32 [slot][hidden]
+    pub staged: B, // what `staging.rs` has put together
 }
 
 impl<B> Room<B> {
     /// Has `take` make each of them, by its bytes.
     pub fn new<E>(bounds: Bounds, mut take: impl FnMut(usize) -> Result<B, E>) -> Result<Room<B>, E> {
         let Bounds { shape, kinds, rows, embeds, pages, post_norms, bf16, f16 } = bounds;
-        let widest = shape.hidden.max(shape.ffn).max(shape.q_width()).next_multiple_of(PAIR);
+        let mut ready = |rows: usize, width: usize| {
+            let values = rows * width.next_multiple_of(PAIR);
+            Ok(Ready {
+                xq: take(values)?,
+                xs: take(values / 32 * 8)?,
+                bf16: bf16.then(|| take(values * 2)).transpose()?,
+                f16: f16.then(|| take(values * 2)).transpose()?,
+            })
+        };
         // The head's rows are activations too.
-        let normed = rows.max(GPU_HEAD_ROWS);
+        let normed = ready(rows.max(GPU_HEAD_ROWS), shape.hidden.max(shape.q_width()))?;
+        let inner = ready(rows, shape.ffn)?;
         let stretches = shape.vocab.div_ceil(LOGITS_PER_MAXIMUM);
         let parts = splits(pages);
         let sums = parts * shape.heads * shape.head_dim * 4;
         Ok(Room {
             stream: take(rows * shape.hidden * 4)?,
             branch: post_norms.then(|| take(rows * shape.hidden * 4)).transpose()?,
-            xq: take(normed * widest)?,
-            xs: take(normed * widest / 32 * 8)?,
-            bf16: bf16.then(|| take(normed * widest * 2)).transpose()?,
-            f16: f16.then(|| take(normed * widest * 2)).transpose()?,
+            ready: normed,
+            inner,
+            qkv: take(rows * (shape.q_width() + 2 * shape.kv_width()) * 4)?,
             q: take(rows * shape.q_width() * 4)?,
-            k: take(rows * shape.kv_width() * 4)?,
-            v: take(rows * shape.kv_width() * 4)?,
             attended: take(rows * shape.q_width() * 4)?,
             sums: take(sums)?,
             scales: take(parts * split_bytes(shape) - sums)?,
-            gate: take(rows * shape.ffn * 4)?,
-            up: take(rows * shape.ffn * 4)?,
+            gate_up: take(2 * rows * shape.ffn * 4)?,
             chosen: take(GPU_HEAD_ROWS * shape.hidden * 4)?,
             logits: take(GPU_HEAD_ROWS * shape.vocab * 4)?,
             best: take(GPU_HEAD_ROWS * stretches * 8)?,

@@ -49,7 +49,7 @@ impl Kinds {
 }
 
 /// What the launches of a step follow from, all of them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Sizes {
     /// Rows that go through the layers; 0: they have gone before, and only the head is left.
     pub rows: usize,
@@ -70,9 +70,6 @@ pub(super) struct Sizes {
 }
 
 impl Sizes {
-    pub const NOTHING: Sizes =
-        Sizes { rows: 0, few: 0, tiles: 0, splits: 0, tokens: 0, tops: 0, entries: 0, stored: 0 };
-
     pub fn head_rows(&self) -> usize {
         self.tokens + self.tops
     }

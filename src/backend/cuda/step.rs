@@ -4,18 +4,21 @@
 //! once or recorded.
 //!
 //! ```text
-//! embed ▸ of each layer: norm, quantise ▸ Q K V ▸ bias, norm, RoPE, append ▸ attend ▸ quantise ▸ output + stream ▸
-//!         norm, quantise ▸ gate, up ▸ activation, quantise ▸ down + stream ▸ store ▸
+//! embed ▸ of each layer: (norm, quantise ▸ Q K V ▸ bias, norm, RoPE, append) ▸ attend ▸ (quantise ▸ output + stream) ▸
+//!         (norm, quantise ▸ gate, up ▸ activation, quantise) ▸ down + stream ▸ store ▸
 //! choose ▸ norm, quantise ▸ head ▸ cap ▸ best, weigh ▸ draw, top
 //! ```
+//! What stands in brackets is one launch where `fused.rs` finds that it can be.
 
+use super::fused::Raw;
 use super::launches::{Heads, Launches, Planes, Prepared, Projected};
 use super::plan::splits;
-use super::room::{Room, TOPS_AT};
+use super::room::{Ready, Room, TOPS_AT};
 use super::staging::{Kinds, Places, Sizes, Tile};
 use super::weights::{Activations, Layer, Matrix, Weights, activations};
 use super::{Buffer, Error};
 use crate::model::shape::{Activation, Shape};
+use std::slice;
 
 /// Where everything is that a step works with.
 pub(super) struct Step<'a> {
@@ -60,40 +63,44 @@ impl Step<'_> {
     }
 
     /// Where rows go for these matrices, in the forms that they read.
-    fn prepared(&self, matrices: &[&Matrix]) -> Prepared {
+    fn prepared(&self, matrices: &[Matrix], room: &Ready<Buffer>) -> Prepared {
         let want = |form| matrices.iter().any(|matrix| activations(matrix.quant) == form);
         let if_wanted =
             |form, buffer: Option<&Buffer>| buffer.filter(|_| want(form)).map_or(0, Buffer::address);
         Prepared {
-            xq: if_wanted(Activations::Quants, Some(&self.room.xq)),
-            xs: if_wanted(Activations::Quants, Some(&self.room.xs)),
-            bf16: if_wanted(Activations::Bf16, self.room.bf16.as_ref()),
-            f16: if_wanted(Activations::F16, self.room.f16.as_ref()),
+            xq: if_wanted(Activations::Quants, Some(&room.xq)),
+            xs: if_wanted(Activations::Quants, Some(&room.xs)),
+            bf16: if_wanted(Activations::Bf16, room.bf16.as_ref()),
+            f16: if_wanted(Activations::F16, room.f16.as_ref()),
         }
     }
 
+    /// Rows for these matrices, through a norm if there is a gain.
+    fn raw(&self, x: &Buffer, gain: Option<&Buffer>, matrices: &[Matrix]) -> Raw {
+        let ready = self.prepared(matrices, &self.room.ready);
+        Raw { x: x.address(), gain: gain.map(Buffer::address), eps: self.shape.norm_eps, ready }
+    }
+
     fn attention(&self, sizes: &Sizes, places: &Places, number: usize, layer: &Layer) -> Result<(), Error> {
-        let Step { launches, room, shape, .. } = self;
-        let (rows, eps) = (sizes.rows, shape.norm_eps);
-        let x = self.prepared(&[&layer.q, &layer.k, &layer.v]);
-        let gain = Some(layer.attn_norm.address());
-        launches.norm_quantize(room.stream.address(), gain, x, [rows, shape.hidden], eps)?;
-        let qkv = [&room.q, &room.k, &room.v].map(Buffer::address);
-        for (matrix, to) in [&layer.q, &layer.k, &layer.v].into_iter().zip(qkv) {
-            launches.product(matrix, x, to, rows, false)?;
-        }
+        let Step { launches, room, .. } = self;
         let place = |buffer: &Option<Buffer>| buffer.as_ref().map(Buffer::address);
-        let biases = [&layer.q_bias, &layer.k_bias, &layer.v_bias].map(place);
-        let gains = [&layer.q_norm, &layer.k_norm].map(place);
-        let turns = self.staged(places.turns + layer.turns * places.turns_stride);
         let plane = |at: usize| self.planes.pool + (at * self.planes.stride) as u64;
         let pages = [2 * number, 2 * number + 1].map(plane);
-        let slots = self.staged(places.slots);
-        launches.rotate_append(self.heads, Projected { qkv, biases, gains, turns, slots, pages }, rows)?;
+        let projected = Projected {
+            biases: [&layer.q_bias, &layer.k_bias, &layer.v_bias].map(place),
+            gains: [&layer.q_norm, &layer.k_norm].map(place),
+            turns: self.staged(places.turns + layer.turns * places.turns_stride),
+            slots: self.staged(places.slots),
+            out: room.q.address(),
+            pages,
+        };
+        let rows = self.raw(&room.stream, Some(&layer.attn_norm), &layer.qkv.matrices);
+        launches.qkv(&layer.qkv, rows, room.qkv.address(), self.heads, projected, sizes.rows)?;
         self.attend(sizes, places, pages, layer)?;
-        let x = self.prepared(&[&layer.output]);
-        launches.norm_quantize(room.attended.address(), None, x, [rows, shape.q_width()], eps)?;
-        self.add(&layer.output, x, layer.attn_post_norm.as_ref(), rows)
+        let rows = self.raw(&room.attended, None, slice::from_ref(&layer.output));
+        self.add(layer.attn_post_norm.as_ref(), sizes.rows, |to, adds| {
+            launches.output(&layer.output, rows, to, sizes.rows, adds)
+        })
     }
 
     /// As many rows at a time as attention's scratch holds splits of.
@@ -138,34 +145,31 @@ impl Step<'_> {
 
     fn feed_forward(&self, sizes: &Sizes, layer: &Layer) -> Result<(), Error> {
         let Step { launches, room, shape, .. } = self;
-        let rows = sizes.rows;
-        let x = self.prepared(&[&layer.gate, &layer.up]);
-        let gain = Some(layer.ffn_norm.address());
-        launches.norm_quantize(room.stream.address(), gain, x, [rows, shape.hidden], shape.norm_eps)?;
-        launches.product(&layer.gate, x, room.gate.address(), rows, false)?;
-        launches.product(&layer.up, x, room.up.address(), rows, false)?;
-        let x = self.prepared(&[&layer.down]);
+        let rows = self.raw(&room.stream, Some(&layer.ffn_norm), &layer.gate_up.matrices);
+        let inner = self.prepared(slice::from_ref(&layer.down), &room.inner);
         let gelu = shape.activation == Activation::GeluTanh;
-        launches.gate_quantize([&room.gate, &room.up].map(Buffer::address), x, [rows, shape.ffn], gelu)?;
-        self.add(&layer.down, x, layer.ffn_post_norm.as_ref(), rows)
+        let size = [sizes.rows, shape.ffn];
+        launches.gate_up(&layer.gate_up, rows, room.gate_up.address(), inner, size, gelu)?;
+        self.add(layer.ffn_post_norm.as_ref(), sizes.rows, |to, adds| {
+            launches.product(&layer.down, inner, to, sizes.rows, adds)
+        })
     }
 
-    /// Adds a product to the stream, or with `post_norm` the normed product.
+    /// Has `product` added to the stream, or with `post_norm` the normed product.
     fn add(
         &self,
-        matrix: &Matrix,
-        x: Prepared,
         post_norm: Option<&Buffer>,
         rows: usize,
+        product: impl Fn(u64, bool) -> Result<(), Error>,
     ) -> Result<(), Error> {
         let stream = self.room.stream.address();
         match (post_norm, &self.room.branch) {
             (Some(gain), Some(branch)) => {
-                self.launches.product(matrix, x, branch.address(), rows, false)?;
+                product(branch.address(), false)?;
                 let places = [stream, branch.address(), gain.address()];
                 self.launches.add_normed(places, [rows, self.shape.hidden], self.shape.norm_eps)
             }
-            _ => self.launches.product(matrix, x, stream, rows, true),
+            _ => product(stream, true),
         }
     }
 
@@ -177,7 +181,7 @@ impl Step<'_> {
         let lists = [None, Some(self.staged(places.chosen))];
         launches.copy_rows([chosen, room.stream.address()], lists, [rows, shape.hidden])?;
         let head = weights.head();
-        let x = self.prepared(&[head]);
+        let x = self.prepared(slice::from_ref(head), &room.ready);
         let gain = Some(weights.output_norm.address());
         launches.norm_quantize(chosen, gain, x, [rows, shape.hidden], shape.norm_eps)?;
         let logits = room.logits.address();

@@ -91,6 +91,16 @@ impl Stream {
     ) -> Result<(), Error> {
         let mut bits = kernel.arguments(arguments)?;
         let mut places: Vec<*mut c_void> = bits.iter_mut().map(|bits| (&raw mut *bits).cast()).collect();
+        if kernel.is_dependent() {
+            let overlaps = driver::MAY_OVERLAP;
+            let (stream, attributes) = (self.raw, &raw const overlaps);
+            let config = driver::LaunchConfig { grid, block, shared, stream, attributes, count: 1 };
+            // SAFETY: as below; the attribute is one, and what it allows the kernel bears: it waits itself.
+            let status = unsafe {
+                driver::cuLaunchKernelEx(&config, kernel.raw(), places.as_mut_ptr(), std::ptr::null_mut())
+            };
+            return self.put("cuLaunchKernelEx", status);
+        }
         // SAFETY: one place for each parameter, each with as many bytes as it has (little-endian: the low ones come
         // first); the driver reads them before it returns. The rest is the caller's.
         let status = unsafe {

@@ -20,6 +20,25 @@ pub(super) struct Matrix {
     pub scales: Option<Buffer>,
 }
 
+/// Matrices that the same activations are multiplied with. Neighbours of one format lie one behind the other as one matrix:
+/// one launch makes their products.
+pub(super) struct Joined<const N: usize> {
+    pub matrices: Vec<Matrix>,
+    /// Of each that went in: which of `matrices` it is part of, and its first row there.
+    parts: [(usize, usize); N],
+}
+
+impl<const N: usize> Joined<N> {
+    /// Where each one's part of the products begins, and how many values lie between two tokens': `y` has those of so many
+    /// tokens, matrix after matrix.
+    pub fn products(&self, y: u64, tokens: usize) -> [(u64, usize); N] {
+        self.parts.map(|(number, row)| {
+            let before: usize = self.matrices[..number].iter().map(|matrix| matrix.rows * tokens).sum();
+            (y + ((before + row) * 4) as u64, self.matrices[number].rows)
+        })
+    }
+}
+
 /// What the numbers are that a matrix is multiplied with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Activations {
@@ -40,9 +59,8 @@ pub(super) fn activations(quant: Quant) -> Activations {
 
 pub(super) struct Layer {
     pub attn_norm: Buffer, // f32 [hidden]; so are all vectors
-    pub q: Matrix,
-    pub k: Matrix,
-    pub v: Matrix,
+    /// Queries', keys' and values'.
+    pub qkv: Joined<3>,
     pub q_bias: Option<Buffer>,
     pub k_bias: Option<Buffer>,
     pub v_bias: Option<Buffer>,
@@ -51,8 +69,7 @@ pub(super) struct Layer {
     pub output: Matrix,
     pub attn_post_norm: Option<Buffer>,
     pub ffn_norm: Buffer,
-    pub gate: Matrix,
-    pub up: Matrix,
+    pub gate_up: Joined<2>,
     pub down: Matrix,
     pub ffn_post_norm: Option<Buffer>,
     /// Which of [`turns`].
@@ -172,9 +189,7 @@ impl Weights {
             let own = turns_of(model, number);
             layers.push(Layer {
                 attn_norm: way.vector(&layer.attn_norm)?,
-                q: way.matrix(&layer.attn_q)?,
-                k: way.matrix(&layer.attn_k)?,
-                v: way.matrix(&layer.attn_v)?,
+                qkv: way.joined([&layer.attn_q, &layer.attn_k, &layer.attn_v])?,
                 q_bias: way.if_there(&layer.q_bias)?,
                 k_bias: way.if_there(&layer.k_bias)?,
                 v_bias: way.if_there(&layer.v_bias)?,
@@ -183,8 +198,7 @@ impl Weights {
                 output: way.matrix(&layer.attn_output)?,
                 attn_post_norm: way.if_there(&layer.attn_post_norm)?,
                 ffn_norm: way.vector(&layer.ffn_norm)?,
-                gate: way.matrix(&layer.ffn_gate)?,
-                up: way.matrix(&layer.ffn_up)?,
+                gate_up: way.joined([&layer.ffn_gate, &layer.ffn_up])?,
                 down: way.matrix(&layer.ffn_down)?,
                 ffn_post_norm: way.if_there(&layer.ffn_post_norm)?,
                 turns: turns.iter().position(|turns| *turns == own).unwrap_or(0),
@@ -214,36 +228,81 @@ impl Way<'_> {
     }
 
     fn matrix(&mut self, extent: &Extent) -> Result<Matrix, Error> {
-        let tensor = self.gguf.tensor_at(extent);
-        let wrong = |why| Error::Launch { kernel: tensor.name.to_owned(), why };
-        let whole = layout(&tensor).map_err(wrong)?;
-        let (rows, columns) = (tensor.rows(), tensor.dims[0]);
-        let quants = self.device.buffer(whole.quant_bytes())?;
-        let scales = match whole.scale_bytes() {
+        self.stacked(&[self.gguf.tensor_at(extent)])
+    }
+
+    fn joined<const N: usize>(&mut self, extents: [&Extent; N]) -> Result<Joined<N>, Error> {
+        let tensors = extents.map(|extent| self.gguf.tensor_at(extent));
+        // A row tile is one matrix's: what follows ragged rows begins anew.
+        let joins = |a: &Tensor, b: &Tensor| {
+            a.kind == b.kind && a.dims[0] == b.dims[0] && a.rows().is_multiple_of(TILE)
+        };
+        let (mut matrices, mut parts, mut at) = (Vec::new(), [(0, 0); N], 0);
+        for stack in tensors.chunk_by(joins) {
+            let mut row = 0;
+            for tensor in stack {
+                parts[at] = (matrices.len(), row);
+                row += tensor.rows();
+                at += 1;
+            }
+            matrices.push(self.stacked(stack)?);
+        }
+        Ok(Joined { matrices, parts })
+    }
+
+    /// One matrix of tensors of one format and as many columns, of whole tiles each but the last.
+    fn stacked(&mut self, tensors: &[Tensor]) -> Result<Matrix, Error> {
+        let (mut quant_bytes, mut scale_bytes) = (0, 0);
+        for tensor in tensors {
+            let whole = layout(tensor).map_err(|why| unread(tensor, why))?;
+            quant_bytes += whole.quant_bytes();
+            scale_bytes += whole.scale_bytes();
+        }
+        let quants = self.device.buffer(quant_bytes)?;
+        let scales = match scale_bytes {
             0 => None,
             bytes => Some(self.device.buffer(bytes)?),
         };
+        let (mut quants_at, mut scales_at) = (0, 0);
+        for tensor in tensors {
+            self.bring(tensor, (&quants, &mut quants_at), (scales.as_ref(), &mut scales_at))?;
+        }
+        let rows = tensors.iter().map(Tensor::rows).sum();
+        Ok(Matrix { quant: tensors[0].kind, rows, columns: tensors[0].dims[0], quants, scales })
+    }
+
+    /// A tensor to where it stands in these buffers, which then is the next one's place.
+    fn bring(
+        &mut self,
+        tensor: &Tensor,
+        (quants, quants_at): (&Buffer, &mut usize),
+        (scales, scales_at): (Option<&Buffer>, &mut usize),
+    ) -> Result<(), Error> {
+        let (rows, columns) = (tensor.rows(), tensor.dims[0]);
         // Whole tiles at a time: a tile's bytes follow those of the one before it.
         let row_bytes = tensor.row_bytes();
         let at_a_time = (GPU_UPLOAD_BYTES / (row_bytes * TILE)).max(1) * TILE;
-        let (mut quants_at, mut scales_at) = (0, 0);
         for first in (0..rows).step_by(at_a_time) {
             let count = at_a_time.min(rows - first);
-            let part = Tensor { dims: [columns, count, 1, 1], ..tensor };
-            let part = layout(&part).map_err(wrong)?;
+            let part = Tensor { dims: [columns, count, 1, 1], ..*tensor };
+            let part = layout(&part).map_err(|why| unread(tensor, why))?;
             self.quants.resize(part.quant_bytes(), 0);
             self.scales.resize(part.scale_bytes(), 0);
             let file = &tensor.bytes[first * row_bytes..][..count * row_bytes];
             part.pack(file, &mut self.quants, &mut self.scales);
-            self.stream.upload(&self.quants, &quants, quants_at)?;
-            if let Some(scales) = &scales {
-                self.stream.upload(&self.scales, scales, scales_at)?;
+            self.stream.upload(&self.quants, quants, *quants_at)?;
+            if let Some(scales) = scales {
+                self.stream.upload(&self.scales, scales, *scales_at)?;
             }
-            quants_at += self.quants.len();
-            scales_at += self.scales.len();
+            *quants_at += self.quants.len();
+            *scales_at += self.scales.len();
         }
-        Ok(Matrix { quant: tensor.kind, rows, columns, quants, scales })
+        Ok(())
     }
+}
+
+fn unread(tensor: &Tensor, why: String) -> Error {
+    Error::Launch { kernel: tensor.name.to_owned(), why }
 }
 
 impl Matrix {

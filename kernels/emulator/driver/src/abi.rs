@@ -2,7 +2,7 @@
 //!
 //! Owns: the C side: pointers are written and read here, nothing is decided. The names and signatures are cuda.h's.
 
-use crate::driver::{Answer, Needs, REGISTERS, SHARED_USUAL, THREADS, call, make_current};
+use crate::driver::{Answer, Function, Needs, REGISTERS, SHARED_USUAL, THREADS, call, make_current};
 use crate::status::{self, INVALID_DEVICE, INVALID_HANDLE, INVALID_VALUE, NO_DEVICE, NOT_SUPPORTED};
 use crate::stream::{Event, EventState, Stream, Work};
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
@@ -250,22 +250,33 @@ functions! {
         extra: *mut *mut c_void
     ) Context |d| {
         let function = d.function(number(function))?.clone();
-        if !extra.is_null() {
-            return Err(NOT_SUPPORTED);
+        let parameters = parameters(&function, arguments, extra)?;
+        let sizes = [[grid_x, grid_y, grid_z], [block_x, block_y, block_z]];
+        d.launch(&function, number(stream), sizes, shared, parameters, false)
+    }
+    cuLaunchKernelEx(
+        config: *const LaunchConfig,
+        function: Handle,
+        arguments: *mut *mut c_void,
+        extra: *mut *mut c_void
+    ) Context |d| {
+        if config.is_null() {
+            return Err(INVALID_VALUE);
         }
-        let declared = function.kernel().parameters();
-        let bytes = declared.iter().map(|it| it.offset as usize + it.size as usize).max().unwrap_or(0);
-        let mut parameters = vec![0u8; bytes];
-        for (at, it) in declared.iter().enumerate() {
-            if arguments.is_null() || (*arguments.add(at)).is_null() {
+        let LaunchConfig { grid, block, shared, stream, attributes, count } = config.read();
+        let mut overlaps = false;
+        for at in 0..count as usize {
+            if attributes.is_null() {
                 return Err(INVALID_VALUE);
             }
-            let argument = (*arguments.add(at)).cast::<u8>();
-            let to = &mut parameters[it.offset as usize..][..it.size as usize];
-            to.as_mut_ptr().copy_from_nonoverlapping(argument, to.len());
+            match attributes.add(at).read() {
+                LaunchAttribute { id: MAY_OVERLAP, value, .. } => overlaps = value[0] as u32 != 0,
+                _ => return Err(NOT_SUPPORTED),
+            }
         }
-        let sizes = [[grid_x, grid_y, grid_z], [block_x, block_y, block_z]];
-        d.launch(&function, number(stream), sizes, shared, parameters)
+        let function = d.function(number(function))?.clone();
+        let parameters = parameters(&function, arguments, extra)?;
+        d.launch(&function, number(stream), [grid, block], shared, parameters, overlaps)
     }
     cuStreamBeginCapture_v2(stream: Handle, mode: c_int) Context |d| {
         // Thread-local, which is what `unsafe_in_capture` keeps.
@@ -293,6 +304,56 @@ functions! {
     cuGraphDestroy(graph: Handle) Context |d| {
         d.graphs.remove(&number(graph)).map(drop).ok_or(INVALID_HANDLE)
     }
+}
+
+// CUlaunchConfig, CUlaunchAttribute
+#[repr(C)]
+pub struct LaunchConfig {
+    pub grid: [c_uint; 3],
+    pub block: [c_uint; 3],
+    pub shared: c_uint,
+    pub stream: Handle,
+    pub attributes: *const LaunchAttribute,
+    pub count: c_uint,
+}
+
+#[repr(C)]
+pub struct LaunchAttribute {
+    pub id: c_uint,
+    pub padding: c_uint,
+    pub value: [u64; 8],
+}
+
+/// CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+pub const MAY_OVERLAP: c_uint = 6;
+
+/// What a launch is given, as the kernel's parameters lie.
+///
+/// # Safety
+/// That of cuLaunchKernel.
+unsafe fn parameters(
+    function: &Function,
+    arguments: *mut *mut c_void,
+    extra: *mut *mut c_void,
+) -> Answer<Vec<u8>> {
+    if !extra.is_null() {
+        return Err(NOT_SUPPORTED);
+    }
+    let declared = function.kernel().parameters();
+    let bytes = declared.iter().map(|it| it.offset as usize + it.size as usize).max().unwrap_or(0);
+    let mut parameters = vec![0u8; bytes];
+    for (at, it) in declared.iter().enumerate() {
+        // SAFETY: the program's list has a place for each parameter, of the parameter's size.
+        unsafe {
+            if arguments.is_null() || (*arguments.add(at)).is_null() {
+                return Err(INVALID_VALUE);
+            }
+            let argument = (*arguments.add(at)).cast::<u8>();
+            let to = &mut parameters[it.offset as usize..][..it.size as usize];
+            to.as_mut_ptr().copy_from_nonoverlapping(argument, to.len());
+        }
+    }
+    Ok(parameters)
 }
 
 /// There is one device.

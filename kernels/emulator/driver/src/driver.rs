@@ -248,6 +248,11 @@ impl Driver {
             );
             return Err((UNSUPPORTED_PTX_VERSION, log));
         }
+        let target = word(".target").and_then(|target| target.strip_prefix("sm_")?.parse::<i32>().ok());
+        if target.is_some_and(|target| target > self.script.capability) {
+            let log = format!("application ptx input: the device is sm_{}", self.script.capability);
+            return Err((INVALID_PTX, log));
+        }
         let module = Module::parse(text).map_err(|error| (INVALID_PTX, error.to_string()))?;
         let budget = text.lines().find_map(|line| line.trim().strip_prefix("// registers:"));
         let registers = budget.or_else(|| word(".maxnreg")).and_then(|number| number.trim().parse().ok());

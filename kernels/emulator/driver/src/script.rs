@@ -9,6 +9,7 @@
 //! | `memory=BYTES` | has so much memory (128 MiB) |
 //! | `seed=N` | runs warps in the order of seed N (0) |
 //! | `no-device` | sees no device |
+//! | `graphs` | says of each graph, as it is made, which kernels it launches: `graph: one +two three`; `+`: it may begin before the one before it has ended |
 //! | `jit` | takes no PTX |
 //! | `lost@N` | is lost in the N-th launch |
 //! | `hung@N` | never ends the N-th launch, nor the process that leaves by the usual exit then |
@@ -38,6 +39,7 @@ pub struct Script {
     pub memory: usize,
     pub seed: u64,
     pub no_device: bool,
+    pub graphs: bool,
     pub jit: bool,
     pub lost: Option<u64>,
     pub hung: Option<Doomed>,
@@ -65,6 +67,7 @@ impl Script {
             memory: 128 << 20,
             seed: 0,
             no_device: false,
+            graphs: false,
             jit: false,
             lost: None,
             hung: None,
@@ -103,6 +106,7 @@ impl Script {
             ("memory", None, Some(value)) => self.memory = value.parse().ok()?,
             ("seed", None, Some(value)) => self.seed = value.parse().ok()?,
             ("no-device", None, None) => self.no_device = true,
+            ("graphs", None, None) => self.graphs = true,
             ("jit", None, None) => self.jit = true,
             ("lost", Some(number), None) => self.lost = Some(number),
             ("hung", Some(number), None) => self.hung = Some(Doomed::Number(number)),

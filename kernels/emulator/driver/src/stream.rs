@@ -34,6 +34,8 @@ pub enum Work {
         block: [u32; 3],
         shared: u32,
         parameters: Vec<u8>,
+        /// It may begin before the work before it has ended. (A kernel that waits runs as if it did, whether it may or not.)
+        overlaps: bool,
     },
     /// From pinned memory.
     Upload {
@@ -104,6 +106,7 @@ impl Driver {
         [grid, block]: [[u32; 3]; 2],
         shared: u32,
         parameters: Vec<u8>,
+        overlaps: bool,
     ) -> Answer<()> {
         if let Some(code) = self.script.refuses(&function.name) {
             return Err(Status(code));
@@ -124,7 +127,8 @@ impl Driver {
         if warps * 32 * function.registers().next_multiple_of(8) > REGISTERS {
             return Err(LAUNCH_OUT_OF_RESOURCES);
         }
-        self.enqueue(stream, Work::Launch { function: function.clone(), grid, block, shared, parameters })
+        let function = function.clone();
+        self.enqueue(stream, Work::Launch { function, grid, block, shared, parameters, overlaps })
     }
 
     pub fn record(&mut self, event: u64, stream: u64) -> Answer<()> {
@@ -197,6 +201,15 @@ impl Driver {
 
     pub fn instantiate(&mut self, graph: u64) -> Answer<u64> {
         let graph = self.graphs.get(&graph).ok_or(INVALID_HANDLE)?.clone();
+        if self.script.graphs {
+            let launched = graph.iter().filter_map(|work| match work {
+                Work::Launch { function, overlaps, .. } => {
+                    Some(format!("{}{}", if *overlaps { "+" } else { "" }, function.name))
+                }
+                _ => None,
+            });
+            eprintln!("stand-in driver: graph: {}", launched.collect::<Vec<_>>().join(" "));
+        }
         let handle = self.handle();
         self.executables.insert(handle, graph);
         Ok(handle)
@@ -254,7 +267,7 @@ impl Driver {
 
     fn run(&mut self, stream: u64, work: Work) -> Answer<()> {
         let fault = match work {
-            Work::Launch { function, grid, block, shared, parameters } => {
+            Work::Launch { function, grid, block, shared, parameters, .. } => {
                 self.launches += 1;
                 if self.script.hangs(self.launches, &function.name) {
                     eprintln!("stand-in driver: launch {} hangs, as told: {}", self.launches, function.name);

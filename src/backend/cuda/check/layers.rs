@@ -113,8 +113,8 @@ impl Heads {
         arguments.extend(starts.map(|head| part(bias.address(), head, self.biased)));
         arguments.extend([part(gain.address(), 0, self.normed); 2]);
         arguments.extend([&turns, &places, &out, &keys, &values].map(Argument::Buffer));
-        let sizes = [heads, kv_heads, head_dim, dims, self.halves.into(), all * head_dim, all * head_dim];
-        arguments.extend(sizes.map(number));
+        arguments.extend([heads, kv_heads, head_dim, dims, self.halves.into()].map(number));
+        arguments.extend([number(all * head_dim); 3]);
         arguments.push(Argument::F32(EPSILON));
         // SAFETY: made for these sizes; they live until `bytes` has waited.
         unsafe { bed.launch("rotate_append", [all.div_ceil(4), ROWS], 128, &arguments)? };
@@ -322,7 +322,8 @@ fn heads_rate(bed: &mut Bed) -> Checked {
     // Neither bias nor gain.
     arguments.extend([Argument::Address(0); 5]);
     arguments.extend([&turns, &places, &out, &keys, &values].map(Argument::Buffer));
-    arguments.extend([heads, kv_heads, head_dim, head_dim, 0, all * head_dim, all * head_dim].map(number));
+    arguments.extend([heads, kv_heads, head_dim, head_dim, 0].map(number));
+    arguments.extend([number(all * head_dim); 3]);
     arguments.push(Argument::F32(EPSILON));
     let bytes = [&products, &turns, &out, &keys, &values].map(|buffer| buffer.size()).iter().sum();
     // SAFETY: made for these sizes; they live until the last wait.

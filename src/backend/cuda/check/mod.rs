@@ -6,6 +6,7 @@
 //! basics.rs     memory, the copy kernel, graphs, the bandwidth
 //! norms.rs      norms and quantisation, bit for bit against plain Rust
 //! products.rs   products of a matrix with one vector, a few, many: the same
+//! fused.rs      products with what stands about them in a layer, against the launches of each alone
 //! attention.rs  attention against its formula, many rows against one
 //! sampling.rs   the tokens that the processor draws, and its distributions
 //! rows.rs       rows of the embedding, rows and pages copied
@@ -16,6 +17,7 @@
 
 mod attention;
 mod basics;
+mod fused;
 mod layers;
 mod norms;
 mod products;
@@ -55,7 +57,7 @@ type Rate = (&'static str, fn(&mut Bed) -> Checked);
 pub fn check(libcuda: Option<&Path>, timed: bool) -> Result<Report, Error> {
     let device = Device::open(libcuda)?;
     let sources = kernels::all()?;
-    let kernels = sources.iter().map(|source| device.kernel(&source.name, &source.text));
+    let kernels = sources.iter().map(|source| device.kernel(&source.name, &source.module(&device)));
     let kernels = kernels.collect::<Result<Vec<_>, _>>()?;
     let deadline = if timed { DEADLINE } else { DEADLINE_UNTIMED };
     let mut bed = Bed { stream: device.stream(deadline)?, device: &device, kernels: &kernels, timed };
@@ -120,6 +122,9 @@ fn all(bed: &mut Bed, checks: &mut Vec<Check>) -> Result<(), Error> {
     for product in &products::PRODUCTS {
         add(product.kernel, products::check(bed, product))?;
     }
+    for fused in fused::all() {
+        add(&fused.name(), fused::check(bed, &fused))?;
+    }
     add("attention", attention::attention(bed))?;
     add("prefill", attention::prefill(bed))?;
     add("sampling", sampling::sampling(bed))?;
@@ -147,6 +152,9 @@ fn all(bed: &mut Bed, checks: &mut Vec<Check>) -> Result<(), Error> {
             };
             add(&name, products::rate(bed, product, tokens))?;
         }
+    }
+    for fused in fused::all() {
+        add(&format!("{}, 1 token", fused.name()), fused::rate(bed, &fused))?;
     }
     for kernel in attention::KERNELS {
         add(&format!("{kernel}, rate"), attention::rate(bed, kernel))?;

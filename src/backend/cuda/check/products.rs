@@ -75,7 +75,7 @@ const VECTOR_SHARED_OF_FLOATS: u32 = 4224;
 const TIMED_COLUMNS: usize = 4096;
 /// How far the numbers of two devices may lie apart in products of bf16 and f16, as a root mean square: up to 134 additions of a
 /// tensor core, each of which may cut off a unit of f32's last place or two, one after the other, with as much again to spare.
-const APART: f64 = 1.0 / (1 << 13) as f64;
+pub(super) const APART: f64 = 1.0 / (1 << 13) as f64;
 /// Tokens that a wide product is timed with; fewer where the device's memory is not that of a GPU.
 const TIMED_TOKENS: usize = 512;
 
@@ -192,7 +192,7 @@ impl On {
     }
 }
 
-fn is_float(quant: Quant) -> bool {
+pub(super) fn is_float(quant: Quant) -> bool {
     matches!(quant, Quant::F16 | Quant::BF16)
 }
 
