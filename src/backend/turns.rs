@@ -16,12 +16,15 @@ pub const SHORT: Duration = Duration::from_micros(100);
 pub const USUAL: Duration = Duration::from_millis(3);
 
 /// The kernel's `struct sched_attr`, in its first size but for the last two words.
-#[cfg(target_os = "linux")]
+#[cfg(all(
+    target_os = "linux",
+    any(target_arch = "x86_64", target_arch = "aarch64", target_arch = "riscv64")
+))]
 #[repr(C)]
 #[derive(Default)]
 struct Attributes {
     size: u32,
-    policy: u32, // 0: SCHED_OTHER
+    policy: u32,
     flags: u64,
     nice: i32,
     priority: u32,
@@ -30,23 +33,33 @@ struct Attributes {
     period: u64,
 }
 
-#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+#[cfg(target_arch = "x86_64")]
 const SCHED_SETATTR: std::ffi::c_long = 314;
-#[cfg(all(target_os = "linux", not(target_arch = "x86_64")))]
+#[cfg(any(target_arch = "aarch64", target_arch = "riscv64"))]
 const SCHED_SETATTR: std::ffi::c_long = 274;
+
+/// Keeps the policy that the operator has chosen.
+#[cfg(all(
+    target_os = "linux",
+    any(target_arch = "x86_64", target_arch = "aarch64", target_arch = "riscv64")
+))]
+const KEEP_POLICY: u64 = 0x08;
 
 /// From now on the calling thread, and those that it starts, have this niceness and turns of this length.
 ///
 /// # Errors
 /// What the system says, as to one who asks for more urgency than it may have.
-#[cfg(target_os = "linux")]
+#[cfg(all(
+    target_os = "linux",
+    any(target_arch = "x86_64", target_arch = "aarch64", target_arch = "riscv64")
+))]
 pub fn take(nice: i32, length: Duration) -> io::Result<()> {
     unsafe extern "C" {
         fn syscall(number: std::ffi::c_long, ...) -> std::ffi::c_long;
     }
     let size = size_of::<Attributes>() as u32;
     let runtime = length.as_nanos() as u64;
-    let attributes = Attributes { size, nice, runtime, ..Attributes::default() };
+    let attributes = Attributes { size, flags: KEEP_POLICY, nice, runtime, ..Attributes::default() };
     let (this, flags) = (0u32, 0u32);
     // SAFETY: sched_setattr(2) reads as many bytes of the attributes as they say that they have, and keeps nothing.
     match unsafe { syscall(SCHED_SETATTR, this, &raw const attributes, flags) } {
@@ -56,7 +69,10 @@ pub fn take(nice: i32, length: Duration) -> io::Result<()> {
 }
 
 /// Elsewhere nobody is asked.
-#[cfg(not(target_os = "linux"))]
+#[cfg(not(all(
+    target_os = "linux",
+    any(target_arch = "x86_64", target_arch = "aarch64", target_arch = "riscv64")
+)))]
 pub fn take(_nice: i32, _length: Duration) -> io::Result<()> {
     Ok(())
 }

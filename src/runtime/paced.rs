@@ -8,13 +8,14 @@
 //! part of one such thread's time.
 
 use super::fair::Fair;
+use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 /// While the model is busy for others, a subject rests so many times as long as its turn took, ...
 const RESTS: u32 = 3;
 /// ... but not longer than this.
 const REST_MOST: Duration = Duration::from_secs(1);
-/// How long those who wait for the end of a rest go without asking whether it is needed any more.
+/// How long those who wait for the end of a rest go at most without asking whether it is needed any more.
 const LOOK: Duration = Duration::from_millis(20);
 
 pub(super) struct Paced<T> {
@@ -59,12 +60,18 @@ impl<T> Paced<T> {
 
     /// `busy`: the model computes for several.
     pub fn next(&mut self, busy: bool, now: Instant) -> Next<T> {
-        let rested =
-            |subject: usize| self.rested.get(subject).copied().flatten().is_none_or(|until| until <= now);
-        match self.fair.pop_of(|subject| !busy || rested(subject)) {
+        let least = Cell::new(LOOK);
+        let may = |subject: usize| {
+            let left =
+                self.rested.get(subject).copied().flatten().map(|until| until.saturating_duration_since(now));
+            let left = left.filter(|left| busy && !left.is_zero());
+            least.set(least.get().min(left.unwrap_or(LOOK)));
+            left.is_none()
+        };
+        match self.fair.pop_of(may) {
             Some((subject, one)) => Next::Turn(subject, one),
             None if self.fair.is_empty() => Next::Nothing,
-            None => Next::Rest(LOOK),
+            None => Next::Rest(least.get()),
         }
     }
 
@@ -74,7 +81,8 @@ impl<T> Paced<T> {
         if self.rested.len() <= subject {
             self.rested.resize(subject + 1, None);
         }
-        self.rested[subject] = Some(now + (took * RESTS).min(REST_MOST));
+        let until = now + (took * RESTS).min(REST_MOST);
+        self.rested[subject] = self.rested[subject].max(Some(until)); // another thread's turn of it may have been longer
     }
 
     /// Takes one out of the subject's queue before its turn.
@@ -95,7 +103,12 @@ mod tests {
         (0..3).for_each(|one| paced.push(0, one));
         assert!(matches!(paced.next(true, start), Next::Turn(0, 0)));
         paced.over(0, Duration::from_millis(10), after(10));
-        assert!(matches!(paced.next(true, after(11)), Next::Rest(_)));
+        let left = Duration::from_millis(20);
+        assert!(
+            matches!(paced.next(true, after(11)), Next::Rest(least) if least == left),
+            "it asks again soon"
+        );
+        assert!(matches!(paced.next(true, after(38)), Next::Rest(least) if least == left / 10));
         paced.push(1, 10);
         assert!(matches!(paced.next(true, after(11)), Next::Turn(1, 10)));
         paced.over(1, Duration::from_millis(1), after(12));
