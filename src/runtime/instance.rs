@@ -10,7 +10,7 @@ use super::directory::Entry;
 use super::quota::{Allowance, Name, Quotas};
 use super::slice::Guest;
 use super::table::Table;
-use super::worker::Slice;
+use super::worker::{Slice, Starting};
 use super::{Ending, Errand, InstanceEvent, Launch, Runtime, What, events};
 use crate::clock;
 use crate::engine::Gone;
@@ -86,9 +86,8 @@ pub(super) async fn run(
     entry: &Entry,
     launch: Launch,
     errand: Errand,
-    slice: Slice,
+    (slice, starting): (Slice, Starting),
 ) -> Ending {
-    let starting = slice.starting();
     let code = match launch.program.code().await {
         Ok(code) => code,
         Err(rejected) => return Ending::ServerError(rejected.to_string()),

@@ -216,11 +216,14 @@ impl Prepared {
         if let Some(launch) = self.launch.take() {
             let (runtime, entry) = (self.runtime.clone(), self.entry.clone());
             let seat = entry.seat.clone();
-            self.runtime.parts.workers.spawn(&seat, |slice| async move {
-                let events = launch.events.clone();
-                let quotas = launch.quotas;
-                let run = instance::run(&runtime, &entry, launch, errand, slice);
-                instance::live(&runtime, &entry, &quotas, events, run).await;
+            self.runtime.parts.workers.spawn(&seat, |slice| {
+                let starting = slice.starting(); // from now on, or those that wait for a worker would be no crowd
+                async move {
+                    let events = launch.events.clone();
+                    let quotas = launch.quotas;
+                    let run = instance::run(&runtime, &entry, launch, errand, (slice, starting));
+                    instance::live(&runtime, &entry, &quotas, events, run).await;
+                }
             });
         }
     }

@@ -38,7 +38,7 @@ mod settle;
 mod tests;
 
 use seat::{Place, Waiting};
-pub use seat::{Seat, Slice};
+pub use seat::{Seat, Slice, Starting};
 
 /// Of so much time of the woken, as much as one part goes to guests that used their last slice up, ...
 const EXHAUSTED_PART: i64 = 16;

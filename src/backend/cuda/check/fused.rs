@@ -3,24 +3,11 @@
 //! Owns: which launches those are. Never: what is right of these; they have checks of their own.
 
 use super::norms::{BLOCK, EPSILON, floats};
-use super::products::{APART, blocks, is_float};
+use super::products::{APART, PRODUCTS, Product, blocks, is_float};
 use super::{Argument, Bed, Buffer, Checked, Error, Found, Launched, Seeded, same};
 use crate::backend::cuda::module::number;
 use crate::backend::cuda::repack::{Layout, PAIR, TILE};
 use crate::model::quant::Quant;
-
-const FORMATS: [(Quant, &str); 10] = [
-    (Quant::Q4_0, "q4_0"),
-    (Quant::Q4_1, "q4_1"),
-    (Quant::Q5_0, "q5_0"),
-    (Quant::Q5_1, "q5_1"),
-    (Quant::Q8_0, "q8_0"),
-    (Quant::Q4_K, "q4_k"),
-    (Quant::Q5_K, "q5_k"),
-    (Quant::Q6_K, "q6_k"),
-    (Quant::F16, "f16"),
-    (Quant::BF16, "bf16"),
-];
 
 #[derive(Clone, Copy)]
 pub(super) enum What {
@@ -37,8 +24,12 @@ pub(super) struct Fused {
     suffix: &'static str,
 }
 
+/// Of each format that a product with one vector has a kernel for.
 pub(super) fn all() -> impl Iterator<Item = Fused> {
-    let of = |what| FORMATS.map(|(quant, suffix)| Fused { what, quant, suffix });
+    let fused = |what, product: &Product| {
+        product.kernel.strip_prefix("gemv_").map(|suffix| Fused { what, quant: product.quant, suffix })
+    };
+    let of = move |what| PRODUCTS.iter().filter_map(move |product| fused(what, product));
     [What::Output, What::Qkv(0, 0), What::GateUp].into_iter().flat_map(of)
 }
 

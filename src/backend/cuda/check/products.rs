@@ -13,7 +13,7 @@ use crate::model::quant::{Quant, f16_to_f32, group_scales};
 /// A kernel, the format that it reads, and what a CTA of it makes of the product.
 pub(super) struct Product {
     pub kernel: &'static str,
-    quant: Quant,
+    pub(super) quant: Quant,
     cta: Cta,
 }
 
