@@ -168,7 +168,7 @@ fn launches_overlap_where_they_can() {
         said.push(heard.text);
         let log = server.log();
         let layer =
-            "fused_qkv_q4_0 attend_64 +fused_output_q4_0 +fused_gate_up_q4_0 +gemv_q4_0 +fused_qkv_q4_0";
+            "fused_qkv_q4_0 +attend_64 +fused_output_q4_0 +fused_gate_up_q4_0 +gemv_q4_0 +fused_qkv_q4_0";
         assert_eq!(log.contains(layer), overlap, "{told}: {log}");
         assert_eq!(log.contains(" +"), overlap, "{told}: {log}");
     }

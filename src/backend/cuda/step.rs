@@ -122,7 +122,12 @@ impl Step<'_> {
                 self.heads,
                 [room.q.address() + skipped, keys, values],
                 [rows_at + (first * 16) as u64, self.staged(places.tail)],
-                [room.attended.address() + skipped, room.sums.address(), room.scales.address()],
+                [
+                    room.attended.address() + skipped,
+                    room.sums.address(),
+                    room.scales.address(),
+                    room.tickets.address(),
+                ],
                 [count, sizes.splits],
             )?;
         }

@@ -1,15 +1,15 @@
 //! Mistakes put into attention's kernels on purpose, each with what notices it.
 
-use super::{Case, Kernels, Row, Way, attend, bits, cases, odd_rows, prefill};
-use crate::harness::{Caught, Fault, each_is_caught, module, same};
+use super::{Case, Kernels, Row, Way, attend, bits, cases, long_row, odd_rows, prefill};
+use crate::harness::{Caught, Fault, each_is_caught, each_is_caught_in, fault, module, same};
 use ptx_emulator::Kind;
 
 const FAULTS: &[Fault] = &[
     Fault {
         name: "no barrier before the warps' sums are joined",
         file: "attend.inc",
-        find: "    bar.sync        0;\n",
-        replace: "",
+        find: "    .endr\n    bar.sync        0;\n\n    // --- the warps' sums",
+        replace: "    .endr\n\n    // --- the warps' sums",
         caught: Caught::By(Kind::SharedRace),
     },
     Fault {
@@ -214,77 +214,275 @@ fn faults_in_attention_with_wide_heads_are_caught() {
     are_caught(128);
 }
 
+/// Of the join of splits by the last CTA, beside the bits of attend_combine.
+const JOIN_FAULTS: &[Fault] = &[
+    fault!(
+        "no fence before the ticket",
+        "attend.inc",
+        "    fence.acq_rel.gpu;                          // before others see the ticket they see the split\n",
+        "",
+        RACE
+    ),
+    fault!(
+        "no fence behind the last ticket",
+        "attend.inc",
+        "    @%last fence.acq_rel.gpu;                   // who sees all tickets sees all splits\n",
+        "",
+        RACE
+    ),
+    fault!(
+        "a fence for the CTA alone before the ticket",
+        "attend.inc",
+        "    fence.acq_rel.gpu;                          // before others",
+        "    fence.acq_rel.cta;                          // before others",
+        RACE
+    ),
+    fault!(
+        "a fence for the CTA alone behind it",
+        "attend.inc",
+        "    @%last fence.acq_rel.gpu; ",
+        "    @%last fence.acq_rel.cta; ",
+        RACE
+    ),
+    fault!(
+        "a ticket for the CTA alone",
+        "attend.inc",
+        "    atom.relaxed.gpu.global",
+        "    atom.relaxed.cta.global",
+        RACE
+    ),
+    fault!(
+        "a ticket that is not drawn at once",
+        "attend.inc",
+        "    atom.relaxed.gpu.global.inc.u32 %ticket, [%at], %word;\n",
+        "    ld.global.u32 %ticket, [%at];\n    add.u32 %index, %ticket, 1;\n    st.global.u32 [%at], %index;\n",
+        RACE
+    ),
+    fault!(
+        "one that others may draw too",
+        "attend.inc",
+        "    atom.relaxed.gpu.global.inc.u32 %ticket, [%at], %word;\n",
+        "    ld.relaxed.gpu.global.u32 %ticket, [%at];\n    add.u32 %index, %ticket, 1;\n    \
+         st.relaxed.gpu.global.u32 [%at], %index;\n",
+        Caught::WrongResult
+    ),
+    fault!(
+        "tickets do not wrap",
+        "attend.inc",
+        "    atom.relaxed.gpu.global.inc.u32 %ticket, [%at], %word;\n",
+        "    atom.relaxed.gpu.global.add.u32 %ticket, [%at], 1;\n",
+        Caught::WrongResult
+    ),
+    fault!(
+        "a ticket more than there are splits",
+        "attend.inc",
+        "    sub.u32         %word, %end, %begin;\n",
+        "    sub.u32         %word, %end, %begin;\n    add.u32 %word, %word, 1;\n",
+        Caught::WrongResult
+    ),
+    fault!(
+        "a ticket less than there are splits",
+        "attend.inc",
+        "    sub.u32         %word, %end, %begin;\n",
+        "    sub.u32         %word, %end, %begin;\n    sub.u32 %word, %word, 1;\n",
+        Caught::OneOf(&[Kind::GlobalRace, Kind::UninitialisedGlobal])
+    ),
+    fault!(
+        "a row's KV heads draw from one pile",
+        "attend.inc",
+        "    mad.lo.u32      %index, %row, %word, %index;\n",
+        "    mov.u32         %index, %row;\n",
+        Caught::OneOf(&[Kind::GlobalRace, Kind::UninitialisedGlobal])
+    ),
+    fault!(
+        "no barrier before the ticket",
+        "attend.inc",
+        "    bar.sync        0;                          // all threads have left theirs\n",
+        "",
+        RACE
+    ),
+    fault!(
+        "a warp joins alone",
+        "attend.inc",
+        "    bar.red.or.pred %last, 0, %last;\n",
+        "    vote.sync.any.pred %last, %last, ALL;\n",
+        Caught::OneOf(&[Kind::SharedRace, Kind::UninitialisedShared])
+    ),
+    fault!(
+        "no wait for the splits' values",
+        "attend.inc",
+        "    cp.async.wait_all;                          // a thread reads what it copied itself\n",
+        "",
+        Caught::By(Kind::CopyNotWaited)
+    ),
+    fault!(
+        "no barrier before teams are joined",
+        "attend.inc",
+        "    bar.sync        0;                          // all teams have\n",
+        "",
+        Caught::By(Kind::SharedRace)
+    ),
+    fault!(
+        "no barrier before the next heads",
+        "attend.inc",
+        "    bar.sync        0;                          // all have read the teams'\n",
+        "",
+        Caught::OneOf(&[Kind::SharedRace, Kind::CopyNotWaited])
+    ),
+    fault!(
+        "splits beyond the last are copied",
+        "attend.inc",
+        "    selp.b32        %count, 16, 0, %some;\n",
+        "    mov.u32         %count, 16;\n",
+        Caught::OneOf(&[Kind::UninitialisedGlobal, Kind::OutOfBounds])
+    ),
+    fault!(
+        "the last split is left out",
+        "attend.inc",
+        "    setp.le.u32     %some, %index, %end;\n",
+        "    setp.lt.u32     %some, %index, %end;\n",
+        Caught::WrongResult
+    ),
+    fault!(
+        "teams change places",
+        "attend.inc",
+        "    add.u32         %begin, %begin, %team;\n",
+        "    xor.b32         %word, %team, 1;\n    add.u32         %begin, %begin, %word;\n",
+        Caught::WrongResult
+    ),
+    fault!(
+        "teams take two splits at a time",
+        "attend.inc",
+        "    add.u32         %index, %next, \\(\\number * TEAMS);\n",
+        "    mad.lo.u32      %index, %team, 3, %next;\n    add.u32 %index, %index, \\number;\n",
+        Caught::WrongResult
+    ),
+    fault!(
+        "four heads more begin where the first did",
+        "attend.inc",
+        "    add.u32         %head_0, %head_0, HEADS_AT_ONCE;\n",
+        "",
+        Caught::OneOf(&[Kind::UninitialisedGlobal, Kind::GlobalRace])
+    ),
+];
+
+const RACE: Caught = Caught::By(Kind::GlobalRace);
+
+#[test]
+fn faults_in_the_last_ctas_join_are_caught() {
+    let combine = module("attend_combine.ptx");
+    let rows = || vec![Row::of(0, 600), Row::of(1, 300), Row { first: 300, ..Row::of(2, 2500) }];
+    each_is_caught("attend_64.ptx", JOIN_FAULTS, |attend| {
+        for seed in 1..3 {
+            let case = Case::new(64, 2, 5, rows(), seed);
+            case.run(&Kernels { attend, combine: &combine, way: Way::Again }, seed)?;
+        }
+        Ok(())
+    });
+}
+
+/// The modules whose launches overlap, beside launches that run on.
+#[test]
+fn what_attention_does_not_wait_for_is_noticed() {
+    let combine = module("attend_combine.ptx");
+    let wait = "    griddepcontrol.wait;\n";
+    let one = |name, replace| fault!(name, "attend.inc", wait, replace, Caught::By(Kind::GridNotWaited));
+    let faults = [
+        one("one thread waits", "    setp.eq.u32 %none, %thread, 0;\n    @%none griddepcontrol.wait;\n"),
+        one("one warp waits", "    setp.eq.u32 %none, %warp, 0;\n    @%none griddepcontrol.wait;\n"),
+        one(
+            "queries are read before the wait",
+            "    POINTER %q_at, q\n    ld.global.v2.f32 {%x0, %x1}, [%q_at];\n    griddepcontrol.wait;\n",
+        ),
+        one(
+            "keys set out before the wait",
+            "    POINTER %keys, keys\n    add.u64 %keys, %keys, %lane_from;\n    FETCH 0\n    griddepcontrol.wait;\n",
+        ),
+        one(
+            "the layer before's tickets are looked at",
+            "    POINTER %at, tickets\n    ld.global.u32 %word, [%at];\n    griddepcontrol.wait;\n",
+        ),
+    ];
+    let later = |text: &str| tartlet::backend::cuda::kernels::dependent(text).expect("its launches overlap");
+    each_is_caught_in("attend_64.ptx", later, &faults, |attend| {
+        let case = Case::new(64, 2, 3, vec![Row::of(0, 300), Row::of(1, 20)], 1);
+        case.check(&Kernels { attend, combine: &combine, way: Way::Overlapping }, 1)
+    });
+}
+
 const COMBINE_FAULTS: &[Fault] = &[
-    Fault {
-        name: "no barrier before the parts are joined",
-        file: "attend_combine.ptx",
-        find: "    bar.sync        0;\n",
-        replace: "",
-        caught: Caught::By(Kind::SharedRace),
-    },
-    Fault {
-        name: "the last split is left out",
-        file: "attend_combine.ptx",
-        find: "    setp.le.u32     %there, %index, %end;",
-        replace: "    setp.lt.u32     %there, %index, %end;",
-        caught: Caught::WrongResult,
-    },
-    Fault {
-        name: "splits beyond the last are read",
-        file: "attend_combine.ptx",
-        find: "    setp.le.u32     %there, %index, %end;",
-        replace: "    setp.le.u32     %there, %index, %index;",
-        caught: Caught::By(Kind::UninitialisedGlobal),
-    },
-    Fault {
-        name: "the window's splits begin at 0",
-        file: "attend_combine.ptx",
-        find: "    add.u32         %split, %begin, %part;",
-        replace: "    mov.u32         %split, %part;",
-        caught: Caught::By(Kind::UninitialisedGlobal),
-    },
-    Fault {
-        name: "parts take every split twice",
-        file: "attend_combine.ptx",
-        find: "    shl.b32         %step, %parts, 2;",
-        replace: "    shl.b32         %step, %parts, 1;",
-        caught: Caught::WrongResult,
-    },
-    Fault {
-        name: "no guard for parts that saw nothing",
-        file: "attend_combine.ptx",
-        find: "    selp.f32        %top, 0f00000000, %m, %none;",
-        replace: "    mov.f32         %top, %m;",
-        caught: Caught::WrongResult,
-    },
-    Fault {
-        name: "the sum does not shrink with l",
-        file: "attend_combine.ptx",
-        find: "    mul.rn.f32      %l, %l, %shrink;\n",
-        replace: "",
-        caught: Caught::WrongResult,
-    },
-    Fault {
-        name: "a row in one split is combined",
-        file: "attend_combine.ptx",
-        find: "    setp.eq.u32     %none, %begin, %end;",
-        replace: "    setp.gt.u32     %none, %begin, %end;",
-        caught: Caught::By(Kind::UninitialisedGlobal),
-    },
-    Fault {
-        name: "one part less is joined",
-        file: "attend_combine.ptx",
-        find: "    @%more bra      JOIN;",
-        replace: "    setp.lt.u32 %more, %part, 7;\n    @%more bra JOIN;",
-        caught: Caught::WrongResult,
-    },
+    fault!(
+        "no barrier before the teams are joined",
+        "attend_combine.ptx",
+        "    bar.sync        0;\n",
+        "",
+        Caught::By(Kind::SharedRace)
+    ),
+    fault!(
+        "the last split is left out",
+        "attend_combine.ptx",
+        "    setp.le.u32     %there, %index, %end;",
+        "    setp.lt.u32     %there, %index, %end;",
+        Caught::WrongResult
+    ),
+    fault!(
+        "splits beyond the last are read",
+        "attend_combine.ptx",
+        "    setp.le.u32     %there, %index, %end;",
+        "    setp.le.u32     %there, %index, %index;",
+        Caught::By(Kind::UninitialisedGlobal)
+    ),
+    fault!(
+        "the window's splits begin at 0",
+        "attend_combine.ptx",
+        "    add.u32         %split, %begin, %number;",
+        "    mov.u32         %split, %number;",
+        Caught::By(Kind::UninitialisedGlobal)
+    ),
+    fault!(
+        "teams take every split twice",
+        "attend_combine.ptx",
+        "    shl.b32         %step, %teams, 2;",
+        "    shl.b32         %step, %teams, 1;",
+        Caught::WrongResult
+    ),
+    fault!(
+        "no guard for teams that saw nothing",
+        "combine.inc",
+        "    selp.f32        %top, 0f00000000, \\m, %none;",
+        "    mov.f32         %top, \\m;",
+        Caught::WrongResult
+    ),
+    fault!(
+        "the sum does not shrink with l",
+        "combine.inc",
+        "    mul.rn.f32      \\l, \\l, %shrink;\n",
+        "",
+        Caught::WrongResult
+    ),
+    fault!(
+        "a row in one split is combined",
+        "attend_combine.ptx",
+        "    setp.eq.u32     %none, %begin, %end;",
+        "    setp.gt.u32     %none, %begin, %end;",
+        Caught::By(Kind::UninitialisedGlobal)
+    ),
+    fault!(
+        "one team less is joined",
+        "combine.inc",
+        "    @%more bra      JOIN_\\@;",
+        "    setp.lt.u32 %more, %team, 7;\n    @%more bra JOIN_\\@;",
+        Caught::WrongResult
+    ),
 ];
 
 #[test]
 fn faults_in_the_combination_are_caught() {
     let attend = attend(64);
     each_is_caught("attend_combine.ptx", COMBINE_FAULTS, |combine| {
-        cases(&Kernels { attend: &attend, combine, way: Way::Rows }, 64)
+        let kernels = Kernels { attend: &attend, combine, way: Way::Again };
+        Case::new(64, 2, 3, odd_rows(1), 1).check(&kernels, 1)?;
+        Case::new(64, 1, 1, vec![long_row()], 4).check(&kernels, 4)
     });
 }
 
