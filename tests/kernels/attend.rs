@@ -2,11 +2,11 @@
 //! sequence in `prefill.rs`.
 
 mod faults;
+mod join;
 mod prefill;
 
 use crate::harness::{
-    Seeded, Wrong, dependent_module, f32_to_f16, from_bytes, launch, mma_slack, module, passes, same,
-    to_bytes,
+    Seeded, Wrong, f32_to_f16, from_bytes, launch, mma_slack, module, passes, same, to_bytes,
 };
 use ptx_emulator::{Counts, Launch, Memory, Module, Parameters};
 use tartlet::backend::cpu::plain;
@@ -427,43 +427,6 @@ fn attention_is_its_formula() {
             passes(&name, odd.check(&kernels, seed + 1));
             // The processor's plain path lies within the same bounds of the same formula.
             passes(&format!("the processor, {name}"), odd.is_near(&odd.plain()));
-        }
-    }
-}
-
-/// Whichever CTA of a row comes last, it joins the splits to the bits that attend_combine gives.
-#[test]
-fn the_last_cta_joins_the_splits_as_a_launch_of_its_own_would() {
-    let combine = module("attend_combine.ptx");
-    for head_dim in HEAD_DIMS {
-        let attend = attend(head_dim);
-        let kernels = Kernels { attend: &attend, combine: &combine, way: Way::Again };
-        for (group, seeds) in [(3, 0..4), (8, 4..5), (11, 5..6), (1, 6..7)] {
-            for seed in seeds {
-                let mut rows = odd_rows(seed);
-                rows.push(Row::of(2, 600));
-                rows.push(Row::of(3, 257));
-                let case = Case { room: seed as usize % 3, ..Case::new(head_dim, 2, group, rows, seed) };
-                let name = format!("heads of {head_dim}, groups of {group}, seed {seed}");
-                passes(&name, case.run(&kernels, seed).map(drop));
-            }
-        }
-        let long = Case::new(head_dim, 1, 5, vec![long_row(), Row::of(1, 2100)], 3);
-        passes(&format!("heads of {head_dim}, 80 splits"), long.run(&kernels, 3).map(drop));
-    }
-}
-
-/// Where launches overlap, what a launch before may still make or read is left alone until it is done.
-#[test]
-fn attention_waits_for_what_launches_before_it_make() {
-    let combine = module("attend_combine.ptx");
-    for head_dim in HEAD_DIMS {
-        let file = format!("attend_{head_dim}.ptx");
-        let later = dependent_module(&file).expect("its launches overlap");
-        let kernels = Kernels { attend: &later, combine: &combine, way: Way::Overlapping };
-        for seed in 0..2 {
-            let case = Case::new(head_dim, 2, 3, odd_rows(seed), seed);
-            passes(&file, case.check(&kernels, seed));
         }
     }
 }
