@@ -45,6 +45,7 @@
 //! | module | owns |
 //! |---|---|
 //! | [`cli`], [`config`], [`appliance`] | words, values, and what is built in which order |
+//! | `output` | standard output of a command: what counts as written |
 //! | [`limits`] | every capacity, with its reason |
 //! | [`identity`], [`quota`], [`clock`] | instance, subject, program: the names; what each may use; what time it is |
 //! | [`places`] | places that subjects share, bounded for each and in all |
@@ -82,6 +83,7 @@ pub mod host;
 pub mod identity;
 pub mod observe;
 pub mod outgoing;
+mod output;
 pub mod places;
 pub mod program;
 pub mod quota;
