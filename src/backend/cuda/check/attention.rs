@@ -183,6 +183,9 @@ impl Sizes {
     }
 }
 
+/// Attention's results, and what it and the join of splits left.
+type Ran = (Vec<f32>, [Launched; 2]);
+
 /// One size of heads: what is on the device, and the same here.
 struct Case {
     seed: u64,
@@ -237,7 +240,7 @@ impl Case {
     }
 
     /// [row][head][head_dim], as attention has it, and what it and the join of splits on its own left: the same.
-    fn run(&self, bed: &mut Bed) -> Result<Result<(Vec<f32>, [Launched; 2]), String>, Error> {
+    fn run(&self, bed: &mut Bed) -> Result<Result<Ran, String>, Error> {
         let rows = ROWS.iter().enumerate().flat_map(|(at, row)| {
             let mask = if row.mask == Mask::All { u32::MAX } else { at as u32 };
             [at as u32, row.length as u32, row.first as u32, mask]
