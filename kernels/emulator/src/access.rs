@@ -212,7 +212,7 @@ impl<'a> Machine<'a> {
         for (slot, _) in to.iter().flatten() {
             warp.ready[*slot as usize] |= mask;
         }
-        self.count(&addresses[..count], size, in_shared);
+        self.count(&addresses[..count], size, in_shared.then_some(mask));
         Ok(())
     }
 
@@ -233,10 +233,11 @@ impl<'a> Machine<'a> {
         lanes(mask).all(fits).then_some((buffer, offsets))
     }
 
-    pub fn count(&mut self, addresses: &[u64], size: u32, shared: bool) {
+    /// `shared`: the lanes, of an access to shared memory.
+    pub fn count(&mut self, addresses: &[u64], size: u32, shared: Option<u32>) {
         match (addresses.is_empty(), shared) {
             (true, _) => {}
-            (_, true) => self.tally.shared(addresses, size),
+            (_, Some(mask)) => self.tally.shared(addresses, size, mask),
             _ => self.tally.global(addresses.iter().copied(), size),
         }
     }
@@ -297,7 +298,7 @@ impl<'a> Machine<'a> {
         if order.release {
             self.advance(block, number);
         }
-        self.count(&addresses[..count], size, in_shared);
+        self.count(&addresses[..count], size, in_shared.then_some(mask));
         Ok(())
     }
 

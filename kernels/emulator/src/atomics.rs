@@ -96,7 +96,7 @@ impl Machine<'_> {
         if order.release {
             self.advance(block, number);
         }
-        self.count(&addresses[..count], size, in_shared);
+        self.count(&addresses[..count], size, in_shared.then_some(mask));
         Ok(())
     }
 }

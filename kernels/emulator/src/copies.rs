@@ -58,8 +58,8 @@ impl<'a> Machine<'a> {
                 (sources[read], read) = (source, read + 1);
             }
         }
-        self.count(&targets[..count], bytes, true);
-        self.count(&sources[..read], bytes, false);
+        self.count(&targets[..count], bytes, Some(mask));
+        self.count(&sources[..read], bytes, None);
         Ok(())
     }
 

@@ -9,6 +9,8 @@ pub struct Executed {
     pub warps: u64,
     /// Lanes that the guard let through.
     pub threads: u64,
+    /// Further passes that its bank conflicts in shared memory cost.
+    pub bank_conflicts: u64,
 }
 
 /// The counts of a launch.
@@ -34,6 +36,8 @@ pub struct Counts {
 /// The counts of one thread of the emulator, by instruction.
 pub struct Tally {
     pub executed: Vec<Executed>,
+    /// The instruction at work.
+    pub at: u32,
     pub global_sectors: u64,
     pub global_bytes: u64,
     pub shared_accesses: u64,
@@ -44,6 +48,7 @@ impl Tally {
     pub fn new(kernel: &Kernel) -> Tally {
         Tally {
             executed: vec![Executed::default(); kernel.code.len()],
+            at: 0,
             global_sectors: 0,
             global_bytes: 0,
             shared_accesses: 0,
@@ -51,12 +56,17 @@ impl Tally {
         }
     }
 
-    /// A warp's access to shared memory: 32 banks of 4 bytes serve 128 bytes of distinct words at a time.
-    pub fn shared(&mut self, addresses: &[u64], size: u32) {
+    /// An access to shared memory by these lanes of a warp: 32 banks of 4 bytes serve 128 bytes of distinct words at a time.
+    pub fn shared(&mut self, addresses: &[u64], size: u32, mask: u32) {
         self.shared_accesses += 1;
-        // Wide accesses go by halves or quarters of the warp.
-        let lanes = (128 / size.max(4)) as usize;
-        for phase in addresses.chunks(lanes) {
+        // Wide accesses go by halves or quarters of the warp, whichever of their lanes take part.
+        let lanes = 128 / size.max(4);
+        let of_phase = u32::MAX >> (32 - lanes);
+        let mut left = addresses;
+        for first in (0..32).step_by(lanes as usize) {
+            let count = (mask >> first & of_phase).count_ones() as usize;
+            let (phase, rest) = left.split_at(count.min(left.len()));
+            left = rest;
             let mut words = [[0u64; 32]; 2];
             let mut depth = [0u32; 32];
             let mut most = 1;
@@ -75,6 +85,7 @@ impl Tally {
                     most = most.max(depth[bank]);
                 }
             }
+            self.executed[self.at as usize].bank_conflicts += u64::from(most - 1);
             self.bank_conflicts += u64::from(most - 1);
         }
     }
@@ -114,6 +125,7 @@ impl Tally {
                 {
                     entry.warps += executed.warps;
                     entry.threads += executed.threads;
+                    entry.bank_conflicts += executed.bank_conflicts;
                 }
             }
         }

@@ -56,6 +56,7 @@ impl Machine<'_> {
                     None => continue,
                 }
             }
+            self.tally.at = warp.pc;
             let executed = &mut self.tally.executed[warp.pc as usize];
             executed.warps += 1;
             executed.threads += u64::from(mask.count_ones());

@@ -57,7 +57,7 @@ impl Machine<'_> {
             for (row, value) in rows.iter_mut().enumerate() {
                 *value = shared.load(&witness, (n * 8 + row) as u32, addresses[row], 16, false)?;
             }
-            self.tally.shared(addresses, 16);
+            self.tally.shared(addresses, 16, 0xff);
             *fragment = std::array::from_fn(|lane| {
                 let [low, high] = pair(lane, matrices.transposed)
                     .map(|(row, column)| (rows[row] >> (16 * column)) as u64 & 0xffff);
@@ -94,7 +94,7 @@ impl Machine<'_> {
             for (row, &value) in rows.iter().enumerate() {
                 shared.store(&witness, (n * 8 + row) as u32, addresses[row], (16, value), false)?;
             }
-            self.tally.shared(addresses, 16);
+            self.tally.shared(addresses, 16, 0xff);
         }
         Ok(())
     }

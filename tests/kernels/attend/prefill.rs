@@ -81,19 +81,19 @@ fn prefill_is_attentions_formula() {
     }
 }
 
-/// A prompt of 512 tokens: what a row costs for each slot that it sees.
+/// A prompt of 256 tokens, whose slots lie in one split: what a row costs for each slot that it sees.
 #[test]
 fn a_tile_shares_what_it_reads() {
     let combine = module("attend_combine.ptx");
     println!("for each row and slot that it sees: instructions of warps, sectors of global memory");
     for (head_dim, group, fewer) in [(64, 3, [3, 10]), (128, 4, [2, 8])] {
-        let case = Case::new(head_dim, 1, group, chunk(0, 0, 512).collect(), 1);
+        let case = Case::new(head_dim, 1, group, chunk(0, 0, 256).collect(), 1);
         let pairs: usize = case.rows.iter().map(|row| row.length).sum();
         let counts = |attend: &Module, way| {
             let Ok((_, counts)) = case.run(&Kernels { attend, combine: &combine, way }, 1) else {
-                panic!("a prompt of 512 tokens")
+                panic!("a prompt of 256 tokens")
             };
-            assert!(counts.bank_conflicts * 1000 < counts.warp_instructions, "{}", counts.bank_conflicts);
+            assert_eq!(counts.bank_conflicts, 0);
             [counts.warp_instructions, counts.global_sectors]
         };
         let rows = counts(&attend(head_dim), Way::Rows);
