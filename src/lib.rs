@@ -45,6 +45,7 @@
 //! | module | owns |
 //! |---|---|
 //! | [`cli`], [`config`], [`appliance`] | words, values, and what is built in which order |
+//! | [`interrupts`] | the signals that end a command early |
 //! | [`limits`] | every capacity, with its reason |
 //! | [`identity`], [`quota`], [`clock`] | instance, subject, program: the names; what each may use; what time it is |
 //! | [`places`] | places that subjects share, bounded for each and in all |
@@ -80,6 +81,7 @@ pub mod eval;
 pub mod exchange;
 pub mod host;
 pub mod identity;
+pub mod interrupts;
 pub mod observe;
 pub mod outgoing;
 pub mod places;
