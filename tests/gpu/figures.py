@@ -83,7 +83,7 @@ def rows(plan, report, torch_found):
             kind, bar, unit = goal["of"], goal["bar"], goal.get("unit", "")
             shown = f"{100 * bar:.0f} %" if kind == "share" else f"{bar:g} {unit}".strip()
             if kind not in got:
-                state, said = OPEN, f": no {kind} is known"
+                state, said = OPEN, ": that is not known"
             elif got[kind] <= bar if goal.get("most") else got[kind] >= bar:
                 state, said = OK, ""
             else:
