@@ -34,6 +34,7 @@ BINARY = HERE / "tartlet"
 TOOLS = ["memcheck", "racecheck", "initcheck", "synccheck"]
 # Seconds of a call: machines are lent for ten minutes at a time, and the way there and back takes some.
 CALL = 480
+NOTHING = "nothing else is left"
 MEMORY = pathlib.Path("/dev/shm")
 
 
@@ -85,7 +86,7 @@ class Check:
         wrong = [(name, FAILED, words) for name, well, words, _ in rows if not well]
         well = len(rows) - len(wrong)
         if status != 0 and report["passed"]:
-            wrong.insert(0, ("its end", FAILED, f"all passed, and it ended with status {status}: {complaint or 'it said nothing'}"))
+            wrong.insert(0, ("its end", FAILED, f"all passed, but its status is {status}: {complaint or 'it said nothing'}"))
         if report.get("broken_off"):
             wrong.insert(0, ("broken off", FAILED, report["broken_off"]))
         count = sum(len(found) for *_, found in rows)
@@ -240,7 +241,12 @@ class Check:
 
 def keep(folders, result):
     for folder in folders:
-        (folder / "result.json").write_text(json.dumps(result, indent=1) + "\n")
+        path = folder / "result.json"
+        try:
+            path.write_text(json.dumps(result, indent=1) + "\n")
+        except OSError as cause:
+            mend = "unpack the bundle" if folder == HERE else "have --out name a folder"
+            raise Wrong(f"{path} cannot be written ({cause.strerror}): {mend} where you may write")
 
 
 def details(result):
@@ -263,6 +269,18 @@ def place(room_mb):
     return None
 
 
+def alone():
+    """A lock on this file: two of us would measure each other."""
+    own = open(__file__, "rb")
+    try:
+        fcntl.flock(own, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise Wrong("another gpu-check runs from this folder: wait for its end")
+    except OSError:
+        pass  # a file system without locks
+    return own
+
+
 def remove(scratch):
     """Ends what still runs, and removes what was made; what is left, in words."""
     for child in Signals.children:
@@ -271,7 +289,7 @@ def remove(scratch):
         shutil.rmtree(scratch)
     except OSError as cause:
         return f"{scratch} is left, since it cannot be removed ({cause.strerror}): remove it"
-    return "nothing else is left"
+    return NOTHING
 
 
 def main():
@@ -284,33 +302,25 @@ def main():
     words.add_argument("--patience", type=float, default=CALL, help="seconds that each tool of it may take")
     words, others = words.parse_known_args()
     folders = [HERE] + ([words.out] if words.out else [])
-    # One at a time: two would measure each other. The lock is on what is there, and ends with us.
-    own = open(__file__, "rb")
-    try:
-        fcntl.flock(own, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        sys.exit("another gpu-check runs from this folder: wait for its end")
-    except OSError:
-        pass  # a file system without locks
+    own = alone()  # as long as we live
     Signals.hear()
     # What an earlier run found is not what this one finds. It also shows that this one can be kept.
-    try:
-        keep(folders, {"passed": False, "why": "it did not come to its end"})
-    except OSError as cause:
-        sys.exit(f"{cause.filename} cannot be written ({cause.strerror}): unpack the bundle where you may write")
+    keep(folders, {"passed": False, "why": "it did not come to its end"})
     try:
         room = read("plan.json").get("room_mb", 0)
     except Wrong as why:
         keep(folders, {"passed": False, "why": str(why)})
-        sys.exit(str(why))
-    Signals.held = True
-    scratch = tempfile.mkdtemp(prefix="gpu-check-", dir=place(room))
+        raise
+    try:
+        scratch = tempfile.mkdtemp(prefix="gpu-check-", dir=place(room))
+    except OSError as cause:
+        raise Wrong(f"no folder for temporary files can be made ({cause.strerror}): name a place in TMPDIR")
     # What programs make for a time, and leave where they are killed.
     os.environ["TMPDIR"] = scratch
     check = Check(words, others, pathlib.Path(scratch))
     try:
         try:
-            Signals.held = False
+            Signals.release()
             check.run()
         finally:
             Signals.held = True
@@ -322,14 +332,24 @@ def main():
     if interrupted:
         why = f"it was interrupted ({interrupted.name}) after {len(stages.rows)} rows"
         keep(folders, result | {"passed": False, "why": why, "rows": stages.rows})
-        print(f"gpu-check: {why}; they are in result.json, and {left}", file=sys.stderr)
+        line = "\r\x1b[K" if sys.stderr.isatty() else ""
+        print(f"{line}gpu-check: {why}; they are in result.json, and {left}", file=sys.stderr)
         return 128 + interrupted
     wrong = stages.failed() or [row for row in stages.rows if row["name"] == "hello" and not check.greeted]
     unknown = [row["name"] for row in stages.rows if row["state"] == OPEN]
     result |= {"passed": not wrong, "open": unknown, "rows": stages.rows}
     if wrong:
         result["why"] = f"{wrong[0]['name']}: {wrong[0]['result']}"
-    keep(folders, result)
+    try:
+        keep(folders, result)
+    finally:
+        tell(result, stages, wrong, unknown)
+    if left != NOTHING:
+        print(f"gpu-check: {left}", file=sys.stderr)
+    return 1 if wrong else 0
+
+
+def tell(result, stages, wrong, unknown):
     details(result)
     # Last, for whoever sees the end alone.
     print(f"{result['device'] or 'no device'}\n\n{stages.table()}")
@@ -337,8 +357,10 @@ def main():
     words = [f"{len(wrong)} FAILED" if wrong else "passed", *(f"{count} {state}" for state, count in counts.items() if count)]
     of_them = f" ({'; '.join(unknown)})" if unknown else ""
     print(f"\ngpu-check {', '.join(words)}{of_them}; the numbers are in result.json")
-    return 1 if wrong else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except Wrong as why:
+        sys.exit(str(why))

@@ -4,6 +4,10 @@
 # --help says its words. Without a python3 only the self-test runs; it hears the words that are its own.
 here=$(dirname "$0")
 
+if [ ! -x "$here/tartlet" ]; then
+    echo "$here/tartlet is not there, or not a program: unpack the bundle anew, where programs may run." >&2
+    exit 1
+fi
 # The kind of processor in the ELF head, and this machine's.
 kind=$(od -An -tx1 -j18 -N1 "$here/tartlet" | tr -d ' ')
 case $(uname -m) in

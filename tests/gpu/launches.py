@@ -30,7 +30,7 @@ def apart(launch, recorded):
 
 
 def of_check(check, recorded):
-    """One entry per launch, recorded or made here: its name, seed, whether it is as recorded, how far apart (exact ones: none)."""
+    """One entry per launch, recorded or made here: its name, seed, whether as recorded, how far apart (exact ones: none)."""
     found = {(launch["launch"], launch["seed"]): launch for launch in check.get("launches", [])}
     entries = []
     known = {(record["launch"], record["seed"]) for record in recorded.get("launches", [])}

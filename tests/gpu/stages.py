@@ -11,14 +11,12 @@ import time
 
 # What a row says: all is well; something is wrong; a figure is short of its goal; nothing is known; what one should know.
 OK, FAILED, SHORT, OPEN, NOTE = "ok", "FAILED", "short", "open", "note"
-
-
 # Seconds that a program has to remove what it made, once it is asked to end.
 GRACE = 3
 
 
 class Interrupted(BaseException):
-    """By this signal: no stage goes on."""
+    """By a signal: no stage goes on."""
 
 
 class Wrong(Exception):
@@ -32,7 +30,7 @@ class Unknown(Exception):
 class Signals:
     """What ends the whole, heard once: what is removed then is not interrupted, nor is what must be known to be removed."""
 
-    held, heard, children = False, None, []
+    held, heard, children = True, None, []
 
     @classmethod
     def hear(cls):
@@ -47,20 +45,26 @@ class Signals:
             if not cls.held:
                 raise Interrupted
 
+    @classmethod
+    def release(cls):
+        cls.held = False
+        if cls.heard:
+            raise Interrupted
+
 
 def start(command, **more):
     """A process in a group of its own."""
     Signals.held = True
     try:
         child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, text=True, errors="replace", **more)
+    except PermissionError:
+        raise Wrong(f"{command[0]} may not run here: unpack the bundle where programs may")
     except OSError as cause:
         raise Wrong(f"{command[0]} cannot be run here ({cause}): pack it on a machine with this kind of processor")
     else:
         Signals.children.append(child)
     finally:
-        Signals.held = False
-    if Signals.heard:
-        raise Interrupted
+        Signals.release()
     return child
 
 
@@ -90,6 +94,7 @@ def end(child):
 
 
 def kill(child, number):
+    """The whole group."""
     try:
         os.killpg(child.pid, number)
     except ProcessLookupError:
