@@ -384,7 +384,7 @@ fn the_gpu_check_goes_through_all_its_stages() {
         }
         for (name, part) in [
             ("hello", "one kernel ran on PTX emulator"),
-            ("golden prompts", "4 steps: top1_clear 1, top1 "),
+            ("golden prompts", " of them clear: top1_clear 1, top1 "),
             ("chat", "' in "),
             ("real toy, decode.8", "% of the copy"),
             ("llama.cpp", "prompt of 512 1,000.5 tokens/s, decode 90 tokens/s"),

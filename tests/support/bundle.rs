@@ -67,7 +67,8 @@ impl Bundle {
 
 /// The state and the result of a row of the table.
 pub fn row(table: &str, name: &str) -> (String, String) {
-    let line = table.lines().find(|line| line.starts_with(&format!("{name} ")));
+    // The last: kernels and checks are listed above.
+    let line = table.lines().rfind(|line| line.starts_with(&format!("{name} ")));
     let line = line.unwrap_or_else(|| panic!("no row {name}:\n{table}"));
     let mut words = line[name.len()..].trim_start().splitn(2, ' ');
     let mut next = || words.next().unwrap_or_default().trim().to_owned();
