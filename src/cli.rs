@@ -7,7 +7,7 @@ use crate::backend::cpu::KvFormat;
 use crate::backend::{Which, cuda};
 use crate::outgoing::Allowed;
 use crate::quota::Caps;
-use crate::{appliance, auth, bench, client, config, eval, model, selftest, synth};
+use crate::{appliance, auth, bench, client, config, eval, model, output, selftest, synth};
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::process::ExitCode;
@@ -79,10 +79,8 @@ fn dispatch(arguments: Vec<OsString>) -> Result<ExitCode, Failure> {
     }
 }
 
-/// Help goes to a pipe as often as to a terminal; a closed one is no error.
-fn print(text: &str) {
-    use std::io::Write as _;
-    let _ = std::io::stdout().write_all(text.as_bytes());
+fn print(text: &str) -> Result<(), Failure> {
+    output::write(text.as_bytes()).map_err(Failure::new)
 }
 
 fn overview(within: Option<&str>) -> String {
@@ -131,7 +129,7 @@ fn help(verb: &'static Verb) -> String {
 
 fn serve(words: &Words) -> Result<ExitCode, Failure> {
     if words.has("print-config") {
-        print(config::TEMPLATE);
+        print(config::TEMPLATE)?;
         return Ok(ExitCode::SUCCESS);
     }
     let flags = config::Flags {
@@ -169,13 +167,13 @@ fn start_server(words: Words) -> Result<ExitCode, Failure> {
     let port = number.ok_or_else(|| Failure::usage(format!("--port {port} is not between 1 and 65535.")))?;
     let (server, token) = whom(&words)?;
     let started = client::start_server(&server, token, words.positional[0].as_ref(), port, words.rest);
-    print(&started.map_err(Failure::new)?);
+    print(&started.map_err(Failure::new)?)?;
     Ok(ExitCode::SUCCESS)
 }
 
 fn list_servers(words: &Words) -> Result<ExitCode, Failure> {
     let (server, token) = whom(words)?;
-    print(&client::list_servers(&server, token).map_err(Failure::new)?);
+    print(&client::list_servers(&server, token).map_err(Failure::new)?)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -189,7 +187,7 @@ fn stop_server(words: &Words) -> Result<ExitCode, Failure> {
 fn keygen(words: &Words) -> Result<ExitCode, Failure> {
     let out = words.required("out")?;
     let public = auth::write_key_pair(&out).map_err(Failure::new)?;
-    print(&format!("{public}\n"));
+    print(&format!("{public}\n"))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -210,7 +208,7 @@ fn mint(words: &Words) -> Result<ExitCode, Failure> {
     let token = auth::mint(&key, &claims).map_err(Failure::new)?;
     match words.path("out") {
         Some(path) => auth::write_private(&path, token.expose()).map_err(Failure::new)?,
-        None => print(&format!("{}\n", token.expose())),
+        None => print(&format!("{}\n", token.expose()))?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -224,12 +222,12 @@ fn inspect(words: &Words) -> Result<ExitCode, Failure> {
         .map(|path| auth::read_public_key(&path))
         .transpose()
         .map_err(Failure::new)?;
-    print(&auth::inspect(&token, key.as_ref()).map_err(Failure::new)?);
+    print(&auth::inspect(&token, key.as_ref()).map_err(Failure::new)?)?;
     Ok(ExitCode::SUCCESS)
 }
 
 fn describe(words: &Words) -> Result<ExitCode, Failure> {
-    print(&model::describe(words.positional[0].as_ref()).map_err(Failure::new)?);
+    print(&model::describe(words.positional[0].as_ref()).map_err(Failure::new)?)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -259,7 +257,7 @@ fn evaluate(words: &Words) -> Result<ExitCode, Failure> {
         sentence: error.to_string(),
         status: if error.is_of_device() { EXIT_DEVICE } else { 1 },
     })?;
-    print(&format!("{report}\n"));
+    print(&format!("{report}\n"))?;
     match report.shortfall() {
         Some(why) if words.has("strict") => Err(Failure::new(why)),
         _ => Ok(ExitCode::SUCCESS),
@@ -294,7 +292,7 @@ fn synthesise(words: &Words) -> Result<ExitCode, Failure> {
         synth::SynthError::Option(sentence) => Failure::usage(sentence),
         error => Failure::new(error),
     })?;
-    print(&told);
+    print(&told)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -333,7 +331,7 @@ fn measure(words: &Words) -> Result<ExitCode, Failure> {
         error if error.is_of_device() => Failure { sentence: error.to_string(), status: EXIT_DEVICE },
         error => Failure::new(error),
     })?;
-    print(&report);
+    print(&report)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -347,7 +345,7 @@ fn check(words: &Words) -> Result<ExitCode, Failure> {
     let options = selftest::Options { backend, libcuda: words.path("libcuda"), timed, hello };
     let report = selftest::run(&options, |sentence| eprintln!("tartlet: {sentence}"))
         .map_err(|error| Failure { sentence: error.to_string(), status: EXIT_DEVICE })?;
-    print(&if words.has("json") { selftest::json(&report) } else { selftest::table(&report) });
+    print(&if words.has("json") { selftest::json(&report) } else { selftest::table(&report) })?;
     if let Some(sentence) = report.broken_off {
         return Err(Failure { sentence, status: EXIT_DEVICE });
     }

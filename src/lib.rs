@@ -46,6 +46,7 @@
 //! |---|---|
 //! | [`cli`], [`config`], [`appliance`] | words, values, and what is built in which order |
 //! | [`interrupts`] | the signals that end a command early |
+//! | `output` | standard output of a command: what counts as written |
 //! | [`limits`] | every capacity, with its reason |
 //! | [`identity`], [`quota`], [`clock`] | instance, subject, program: the names; what each may use; what time it is |
 //! | [`places`] | places that subjects share, bounded for each and in all |
@@ -84,6 +85,7 @@ pub mod identity;
 pub mod interrupts;
 pub mod observe;
 pub mod outgoing;
+mod output;
 pub mod places;
 pub mod program;
 pub mod quota;

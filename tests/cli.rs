@@ -26,6 +26,24 @@ fn help_teaches() {
     assert_eq!(String::from_utf8_lossy(&output.stdout), format!("tartlet {}\n", env!("CARGO_PKG_VERSION")));
 }
 
+/// The story: a token went into a full disk, and the command that made it said that all was well.
+#[test]
+fn what_was_not_written_was_not_said() {
+    let arguments = ["--help", "--version", "selftest --backend cpu --json", "serve --print-config"];
+    for arguments in arguments.map(|line| line.split(' ').collect::<Vec<_>>()) {
+        let full = std::fs::File::options().write(true).open("/dev/full").expect("there is one");
+        let output =
+            tartlet().args(&arguments).stdout(full).stderr(Stdio::piped()).output().expect("it starts");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {said}");
+        assert!(said.lines().count() == 1 && said.contains("Standard output"), "{arguments:?}: {said}");
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        drop(reader);
+        let output = tartlet().args(&arguments).stdout(writer).output().expect("it starts");
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}: nobody wants to hear it");
+    }
+}
+
 /// Status, and one sentence on standard error that names the thing.
 #[test]
 fn mistakes_are_a_sentence_and_a_status() {

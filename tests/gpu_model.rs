@@ -118,7 +118,7 @@ impl Both {
         for batch in batches {
             let collect = |backend: &mut dyn Backend| {
                 let mut outcome = Outcome::default();
-                while !backend.collect(&mut outcome).unwrap_or_else(|fault| panic!("{fault}")) {}
+                while !backend.collect(&mut outcome, true).unwrap_or_else(|fault| panic!("{fault}")) {}
                 outcome.produced
             };
             let run = |backend: &mut dyn Backend| {

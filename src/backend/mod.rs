@@ -179,13 +179,14 @@ pub trait Backend {
     fn submit(&mut self, batch: &Batch) -> Result<(), Fault>;
 
     /// Overwrites `outcome` with what the batch that was submitted first has made, once it has ended. False: it is still
-    /// under way, and the call has paused for some microseconds, so that it may be asked again and again.
-    fn collect(&mut self, outcome: &mut Outcome) -> Result<bool, Fault>;
+    /// under way; the call has taken some microseconds, or slept some more if it may `pause`, so that it may be asked again
+    /// and again.
+    fn collect(&mut self, outcome: &mut Outcome, pause: bool) -> Result<bool, Fault>;
 
     /// A batch alone: none is under way before or after.
     fn run(&mut self, batch: &Batch, outcome: &mut Outcome) -> Result<(), Fault> {
         self.submit(batch)?;
-        while !self.collect(outcome)? {}
+        while !self.collect(outcome, true)? {}
         Ok(())
     }
 

@@ -72,11 +72,11 @@ pub(super) fn parse(arguments: Vec<OsString>) -> Result<Option<Words>, Failure> 
         };
         match argument {
             lexopt::Arg::Short('h') | lexopt::Arg::Long("help") => {
-                print(&verb.map_or_else(|| overview(named.as_deref()), help));
+                print(&verb.map_or_else(|| overview(named.as_deref()), help))?;
                 return Ok(None);
             }
             lexopt::Arg::Short('V') | lexopt::Arg::Long("version") => {
-                print(&format!("tartlet {}\n", env!("CARGO_PKG_VERSION")));
+                print(&format!("tartlet {}\n", env!("CARGO_PKG_VERSION")))?;
                 return Ok(None);
             }
             lexopt::Arg::Long(name) => {

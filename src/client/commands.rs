@@ -5,10 +5,11 @@
 use super::{Client, ClientError, Event};
 use crate::auth::Token;
 use crate::limits;
+use crate::output;
 use crate::wire::ServerInstance;
 use smol::future::or;
 use smol::stream::StreamExt;
-use std::io::{IsTerminal, Read, Write};
+use std::io::{IsTerminal, Read};
 use std::path::Path;
 use std::time::Duration;
 
@@ -109,7 +110,7 @@ async fn follow(client: &mut Client, instance: &str) -> Result<u8, ClientError> 
     use async_signal::{Signal, Signals};
     // Where signals cannot be had, Ctrl-C ends this process, and the server ends the program.
     let mut interrupts = Signals::new([Signal::Int, Signal::Term]).ok();
-    let mut printer = Printer { said: String::new() };
+    let mut printer = Printer { said: String::new(), written: Ok(()) };
     let mut terminating = None;
     loop {
         let event = async { Step::Event(client.next_event(instance).await) };
@@ -138,7 +139,7 @@ async fn follow(client: &mut Client, instance: &str) -> Result<u8, ClientError> 
                 Event::Blob(blob) => eprintln!("tartlet: the program sent a blob of {} bytes.", blob.len()),
                 Event::Ended { code: 1, text } => {
                     printer.finish(&text);
-                    return Ok(0);
+                    return printer.written.map(|()| 0).map_err(ClientError::Output);
                 }
                 Event::Ended { text, .. } => {
                     printer.finish("");
@@ -163,21 +164,22 @@ async fn follow(client: &mut Client, instance: &str) -> Result<u8, ClientError> 
     }
 }
 
-/// Standard output, flushed after each message; a closed pipe is no error of the program.
+/// Standard output, flushed after each message.
 struct Printer {
     /// The messages so far, up to the length of one.
     said: String,
+    /// The program goes on without its output, but it did not do all that it was run for.
+    written: Result<(), String>,
 }
 
 impl Printer {
     fn print(&mut self, text: &str) {
-        let mut out = std::io::stdout().lock();
         // A terminal obeys control characters; a program's text must not move its cursor or change its title.
-        let _ = match out.is_terminal() {
-            true => out.write_all(printable(text).as_bytes()),
-            false => out.write_all(text.as_bytes()),
+        let written = match std::io::stdout().is_terminal() {
+            true => output::write(printable(text).as_bytes()),
+            false => output::write(text.as_bytes()),
         };
-        let _ = out.flush();
+        self.written = std::mem::replace(&mut self.written, Ok(())).and(written);
         if self.said.len() + text.len() > limits::MESSAGE_BYTES {
             self.said.clear();
         }

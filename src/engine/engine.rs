@@ -33,11 +33,14 @@ use std::time::{Duration, Instant};
 pub trait Settle: Send {
     /// The calling thread is going to run batches, and between them may do what there is to do for guests.
     fn attend(&self);
-    /// Blocks until the woken guests have run (each to its next wait or for a few slices), `limit` at most.
-    fn settle(&self, limit: Duration);
+    /// Whom the calling thread wakes from now until it settles is answered by the batch that has just ended.
+    fn deliver(&self);
+    /// Blocks until the woken guests have run (each to its next wait or for a few slices), until `limit` after `since` at
+    /// most; it may be called again with the same two.
+    fn settle(&self, since: Instant, limit: Duration);
     /// Runs a slice of a guest, if one waits for its turn and nobody else has it: a batch is under way elsewhere, and the
-    /// calling thread will look after it again soon.
-    fn lend(&self);
+    /// calling thread will look after it again soon. False: nobody was there.
+    fn lend(&self) -> bool;
     /// The calling thread is about to sleep or to end.
     fn rest(&self);
 }
@@ -45,8 +48,11 @@ pub trait Settle: Send {
 /// Nobody to wait for: for tests and for an engine without guests.
 impl Settle for () {
     fn attend(&self) {}
-    fn settle(&self, _limit: Duration) {}
-    fn lend(&self) {}
+    fn deliver(&self) {}
+    fn settle(&self, _since: Instant, _limit: Duration) {}
+    fn lend(&self) -> bool {
+        false
+    }
     fn rest(&self) {}
 }
 
@@ -210,6 +216,8 @@ impl Engine {
 
     fn turns(&mut self) -> Result<(), Fault> {
         let mut outcome = Outcome::default();
+        // Guests wait for this thread as well: no pause while it can run one.
+        let mut lent = false;
         loop {
             self.collect();
             let plan = if self.has_room() { self.state.plan(self.pace.budget()) } else { None };
@@ -231,10 +239,10 @@ impl Engine {
                     Ok(command) => self.state.apply(command),
                     Err(_) => return Ok(()),
                 }
-            } else if self.backend.collect(&mut outcome)? {
+            } else if self.backend.collect(&mut outcome, !lent)? {
                 self.end(&mut outcome)?;
             } else {
-                self.settle.lend();
+                lent = self.settle.lend();
             }
         }
     }
@@ -273,6 +281,7 @@ impl Engine {
         }
         let since = Instant::now(); // Moves are not the pace of rows.
         if plan.batch.sequences.is_empty() {
+            self.settle.deliver();
             self.state.finish(plan, &mut Outcome::default())?;
             self.settle(Duration::ZERO);
             return Ok(());
@@ -293,8 +302,13 @@ impl Engine {
         let took = now.saturating_duration_since(since.max(self.ended));
         self.ended = now;
         self.pace.learn(&plan.batch, took);
+        // With another batch behind it, it wakes nobody.
+        let wakes = self.under_way.is_empty();
+        if wakes {
+            self.settle.deliver();
+        }
         self.state.finish(plan, outcome)?;
-        if self.under_way.is_empty() {
+        if wakes {
             self.settle(took);
         }
         Ok(())
@@ -304,14 +318,10 @@ impl Engine {
     fn settle(&mut self, batch: Duration) {
         self.state.take_answered();
         let limit = (batch / SETTLE_SHARE).clamp(SETTLE_LEAST, SETTLE_MOST);
-        let deadline = Instant::now() + limit;
+        let since = Instant::now();
         loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return;
-            }
-            self.settle.settle(left);
-            if !self.collect() {
+            self.settle.settle(since, limit);
+            if !self.collect() || since.elapsed() >= limit {
                 return;
             }
         }

@@ -52,7 +52,7 @@ impl Backend for Parrot {
             .collect();
         Ok(())
     }
-    fn collect(&mut self, outcome: &mut Outcome) -> Result<bool, Fault> {
+    fn collect(&mut self, outcome: &mut Outcome, _pause: bool) -> Result<bool, Fault> {
         std::mem::swap(outcome, &mut self.1);
         Ok(true)
     }
@@ -128,7 +128,7 @@ impl House {
         let wasm = wat::parse_str(program(memory)).expect("sound text");
         let guests = wasmi::Engine::new(Config::default().consume_fuel(true));
         let program = Module::new(&guests, &wasm[..]).expect("a sound program");
-        let aside = Aside::start(1, Box::new(|| false)).expect("a thread");
+        let aside = Aside::alone(1);
         House {
             engine,
             exchange: Arc::default(),

@@ -6,18 +6,19 @@
 //! The threads are of low priority, so that guests and batches keep the cores. What nobody waits for any more is taken
 //! out of the queue; once it has begun it goes on, and its thread with it, so no more of it runs than there are threads.
 
-use super::fair::{Number, Subjects};
 use super::paced::{Next, Paced};
+use super::subjects::{Number, Subjects};
 use crate::backend::turns;
 use crate::host::Trap;
 use crate::identity::Subject;
+use rustix::time::{ClockId, clock_gettime};
 use smol::channel;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// By so much nicer than the threads of guests and batches: beside a busy one it gets a thirtieth of a core.
 const NICER: i32 = 15;
@@ -37,10 +38,9 @@ struct Shared {
     busy: Busy,
 }
 
-/// Whether the model computes for several subjects.
-pub type Busy = Box<dyn Fn() -> bool + Send + Sync>;
+/// Whether the model computes for others than the subject of this number.
+pub(super) type Busy = Box<dyn Fn(usize) -> bool + Send + Sync>;
 
-#[derive(Default)]
 struct State {
     waiting: Paced<Task>,
     /// Tasks made so far.
@@ -62,14 +62,27 @@ struct Ticket {
 }
 
 impl Aside {
-    pub fn start(threads: usize, busy: Busy) -> io::Result<Aside> {
-        let (state, work, subjects) = Default::default();
-        let aside = Aside(Arc::new(Threads(Arc::new(Shared { state, work, subjects, busy }))));
+    pub(super) fn start(threads: usize, subjects: Subjects, busy: Busy) -> io::Result<Aside> {
+        let waiting = Paced::new(subjects.clone());
+        let state = Mutex::new(State { waiting, made: 0, ended: false });
+        let shared = Shared { state, work: Condvar::new(), subjects, busy };
+        let aside = Aside(Arc::new(Threads(Arc::new(shared))));
         for number in 0..threads {
             let shared = aside.0.0.clone();
             thread::Builder::new().name(format!("aside-{number}")).spawn(move || shared.run())?;
         }
         Ok(aside)
+    }
+
+    /// For one without guests: nobody else waits for the model.
+    #[cfg(test)]
+    pub fn alone(threads: usize) -> Aside {
+        Aside::start(threads, Subjects::default(), Box::new(|_| false)).expect("threads")
+    }
+
+    /// The number is a new subject's from now on.
+    pub(super) fn begin(&self, subject: usize) {
+        self.0.0.lock().waiting.begin(subject);
     }
 
     /// Has the work done when its subject's turn comes. Dropping the future gives it up, if it has not begun.
@@ -117,18 +130,16 @@ impl Shared {
         lower_priority();
         let mut state = self.lock();
         while !state.ended {
-            match state.waiting.next((self.busy)(), Instant::now()) {
+            match state.waiting.next(&self.busy, Instant::now()) {
                 Next::Turn(number, task) => {
                     drop(state);
-                    let since = Instant::now();
+                    let since = computed();
                     if catch_unwind(AssertUnwindSafe(task.work)).is_err() {
                         tracing::error!(target: "runtime", "work for a guest panicked");
                     }
                     state = self.lock();
-                    state.waiting.over(number, since.elapsed(), Instant::now());
-                    drop(state);
+                    state.waiting.over(number, computed().saturating_sub(since), Instant::now());
                     drop(task.subject); // only now may its number be another's
-                    state = self.lock();
                 }
                 Next::Rest(least) => {
                     (state, _) = self.work.wait_timeout(state, least).unwrap_or_else(PoisonError::into_inner);
@@ -137,6 +148,12 @@ impl Shared {
             }
         }
     }
+}
+
+/// How long the calling thread has computed: at low priority it may wait far longer than it works.
+pub(super) fn computed() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
 /// Makes the calling thread, and only that, one for long work.
@@ -163,7 +180,7 @@ impl Drop for Threads {
         let waiting = {
             let mut state = self.0.lock();
             state.ended = true;
-            std::mem::take(&mut state.waiting)
+            state.waiting.clear()
         };
         drop(waiting);
         self.0.work.notify_all();
@@ -180,7 +197,7 @@ mod tests {
     /// such guests had a thread of its own.
     #[test]
     fn work_that_nobody_waits_for_keeps_its_thread_until_it_is_over() {
-        let aside = Aside::start(2, Box::new(|| false)).unwrap();
+        let aside = Aside::alone(2);
         let (running, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
         let (begun, begins) = channel::bounded(10);
         let (over, ends) = channel::bounded::<()>(1);
@@ -209,7 +226,7 @@ mod tests {
 
     #[test]
     fn subjects_take_turns() {
-        let aside = Aside::start(1, Box::new(|| false)).unwrap();
+        let aside = Aside::alone(1);
         let (over, ends) = channel::bounded::<()>(1);
         let order = Arc::new(Mutex::new(vec![]));
         let work = |who: &'static str| {
@@ -235,7 +252,7 @@ mod tests {
     #[test]
     fn its_threads_are_nicer_than_others_and_outlive_a_panic() {
         let niceness = || rustix::process::getpriority_process(None).unwrap();
-        let aside = Aside::start(1, Box::new(|| false)).unwrap();
+        let aside = Aside::alone(1);
         let (here, everyone) = (niceness(), Subject::everyone());
         let panicked = smol::block_on(aside.run(&everyone, || panic!("a mistake of the host")));
         assert_eq!(panicked, Err::<(), _>(Trap::Panicked));

@@ -1,84 +1,17 @@
 //! Who of those that wait has the next turn: the subject that was served least, and of its own the one that waits longest.
 //!
-//! Owns: the queue of each subject, what each was served, the order among them, and the numbers by which queues know
-//! subjects. Never: a thread, a clock, what waits. Pure: the same calls give the same turns. A turn costs the logarithm of the number of subjects and takes no
-//! memory once there was room for as many.
+//! Owns: the queue of each subject, what each was served, and the order among them. Never: a thread, a clock, what waits.
+//! Pure: the same calls give the same turns. A turn costs the logarithm of the number of subjects, and as much again for
+//! each that may not have it.
 //!
 //! A subject saves nothing up: one that was idle is where those are that were not, so it has its turn soon, but not many
 //! in a row. Turns are of bounded length, and each guest waits at most once, so within a subject first come, first
 //! served is fair.
 
-use crate::identity::Subject;
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::collections::{BinaryHeap, VecDeque};
 
-/// Small numbers for subjects. Cheap to clone; all clones give out the same ones.
-#[derive(Clone, Default)]
-pub(super) struct Subjects(Arc<Mutex<Numbers>>);
-
-#[derive(Default)]
-struct Numbers {
-    of: HashMap<Subject, (usize, usize)>, // number, how many hold it
-    free: Vec<usize>,
-    used: usize,
-}
-
-/// A subject's number, which is nobody else's until the last of these is dropped.
-pub(super) struct Number {
-    pub number: usize,
-    /// Nobody held it before: what a queue knows of it is another subject's.
-    pub new: bool,
-    subject: Subject,
-    subjects: Subjects,
-}
-
-impl Subjects {
-    pub fn enter(&self, subject: &Subject) -> Number {
-        let (number, new) = self.lock().enter(subject);
-        Number { number, new, subject: subject.clone(), subjects: self.clone() }
-    }
-
-    /// How many have a number.
-    pub fn count(&self) -> usize {
-        self.lock().of.len()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Numbers> {
-        // Whole between any two statements that can panic.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Numbers {
-    /// The subject's number, and whether it has just been given it.
-    fn enter(&mut self, subject: &Subject) -> (usize, bool) {
-        if let Some((number, holders)) = self.of.get_mut(subject) {
-            *holders += 1;
-            return (*number, false);
-        }
-        let number = self.free.pop().unwrap_or_else(|| {
-            self.used += 1;
-            self.used - 1
-        });
-        self.of.insert(subject.clone(), (number, 1));
-        (number, true)
-    }
-}
-
-impl Drop for Number {
-    fn drop(&mut self) {
-        let mut numbers = self.subjects.lock();
-        let Some((_, holders)) = numbers.of.get_mut(&self.subject) else { return };
-        *holders -= 1;
-        if *holders == 0 {
-            numbers.of.remove(&self.subject);
-            numbers.free.push(self.number);
-        }
-    }
-}
-
-/// What waits, by subject; subjects are small numbers.
+/// What waits, by subject; subjects are small numbers (`subjects.rs`).
 pub(super) struct Fair<T> {
     subjects: Vec<Share<T>>, // [subject]
     /// What a subject was served when it was put here, and when that was: once for each subject with someone waiting.

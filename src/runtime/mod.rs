@@ -31,6 +31,7 @@ mod preview1;
 pub mod quota;
 pub mod serve;
 pub mod slice;
+mod subjects;
 pub mod table;
 #[cfg(test)]
 mod tests;

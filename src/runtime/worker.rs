@@ -19,14 +19,15 @@
 //! guests or batches than there are workers.
 
 use super::aside::Aside;
-use super::fair::{Fair, Subjects};
+use super::fair::Fair;
 use super::paced::{Next, Paced};
+use super::subjects::Subjects;
 use crate::backend::crew::Crew;
 use crate::limits;
 use async_task::Runnable;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
@@ -39,6 +40,7 @@ mod tests;
 
 use seat::{Place, Waiting};
 pub use seat::{Seat, Slice, Starting};
+use settle::NOBODY;
 
 /// Of so much time of the woken, as much as one part goes to guests that used their last slice up, ...
 const EXHAUSTED_PART: i64 = 16;
@@ -55,7 +57,7 @@ const WAITED_PART: u32 = 4;
 const TURN_MOST: Duration = Duration::from_micros(250);
 /// More than this is not held against it.
 const COMPUTED_MOST: Duration = Duration::from_millis(20);
-/// So many guests of a subject are made at a time by the workers, while other subjects have guests. A program is in memory
+/// So many guests of a subject are made at a time by the workers, while others wait for the model. A program is in memory
 /// and linked within some 100 µs, but a client can ask for hundreds at once.
 const STARTS_AT_ONCE: usize = 4;
 /// How long a thread that had part in a batch looks out for the next before it sleeps: far less than a batch.
@@ -92,13 +94,12 @@ struct Shared {
     woken: AtomicUsize,
     running: AtomicUsize,
     answered: AtomicUsize,
-    /// Somebody stands in for the first worker: batches follow each other.
-    stood_in: AtomicBool,
+    /// [`State::model_is_for`], likewise.
+    model_is_for: AtomicUsize,
     /// Guests for another worker than the first.
     elsewhere: AtomicUsize,
 }
 
-#[derive(Default)]
 struct State {
     woken: Fair<Waiting>,
     exhausted: Fair<Waiting>,
@@ -110,10 +111,12 @@ struct State {
     running: usize,
     /// Guests whom the stand-in's last batch answered and who do what they will ask the next for.
     answered: usize,
-    /// Batches that a stand-in has run, ...
+    /// Batches that were answered, ...
     batches: u64,
-    /// ... and whether the last one's answers are being given.
+    /// ... and whether the stand-in is giving the last one's answers.
     delivers: bool,
+    /// The two subjects who were answered last, and by which batch.
+    served: [Option<(usize, u64)>; 2], // [latest first]
     /// Of each subject, guests that are being made.
     starting: Vec<usize>, // [subject's number]
     /// Nanoseconds that the exhausted have coming, or that they were given too many.
@@ -138,20 +141,21 @@ struct State {
 impl Workers {
     /// Starts `size` (at least 1) threads and the crew that they form.
     pub fn start(size: usize) -> io::Result<Workers> {
+        let subjects = Subjects::default();
         let shared = Arc::new(Shared {
             size,
             started: Instant::now(),
-            state: Mutex::default(),
+            state: Mutex::new(State::new(&subjects)),
             work: Condvar::new(),
             first: Condvar::new(),
             settled: Condvar::new(),
             ends: Condvar::new(),
             heavies: Condvar::new(),
-            subjects: Subjects::default(),
+            subjects: subjects.clone(),
             woken: AtomicUsize::new(0),
             running: AtomicUsize::new(0),
             answered: AtomicUsize::new(0),
-            stood_in: AtomicBool::new(false),
+            model_is_for: AtomicUsize::new(NOBODY),
             elsewhere: AtomicUsize::new(0),
         });
         // The crew's wake needs the crew: to serve on the thread of a stand-in, which is the one that calls it.
@@ -170,9 +174,9 @@ impl Workers {
         own.get_or_init(|| Arc::downgrade(&crew));
         let busy = {
             let shared = Arc::downgrade(&shared);
-            move || shared.upgrade().is_some_and(|shared| shared.is_busy())
+            move |subject| shared.upgrade().is_some_and(|shared| shared.is_busy_beside(subject))
         };
-        let aside = Aside::start(limits::ASIDE_THREADS, Box::new(busy))?;
+        let aside = Aside::start(limits::ASIDE_THREADS, subjects, Box::new(busy))?;
         let pool = Workers(Arc::new(Pool { shared, crew, aside }));
         for rank in 0..size {
             let (shared, crew) = (pool.0.shared.clone(), pool.0.crew.clone());
@@ -199,11 +203,13 @@ impl Workers {
     pub fn spawn<F: Future<Output = ()> + Send + 'static>(&self, seat: &Seat, make: impl FnOnce(Slice) -> F) {
         let seat = seat.0.clone();
         let future = make(Slice(seat.clone()));
-        let schedule = move |runnable| {
-            if let Some(shared) = seat.shared.upgrade() {
+        let schedule = move |runnable| match seat.shared.upgrade() {
+            Some(shared) => {
                 let exhausted = seat.is_exhausted(shared.started.elapsed());
                 shared.push(Waiting { runnable, seat: seat.clone() }, exhausted);
             }
+            // Whoever wakes it may hold a lock that its end would take. The pool has ended, and so does the process.
+            None => std::mem::forget(runnable),
         };
         let (runnable, task) = async_task::spawn(future, schedule);
         task.detach();
@@ -213,14 +219,18 @@ impl Workers {
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        let guests = {
+        self.shared.lock().ended = true;
+        loop {
             let mut state = self.shared.lock();
-            state.ended = true;
             let State { woken, exhausted, ending, heavy, .. } = &mut *state;
-            ([woken, exhausted, ending].map(std::mem::take), std::mem::take(heavy))
-        };
-        // Outside the lock: dropping a guest may wake another.
-        drop(guests);
+            let guests =
+                [std::mem::take(woken), std::mem::take(exhausted), std::mem::take(ending), heavy.clear()];
+            drop(state);
+            // Outside the lock: dropping a guest may wake another.
+            if guests.iter().all(Fair::is_empty) {
+                break;
+            }
+        }
         self.shared.ends.notify_all();
         self.shared.heavies.notify_all();
         self.shared.work.notify_all();
@@ -239,6 +249,31 @@ struct Turn {
 }
 
 impl State {
+    fn new(subjects: &Subjects) -> State {
+        State {
+            woken: Fair::default(),
+            exhausted: Fair::default(),
+            ending: Fair::default(),
+            heavy: Paced::new(subjects.clone()),
+            running: 0,
+            answered: 0,
+            batches: 0,
+            delivers: false,
+            served: [None; 2],
+            starting: Vec::new(),
+            owed: 0,
+            stand_in: None,
+            stand_in_busy: false,
+            settling: false,
+            first_runs: false,
+            first_called: false,
+            first_sleeps: false,
+            sleeping: 0,
+            looking: 0,
+            ended: false,
+        }
+    }
+
     fn queued(&self) -> usize {
         self.woken.len() + self.exhausted.len()
     }
@@ -308,7 +343,7 @@ impl Shared {
         self.woken.store(state.woken.len(), Ordering::Relaxed);
         self.running.store(state.running, Ordering::Relaxed);
         self.answered.store(state.answered, Ordering::Relaxed);
-        self.stood_in.store(state.stand_in.is_some(), Ordering::Relaxed);
+        self.model_is_for.store(state.model_is_for(), Ordering::Relaxed);
         self.elsewhere.store(state.elsewhere(), Ordering::Relaxed);
     }
 
@@ -316,8 +351,7 @@ impl Shared {
         let number = guest.seat.number;
         let mut state = self.lock();
         if state.ended {
-            drop(state);
-            return; // and the guest with it
+            return state.ending.push(number, guest); // whoever ends the pool drops it; here its waker may hold locks
         }
         let ending = guest.seat.ending.load(Ordering::Relaxed);
         let heavy = !ending && guest.seat.heavy.swap(false, Ordering::Relaxed);

@@ -285,7 +285,7 @@ impl Backend for Cpu {
         Ok(())
     }
 
-    fn collect(&mut self, outcome: &mut Outcome) -> Result<bool, Fault> {
+    fn collect(&mut self, outcome: &mut Outcome, _pause: bool) -> Result<bool, Fault> {
         std::mem::swap(outcome, &mut self.made);
         Ok(true)
     }

@@ -336,8 +336,8 @@ impl Backend for Cuda {
         Ok(())
     }
 
-    fn collect(&mut self, outcome: &mut Outcome) -> Result<bool, Fault> {
-        let Some(made) = self.envelopes.collect(&self.device.stream)? else { return Ok(false) };
+    fn collect(&mut self, outcome: &mut Outcome, pause: bool) -> Result<bool, Fault> {
+        let Some(made) = self.envelopes.collect(&self.device.stream, pause)? else { return Ok(false) };
         self.outcome = std::mem::replace(outcome, made);
         Ok(true)
     }

@@ -76,7 +76,7 @@ impl Envelopes {
     /// One that is not out, and its number; waits for the first if all are.
     pub fn free(&mut self, stream: &Stream) -> Result<(usize, &mut Envelope), Error> {
         while self.out.len() == GPU_BATCHES {
-            self.take_back(stream)?;
+            self.take_back(stream, true)?;
         }
         let number = (0..GPU_BATCHES).find(|number| !self.out.contains(number)).unwrap_or(0);
         Ok((number, &mut self.all[number]))
@@ -106,10 +106,10 @@ impl Envelopes {
         Ok(())
     }
 
-    /// The first batch's outcome, if all its steps are back. None: the call has paused.
-    pub fn collect(&mut self, stream: &Stream) -> Result<Option<Outcome>, Error> {
+    /// The first batch's outcome, if all its steps are back. None: not yet, and the call may have taken a `pause`.
+    pub fn collect(&mut self, stream: &Stream, pause: bool) -> Result<Option<Outcome>, Error> {
         while self.batches.front().is_some_and(|batch| batch.steps > 0) {
-            if !self.take_back(stream)? {
+            if !self.take_back(stream, pause)? {
                 return Ok(None);
             }
         }
@@ -118,11 +118,11 @@ impl Envelopes {
         Ok(batch.map(|batch| batch.outcome))
     }
 
-    /// The first that is out, with what has come in it. False: it is not back yet, and the call has paused.
-    fn take_back(&mut self, stream: &Stream) -> Result<bool, Error> {
+    /// The first that is out, with what has come in it. False: it is not back yet.
+    fn take_back(&mut self, stream: &Stream, pause: bool) -> Result<bool, Error> {
         let Some(&number) = self.out.front() else { return Ok(true) };
         let envelope = &self.all[number];
-        if !stream.has_passed(&envelope.end, self.since)? {
+        if !stream.has_passed(&envelope.end, self.since, pause)? {
             return Ok(false);
         }
         self.out.pop_front();

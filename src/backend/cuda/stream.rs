@@ -209,20 +209,20 @@ impl Stream {
     pub fn wait(&self) -> Result<(), Error> {
         let started = Instant::now();
         self.or_abandoned(self.record(&self.end))?;
-        while !self.has_passed(&self.end, started)? {}
+        while !self.has_passed(&self.end, started, true)? {}
         if self.state.get() == State::Busy {
             self.state.set(State::Idle);
         }
         Ok(())
     }
 
-    /// Whether the work before `event` is done, which the device could begin at `since`. False: the call has paused. After an
-    /// error the device counts as lost, as after that of [`Stream::wait`].
-    pub fn has_passed(&self, event: &Event, since: Instant) -> Result<bool, Error> {
-        self.or_abandoned(self.ask(event, since))
+    /// Whether the work before `event` is done, which the device could begin at `since`. False: not yet, and if it may the
+    /// call has paused. After an error the device counts as lost, as after that of [`Stream::wait`].
+    pub fn has_passed(&self, event: &Event, since: Instant, pause: bool) -> Result<bool, Error> {
+        self.or_abandoned(self.ask(event, since, pause))
     }
 
-    fn ask(&self, event: &Event, since: Instant) -> Result<bool, Error> {
+    fn ask(&self, event: &Event, since: Instant, pause: bool) -> Result<bool, Error> {
         let asked = Instant::now();
         let mut late = false;
         loop {
@@ -238,6 +238,9 @@ impl Stream {
                 }
                 late = true;
                 continue;
+            }
+            if !pause {
+                return Ok(false);
             }
             if waited > SPIN {
                 std::thread::sleep(PAUSE);

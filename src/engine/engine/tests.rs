@@ -40,12 +40,12 @@ impl Backend for Failing {
         if fails { Err((self.how)()) } else { self.fake.submit(batch) }
     }
 
-    fn collect(&mut self, outcome: &mut Outcome) -> Result<bool, Fault> {
+    fn collect(&mut self, outcome: &mut Outcome, pause: bool) -> Result<bool, Fault> {
         if self.held.load(Ordering::Relaxed) {
             std::thread::yield_now();
             return Ok(false);
         }
-        self.fake.collect(outcome)
+        self.fake.collect(outcome, pause)
     }
 
     fn copy_page(&mut self, from: PageId, to: PageId) -> Result<(), Fault> {
@@ -186,9 +186,12 @@ struct Workers(Arc<OnceLock<[Guest; 3]>>, Mutex<Vec<Reply<PassResult>>>);
 
 impl Settle for Workers {
     fn attend(&self) {}
-    fn lend(&self) {}
+    fn deliver(&self) {}
+    fn lend(&self) -> bool {
+        false
+    }
     fn rest(&self) {}
-    fn settle(&self, _limit: Duration) {
+    fn settle(&self, _since: Instant, _limit: Duration) {
         let Some(guests) = self.0.get() else { return };
         let mut waiting = self.1.lock().expect("no panic holds it");
         let first = waiting.is_empty();

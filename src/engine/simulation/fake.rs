@@ -103,7 +103,7 @@ impl Backend for Fake {
         Ok(())
     }
 
-    fn collect(&mut self, outcome: &mut Outcome) -> Result<bool, Fault> {
+    fn collect(&mut self, outcome: &mut Outcome, _pause: bool) -> Result<bool, Fault> {
         let Some(Asked::Batch(batch)) = self.asked.pop_front() else { panic!("no batch was submitted") };
         self.compute(&batch);
         std::mem::swap(outcome, &mut self.made);

@@ -83,8 +83,8 @@ impl Backend for Watched {
         inside.cpu.submit(batch)
     }
 
-    fn collect(&mut self, outcome: &mut Outcome) -> Result<bool, Fault> {
-        self.inside().cpu.collect(outcome)
+    fn collect(&mut self, outcome: &mut Outcome, pause: bool) -> Result<bool, Fault> {
+        self.inside().cpu.collect(outcome, pause)
     }
 
     fn copy_page(&mut self, from: PageId, to: PageId) -> Result<(), Fault> {

@@ -4,8 +4,9 @@
 //!
 //! The ender drops what an instance leaves behind, thousands of handles perhaps, and tells its client; it runs no guest's
 //! code. The other runs a single instruction of a guest at a time, one that fills, copies or grows memory by so much that
-//! it needs the fuel of many slices and cannot be interrupted: 60 ms at the most. A worker would keep guests waiting that
-//! long, and a batch.
+//! it needs the fuel of many slices and cannot be interrupted: 60 ms of processor time at the most. A worker would keep
+//! guests waiting that long, and a batch. Beside a busy model that time may be spread over a second, and an end of the
+//! guest that is decided meanwhile comes after it.
 
 use super::{Next, Shared, State, Waiting, run};
 use crate::limits;
@@ -32,7 +33,7 @@ impl Shared {
             aside::lower_priority();
             self.run_apart(
                 &self.heavies,
-                |state| state.heavy.next(self.is_busy(), Instant::now()),
+                |state| state.heavy.next(|subject| self.is_busy_beside(subject), Instant::now()),
                 |state, subject, took| state.heavy.over(subject, took, Instant::now()),
             );
         };
@@ -52,9 +53,9 @@ impl Shared {
             match next(&mut state) {
                 Next::Turn(number, Waiting { runnable, seat }) => {
                     drop(state);
-                    let since = Instant::now();
+                    let since = aside::computed();
                     run(runnable);
-                    let took = since.elapsed();
+                    let took = aside::computed().saturating_sub(since);
                     seat.computed(took, self.started.elapsed());
                     state = self.lock();
                     over(&mut state, number, took);

@@ -4,10 +4,10 @@
 
 use super::{BURST, COMPUTED_MOST, STARTS_AT_ONCE, Shared, TURN_MOST, WAITED_PART, Workers};
 use crate::identity::Subject;
-use crate::runtime::fair::Number;
+use crate::runtime::subjects::Number;
 use async_task::Runnable;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -42,9 +42,11 @@ pub(super) struct Place {
     pub(super) queued: AtomicBool,
     /// Its turns that have begun.
     turns: AtomicU64,
-    /// The last batch that answered it.
+    /// The last batch that answered it, ...
     pub(super) batch: AtomicU64,
-    /// That is the last there was, and the guest has not come to its next wait.
+    /// ... and how often it was woken since then.
+    pub(super) wakes: AtomicU32,
+    /// The last batch that there was has answered it, and the next one waits for what it asks.
     pub(super) answered: AtomicBool,
 }
 
@@ -106,6 +108,8 @@ impl Workers {
             state.exhausted.begin(number);
             state.ending.begin(number);
             state.heavy.begin(number);
+            drop(state);
+            self.0.aside.begin(number);
         }
         Seat(Arc::new(Place {
             shared: Arc::downgrade(shared),
@@ -119,6 +123,7 @@ impl Workers {
             queued: AtomicBool::new(false),
             turns: AtomicU64::new(0),
             batch: AtomicU64::new(u64::MAX),
+            wakes: AtomicU32::new(0),
             answered: AtomicBool::new(false),
         }))
     }
@@ -161,7 +166,7 @@ impl Starting {
     /// Its subject has so many that the workers leave them to the thread of low priority.
     pub fn in_a_crowd(&self) -> bool {
         let Some(shared) = self.0.shared.upgrade() else { return false };
-        self.0.starting(|guests| *guests > STARTS_AT_ONCE) && shared.subjects.count() > 1
+        self.0.starting(|guests| *guests > STARTS_AT_ONCE) && shared.is_busy_beside(self.0.number)
     }
 }
 

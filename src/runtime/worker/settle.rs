@@ -17,22 +17,34 @@ use std::time::{Duration, Instant};
 
 /// Of so much time that a batch may wait for guests, one part goes to those whom it has not answered.
 const OTHERS_PART: u32 = 4;
+/// Waits for something else than the model, a page say, that the next batch waits out with a guest whom it has answered.
+/// Two who wake each other would have as much of every batch's time as there is.
+const WAKES_MOST: u32 = 8;
+/// The model is busy for a subject that was answered by one of so many batches.
+pub(super) const RECENT: u64 = 16;
+/// Whom batches are for, in one word: a subject's number, or one of these.
+pub(super) const NOBODY: usize = usize::MAX;
+const SEVERAL: usize = usize::MAX - 1;
 
 impl Settle for Workers {
     fn attend(&self) {
         let mut state = self.0.shared.lock();
         state.stand_in = Some(thread::current().id());
-        (state.batches, state.delivers) = (state.batches + 1, true);
         state.stand_in_busy = true;
         self.0.shared.publish(&state);
     }
 
-    fn settle(&self, limit: Duration) {
-        self.0.shared.settle(limit);
+    fn deliver(&self) {
+        let mut state = self.0.shared.lock();
+        (state.batches, state.delivers) = (state.batches + 1, true);
     }
 
-    fn lend(&self) {
-        self.0.shared.lend();
+    fn settle(&self, since: Instant, limit: Duration) {
+        self.0.shared.settle(since, limit);
+    }
+
+    fn lend(&self) -> bool {
+        self.0.shared.lend()
     }
 
     fn rest(&self) {
@@ -54,11 +66,36 @@ impl State {
         }
         if self.delivers && self.stand_in == Some(thread::current().id()) {
             seat.batch.store(self.batches, Ordering::Relaxed);
+            seat.wakes.store(0, Ordering::Relaxed);
+            self.serves(seat.number);
         }
-        // One that was answered and has waited for something else since, for a page say, is not done.
-        if seat.batch.load(Ordering::Relaxed) == self.batches && !seat.answered.swap(true, Ordering::Relaxed)
+        // One that was answered and has waited for something else since is not done.
+        if seat.batch.load(Ordering::Relaxed) == self.batches
+            && seat.wakes.fetch_add(1, Ordering::Relaxed) <= WAKES_MOST
+            && !seat.answered.swap(true, Ordering::Relaxed)
         {
             self.answered += 1;
+        }
+    }
+
+    /// The last batch answered a guest of the subject.
+    fn serves(&mut self, subject: usize) {
+        let [latest, _] = self.served;
+        if latest.is_some_and(|(other, _)| other != subject) {
+            self.served[1] = latest;
+        }
+        self.served[0] = Some((subject, self.batches));
+    }
+
+    /// While batches follow each other: whose guests they answer.
+    pub(super) fn model_is_for(&self) -> usize {
+        let recent = |served: Option<(usize, u64)>| {
+            served.filter(|(_, batch)| self.stand_in.is_some() && self.batches - batch < RECENT)
+        };
+        match self.served.map(recent) {
+            [Some(_), Some(_)] => SEVERAL,
+            [Some((subject, _)), None] | [None, Some((subject, _))] => subject,
+            [None, None] => NOBODY,
         }
     }
 
@@ -69,19 +106,19 @@ impl State {
 }
 
 impl Shared {
-    /// Batches follow each other, and several subjects have guests.
-    pub(super) fn is_busy(&self) -> bool {
-        self.stood_in.load(Ordering::Relaxed) && self.subjects.count() > 1
+    /// Batches follow each other, and guests of others than this subject wait for them.
+    pub(super) fn is_busy_beside(&self, subject: usize) -> bool {
+        let whose = self.model_is_for.load(Ordering::Relaxed);
+        whose != NOBODY && whose != subject
     }
 
     /// Runs woken guests until all have come to their next wait, here and on the other threads; those that the thread's
     /// batch has not answered no longer than a part of the time.
-    pub(super) fn settle(&self, limit: Duration) {
+    pub(super) fn settle(&self, since: Instant, limit: Duration) {
         let mut state = self.lock();
         (state.stand_in_busy, state.delivers) = (false, false);
         self.publish(&state);
         let here = state.stand_in == Some(thread::current().id());
-        let since = Instant::now();
         let (all_until, end) = (since + if here { limit / OTHERS_PART } else { limit }, since + limit);
         while !state.ended {
             let now = Instant::now();
@@ -135,20 +172,17 @@ impl Shared {
 
     /// Runs a slice of a guest in the first worker's place, while no batch keeps this thread. It counts as busy all the same:
     /// whoever is woken need not wait for it.
-    pub(super) fn lend(&self) {
+    pub(super) fn lend(&self) -> bool {
         if self.size > 1 && self.woken.load(Ordering::Relaxed) == 0 {
-            return;
+            return false;
         }
         let mut state = self.lock();
         if state.stand_in != Some(thread::current().id()) || state.first_runs {
-            return;
+            return false;
         }
         // The only worker gives the exhausted their turn, too.
         let turn = if self.size == 1 { state.next() } else { state.next_woken() };
-        let Some(turn) = turn else { return };
-        // Whom this guest wakes no batch has answered.
-        let delivers = std::mem::take(&mut state.delivers);
-        self.slice(state, turn).delivers = delivers;
+        turn.map(|turn| drop(self.slice(state, turn))).is_some()
     }
 
     pub(super) fn slice_here<'s>(

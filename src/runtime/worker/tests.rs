@@ -12,6 +12,10 @@ fn spawn<F: Future<Output = ()> + Send + 'static>(workers: &Workers, make: impl 
     workers.spawn(&workers.seat(&Subject::everyone()), make);
 }
 
+fn settle(workers: &Workers) {
+    workers.settle(Instant::now(), Duration::from_secs(60));
+}
+
 #[test]
 fn a_guest_that_spins_does_not_starve_others_nor_they_it() {
     let workers = Workers::start(1).unwrap();
@@ -59,7 +63,7 @@ fn settling_waits_for_the_woken_and_not_for_the_spinning() {
                 ran.fetch_add(1, Ordering::Relaxed);
             });
         }
-        workers.settle(Duration::from_secs(60));
+        settle(&workers);
         assert_eq!(ran.load(Ordering::Relaxed), 8);
     }
 }
@@ -102,10 +106,11 @@ fn settling_waits_for_a_burst_of_a_few_slices() {
                 }
             }
         });
-        for round in 1..=100 {
+        for round in 1..=30 {
             workers.attend();
+            thread::sleep(4 * TURN_MOST * WAITED_PART); // the batch: it makes up for what the guest computes
             question.send_blocking(()).unwrap();
-            workers.settle(Duration::from_secs(60));
+            settle(&workers);
             assert_eq!(
                 rounds.load(Ordering::Relaxed),
                 round,
@@ -194,7 +199,7 @@ fn while_batches_follow_each_other_one_thread_stands_in_and_nobody_starves() {
             });
             shares += counted.into_inner();
             question.send_blocking(round).unwrap();
-            workers.settle(Duration::from_secs(60));
+            settle(&workers);
             let (said, stood_in) = answers.try_recv().expect("whoever the batch woke has run");
             assert_eq!(said, round);
             by_stand_in += usize::from(stood_in);
@@ -212,6 +217,25 @@ fn while_batches_follow_each_other_one_thread_stands_in_and_nobody_starves() {
         workers.rest();
         question.send_blocking(300).unwrap();
         assert_eq!(answers.recv_blocking().map(|(round, _)| round), Ok(300));
+    }
+}
+
+/// The story: the end of one guest closed a channel at which another waited. That one was dropped where it was woken, with
+/// the channel's lock held, which its own end asked for; and so the pool's end never came.
+#[test]
+fn a_pool_ends_beside_guests_that_wait_for_each_other() {
+    for _ in 0..100 {
+        let workers = Workers::start(1).unwrap();
+        let ((to_a, for_a), (to_b, for_b)) = (channel::bounded::<()>(1), channel::bounded::<()>(1));
+        let first = to_a.clone();
+        for (from, to) in [(for_a, to_b), (for_b, to_a)] {
+            spawn(
+                &workers,
+                |_| async move { while from.recv().await.is_ok() && to.send(()).await.is_ok() {} },
+            );
+        }
+        first.send_blocking(()).unwrap();
+        drop((first, workers));
     }
 }
 
@@ -410,7 +434,7 @@ fn what_takes_long_keeps_no_worker_and_its_guest_comes_back_or_ends() {
         dropped.send(name()).await.unwrap();
     });
     comes.recv_blocking().unwrap();
-    workers.settle(Duration::from_secs(60));
+    settle(&workers);
     seat.end();
     assert_eq!(drops.recv_blocking().unwrap().as_deref(), Some("ender"));
     over.close();
@@ -434,34 +458,73 @@ fn the_next_batch_waits_for_whom_the_last_one_answered() {
         question
     };
     let (own, foreign) = (guest(), guest());
-    workers.settle(Duration::from_secs(60));
+    settle(&workers);
     for _ in 0..50 {
         workers.attend();
+        foreign.send_blocking(()).unwrap(); // what it asked of the engine beside the batch
+        assert_eq!((answered(), shared.lock().settled(false)), (0, true));
+        settle(&workers);
+        workers.deliver();
         thread::scope(|scope| {
             scope.spawn(|| foreign.send_blocking(()).unwrap()); // a client, say
         });
         assert_eq!((answered(), shared.lock().settled(false)), (0, true));
         own.send_blocking(()).unwrap();
         assert_eq!((answered(), shared.lock().settled(false)), (1, false));
-        workers.settle(Duration::from_secs(60));
+        settle(&workers);
         assert_eq!((answered(), shared.lock().settled(true)), (0, true));
         foreign.send_blocking(()).unwrap(); // between batches: nothing that a batch has answered
         assert_eq!(answered(), 0);
-        workers.settle(Duration::from_secs(60));
+        settle(&workers);
     }
 }
 
+/// The story: two guests of a client, once a batch had answered them, woke each other, and every batch waited as long for
+/// them as it may.
 #[test]
-fn a_crowd_of_starts_is_one_only_beside_others() {
+fn a_batch_does_not_wait_out_what_those_whom_it_answered_do_to_each_other() {
+    let workers = Workers::start(1).unwrap();
+    workers.rest();
+    let ((to_a, for_a), (to_b, for_b)) = (channel::bounded::<()>(1), channel::bounded::<()>(1));
+    let first = to_a.clone();
+    spawn(&workers, |_| async move { while for_a.recv().await.is_ok() && to_b.send(()).await.is_ok() {} });
+    spawn(&workers, |_| async move { while for_b.recv().await.is_ok() && to_a.send(()).await.is_ok() {} });
+    workers.attend();
+    workers.deliver();
+    first.send_blocking(()).unwrap();
+    workers.settle(Instant::now() - Duration::from_secs(60), Duration::from_secs(240)); // the others' part is over
+    assert!(workers.0.shared.lock().settled(false));
+}
+
+#[test]
+fn a_crowd_of_starts_is_one_only_beside_others_whom_the_model_answers() {
     let workers = Workers::start(1).unwrap();
     let slice = |who: &'static str| Slice(workers.seat(&Subject::new(who)).0);
-    let mut starts: Vec<_> = (0..STARTS_AT_ONCE).map(|_| slice("many").starting()).collect();
+    let answer = |who: &'static str| {
+        let (question, asked) = channel::bounded::<()>(1);
+        workers
+            .spawn(&workers.seat(&Subject::new(who)), |_| async move { while asked.recv().await.is_ok() {} });
+        settle(&workers);
+        workers.attend();
+        workers.deliver();
+        question.send_blocking(()).unwrap();
+        settle(&workers);
+    };
     let one = slice("one");
+    let mut starts: Vec<_> = (0..STARTS_AT_ONCE).map(|_| slice("many").starting()).collect();
+    starts.push(slice("many").starting());
+    assert!(!starts[0].in_a_crowd(), "nobody is answered");
+    answer("many");
+    assert!(!starts[0].in_a_crowd(), "nobody else is");
+    answer("one");
+    assert!(starts[0].in_a_crowd() && !one.starting().in_a_crowd());
+    drop(starts.pop());
     assert!(!starts[0].in_a_crowd());
     starts.push(slice("many").starting());
-    assert!(starts[0].in_a_crowd() && !one.starting().in_a_crowd());
-    drop(one);
-    assert!(!starts[0].in_a_crowd(), "nobody else is there");
-    let _one = slice("one");
-    assert!(starts.pop().is_some_and(|last| last.in_a_crowd()) && !starts[0].in_a_crowd());
+    (0..settle::RECENT).for_each(|_| answer("many"));
+    assert!(!starts[0].in_a_crowd(), "the other has been done for some time");
+    answer("one");
+    assert!(starts[0].in_a_crowd());
+    workers.rest();
+    assert!(!starts[0].in_a_crowd());
 }

@@ -1,0 +1,147 @@
+//! Small numbers for subjects, and how each shares the threads for long work.
+//!
+//! Owns: which number is whose, and of each subject the long turns that run and the rest after one. Never: a thread, a
+//! queue, what the work is, whether the model is busy.
+//!
+//! A number is a subject's as long as somebody holds it or its rest lasts: or whoever ends its last guest would have
+//! rested.
+
+use crate::identity::Subject;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// After a long turn a subject rests so many times as long as that computed, ...
+const RESTS: u32 = 3;
+/// ... but not longer than this.
+const REST_MOST: Duration = Duration::from_secs(10);
+/// How soon to ask again about a turn that runs.
+pub(super) const LOOK: Duration = Duration::from_millis(20);
+
+/// Cheap to clone; all clones give out the same numbers.
+#[derive(Clone, Default)]
+pub(super) struct Subjects(Arc<Mutex<Numbers>>);
+
+#[derive(Default)]
+struct Numbers {
+    of: HashMap<Subject, usize>,
+    shares: Vec<Share>, // [number]
+    free: Vec<usize>,
+}
+
+#[derive(Default)]
+struct Share {
+    holders: usize,
+    /// Long turns that run.
+    running: usize,
+    rests_until: Option<Instant>,
+}
+
+/// A subject's number, which is nobody else's until the last of these is dropped.
+pub(super) struct Number {
+    pub number: usize,
+    /// Nobody held it before: what a queue knows of it is another subject's.
+    pub new: bool,
+    subjects: Subjects,
+}
+
+impl Subjects {
+    pub fn enter(&self, subject: &Subject) -> Number {
+        let (number, new) = self.lock().enter(subject, Instant::now());
+        Number { number, new, subjects: self.clone() }
+    }
+
+    /// A long turn of the subject begins; [`Subjects::over`] ends it.
+    pub fn begin(&self, number: usize) {
+        self.lock().shares[number].running += 1;
+    }
+
+    /// One is over and has computed for so long.
+    pub fn over(&self, number: usize, took: Duration, now: Instant) {
+        let mut numbers = self.lock();
+        let share = &mut numbers.shares[number];
+        share.running -= 1;
+        // Another thread's turn of it may have been longer.
+        share.rests_until = share.rests_until.max(Some(now + (took * RESTS).min(REST_MOST)));
+    }
+
+    /// How long the subject has to wait for its next long turn while others wait for the model. Zero: no longer.
+    pub fn waits(&self, number: usize, now: Instant) -> Duration {
+        let share = &self.lock().shares[number];
+        match share.running {
+            0 => share.rests_until.map_or(Duration::ZERO, |until| until.saturating_duration_since(now)),
+            _ => LOOK,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Numbers> {
+        // Whole between any two statements that can panic.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Numbers {
+    /// The subject's number, and whether it has just been given it.
+    fn enter(&mut self, subject: &Subject, now: Instant) -> (usize, bool) {
+        if let Some(number) = self.of.get(subject) {
+            self.shares[*number].holders += 1;
+            return (*number, false);
+        }
+        self.reclaim(now);
+        let number = self.free.pop().unwrap_or_else(|| {
+            self.shares.push(Share::default());
+            self.shares.len() - 1
+        });
+        self.shares[number] = Share { holders: 1, ..Share::default() };
+        self.of.insert(subject.clone(), number);
+        (number, true)
+    }
+
+    /// Takes back the numbers that nobody holds and whose rest is over.
+    fn reclaim(&mut self, now: Instant) {
+        let Numbers { of, shares, free } = self;
+        of.retain(|_, number| {
+            let share = &shares[*number];
+            let kept = share.holders > 0 || share.rests_until.is_some_and(|until| until > now);
+            if !kept {
+                free.push(*number);
+            }
+            kept
+        });
+    }
+}
+
+impl Drop for Number {
+    fn drop(&mut self) {
+        self.subjects.lock().shares[self.number].holders -= 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The story: a client ran one long instruction in one guest after another. With each end the subject's number went,
+    /// and its rest with it.
+    #[test]
+    fn a_rest_outlives_whoever_earned_it_and_then_the_number_is_anothers() {
+        let (subjects, start) = (Subjects::default(), Instant::now());
+        let (one, other) = (Subject::new("one"), Subject::new("other"));
+        let first = subjects.enter(&one);
+        subjects.begin(first.number);
+        assert_eq!(subjects.waits(first.number, start), LOOK, "one turn at a time");
+        subjects.over(first.number, Duration::from_secs(2), start);
+        let number = first.number;
+        drop(first);
+        let second = subjects.enter(&other);
+        assert_ne!(second.number, number);
+        let again = subjects.enter(&one);
+        assert_eq!((again.number, again.new), (number, false));
+        assert_eq!(subjects.waits(number, start), Duration::from_secs(6));
+        assert_eq!(subjects.waits(number, start + Duration::from_secs(6)), Duration::ZERO);
+        drop(again);
+        let (third, new) = subjects.lock().enter(&Subject::new("third"), start + Duration::from_secs(6));
+        assert_eq!((third, new), (number, true));
+        assert_eq!(subjects.waits(number, start), Duration::ZERO, "a newcomer has had no turn");
+    }
+}
