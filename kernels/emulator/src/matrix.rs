@@ -123,14 +123,14 @@ pub fn multiply(
         warp.need(slot, mask, kernel)?;
     }
     match *factors {
-        Factors::Bytes { k, a: a_signed, b: b_signed } => {
+        // Where k is 16, the other half of the columns is zeros.
+        Factors::Bytes { a: a_signed, b: b_signed, .. } => {
             let rows = bytes::<16>(warp, a, a_signed);
             let columns = bytes::<8>(warp, b, b_signed);
             let mut out = [[0; 32]; 4];
             for (row, a) in rows.iter().enumerate() {
                 for (column, b) in columns.iter().enumerate() {
-                    let dot: i32 =
-                        a[..k].iter().zip(&b[..k]).map(|(&a, &b)| i32::from(a) * i32::from(b)).sum();
+                    let dot: i32 = a.iter().zip(b).map(|(&a, &b)| i32::from(a) * i32::from(b)).sum();
                     let (lane, n) = accumulator(row, column);
                     let sum = warp.registers[c[n] as usize][lane] as i32;
                     let sum = if *saturate { sum.saturating_add(dot) } else { sum.wrapping_add(dot) };
