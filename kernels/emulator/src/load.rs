@@ -2,6 +2,7 @@
 
 use crate::access::{Place, actor, place};
 use crate::block::{Block, witness};
+use crate::counts::Distinct;
 use crate::execute::Machine;
 use crate::fault::{Kind, Stop, stop};
 use crate::instruction::{Address, Order, Slot};
@@ -59,15 +60,22 @@ impl Machine<'_> {
         let (warp, shared, seen) = block.split(number);
         let witness = witness(stamp, warp, seen.as_ref(), crowded);
         let base = &warp.registers[address.base as usize];
-        let mut values = [[0; 4]; 32];
         let (mut addresses, mut count) = ([0; 32], 0);
+        // Lanes that read the same bytes read them together.
+        let (mut distinct, mut which, mut readers) = (Distinct::default(), [0; 32], [0u32; 32]);
         for lane in lanes(mask) {
             let at = base[lane as usize].wrapping_add_signed(address.offset) & 0xffff_ffff;
             (addresses[count], count) = (at, count + 1);
-            values[lane as usize] = words(shared.load(&witness, lane, at, size, order.strong)?);
+            let n = distinct.insert(at);
+            which[lane as usize] = n;
+            readers[n] |= 1 << lane;
+        }
+        let mut read = [[0; 4]; 32];
+        for (n, &at) in distinct.numbers().iter().enumerate() {
+            read[n] = words(shared.load(&witness, readers[n], at, size, order.strong)?);
         }
         self.tally.shared(&addresses[..count], size);
-        Ok(values)
+        Ok(which.map(|n| read[n]))
     }
 
     /// The common case of a global load: every lane's bytes are aligned, in one buffer, all of it written, by no launch that
@@ -136,7 +144,7 @@ impl Machine<'_> {
                     in_shared = true;
                     (addresses[count], count) = (at, count + 1);
                     let witness = witness(stamp, warp, seen.as_ref(), crowded);
-                    shared.load(&witness, lane, at, size, order.strong)?
+                    shared.load(&witness, 1 << lane, at, size, order.strong)?
                 }
                 Place::Local(at) => warp.local.load(lane, at, size)?,
                 Place::Global(at) => {
@@ -198,7 +206,8 @@ fn spread(warp: &mut Warp, kind: Type, to: &[Option<(Slot, u64)>], values: &Valu
     for (n, slot) in to.iter().enumerate() {
         let Some((slot, width)) = *slot else { continue };
         let out = match kind.size() {
-            4 => values.map(|value| kind.extend(u64::from(value[n])) & width),
+            4 if kind.signed() => values.map(|value| i64::from(value[n] as i32) as u64 & width),
+            4 => values.map(|value| u64::from(value[n]) & width),
             8 => values.map(|value| u64::from(value[2 * n]) | u64::from(value[2 * n + 1]) << 32),
             size => {
                 let (word, by) = (n * size as usize / 4, n as u32 * kind.bits() % 32);

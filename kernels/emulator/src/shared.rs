@@ -3,6 +3,7 @@
 use crate::fault::{Kind, Stop, stop};
 use crate::module::{SHARED_BASE, Stretch};
 use crate::shadow::{Clash, Readers, Record, Witness, lane_of, readers, warp_of};
+use crate::warp;
 
 /// Of a byte. Not an enum: runs of it are compared as memory.
 struct State;
@@ -139,14 +140,16 @@ impl Shared {
         }
     }
 
+    /// What some lanes of a warp read in one place.
     pub fn load(
         &mut self,
         witness: &Witness<'_>,
-        lane: u32,
+        lanes: u32,
         address: u64,
         size: u32,
         strong: bool,
     ) -> Result<u128, Stop> {
+        let lane = lanes.trailing_zeros();
         let at = self.place(address, size, lane)?;
         let range = at..at + size as usize;
         // Which byte it is matters only when one fails.
@@ -166,10 +169,15 @@ impl Shared {
             };
         }
         let noted = self.note(at, size, |cell| {
-            let read = witness.read(lane, cell.written, cell.read, strong, false)?;
-            Ok(Cell { read: (read, readers(read, cell.read, warp_of(witness.stamp), lane)), ..cell })
+            let mut read = cell.read;
+            for lane in warp::lanes(lanes) {
+                let new =
+                    witness.read(lane, cell.written, read, strong, false).map_err(|clash| (lane, clash))?;
+                read = (new, readers(new, read, warp_of(witness.stamp), lane));
+            }
+            Ok(Cell { read, ..cell })
         });
-        if let Err(clash) = noted {
+        if let Err((lane, clash)) = noted {
             return race(&clash, witness, lane, name(&self.stretches, at), false);
         }
         Ok(number(&self.bytes[range]))
@@ -196,12 +204,7 @@ impl Shared {
     /// Notes an access in the cells of these bytes. Cells that are alike, as those of a vector mostly are, become alike:
     /// one of them is judged.
     #[inline]
-    fn note(
-        &mut self,
-        at: usize,
-        size: u32,
-        judge: impl Fn(Cell) -> Result<Cell, Clash>,
-    ) -> Result<(), Clash> {
+    fn note<E>(&mut self, at: usize, size: u32, judge: impl Fn(Cell) -> Result<Cell, E>) -> Result<(), E> {
         let cells = &mut self.cells[at >> self.grain..=(at + size as usize - 1) >> self.grain];
         let mut before = cells[0];
         let mut after = judge(before)?;
