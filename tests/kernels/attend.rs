@@ -2,6 +2,7 @@
 //! sequence in `prefill.rs`.
 
 mod faults;
+mod join;
 mod prefill;
 
 use crate::harness::{
@@ -101,6 +102,8 @@ impl Case {
         let page_bytes = kv_heads * PAGE * head_dim * 2;
         let keys = memory.alloc(pages * page_bytes, "keys");
         let values = memory.alloc(pages * page_bytes, "values");
+        // A word of theirs that is seen.
+        let mut made = 0;
         let table = memory.alloc(self.keys.len() * stride * 4, "table");
         for (sequence, &count) in pages_of.iter().enumerate() {
             for page in 0..count {
@@ -115,14 +118,16 @@ impl Case {
                             (slot * kv_heads + head) * head_dim..(slot * kv_heads + head + 1) * head_dim;
                         let to = (physical as usize * kv_heads + head) * PAGE + slot % PAGE;
                         let to = (to * head_dim * 2) as u64;
+                        made = to;
                         memory.write(keys + to, &to_bytes(&self.keys[sequence][from.clone()]))?;
                         memory.write(values + to, &to_bytes(&self.values[sequence][from]))?;
                     }
                 }
             }
         }
-        for buffer in [keys, values, table] {
-            memory.protect(buffer, true);
+        let protects = !matches!(kernels.way, Way::Overlapping);
+        for (buffer, protects) in [(keys, protects), (values, protects), (table, true)] {
+            memory.protect(buffer, protects);
         }
 
         let longest = self.rows.iter().map(|row| row.length).max().unwrap_or(0);
@@ -146,11 +151,14 @@ impl Case {
         let rows = input(&mut memory, "rows", &to_bytes(&rows));
         let masks = if masks.is_empty() { 0 } else { input(&mut memory, "masks", &to_bytes(&masks)) };
         let q = input(&mut memory, "q", &to_bytes(&self.queries.concat()));
+        memory.protect(q, protects);
         let splits = longest.div_ceil(SPLIT).max(1) + self.room;
         let outputs = self.rows.len() * self.heads();
         let out = memory.alloc(outputs * head_dim * 4, "out");
         let sums = memory.alloc(outputs * splits * head_dim * 4, "sums");
         let scales = memory.alloc(outputs * splits * 8, "scales");
+        let octets = kv_heads * group.div_ceil(8);
+        let tickets = memory.upload("tickets", &vec![0; self.rows.len() * octets * 4]);
 
         let shared =
             || Parameters::new().u64(q).u64(keys).u64(values).u64(table).u64(rows).u64(masks).u64(out);
@@ -161,15 +169,45 @@ impl Case {
         let mut counts = Counts::default();
         let block = [128, 1, 1];
         match kernels.way {
-            Way::Rows => {
-                let parameters = sizes(shared().u64(sums).u64(scales)).f32(self.scale).f32(self.cap);
-                let grid = [splits, kv_heads * group.div_ceil(8), self.rows.len()].map(|count| count as u32);
+            Way::Rows | Way::Again | Way::Overlapping => {
+                let parameters = sizes(shared().u64(sums).u64(scales).u64(tickets));
+                let parameters = parameters.f32(self.scale).f32(self.cap);
+                let grid = [splits, octets, self.rows.len()].map(|count| count as u32);
                 let attend = Launch { grid, block, shared: 0, parameters: parameters.bytes() };
+                if matches!(kernels.way, Way::Overlapping) {
+                    let before = Module::parse(BEFORE).unwrap_or_else(|error| panic!("{error}"));
+                    let made = [q, keys + made, values + made].into_iter();
+                    let made = made.fold(Parameters::new(), Parameters::u64);
+                    let made =
+                        Launch { grid: [1; 3], block: [32, 1, 1], shared: 0, parameters: made.bytes() };
+                    // The layer before, too: what it left in scratch may still be read.
+                    launch(kernels.attend, &mut memory, &attend, seed)?;
+                    launch(&before, &mut memory, &made, seed)?;
+                }
                 counts = launch(kernels.attend, &mut memory, &attend, seed)?;
+                let drawn: Vec<u32> = from_bytes(&memory.read(tickets, self.rows.len() * octets * 4)?);
+                same("tickets", &drawn, &vec![0; drawn.len()])?;
+                if matches!(kernels.way, Way::Again) {
+                    let first: Vec<u32> = from_bytes(&memory.read(out, outputs * head_dim * 4)?);
+                    let again = |memory: &mut Memory, what: &str| {
+                        let got: Vec<u32> = from_bytes(&memory.read(out, outputs * head_dim * 4)?);
+                        same(what, &got, &first)
+                    };
+                    memory.write(out, &vec![0xff; first.len() * 4])?;
+                    launch(kernels.attend, &mut memory, &attend, seed)?;
+                    again(&mut memory, "out of a second launch")?;
+                    let several = |row: &Row| row.first / SPLIT < row.length.max(1).div_ceil(SPLIT) - 1;
+                    let width = self.heads() * head_dim * 4;
+                    for (at, _) in self.rows.iter().enumerate().filter(|(_, row)| several(row)) {
+                        memory.write(out + (at * width) as u64, &vec![0xff; width])?;
+                    }
+                    self.combine(kernels, &mut memory, [rows, sums, scales, out], splits, seed)?;
+                    again(&mut memory, "out of attend_combine")?;
+                }
             }
             // In two launches, each with scratch of its own rows.
-            Way::Tiles(rows) => {
-                let tiles = self.tiles(rows);
+            Way::Tiles(most) => {
+                let tiles = self.tiles(most);
                 let warps = prefill::warps(head_dim);
                 for part in tiles.chunks(tiles.len().div_ceil(2)) {
                     let first = part[0][0];
@@ -186,15 +224,27 @@ impl Case {
                     counts.global_sectors += part.global_sectors;
                     counts.bank_conflicts += part.bank_conflicts;
                 }
+                self.combine(kernels, &mut memory, [rows, sums, scales, out], splits, seed)?;
             }
         }
-
-        let parameters = Parameters::new().u64(rows).u64(sums).u64(scales).u64(out);
-        let parameters = parameters.u32(self.heads() as u32).u32(head_dim as u32).u32(splits as u32);
-        let grid = [self.heads() as u32, self.rows.len() as u32, 1];
-        let combine = Launch { grid, block, shared: 0, parameters: parameters.bytes() };
-        launch(kernels.combine, &mut memory, &combine, seed)?;
         Ok((from_bytes(&memory.read(out, outputs * head_dim * 4)?), counts))
+    }
+
+    /// Joins the splits of rows that have several.
+    fn combine(
+        &self,
+        kernels: &Kernels,
+        memory: &mut Memory,
+        [rows, sums, scales, out]: [u64; 4],
+        splits: usize,
+        seed: u64,
+    ) -> Result<(), Wrong> {
+        let parameters = Parameters::new().u64(rows).u64(sums).u64(scales).u64(out);
+        let parameters = parameters.u32(self.heads() as u32).u32(self.head_dim as u32).u32(splits as u32);
+        let grid = [self.heads() as u32, self.rows.len() as u32, 1];
+        let combine = Launch { grid, block: [128, 1, 1], shared: 0, parameters: parameters.bytes() };
+        launch(kernels.combine, memory, &combine, seed)?;
+        Ok(())
     }
 
     /// Rows that follow each other in a sequence, so many at most, and no more pairs with heads than a CTA has places for.
@@ -305,10 +355,29 @@ struct Kernels<'a> {
     way: Way,
 }
 
+/// What overlaps attention: it makes, anew, a word of the queries, of the keys and of the values, and lets others begin before
+/// it knows that those before it are done.
+const BEFORE: &str = ".version 7.8\n.target sm_90\n.address_size 64
+.visible .entry before(.param .u64 q, .param .u64 keys, .param .u64 values) {
+    .reg .pred %p; .reg .b64 %q, %keys, %values; .reg .b32 %word;
+    griddepcontrol.launch_dependents;
+    ld.param.u64 %q, [q]; ld.param.u64 %keys, [keys]; ld.param.u64 %values, [values];
+    griddepcontrol.wait;
+    mov.u32 %word, %tid.x; setp.ne.u32 %p, %word, 0; @%p ret;
+    ld.global.u32 %word, [%q]; st.global.u32 [%q], %word;
+    ld.global.u32 %word, [%keys]; st.global.u32 [%keys], %word;
+    ld.global.u32 %word, [%values]; st.global.u32 [%values], %word;
+    ret;
+}";
+
 /// Which kernel `attend` is: one for a row at a time, or for tiles of so many rows at most.
 #[derive(Clone, Copy)]
 enum Way {
     Rows,
+    /// The same twice, as a graph is replayed, and then with the splits joined by attend_combine: each time the same bits.
+    Again,
+    /// Rows, while launches before it run on: the layer before, then what makes queries, keys and values.
+    Overlapping,
     Tiles(usize),
 }
 
@@ -362,7 +431,7 @@ fn attention_is_its_formula() {
     }
 }
 
-/// More heads to a group than a CTA takes, and more splits than a part of attend_combine takes at once.
+/// More heads to a group than a CTA takes, and more splits than a team takes at once.
 #[test]
 fn wide_groups_and_many_splits() {
     let combine = module("attend_combine.ptx");

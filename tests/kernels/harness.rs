@@ -215,7 +215,7 @@ pub struct Fault {
 }
 
 macro_rules! fault {
-    ($name:literal, $file:literal, $find:literal, $replace:literal, $caught:expr) => {
+    ($name:expr, $file:expr, $find:expr, $replace:expr, $caught:expr) => {
         Fault { name: $name, file: $file, find: $find, replace: $replace, caught: $caught }
     };
 }

@@ -7,7 +7,7 @@ use crate::fault::{Kind, Stop, stop};
 use crate::instruction::{Address, Order, Slot};
 use crate::memory::{Buffer, LOCAL_WINDOW, SHARED_WINDOW};
 use crate::order::{Actor, Seen};
-use crate::shadow::{Clash, Witness, block_of, lane_of, warp_of};
+use crate::shadow::{Clash, Witness, block_of, lane_of, record, warp_of};
 use crate::types::{Space, Type};
 use crate::warp::{Warp, lanes};
 
@@ -165,7 +165,7 @@ impl<'a> Machine<'a> {
                 Place::Global(at) => {
                     (addresses[count], count) = (at, count + 1);
                     (written[globals], globals) = ((lane, at), globals + 1);
-                    if order.strong
+                    if order.wide
                         && let Some(seen) = seen
                     {
                         let mut actor = actor(stamp, warp, seen, lane);
@@ -229,14 +229,5 @@ pub fn actor<'a>(stamp: u64, warp: &'a mut Warp, seen: &'a mut Seen, lane: u32) 
         Some(times) => times[lane as usize],
         None => [known[warp.number as usize]; 32],
     };
-    Actor {
-        block: block_of(stamp),
-        warp: warp.number,
-        lane,
-        time: warp.time,
-        known,
-        lanes,
-        seen,
-        thread: &mut warp.threads[lane as usize],
-    }
+    Actor { own: record(stamp, lane), known, lanes, seen, thread: &mut warp.threads[lane as usize] }
 }

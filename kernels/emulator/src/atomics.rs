@@ -67,7 +67,9 @@ impl Machine<'_> {
                 Place::Global(at) => {
                     (addresses[count], count) = (at, count + 1);
                     (written[globals], globals) = ((lane, at), globals + 1);
-                    if let Some(seen) = seen {
+                    if order.wide
+                        && let Some(seen) = seen
+                    {
                         let mut actor = actor(stamp, warp, seen, lane);
                         actor.reads(&self.locations, at, order.acquire);
                         actor.writes(&mut self.locations, at, order.release, true);

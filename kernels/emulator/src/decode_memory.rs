@@ -44,6 +44,7 @@ impl Reading<'_> {
                 if scope.is_none() && word != "volatile" {
                     return Err("the scope is missing: .gpu, .cta or .sys".into());
                 }
+                order.wide = scope != Some("cta");
             }
         }
         Ok(order)
@@ -118,7 +119,7 @@ impl Reading<'_> {
             Some("acq_rel") => (order.acquire, order.release) = (true, true),
             _ => {}
         }
-        let _ = self.words.one_of(&["gpu", "cta", "sys"]);
+        order.wide = self.words.one_of(&["gpu", "cta", "sys"]) != Some("cta");
         let space = self.words.space();
         if !matches!(space, Space::Generic | Space::Global | Space::Shared) {
             return Err(format!("no atomic operation in {space:?}"));

@@ -29,6 +29,8 @@ pub struct Address {
 pub struct Order {
     /// volatile, relaxed, acquire, release: concurrent accesses of this kind are no race.
     pub strong: bool,
+    /// Strong beyond the block: by these alone blocks order each other.
+    pub wide: bool,
     pub acquire: bool,
     pub release: bool,
     /// `.nc`: the bytes must not change during the launch.

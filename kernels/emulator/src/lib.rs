@@ -64,7 +64,8 @@
 //!
 //! The program order of a thread; barriers, named ones for the warps that take part; `bar.warp.sync` for the
 //! lanes that it names (a shuffle does not). Blocks order each other in global memory by release and acquire:
-//! `.release` and `.acquire` on atomics, loads and stores, or a fence before and behind a relaxed one.
+//! `.release` and `.acquire` on atomics, loads and stores, or a fence before and behind a relaxed one, none of them of
+//! scope `.cta`. What one thread acquired the others of its block have behind the next barrier.
 //! Concurrent atomics, volatile and relaxed accesses are no race among themselves.
 //!
 //! Threads of one block are ordered by barriers alone: flags in memory that the warps of a block poll are

@@ -149,7 +149,7 @@ impl Machine<'_> {
                 Place::Local(at) => warp.local.load(lane, at, size)?,
                 Place::Global(at) => {
                     (addresses[count], count) = (at, count + 1);
-                    if order.strong
+                    if order.wide
                         && let Some(seen) = seen
                     {
                         actor(stamp, warp, seen, lane).reads(&self.locations, at, order.acquire);

@@ -65,6 +65,11 @@ pub fn stamp(tag: u64, block: u32, warp: u32, time: u32) -> Record {
     tag << TAG | u64::from(block) << BLOCK | u64::from(warp) << WARP | u64::from(time.min(TIMES)) << TIME
 }
 
+/// The record of one lane of the warp with this stamp.
+pub fn record(stamp: Record, lane: u32) -> Record {
+    stamp | u64::from(lane) << LANE
+}
+
 /// `[lane][other]`: up to which time the lane has seen the other.
 pub type LaneTimes = [[u32; 32]; 32];
 
@@ -95,7 +100,7 @@ pub struct Clash {
 
 impl Witness<'_> {
     pub fn record(&self, lane: u32) -> Record {
-        self.stamp | u64::from(lane) << LANE
+        record(self.stamp, lane)
     }
 
     #[inline]
@@ -128,7 +133,7 @@ impl Witness<'_> {
             return match self.seen {
                 None => false,
                 Some(_) if block_of(record) == block_of(self.stamp) => true,
-                Some(seen) => seen.covers(record),
+                Some(seen) => seen.covers(record, |by| self.ordered(by, 0, lane)),
             };
         }
         if record & MANY_WARPS != 0 {

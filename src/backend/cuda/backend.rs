@@ -146,8 +146,8 @@ impl Cuda {
         let room = Room::new(bounds(pages), |bytes| device.buffer(bytes))?;
         let pool = device.buffer(planes(shape) * plane_bytes(shape) * pages)?;
         // A guest may read an embedding slot that nobody has written; and what comes back of results has gaps, as each
-        // distribution has room for the longest.
-        for buffer in [&room.embeds, &room.results] {
+        // distribution has room for the longest. Attention's tickets begin at 0, and come back there by themselves.
+        for buffer in [&room.embeds, &room.results, &room.tickets] {
             // SAFETY: it is new, and all of it is filled before anything else is put into the stream.
             unsafe { stream.fill_later(buffer, 0, buffer.size(), 0)? };
         }

@@ -183,6 +183,11 @@ pub(super) struct Heads {
     pub eps: f32,
 }
 
+/// CTAs of attention that a split of a row has: each takes eight query heads of a KV head at most.
+pub(super) fn octets(heads: usize, kv_heads: usize) -> usize {
+    kv_heads * (heads / kv_heads).div_ceil(8)
+}
+
 /// Warps of a CTA of prefill.
 pub(super) fn prefill_warps(head_dim: usize) -> usize {
     if head_dim > 128 { 4 } else { 8 }
@@ -330,24 +335,23 @@ impl Launches<'_> {
         self.put(&self.kernels.rotate_append, grid, 128, 0, &arguments)
     }
 
-    /// What rows attend to. `tail` has tables and masks; a row says itself where its own begin, so both strides are 1.
+    /// What rows attend to. `tail` has tables and masks; a row says itself where its own begin, so both strides are 1. Rows in
+    /// several splits are joined there too: prefill alone leaves that to a launch of its own.
     pub fn attend(
         &self,
         heads: &Heads,
         [q, keys, values]: [u64; 3],
         [rows_at, tail]: [u64; 2],
-        [out, sums, scales]: [u64; 3],
+        [out, sums, scales, tickets]: [u64; 4],
         [rows, splits]: [usize; 2],
     ) -> Result<(), Error> {
-        let Heads { heads: all, kv_heads, scale, cap, .. } = *heads;
-        let group = all / kv_heads;
+        let Heads { kv_heads, scale, cap, .. } = *heads;
         let mut arguments: Vec<Argument> =
-            [q, keys, values, tail, rows_at, tail, out, sums, scales].map(at).into();
-        arguments.extend([kv_heads, group, 1, 1, splits].map(number));
+            [q, keys, values, tail, rows_at, tail, out, sums, scales, tickets].map(at).into();
+        arguments.extend([kv_heads, heads.heads / kv_heads, 1, 1, splits].map(number));
         arguments.extend([scale, cap].map(Argument::F32));
-        let grid = [splits, kv_heads * group.div_ceil(8), rows];
-        self.put(&self.kernels.attend, grid, 128, 0, &arguments)?;
-        self.combine(heads, rows_at, [out, sums, scales], [rows, splits])
+        let grid = [splits, octets(heads.heads, kv_heads), rows];
+        self.put(&self.kernels.attend, grid, 128, 0, &arguments)
     }
 
     /// The same, to the bit, of rows in so many tiles, which are rows `first` to `first + rows` of the step. Places are of the
@@ -367,24 +371,13 @@ impl Launches<'_> {
         arguments.extend([scale, cap].map(Argument::F32));
         let block = 32 * prefill_warps(head_dim) as u32;
         self.put(&self.kernels.prefill, [splits, kv_heads, tiles], block, 0, &arguments)?;
-        let (rows_at, out) = (rows_at + (first * 16) as u64, out + (first * all * head_dim * 4) as u64);
-        self.combine(heads, rows_at, [out, sums, scales], [rows, splits])
-    }
-
-    /// Joins what rows in several splits have left.
-    fn combine(
-        &self,
-        heads: &Heads,
-        rows_at: u64,
-        [out, sums, scales]: [u64; 3],
-        [rows, splits]: [usize; 2],
-    ) -> Result<(), Error> {
         if splits == 1 {
             return Ok(());
         }
+        let (rows_at, out) = (rows_at + (first * 16) as u64, out + (first * all * head_dim * 4) as u64);
         let mut arguments: Vec<Argument> = [rows_at, sums, scales, out].map(at).into();
-        arguments.extend([heads.heads, heads.head_dim, splits].map(number));
-        self.put(&self.kernels.attend_combine, [heads.heads, rows, 1], 128, 0, &arguments)
+        arguments.extend([all, head_dim, splits].map(number));
+        self.put(&self.kernels.attend_combine, [all, rows, 1], 128, 0, &arguments)
     }
 
     /// `activation(gate) * up`, as products read it; both with as many values between rows.

@@ -2,6 +2,7 @@
 //!
 //! Owns: how large each buffer is, said once for the plan and for the device. Never: a weight, a page, nor what is written.
 
+use super::launches::octets;
 use super::plan::{split_bytes, splits, table_words};
 use super::repack::PAIR;
 use super::staging::{Kinds, least_bytes};
@@ -51,14 +52,17 @@ pub(super) struct Room<B> {
     pub attended: B, // f32 [row][heads][head_dim]
     pub sums: B, // f32 [row][head][split][head_dim]
     pub scales: B, // {f32, f32} [row][head][split]
+    /// u32 [row][octet of a KV head's query heads]: 0 between launches. A step that fails or does not end may leave anything
+    /// in them, and the process ends with it.
+    pub tickets: B,
     pub gate_up: B, // f32, products as `Joined` has them: [row][ffn], [row][ffn]
-    pub chosen: B, // f32 [head row][hidden]
-    pub logits: B, // f32 [head row][vocab]
-    pub best: B, // u64 [head row][vocab / 256]
+    pub chosen: B,  // f32 [head row][hidden]
+    pub logits: B,  // f32 [head row][vocab]
+    pub best: B,    // u64 [head row][vocab / 256]
     pub weighed: B, // u64 [head row][vocab / 256]
     pub results: B, // u32 [head row], then {u32, f32} [head row][entries]
-    pub embeds: B, // f32 [slot][hidden]
-    pub staged: B, // what `staging.rs` has put together
+    pub embeds: B,  // f32 [slot][hidden]
+    pub staged: B,  // what `staging.rs` has put together
 }
 
 impl<B> Room<B> {
@@ -90,6 +94,7 @@ impl<B> Room<B> {
             attended: take(rows * shape.q_width() * 4)?,
             sums: take(sums)?,
             scales: take(parts * split_bytes(shape) - sums)?,
+            tickets: take(rows * octets(shape.heads, shape.kv_heads) * 4)?,
             gate_up: take(2 * rows * shape.ffn * 4)?,
             chosen: take(GPU_HEAD_ROWS * shape.hidden * 4)?,
             logits: take(GPU_HEAD_ROWS * shape.vocab * 4)?,

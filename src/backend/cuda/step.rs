@@ -8,7 +8,8 @@
 //!         (norm, quantise ▸ gate, up ▸ activation, quantise) ▸ down + stream ▸ store ▸
 //! choose ▸ norm, quantise ▸ head ▸ cap ▸ best, weigh ▸ draw, top
 //! ```
-//! What stands in brackets is one launch where `fused.rs` finds that it can be.
+//! What stands in brackets is one launch where `fused.rs` finds that it can be. Attention of a prompt's rows has a second one
+//! where they lie in several splits.
 
 use super::fused::Raw;
 use super::launches::{Heads, Launches, Planes, Prepared, Projected};
@@ -122,7 +123,12 @@ impl Step<'_> {
                 self.heads,
                 [room.q.address() + skipped, keys, values],
                 [rows_at + (first * 16) as u64, self.staged(places.tail)],
-                [room.attended.address() + skipped, room.sums.address(), room.scales.address()],
+                [
+                    room.attended.address() + skipped,
+                    room.sums.address(),
+                    room.scales.address(),
+                    room.tickets.address(),
+                ],
                 [count, sizes.splits],
             )?;
         }

@@ -8,8 +8,8 @@ const FAULTS: &[Fault] = &[
     Fault {
         name: "no barrier before the warps' sums are joined",
         file: "attend.inc",
-        find: "    bar.sync        0;\n",
-        replace: "",
+        find: "    .endr\n    bar.sync        0;\n\n    // --- the warps' sums",
+        replace: "    .endr\n\n    // --- the warps' sums",
         caught: Caught::By(Kind::SharedRace),
     },
     Fault {
@@ -183,8 +183,8 @@ const FAULTS: &[Fault] = &[
     Fault {
         name: "heads that are not there are written",
         file: "attend.inc",
-        find: "    setp.ge.u32     %none, %join, %joins;",
-        replace: "    setp.gt.u32     %none, %join, %joins;",
+        find: "    setp.ge.u32     %none, %join, %joins;\n    @%none bra      JOINED_",
+        replace: "    setp.gt.u32     %none, %join, %joins;\n    @%none bra      JOINED_",
         caught: Caught::By(Kind::GlobalRace),
     },
     Fault {
@@ -212,80 +212,6 @@ fn faults_in_attention_are_caught() {
 #[test]
 fn faults_in_attention_with_wide_heads_are_caught() {
     are_caught(128);
-}
-
-const COMBINE_FAULTS: &[Fault] = &[
-    Fault {
-        name: "no barrier before the parts are joined",
-        file: "attend_combine.ptx",
-        find: "    bar.sync        0;\n",
-        replace: "",
-        caught: Caught::By(Kind::SharedRace),
-    },
-    Fault {
-        name: "the last split is left out",
-        file: "attend_combine.ptx",
-        find: "    setp.le.u32     %there, %index, %end;",
-        replace: "    setp.lt.u32     %there, %index, %end;",
-        caught: Caught::WrongResult,
-    },
-    Fault {
-        name: "splits beyond the last are read",
-        file: "attend_combine.ptx",
-        find: "    setp.le.u32     %there, %index, %end;",
-        replace: "    setp.le.u32     %there, %index, %index;",
-        caught: Caught::By(Kind::UninitialisedGlobal),
-    },
-    Fault {
-        name: "the window's splits begin at 0",
-        file: "attend_combine.ptx",
-        find: "    add.u32         %split, %begin, %part;",
-        replace: "    mov.u32         %split, %part;",
-        caught: Caught::By(Kind::UninitialisedGlobal),
-    },
-    Fault {
-        name: "parts take every split twice",
-        file: "attend_combine.ptx",
-        find: "    shl.b32         %step, %parts, 2;",
-        replace: "    shl.b32         %step, %parts, 1;",
-        caught: Caught::WrongResult,
-    },
-    Fault {
-        name: "no guard for parts that saw nothing",
-        file: "attend_combine.ptx",
-        find: "    selp.f32        %top, 0f00000000, %m, %none;",
-        replace: "    mov.f32         %top, %m;",
-        caught: Caught::WrongResult,
-    },
-    Fault {
-        name: "the sum does not shrink with l",
-        file: "attend_combine.ptx",
-        find: "    mul.rn.f32      %l, %l, %shrink;\n",
-        replace: "",
-        caught: Caught::WrongResult,
-    },
-    Fault {
-        name: "a row in one split is combined",
-        file: "attend_combine.ptx",
-        find: "    setp.eq.u32     %none, %begin, %end;",
-        replace: "    setp.gt.u32     %none, %begin, %end;",
-        caught: Caught::By(Kind::UninitialisedGlobal),
-    },
-    Fault {
-        name: "one part less is joined",
-        file: "attend_combine.ptx",
-        find: "    @%more bra      JOIN;",
-        replace: "    setp.lt.u32 %more, %part, 7;\n    @%more bra JOIN;",
-        caught: Caught::WrongResult,
-    },
-];
-
-#[test]
-fn faults_in_the_combination_are_caught() {
-    let attend = attend(64);
-    each_is_caught("attend_combine.ptx", COMBINE_FAULTS, |combine| {
-        cases(&Kernels { attend: &attend, combine, way: Way::Rows }, 64)
-    });
 }
 
 const PREFILL_FAULTS: &[Fault] = &[

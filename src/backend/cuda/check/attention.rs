@@ -4,7 +4,7 @@
 //! take the device's own exponential, which devices do not share; between two of them a sample is compared.
 
 use super::{Bed, Checked, Found, Launched, Seeded, norms::floats, same};
-use crate::backend::cuda::launches::prefill_warps;
+use crate::backend::cuda::launches::{octets, prefill_warps};
 use crate::backend::cuda::module::number;
 use crate::backend::cuda::{Argument, Buffer, Error};
 use crate::model::quant::f16_to_f32;
@@ -101,6 +101,7 @@ struct On {
     out: Buffer,
     sums: Buffer,
     scales: Buffer,
+    tickets: Buffer,
 }
 
 impl On {
@@ -109,7 +110,8 @@ impl On {
         let out = bed.blank(outputs * sizes.head_dim * 4)?;
         let sums = bed.blank(outputs * sizes.splits() * sizes.head_dim * 4)?;
         let scales = bed.blank(outputs * sizes.splits() * 8)?;
-        Ok(On { sizes, given, out, sums, scales })
+        let tickets = bed.with(&vec![0; sizes.rows * octets(sizes.heads(), sizes.kv_heads) * 4])?;
+        Ok(On { sizes, given, out, sums, scales, tickets })
     }
 
     /// # Safety
@@ -117,11 +119,11 @@ impl On {
     unsafe fn attend_later(&self, bed: &Bed, scale: f32, cap: f32) -> Result<(), Error> {
         let it = &self.sizes;
         let attend = bed.kernel(&format!("attend_{}", it.head_dim))?;
-        let scratch = [&self.out, &self.sums, &self.scales].map(Argument::Buffer);
+        let scratch = [&self.out, &self.sums, &self.scales, &self.tickets].map(Argument::Buffer);
         let mut arguments: Vec<Argument> = self.given.iter().map(Argument::Buffer).chain(scratch).collect();
         arguments.extend([it.kv_heads, it.group, it.pages, it.words, it.splits()].map(number));
         arguments.extend([scale, cap].map(Argument::F32));
-        let grid = [it.splits(), it.kv_heads * it.group.div_ceil(8), it.rows].map(|count| count as u32);
+        let grid = [it.splits(), octets(it.heads(), it.kv_heads), it.rows].map(|count| count as u32);
         // SAFETY: the buffers are as large as the kernel's head says; the rest is the caller's.
         unsafe { bed.stream.launch(attend, grid, [BLOCK, 1, 1], 0, &arguments) }
     }
@@ -181,6 +183,9 @@ impl Sizes {
     }
 }
 
+/// Attention's results, and what it and the join of splits left.
+type Ran = (Vec<f32>, [Launched; 2]);
+
 /// One size of heads: what is on the device, and the same here.
 struct Case {
     seed: u64,
@@ -234,8 +239,8 @@ impl Case {
         }
     }
 
-    /// [row][head][head_dim], as the kernels have it, and what each of them left.
-    fn run(&self, bed: &mut Bed) -> Result<(Vec<f32>, [Launched; 2]), Error> {
+    /// [row][head][head_dim], as attention has it, and what it and the join of splits on its own left: the same.
+    fn run(&self, bed: &mut Bed) -> Result<Result<Ran, String>, Error> {
         let rows = ROWS.iter().enumerate().flat_map(|(at, row)| {
             let mask = if row.mask == Mask::All { u32::MAX } else { at as u32 };
             [at as u32, row.length as u32, row.first as u32, mask]
@@ -262,12 +267,19 @@ impl Case {
         };
         // SAFETY: made for these sizes; it lives until `bytes` has waited.
         unsafe { on.attend_later(bed, self.scale, self.cap)? };
-        let parts = [bed.bytes(&on.out)?, bed.bytes(&on.sums)?].concat();
+        let got = bed.bytes(&on.out)?;
+        let parts = [&got[..], &bed.bytes(&on.sums)?].concat();
+        if bed.bytes(&on.tickets)?.iter().any(|byte| *byte != 0) {
+            return Ok(Err(format!("heads of {head_dim}: a ticket did not come back to 0")));
+        }
         // SAFETY: as above.
         unsafe { on.combine_later(bed)? };
-        let got = bed.bytes(&on.out)?;
-        let launches = [left(&format!("attend_{head_dim}"), &parts), left(COMBINE, &got)];
-        Ok((got.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect(), launches))
+        let joined = bed.bytes(&on.out)?;
+        if let Err(why) = same(&format!("attend_{head_dim} and {COMBINE}"), &got, &joined) {
+            return Ok(Err(why));
+        }
+        let launches = [left(&format!("attend_{head_dim}"), &parts), left(COMBINE, &joined)];
+        Ok(Ok((got.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect(), launches)))
     }
 
     /// A vector of `of` (keys or values).
@@ -311,7 +323,10 @@ pub(super) fn attention(bed: &mut Bed) -> Checked {
     let mut launches = Vec::new();
     for size in HEADS {
         let case = Case::new(size);
-        let (got, left) = case.run(bed)?;
+        let (got, left) = match case.run(bed)? {
+            Ok(ran) => ran,
+            Err(why) => return Ok(Err(why)),
+        };
         launches.extend(left);
         let heads = case.kv_heads * case.group;
         for (at, got) in got.chunks(case.head_dim).enumerate() {
@@ -353,12 +368,9 @@ pub(super) fn prefill(bed: &mut Bed) -> Checked {
         let on = On::new(bed, sizes, [q, keys, values, table, records, masks])?;
         let tiles = (&bed.with(&words(&sizes.tiles()))?, sizes.tiles().len() / 2);
         // SAFETY: made for these sizes; it lives until `bytes` has waited.
-        unsafe {
-            on.attend_later(bed, case.scale, 0.0)?;
-            on.combine_later(bed)?;
-        }
+        unsafe { on.attend_later(bed, case.scale, 0.0)? };
         let want = bed.bytes(&on.out)?;
-        // SAFETY: as above; what the first two have left is not read again.
+        // SAFETY: as above; what the first has left is not read again.
         unsafe {
             bed.stream.fill_later(&on.out, 0, on.out.size(), super::BEFORE)?;
             on.prefill_later(bed, tiles, case.scale)?;
