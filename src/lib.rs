@@ -45,6 +45,7 @@
 //! | module | owns |
 //! |---|---|
 //! | [`cli`], [`config`], [`appliance`] | words, values, and what is built in which order |
+//! | [`interrupts`] | the signals that end a command early |
 //! | `output` | standard output of a command: what counts as written |
 //! | [`limits`] | every capacity, with its reason |
 //! | [`identity`], [`quota`], [`clock`] | instance, subject, program: the names; what each may use; what time it is |
@@ -81,6 +82,7 @@ pub mod eval;
 pub mod exchange;
 pub mod host;
 pub mod identity;
+pub mod interrupts;
 pub mod observe;
 pub mod outgoing;
 mod output;

@@ -100,7 +100,7 @@ fn every_figure_is_there_and_sane() {
 /// Whoever presses Ctrl-C gets a sentence, and neither a server nor a folder stays behind; also when nobody reads it.
 #[test]
 fn an_interrupted_run_leaves_nothing_behind() {
-    for (signal, read) in [("-INT", true), ("-TERM", false)] {
+    for (signal, status, read) in [("-INT", 130, true), ("-TERM", 143, false), ("-HUP", 129, true)] {
         let folder = Folder::new();
         let mut child = bench(&folder.path(""), &["--only", "server"])
             .stdout(Stdio::null())
@@ -117,7 +117,7 @@ fn an_interrupted_run_leaves_nothing_behind() {
         }
         let asked = Command::new("kill").args([signal, &child.id().to_string()]).status().expect("kill runs");
         assert!(asked.success());
-        assert_eq!(child.wait().expect("our child").code(), Some(130), "{signal}");
+        assert_eq!(child.wait().expect("our child").code(), Some(status), "{signal}");
         if let Some(stderr) = &mut stderr {
             let mut said = String::new();
             // Ends only when nobody holds the pipe any more: the server it started is gone too.

@@ -32,7 +32,8 @@ fn what_was_not_written_was_not_said() {
     let arguments = ["--help", "--version", "selftest --backend cpu --json", "serve --print-config"];
     for arguments in arguments.map(|line| line.split(' ').collect::<Vec<_>>()) {
         let full = std::fs::File::options().write(true).open("/dev/full").expect("there is one");
-        let output = tartlet().args(&arguments).stdout(full).stderr(Stdio::piped()).output().expect("it starts");
+        let output =
+            tartlet().args(&arguments).stdout(full).stderr(Stdio::piped()).output().expect("it starts");
         let said = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(1), "{arguments:?}: {said}");
         assert!(said.lines().count() == 1 && said.contains("Standard output"), "{arguments:?}: {said}");

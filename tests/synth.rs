@@ -4,8 +4,10 @@
 mod support;
 
 use serde_json::{Value, json};
+use std::fs::File;
+use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 use support::client::Client;
 use support::{Folder, PATIENCE, Server, binary, tartlet};
@@ -107,14 +109,19 @@ fn a_wrong_word_is_a_sentence() {
     let folder = Folder::new();
     let out = folder.path("out.gguf");
     std::fs::create_dir(folder.path("folder")).expect("made");
-    std::fs::write(folder.path("busy.part"), "of another").expect("written");
+    let busy = File::create(folder.path("busy.tartlet-part")).expect("made");
+    busy.lock().expect("nobody else has it");
+    let precious = folder.path("precious");
+    std::fs::write(&precious, "of another").expect("written");
+    std::os::unix::fs::symlink(&precious, folder.path("link.tartlet-part")).expect("a link");
     for (name, arguments, status, part) in [
         ("out.gguf", &["--quant", "q4_2"][..], 64, "--quant q4_2 is none of f32, f16, bf16, q8_0"),
         ("out.gguf", &["--quant", "q4_0", "--seed", "x"], 64, "--seed x is not a whole number"),
         ("out.gguf", &[], 64, "needs --quant"),
         ("folder", &["--quant", "q4_0", "--force"], 1, "it is there and is no file"),
         ("none/out.gguf", &["--quant", "q4_0"], 1, "No such file or directory"),
-        ("busy", &["--quant", "q4_0"], 1, "busy.part: it is there already"),
+        ("busy", &["--quant", "q4_0"], 1, "busy.tartlet-part: another `tartlet synth` is writing it"),
+        ("link", &["--quant", "q4_0"], 1, "link.tartlet-part: Too many levels of symbolic links"),
     ] {
         let sentence = said(&synth(&folder.path(name), arguments), status);
         assert!(sentence.contains(part), "{sentence}");
@@ -124,35 +131,103 @@ fn a_wrong_word_is_a_sentence() {
     let sentence = said(&command.output().expect("it runs"), 64);
     assert!(sentence.contains("--shape llama-7b is none of smollm2-135m, llama-1b"), "{sentence}");
     assert!(!out.exists());
-    assert_eq!(std::fs::read(folder.path("busy.part")).expect("it stays"), b"of another");
+    assert_eq!(std::fs::read(precious).expect("it stays"), b"of another");
 }
 
-/// Neither under its name nor under any other: when the disk is full, and when somebody presses Ctrl-C.
-#[test]
-fn half_a_file_is_no_file() {
-    let folder = Folder::new();
-    let out = folder.path("out.gguf");
-    // A file of more bytes than the system lets this process write: as a full disk, to whoever writes.
-    let mut command = Command::new("sh");
-    command.args(["-c", "trap '' XFSZ; ulimit -f 20000; exec \"$@\"", "sh"]).arg(binary());
-    command.args(["synth", "--shape", "smollm2-135m", "--quant", "q4_0"]).arg(&out);
-    let sentence = said(&command.output().expect("sh runs"), 1);
-    assert!(sentence.contains("out.gguf.part: ") && sentence.contains("it takes 91 MB"), "{sentence}");
-    let left = || std::fs::read_dir(folder.path("")).expect("a folder").count();
-    assert_eq!(left(), 0);
-
-    let mut command = tartlet();
-    command.args(["synth", "--shape", "llama-8b", "--quant", "f16"]).arg(&out);
+/// Writes a large file, whose beginning is there once this returns.
+fn writing(folder: &Folder, mut command: Command) -> Child {
+    command.args(["synth", "--shape", "llama-8b", "--quant", "f16"]).arg(folder.path("out.gguf"));
     let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
     let started = Instant::now();
-    let size = || std::fs::metadata(folder.path("out.gguf.part")).map_or(0, |file| file.len());
+    let size = || std::fs::metadata(folder.path("out.gguf.tartlet-part")).map_or(0, |file| file.len());
     while size() < 16 << 20 {
         assert!(started.elapsed() < PATIENCE, "nothing is written");
         std::thread::sleep(Duration::from_millis(5));
     }
-    let asked = Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill runs");
-    assert!(asked.success());
-    let output = child.wait_with_output().expect("our child");
-    assert_eq!(said(&output, 130), "The writing was interrupted.");
-    assert_eq!(left(), 0);
+    child
+}
+
+fn send(signal: &str, to: &Child) {
+    let sent = Command::new("kill").args([signal, &to.id().to_string()]).status().expect("kill runs");
+    assert!(sent.success());
+}
+
+/// What is in the folder.
+fn left(folder: &Folder) -> Vec<String> {
+    let entries = std::fs::read_dir(folder.path("")).expect("a folder");
+    entries.map(|entry| entry.expect("an entry").file_name().into_string().expect("UTF-8")).collect()
+}
+
+/// Neither under its name nor under any other: when the disk is full, and when somebody presses Ctrl-C, or hangs up.
+#[test]
+fn half_a_file_is_no_file() {
+    let folder = Folder::new();
+    // A file of more bytes than the system lets this process write: as a full disk, to whoever writes.
+    let mut command = Command::new("sh");
+    command.args(["-c", "trap '' XFSZ; ulimit -f 20000; exec \"$@\"", "sh"]).arg(binary());
+    command.args(["synth", "--shape", "smollm2-135m", "--quant", "q4_0"]).arg(folder.path("out.gguf"));
+    let sentence = said(&command.output().expect("sh runs"), 1);
+    assert!(
+        sentence.contains("out.gguf: ") && sentence.contains("it takes 91 MB; nothing is left of it"),
+        "{sentence}"
+    );
+    assert!(left(&folder).is_empty());
+
+    for (signal, status) in [("-INT", 130), ("-TERM", 143), ("-HUP", 129)] {
+        let child = writing(&folder, tartlet());
+        send(signal, &child);
+        let output = child.wait_with_output().expect("our child");
+        assert_eq!(said(&output, status), "The writing was interrupted; nothing is left of it.");
+        assert!(left(&folder).is_empty());
+    }
+
+    // Under nohup a hang-up is nothing, and nobody reads this.
+    let mut command = Command::new("sh");
+    command.args(["-c", "trap '' HUP; exec \"$@\"", "sh"]).arg(binary());
+    let mut child = writing(&folder, command);
+    send("-HUP", &child);
+    child.stderr = None;
+    send("-INT", &child);
+    assert_eq!(child.wait().expect("our child").code(), Some(130));
+    assert!(left(&folder).is_empty());
+
+    // Where it cannot be removed, nobody says that it was.
+    let child = writing(&folder, tartlet());
+    let part = folder.path("out.gguf.tartlet-part");
+    std::fs::remove_file(&part).expect("it is there");
+    std::fs::create_dir(&part).expect("a folder in its place");
+    send("-INT", &child);
+    let sentence = said(&child.wait_with_output().expect("our child"), 130);
+    assert!(sentence.contains("out.gguf.tartlet-part is left, since it cannot be removed"), "{sentence}");
+}
+
+/// Of two that write the same file one is refused; what a killed one leaves is no hindrance; and what somebody makes in the
+/// meantime stays.
+#[test]
+fn a_name_is_taken_by_who_has_it() {
+    let folder = Folder::new();
+    let out = folder.path("out.gguf");
+    let mut child = writing(&folder, tartlet());
+    let sentence = said(&synth(&out, &["--quant", "q4_0"]), 1);
+    assert!(sentence.contains("another `tartlet synth` is writing it"), "{sentence}");
+    child.kill().expect("our child");
+    child.wait().expect("our child");
+    assert_eq!(left(&folder), ["out.gguf.tartlet-part"]);
+
+    let mut command = tartlet();
+    command.args(["synth", "--shape", "smollm2-135m", "--quant", "bf16"]).arg(&out);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
+    let mut told = String::new();
+    let stderr = child.stderr.as_mut().expect("it is piped");
+    BufReader::new(stderr).read_line(&mut told).expect("UTF-8");
+    // The name was free when it began.
+    assert!(told.starts_with("writing 270 MB to "), "{told}");
+    std::fs::write(&out, "of another").expect("written");
+    let sentence = said(&child.wait_with_output().expect("our child"), 1);
+    assert!(
+        sentence.contains("somebody else made it") && sentence.ends_with("; nothing is left of it"),
+        "{sentence}"
+    );
+    assert_eq!(std::fs::read(&out).expect("it stays"), b"of another");
+    assert_eq!(left(&folder), ["out.gguf"]);
 }

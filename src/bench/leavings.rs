@@ -1,10 +1,10 @@
 //! What a run of `tartlet bench` must not leave behind.
 //!
 //! Owns: the folders for temporary files, the server process while one runs, and both ends of it: the usual one and
-//! SIGINT. Never: what they are for.
+//! a signal. Never: what they are for.
 
 use super::{BenchError, tell};
-use async_signal::{Signal, Signals};
+use crate::interrupts::{interrupts, status};
 use smol::stream::StreamExt;
 use std::fs::DirBuilder;
 use std::io::{self, Write};
@@ -15,8 +15,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// A file system in memory, on every Linux with a usual C library.
 const MEMORY: &str = "/dev/shm";
-/// Exit status after SIGINT or SIGTERM, as shells have it.
-const EXIT_INTERRUPTED: i32 = 130;
 
 /// What must not stay behind, however the measuring ends.
 pub struct Leavings {
@@ -27,7 +25,7 @@ pub struct Leavings {
 }
 
 impl Leavings {
-    /// Makes the folder, and takes care of SIGINT and SIGTERM from now on.
+    /// Makes the folder, and takes care of signals from now on.
     pub fn new() -> Result<Leavings, BenchError> {
         let system = |what| move |error| BenchError::System { what, error };
         let name = format!("tartlet-bench-{}", std::process::id());
@@ -42,10 +40,10 @@ impl Leavings {
         let memory = Path::new(MEMORY).join(&name);
         let memory = make(&memory).is_ok().then_some(memory);
         let leavings = Leavings { folder, memory, server: Arc::default() };
-        let mut signals = Signals::new([Signal::Int, Signal::Term]).map_err(system("await signals"))?;
+        let mut signals = interrupts().map_err(system("await signals"))?;
         let (folders, server) = (leavings.folders(), leavings.server.clone());
         let watch = move || {
-            if smol::block_on(signals.next()).is_some() {
+            if let Some(Ok(signal)) = smol::block_on(signals.next()) {
                 // Held to the end: whoever is measuring neither starts another server nor reports that this one died.
                 let mut server = lock(&server);
                 end(&mut server);
@@ -53,7 +51,7 @@ impl Leavings {
                 tell("");
                 // Nobody may read any more: the end must not hang on that.
                 let _ = writeln!(io::stderr(), "tartlet: The measuring was interrupted.");
-                std::process::exit(EXIT_INTERRUPTED);
+                std::process::exit(status(signal));
             }
         };
         std::thread::Builder::new()

@@ -188,7 +188,7 @@ request is an instance of its own.
             value("libcuda", "PATH", "the CUDA driver's library, where it is not found by itself"),
             values("prompt", "NAME", "feed this prompt alone; may be repeated"),
             value("steps", "N", "compare the first N steps of each prompt alone"),
-            switch("strict", "end with status 1 unless top1_clear is 1 and mean_kl at most 0.006"),
+            switch("strict", "end with status 1 unless ids_equal, top1_clear is 1 of some clear_steps, mean_kl at most 0.006"),
         ],
         summary: "compare the model's logits with a golden file",
         about: "\

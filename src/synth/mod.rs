@@ -1,29 +1,25 @@
 //! `tartlet synth`: a model file of a real shape whose weights are random: what can be measured where no real one is at
 //! hand.
 //!
-//! Owns: the file from its beginnings to its name, how far it is, and that nothing half-made is left. Never: what stands
-//! in it (`header.rs`, `fill.rs`), nor of which shape (`shapes.rs`).
+//! Owns: the order of what is written, and how far it is. Never: what stands in it (`header.rs`, `fill.rs`), of which shape
+//! (`shapes.rs`), nor the file's name while it is not whole (`part.rs`).
 
 mod fill;
 mod header;
+mod part;
 mod shapes;
 
 use crate::limits::SYNTH_BYTES;
 use crate::model::Quant;
-use async_signal::{Signal, Signals};
 use fill::{Filler, Random};
 use header::padding;
+use part::Part;
 use shapes::{Contents, PATTERNS, Pattern, Tensor};
-use smol::stream::StreamExt;
-use std::ffi::OsString;
 use std::fmt;
-use std::fs::{self, File};
-use std::io::{self, ErrorKind, IsTerminal, Write};
+use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// Exit status after SIGINT or SIGTERM, as shells have it.
-const EXIT_INTERRUPTED: i32 = 130;
 /// Between two looks of the bar.
 const SHOWN_EVERY: Duration = Duration::from_millis(100);
 /// Characters of the bar.
@@ -77,12 +73,17 @@ pub fn run(options: &Options) -> Result<String, SynthError> {
         header.len() + tensors.iter().map(|tensor| tensor.bytes() + padding(tensor.bytes())).sum::<usize>();
     let mut part = Part::create(out, *force)?;
     let mut progress = Progress::new(out, bytes);
-    part.put(&header, &mut progress)?;
+    let mut put = |some: &[u8]| {
+        part.put(some, bytes)?;
+        progress.add(some.len());
+        Ok(())
+    };
+    put(&header)?;
     let mut buffer = Vec::new();
     for (number, tensor) in tensors.iter().enumerate() {
         let mut random = Random::new(*seed, number);
-        each_part(pattern, tensor, &mut random, &mut buffer, |bytes| part.put(bytes, &mut progress))?;
-        part.put(&[0; 32][..padding(tensor.bytes())], &mut progress)?;
+        each_part(pattern, tensor, &mut random, &mut buffer, &mut put)?;
+        put(&[0; 32][..padding(tensor.bytes())])?;
     }
     progress.tell("bringing it to the disk …");
     part.finish()?;
@@ -127,94 +128,6 @@ fn each_part(
                 put(buffer)?;
             }
             Ok(())
-        }
-    }
-}
-
-/// The file while it is being written, beside its later name: that name is never one of a file that is not whole.
-struct Part {
-    out: PathBuf,
-    path: PathBuf,
-    file: File,
-    finished: bool,
-}
-
-impl Part {
-    fn create(out: &Path, force: bool) -> Result<Part, SynthError> {
-        let wrong = |path: &Path, why: String| SynthError::File(path.to_owned(), why);
-        match fs::symlink_metadata(out) {
-            Ok(there) if !there.is_file() && !there.is_symlink() => {
-                return Err(wrong(out, "it is there and is no file: name another".to_owned()));
-            }
-            Ok(_) if !force => {
-                return Err(wrong(
-                    out,
-                    "it is there already: name another file, or replace it by --force".to_owned(),
-                ));
-            }
-            _ => {}
-        }
-        let mut path = OsString::from(out);
-        path.push(".part");
-        let path = PathBuf::from(path);
-        // Never over a file of this name: another process may be writing it.
-        let file = File::options().write(true).create_new(true).open(&path).map_err(|error| {
-            let why = match error.kind() {
-                ErrorKind::AlreadyExists => {
-                    "it is there already: another `tartlet synth` writes it, or one was killed: remove it then".to_owned()
-                }
-                _ => error.to_string(),
-            };
-            wrong(&path, why)
-        })?;
-        let part = Part { out: out.to_owned(), path, file, finished: false };
-        part.remove_when_interrupted().map_err(|error| wrong(&part.path, error.to_string()))?;
-        Ok(part)
-    }
-
-    /// Whoever presses Ctrl-C gets a sentence, and the disk its room back.
-    fn remove_when_interrupted(&self) -> io::Result<()> {
-        let mut signals = Signals::new([Signal::Int, Signal::Term])?;
-        let path = self.path.clone();
-        let watch = move || {
-            if smol::block_on(signals.next()).is_some() {
-                let _ = fs::remove_file(&path); // it may have its name already
-                // Nobody may read any more: the end must not hang on that.
-                let _ = writeln!(
-                    io::stderr(),
-                    "{}tartlet: The writing was interrupted.",
-                    if io::stderr().is_terminal() { "\n" } else { "" }
-                );
-                std::process::exit(EXIT_INTERRUPTED);
-            }
-        };
-        std::thread::Builder::new().name("synth-signals".into()).spawn(watch).map(drop)
-    }
-
-    fn put(&mut self, bytes: &[u8], progress: &mut Progress) -> Result<(), SynthError> {
-        self.file.write_all(bytes).map_err(|error| self.failed(error, progress.total))?;
-        progress.add(bytes.len());
-        Ok(())
-    }
-
-    fn failed(&self, error: io::Error, bytes: usize) -> SynthError {
-        let why = format!("{error}; it takes {} MB, and nothing is left of it", bytes / 1_000_000);
-        SynthError::File(self.path.clone(), why)
-    }
-
-    /// Gives it its name, once all of it is on the disk.
-    fn finish(mut self) -> Result<(), SynthError> {
-        let named = self.file.sync_all().and_then(|()| fs::rename(&self.path, &self.out));
-        named.map_err(|error| SynthError::File(self.out.clone(), error.to_string()))?;
-        self.finished = true;
-        Ok(())
-    }
-}
-
-impl Drop for Part {
-    fn drop(&mut self) {
-        if !self.finished {
-            let _ = fs::remove_file(&self.path); // the error that led here is told
         }
     }
 }
@@ -265,6 +178,7 @@ impl Progress {
 mod tests {
     use super::*;
     use crate::model::Model;
+    use std::fs::{self, File};
     use std::io::{Seek, SeekFrom};
 
     /// As many as the published models have.

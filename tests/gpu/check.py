@@ -12,6 +12,7 @@ The real model is packed in two parts, for machines that little can be brought t
 """
 
 import argparse
+import fcntl
 import hashlib
 import json
 import os
@@ -25,7 +26,7 @@ import time
 
 import figures
 import launches
-from stages import FAILED, OK, OPEN, SHORT, Stages, Unknown, Wrong, end, output_of, run
+from stages import FAILED, OK, OPEN, SHORT, Interrupted, Signals, Stages, Unknown, Wrong, end, output_of, run, start
 
 HERE = pathlib.Path(__file__).resolve().parent
 BINARY = HERE / "tartlet"
@@ -33,6 +34,7 @@ BINARY = HERE / "tartlet"
 TOOLS = ["memcheck", "racecheck", "initcheck", "synccheck"]
 # Seconds of a call: machines are lent for ten minutes at a time, and the way there and back takes some.
 CALL = 480
+NOTHING = "nothing else is left"
 MEMORY = pathlib.Path("/dev/shm")
 
 
@@ -82,11 +84,14 @@ class Check:
         keys = ("name", "passed", "result", "launches")
         self.result["compared"] = [dict(zip(keys, row)) for row in rows]
         wrong = [(name, FAILED, words) for name, well, words, _ in rows if not well]
+        well = len(rows) - len(wrong)
+        if status != 0 and report["passed"]:
+            wrong.insert(0, ("its end", FAILED, f"all passed, but its status is {status}: {complaint or 'it said nothing'}"))
         if report.get("broken_off"):
             wrong.insert(0, ("broken off", FAILED, report["broken_off"]))
         count = sum(len(found) for *_, found in rows)
         spilled = sum(kernel["spilled_bytes"] > 0 for kernel in report["kernels"])
-        words = f"{len(rows) - len(wrong)} checks passed, {count} launches compared, {spilled} of {len(report['kernels'])} kernels spill"
+        words = f"{well} checks passed, {count} launches compared, {spilled} of {len(report['kernels'])} kernels spill"
         return [("selftest", FAILED if wrong else OK, words), *wrong]
 
     def rates_of_torch(self, limit):
@@ -96,14 +101,17 @@ class Check:
 
     def model(self, plan):
         """One model of random weights, or one that the bundle has: made, measured, removed."""
-        path = HERE / plan["file"] if "file" in plan else self.scratch / "random.gguf"
+        # Of its own: a maker that is killed leaves other names too.
+        folder = self.scratch / "random"
+        path = HERE / plan["file"] if "file" in plan else folder / "random.gguf"
         if "file" not in plan:
-            command = [str(BINARY), "synth", "--force", "--shape", plan["shape"], "--quant", plan["quant"], str(path)]
+            folder.mkdir()
+            command = [str(BINARY), "synth", "--shape", plan["shape"], "--quant", plan["quant"], str(path)]
             self.stages.stage(f"{plan['name']}, made", 90, lambda limit: output_of(command, limit).partition(": ")[2].strip())
         if plan["figures"]:
             self.stages.stage(f"{plan['name']}, measured", 150, lambda limit: self.measured(plan, path, limit))
         if "file" not in plan:
-            path.unlink(missing_ok=True)
+            shutil.rmtree(folder)
 
     def measured(self, plan, path, limit):
         if not path.is_file():
@@ -140,8 +148,10 @@ class Check:
         report = json.loads(output)
         self.result["golden"] = report
         words = ", ".join(f"{key} {report[key]:.4g}" for key in ("top1_clear", "top1", "mean_kl", "max_logit_diff"))
-        well = status == 0 and report["ids_equal"]
-        return [("golden prompts", OK if well else FAILED, f"{report['steps']} steps: {words}; {report['device']}")]
+        words = f"{report['steps']} steps, {report['clear_steps']} of them clear: {words}; {report['device']}"
+        if status == 0:
+            return words
+        raise Wrong(f"{words}; {complaint.removeprefix('tartlet: ') or f'it ended with status {status}'}")
 
     def chat(self, plan, model, limit):
         until = time.monotonic() + limit
@@ -149,9 +159,7 @@ class Check:
         command += ["--state", str(self.scratch / "state"), "--model", str(model)]
         log = self.scratch / "serve.log"
         with log.open("w") as errors:
-            server = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True
-            )
+            server = start(command, stdout=subprocess.PIPE, stderr=errors)
         try:
             line = ""
             while not line.startswith("listening on "):
@@ -233,7 +241,12 @@ class Check:
 
 def keep(folders, result):
     for folder in folders:
-        (folder / "result.json").write_text(json.dumps(result, indent=1) + "\n")
+        path = folder / "result.json"
+        try:
+            path.write_text(json.dumps(result, indent=1) + "\n")
+        except OSError as cause:
+            mend = "unpack the bundle" if folder == HERE else "have --out name a folder"
+            raise Wrong(f"{path} cannot be written ({cause.strerror}): {mend} where you may write")
 
 
 def details(result):
@@ -256,6 +269,29 @@ def place(room_mb):
     return None
 
 
+def alone():
+    """A lock on this file: two of us would measure each other."""
+    own = open(__file__, "rb")
+    try:
+        fcntl.flock(own, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise Wrong("another gpu-check runs from this folder: wait for its end")
+    except OSError:
+        pass  # a file system without locks
+    return own
+
+
+def remove(scratch):
+    """Ends what still runs, and removes what was made; what is left, in words."""
+    for child in Signals.children:
+        end(child)
+    try:
+        shutil.rmtree(scratch)
+    except OSError as cause:
+        return f"{scratch} is left, since it cannot be removed ({cause.strerror}): remove it"
+    return NOTHING
+
+
 def main():
     words = argparse.ArgumentParser(prog="check.sh", epilog="Other words go to `tartlet selftest`.", allow_abbrev=False)
     words.add_argument("--call", type=int, choices=[1, 2], help="the stages of this call alone")
@@ -266,33 +302,65 @@ def main():
     words.add_argument("--patience", type=float, default=CALL, help="seconds that each tool of it may take")
     words, others = words.parse_known_args()
     folders = [HERE] + ([words.out] if words.out else [])
+    own = alone()  # as long as we live
+    Signals.hear()
     # What an earlier run found is not what this one finds. It also shows that this one can be kept.
-    try:
-        keep(folders, {"passed": False, "why": "it did not come to its end"})
-    except OSError as cause:
-        sys.exit(f"{cause.filename} cannot be written ({cause.strerror}): unpack the bundle where you may write")
+    keep(folders, {"passed": False, "why": "it did not come to its end"})
     try:
         room = read("plan.json").get("room_mb", 0)
     except Wrong as why:
         keep(folders, {"passed": False, "why": str(why)})
-        sys.exit(str(why))
-    with tempfile.TemporaryDirectory(prefix="gpu-check-", dir=place(room)) as scratch:
-        check = Check(words, others, pathlib.Path(scratch))
-        check.run()
-    stages, result = check.stages, check.result
-    details(result)
-    # Last, for whoever sees the end alone.
-    print(f"{result['device'] or 'no device'}\n\n{stages.table()}")
+        raise
+    try:
+        scratch = tempfile.mkdtemp(prefix="gpu-check-", dir=place(room))
+    except OSError as cause:
+        raise Wrong(f"no folder for temporary files can be made ({cause.strerror}): name a place in TMPDIR")
+    # What programs make for a time, and leave where they are killed.
+    os.environ["TMPDIR"] = scratch
+    check = Check(words, others, pathlib.Path(scratch))
+    try:
+        try:
+            Signals.release()
+            check.run()
+        finally:
+            Signals.held = True
+    except Interrupted:
+        pass
+    finally:
+        left = remove(scratch)
+    stages, result, interrupted = check.stages, check.result, Signals.heard
+    if interrupted:
+        why = f"it was interrupted ({interrupted.name}) after {len(stages.rows)} rows"
+        keep(folders, result | {"passed": False, "why": why, "rows": stages.rows})
+        line = "\r\x1b[K" if sys.stderr.isatty() else ""
+        print(f"{line}gpu-check: {why}; they are in result.json, and {left}", file=sys.stderr)
+        return 128 + interrupted
     wrong = stages.failed() or [row for row in stages.rows if row["name"] == "hello" and not check.greeted]
-    result |= {"passed": not wrong, "rows": stages.rows}
+    unknown = [row["name"] for row in stages.rows if row["state"] == OPEN]
+    result |= {"passed": not wrong, "open": unknown, "rows": stages.rows}
     if wrong:
         result["why"] = f"{wrong[0]['name']}: {wrong[0]['result']}"
-    keep(folders, result)
-    counts = {state: sum(row["state"] == state for row in stages.rows) for state in (FAILED, SHORT, OPEN)}
-    words = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
-    print(f"\ngpu-check {'FAILED' if wrong else 'passed'}{f' ({words})' if words else ''}; the numbers are in result.json")
+    try:
+        keep(folders, result)
+    finally:
+        tell(result, stages, wrong, unknown)
+    if left != NOTHING:
+        print(f"gpu-check: {left}", file=sys.stderr)
     return 1 if wrong else 0
 
 
+def tell(result, stages, wrong, unknown):
+    details(result)
+    # Last, for whoever sees the end alone.
+    print(f"{result['device'] or 'no device'}\n\n{stages.table()}")
+    counts = {state: sum(row["state"] == state for row in stages.rows) for state in (SHORT, OPEN)}
+    words = [f"{len(wrong)} FAILED" if wrong else "passed", *(f"{count} {state}" for state, count in counts.items() if count)]
+    of_them = f" ({'; '.join(unknown)})" if unknown else ""
+    print(f"\ngpu-check {', '.join(words)}{of_them}; the numbers are in result.json")
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except Wrong as why:
+        sys.exit(str(why))

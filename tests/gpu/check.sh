@@ -1,9 +1,13 @@
 #!/bin/sh
 # Checks the GPU of this machine. Needs an NVIDIA driver, a processor and a C library like those of the machine that packed
-# it (glibc as new or newer), and for the comparison with the emulator a python3.
+# it (glibc as new or newer), and for the comparison with the emulator a python3 of 3.9 or newer.
 # --help says its words. Without a python3 only the self-test runs; it hears the words that are its own.
 here=$(dirname "$0")
 
+if [ ! -x "$here/tartlet" ]; then
+    echo "$here/tartlet is not there, or not a program: unpack the bundle anew, where programs may run." >&2
+    exit 1
+fi
 # The kind of processor in the ELF head, and this machine's.
 kind=$(od -An -tx1 -j18 -N1 "$here/tartlet" | tr -d ' ')
 case $(uname -m) in
@@ -23,10 +27,12 @@ if [ "${has:-0}" -lt "${wants:-0}" ]; then
     exit 1
 fi
 
-if command -v python3 >/dev/null 2>&1; then
-    exec python3 "$here/check.py" "$@"
+if python3 -c 'import sys; sys.exit(sys.version_info < (3, 9))' 2>/dev/null; then
+    exec python3 -B "$here/check.py" "$@"
 fi
-echo "There is no python3: only the self-test runs, and nothing is compared with the emulator." >&2
+# What an earlier run found is not what this one finds.
+rm -f "$here/result.json" || exit 1
+echo "There is no python3 of 3.9 or newer: only the self-test runs, and nothing is compared with the emulator." >&2
 # Our own words go, wherever they stand; the others keep their order.
 left=$#
 while [ "$left" -gt 0 ]; do

@@ -8,7 +8,7 @@ import json
 import shutil
 import sys
 
-from stages import NOTE, OK, SHORT, Unknown, Wrong, output_of, run
+from stages import NOTE, OK, OPEN, SHORT, Unknown, Wrong, output_of, run
 
 # Rows and columns of the matrices, and bytes of the copy, that PyTorch is timed with.
 TORCH = """
@@ -57,42 +57,45 @@ def bench(binary, model, figures, programs, libcuda, limit):
 
 
 def rows(plan, report, torch_found):
-    """A row for each figure of a model, held against its bar."""
+    """A row for each figure of a model, held against its bars. What a bar is of and nobody knows leaves the row open."""
     measures = {measure["name"]: measure for measure in report["measures"]}
-    copy = measures.get("roof.copy", {}).get("median")
+    if not measures:
+        raise Wrong("nothing was measured")
     bars, found = plan.get("bars", {}), []
     for name, measure in measures.items():
         if name.startswith("tax.") and name not in ("tax.total", "tax.step"):
             continue
-        words, value = [f"{measure['median']:,.5g} {measure['unit']}"], measure["median"]
-        if measure.get("share") is not None:
-            value = measure["share"]
-            words.append(f"{100 * value:.1f} % of the copy")
+        words, got = [f"{measure['median']:,.5g} {measure['unit']}"], {"median": measure["median"]}
+        if measure.get("share") is not None and not name.startswith("prefill."):
+            got["share"] = measure["share"]
+            words.append(f"{100 * got['share']:.1f} % of the copy")
         if name.startswith("sequences.") and "sequences.1" in measures and name != "sequences.1":
-            value = measure["median"] / measures["sequences.1"]["median"]
-            words.append(f"{value:.1f} times one")
+            got["times"] = measure["median"] / measures["sequences.1"]["median"]
+            words.append(f"{got['times']:.1f} times one")
         if name.startswith("prefill."):
             rate = 2 * plan["values"] * measure["median"]
             words.append(f"{rate / 1e12:.3g} TFLOP/s")
-            value = None
             if torch_found:
-                value = rate / torch_found["bf16_operations_per_second"]
-                words.append(f"{100 * value:.1f} % of PyTorch's bf16")
-        state = OK
+                got["share"] = rate / torch_found["bf16_operations_per_second"]
+                words.append(f"{100 * got['share']:.1f} % of PyTorch's bf16")
+        states = []
         for goal in bars.get(name, []):
             kind, bar, unit = goal["of"], goal["bar"], goal.get("unit", "")
-            got = measure["median"] if kind == "median" else value
-            if got is None:
-                continue
-            met = got <= bar if goal.get("most") else got >= bar
-            state = state if met else SHORT
             shown = f"{100 * bar:.0f} %" if kind == "share" else f"{bar:g} {unit}".strip()
-            words.append(f"{'at most' if goal.get('most') else 'at least'} {shown} wanted" + ("" if met else ": missed"))
+            if kind not in got:
+                state, said = OPEN, ": that is not known"
+            elif got[kind] <= bar if goal.get("most") else got[kind] >= bar:
+                state, said = OK, ""
+            else:
+                state, said = SHORT, ": missed"
+            states.append(state)
+            words.append(f"{'at most' if goal.get('most') else 'at least'} {shown} wanted{said}")
+        state = next((state for state in (SHORT, OPEN) if state in states), OK)
         found.append((f"{plan['name']}, {name}", state, "; ".join(words)))
-    found += [(plan["name"], NOTE, note) for note in report["notes"]]
-    if copy is None and not found:
-        raise Wrong("nothing was measured")
-    return found
+    wanted = dict.fromkeys([*plan["figures"], *bars])
+    absent = [name for name in wanted if not any(f"{there}.".startswith(f"{name}.") for there in measures)]
+    found += [(f"{plan['name']}, {name}", OPEN, "it was not measured") for name in absent]
+    return found + [(plan["name"], NOTE, note) for note in report["notes"]]
 
 
 def dram(binary, model, golden, prompt, libcuda, scratch, limit):

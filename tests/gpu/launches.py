@@ -30,19 +30,23 @@ def apart(launch, recorded):
 
 
 def of_check(check, recorded):
-    """One entry per launch that is recorded: its name, seed, whether it is as recorded, how far apart (exact ones: none)."""
+    """One entry per launch, recorded or made here: its name, seed, whether as recorded, how far apart (exact ones: none)."""
     found = {(launch["launch"], launch["seed"]): launch for launch in check.get("launches", [])}
     entries = []
+    known = {(record["launch"], record["seed"]) for record in recorded.get("launches", [])}
     for record in recorded.get("launches", []):
         name, seed = record["launch"], record["seed"]
         launch, distance = found.get((name, seed), {}), None
         if "digest" in record:
             well = record["digest"] == launch.get("digest")
-        else:
+        elif "numbers" in record and "within" in record:
             distance = apart(launch, record) if "numbers" in launch else float("nan")
             well = distance <= record["within"]  # NaN is not
+        else:
+            well = False  # nothing is expected of it
         entries.append({"launch": name, "seed": seed, "passed": well, "apart": distance})
-    return entries
+    unknown = [launch for launch in found if launch not in known]
+    return entries + [{"launch": name, "seed": seed, "passed": False, "apart": None} for name, seed in unknown]
 
 
 def compare(report, recorded):
@@ -52,10 +56,13 @@ def compare(report, recorded):
     rows = []
     for check in report["checks"]:
         name, well, words = check["name"], check["passed"], []
-        record = wanted.pop(name, {})
-        launches = of_check(check, record) if well else []
+        record = wanted.pop(name, None)
         if not well:
             words.append(check["wrong"])
+        elif record is None:
+            well = False
+            words.append("not recorded on the emulator: pack the bundle anew")
+        launches = of_check(check, record) if well else []
         wrong = [launch for launch in launches if not launch["passed"]]
         for launch in wrong:
             far = f", {launch['apart']:.1e} apart" if launch["apart"] is not None else ""

@@ -11,6 +11,12 @@ import time
 
 # What a row says: all is well; something is wrong; a figure is short of its goal; nothing is known; what one should know.
 OK, FAILED, SHORT, OPEN, NOTE = "ok", "FAILED", "short", "open", "note"
+# Seconds that a program has to remove what it made, once it is asked to end.
+GRACE = 3
+
+
+class Interrupted(BaseException):
+    """By a signal: no stage goes on."""
 
 
 class Wrong(Exception):
@@ -21,16 +27,51 @@ class Unknown(Exception):
     """Why a stage has nothing to say, a sentence."""
 
 
+class Signals:
+    """What ends the whole, heard once: what is removed then is not interrupted, nor is what must be known to be removed."""
+
+    held, heard, children = True, None, []
+
+    @classmethod
+    def hear(cls):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+                signal.signal(number, cls.came)
+
+    @classmethod
+    def came(cls, number, _):
+        if cls.heard is None:
+            cls.heard = signal.Signals(number)
+            if not cls.held:
+                raise Interrupted
+
+    @classmethod
+    def release(cls):
+        cls.held = False
+        if cls.heard:
+            raise Interrupted
+
+
+def start(command, **more):
+    """A process in a group of its own."""
+    Signals.held = True
+    try:
+        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, text=True, errors="replace", **more)
+    except PermissionError:
+        raise Wrong(f"{command[0]} may not run here: unpack the bundle where programs may")
+    except OSError as cause:
+        raise Wrong(f"{command[0]} cannot be run here ({cause}): pack it on a machine with this kind of processor")
+    else:
+        Signals.children.append(child)
+    finally:
+        Signals.release()
+    return child
+
+
 def run(command, limit, **more):
     """The exit status, standard output and standard error; a command that does not end is ended, with all that it started,
     and has no status."""
-    pipe = subprocess.PIPE
-    try:
-        child = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True, errors="replace", start_new_session=True, **more
-        )
-    except OSError as cause:
-        raise Wrong(f"{command[0]} cannot be run here ({cause}): pack it on a machine with this kind of processor")
+    child = start(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **more)
     try:
         output, complaint = child.communicate(timeout=limit)
         return child.returncode, output, complaint.strip()
@@ -41,13 +82,23 @@ def run(command, limit, **more):
 
 
 def end(child):
-    """A sanitizer starts the program and ends without it. Whoever is interrupted here leaves nothing behind either."""
+    """Ends it with all that it has started: a sanitizer starts the program and ends without it."""
     if child.returncode is None:
+        kill(child, signal.SIGTERM)
         try:
-            os.killpg(child.pid, signal.SIGKILL)
-        except ProcessLookupError:
+            child.wait(GRACE)
+        except subprocess.TimeoutExpired:
             pass
+        kill(child, signal.SIGKILL)
         child.communicate()
+
+
+def kill(child, number):
+    """The whole group."""
+    try:
+        os.killpg(child.pid, number)
+    except ProcessLookupError:
+        pass
 
 
 def output_of(command, limit, **more):

@@ -5,6 +5,7 @@
 
 #![allow(dead_code)] // each test file uses a part of it
 
+pub mod bundle;
 pub mod client;
 pub mod finish;
 pub mod frame;

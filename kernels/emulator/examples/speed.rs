@@ -1,5 +1,9 @@
 //! How fast the emulator runs the matrix-vector kernels of `kernels/` with all checks on:
-//! `cargo run --release -p ptx-emulator --example speed`.
+//! `cargo run --release -p ptx-emulator --example speed [RUNS]`.
+//!
+//! Each kernel runs `RUNS` times, 9 unless said, with 1 and 8 tokens, on 1 and 2 threads. Printed are the median and, between
+//! brackets, the quartiles of the millions of thread-instructions that a core did in a second of its own time, which what
+//! else the machine does moves less than the clock; and the median by the clock.
 
 use ptx_emulator::{Counts, Launch, Memory, Module, Options, Parameters, launch};
 use std::error::Error;
@@ -17,18 +21,24 @@ const K: usize = 4096;
 const KERNELS: [(&str, usize, usize); 3] = [("gemv_q4_0", 16, 2), ("gemv_q4_1", 16, 4), ("gemv_q8_0", 32, 2)];
 
 fn main() -> Result<(), Box<dyn Error>> {
+    let runs: usize = std::env::args().nth(1).map_or(Ok(9), |runs| runs.parse())?;
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     for (name, quants, scales) in KERNELS {
         let module = Module::parse(&expand::expand(&folder, &format!("{name}.ptx"))?)?;
         for tokens in [1, 8] {
             for threads in [1, 2] {
-                let (counts, wall, cpu) = run(&module, name, [quants, scales], tokens, threads)?;
-                let millions = counts.instructions as f64 / 1e6;
+                let (mut of_core, mut by_clock, mut millions) = (Vec::new(), Vec::new(), 0.0);
+                for _ in 0..runs.max(1) {
+                    let (counts, wall, cpu) = run(&module, name, [quants, scales], tokens, threads)?;
+                    millions = counts.instructions as f64 / 1e6;
+                    of_core.push(millions / cpu);
+                    by_clock.push(millions / wall);
+                }
+                let [low, median, high] = quartiles(of_core);
                 println!(
                     "{name}, {tokens} tokens, {threads} threads: {millions:.0} M thread-instructions, \
-                     {:.0} M/s by the clock, {:.0} M/s of a core",
-                    millions / wall,
-                    millions / cpu,
+                     {median:.0} M/s of a core [{low:.0} to {high:.0}], {:.0} M/s by the clock",
+                    quartiles(by_clock)[1],
                 );
             }
         }
@@ -36,7 +46,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Seconds of CPU that the process used: others may share the machine.
+/// The lower one, the median, the upper one: of the numbers themselves, the nearest.
+fn quartiles(mut of: Vec<f64>) -> [f64; 3] {
+    of.sort_by(f64::total_cmp);
+    [1, 2, 3].map(|quarter| of[(quarter * (of.len() - 1) + 2) / 4])
+}
+
+/// Seconds of CPU that the process used, in hundredths: others may share the machine.
 fn cpu() -> f64 {
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
     let after = stat.rsplit(')').next().unwrap_or_default();

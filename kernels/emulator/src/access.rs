@@ -1,12 +1,11 @@
-//! Loads and stores of a warp, with every check of an address; `atomics` and `copies` go through them.
+//! Accesses to global memory, with every check of an address, and the stores of a warp; `load`, `atomics` and `copies` go
+//! through them.
 
-use crate::alu::Lanes;
 use crate::block::{Block, witness};
 use crate::execute::Machine;
 use crate::fault::{Kind, Stop, stop};
 use crate::instruction::{Address, Order, Slot};
 use crate::memory::{Buffer, LOCAL_WINDOW, SHARED_WINDOW};
-use crate::module::CONST_BASE;
 use crate::order::{Actor, Seen};
 use crate::shadow::{Clash, Witness, block_of, lane_of, record, warp_of};
 use crate::types::{Space, Type};
@@ -115,122 +114,6 @@ impl<'a> Machine<'a> {
         let sentence =
             format!("{does} byte {offset} of `{name}`, which {who} {did}, and nothing orders the two");
         stop(Kind::GlobalRace, lane, sentence)
-    }
-
-    #[allow(clippy::too_many_arguments)]
-    pub fn load(
-        &mut self,
-        block: &mut Block,
-        number: usize,
-        address: &Address,
-        kind: Type,
-        to: &[Option<(Slot, u64)>],
-        order: Order,
-        mask: u32,
-    ) -> Result<(), Stop> {
-        let stamp = block.stamp(number);
-        let crowded = block.crowded;
-        let (warp, shared, seen) = block.split(number);
-        warp.need(address.base, mask, self.kernel)?;
-        let size = kind.size() * to.len() as u32;
-        if address.space == Space::Global && !order.strong && kind.size() >= 4 {
-            let witness = witness(stamp, warp, seen.as_ref(), crowded);
-            let base = &warp.registers[address.base as usize];
-            if let Some((buffer, offsets)) = self.one_buffer(base, address.offset, size, mask)
-                && (!buffer.pending || mask & !warp.waited == 0)
-            {
-                for lane in lanes(mask) {
-                    let range = (offsets[lane as usize], size);
-                    if let Err(clash) = buffer.note_read(&witness, lane, range, false, order.constant) {
-                        return self.clash(&clash, lane, buffer, range.0, "reads");
-                    }
-                }
-                self.tally.global(lanes(mask).map(|lane| buffer.base + offsets[lane as usize]), size);
-                for (n, slot) in to.iter().enumerate() {
-                    let Some((slot, width)) = *slot else { continue };
-                    let register = &mut warp.registers[slot as usize];
-                    let at = n as u64 * u64::from(kind.size());
-                    for lane in lanes(mask) {
-                        let offset = offsets[lane as usize] + at;
-                        let low = u64::from(buffer.word(offset));
-                        let value = if kind.size() == 8 {
-                            low | u64::from(buffer.word(offset + 4)) << 32
-                        } else {
-                            low
-                        };
-                        register[lane as usize] = kind.extend(value) & width;
-                    }
-                    warp.ready[slot as usize] |= mask;
-                }
-                return Ok(());
-            }
-        }
-        let mut addresses = [0; 32];
-        let mut count = 0;
-        let mut in_shared = false;
-        let mut near = None;
-        for lane in lanes(mask) {
-            let base = warp.registers[address.base as usize][lane as usize];
-            let value = match address.space {
-                Space::Param => table(
-                    self.parameters,
-                    base.wrapping_add_signed(address.offset),
-                    size,
-                    lane,
-                    "parameters",
-                )?,
-                Space::Const => {
-                    let at = base.wrapping_add_signed(address.offset).wrapping_sub(CONST_BASE);
-                    table(&self.kernel.constants, at, size, lane, "constants")?
-                }
-                space => match place(space, base, address.offset) {
-                    Place::Shared(at) => {
-                        in_shared = true;
-                        (addresses[count], count) = (at, count + 1);
-                        let witness = witness(stamp, warp, seen.as_ref(), crowded);
-                        shared.load(&witness, lane, at, size, order.strong)?
-                    }
-                    Place::Local(at) => warp.local.load(lane, at, size)?,
-                    Place::Global(at) => {
-                        (addresses[count], count) = (at, count + 1);
-                        if order.wide
-                            && let Some(seen) = seen
-                        {
-                            actor(stamp, warp, seen, lane).reads(&self.locations, at, order.acquire);
-                        }
-                        let witness = witness(stamp, warp, seen.as_ref(), crowded);
-                        self.fetch(&mut near, &witness, lane, at, size, order)?
-                    }
-                },
-            };
-            for (n, slot) in to.iter().enumerate() {
-                let Some((slot, width)) = *slot else { continue };
-                let part = (value >> (n as u32 * kind.bits())) as u64;
-                warp.registers[slot as usize][lane as usize] = kind.extend(part) & width;
-            }
-        }
-        for (slot, _) in to.iter().flatten() {
-            warp.ready[*slot as usize] |= mask;
-        }
-        self.count(&addresses[..count], size, in_shared.then_some(mask));
-        Ok(())
-    }
-
-    /// The common case of a global load: every lane's bytes are aligned, in one buffer, all of it written.
-    /// Whatever is not so is looked at lane by lane.
-    fn one_buffer(&self, base: &Lanes, offset: i64, size: u32, mask: u32) -> Option<(&'a Buffer, [u64; 32])> {
-        let first = base[mask.trailing_zeros() as usize].wrapping_add_signed(offset);
-        let (buffer, _) = self.memory.find(first, u64::from(size)).ok()?;
-        if !buffer.is_full() {
-            return None;
-        }
-        let offsets = base.map(|base| base.wrapping_add_signed(offset).wrapping_sub(buffer.base));
-        let most = buffer.size - u64::from(size);
-        let fits = |lane: u32| {
-            let offset = offsets[lane as usize];
-            offset <= most && offset & u64::from(size - 1) == 0
-        };
-        lanes(mask).all(fits).then_some((buffer, offsets))
     }
 
     /// `shared`: the lanes, of an access to shared memory.
@@ -348,19 +231,4 @@ pub fn actor<'a>(stamp: u64, warp: &'a mut Warp, seen: &'a mut Seen, lane: u32) 
         None => [known[warp.number as usize]; 32],
     };
     Actor { own: record(stamp, lane), known, lanes, seen, thread: &mut warp.threads[lane as usize] }
-}
-
-/// Bytes of the parameters or of the constant bank.
-fn table(bytes: &[u8], at: u64, size: u32, lane: u32, what: &str) -> Result<u128, Stop> {
-    if !at.is_multiple_of(u64::from(size)) {
-        return stop(Kind::Misaligned, lane, format!("reads {size} bytes of the {what} at byte {at}"));
-    }
-    let end = at.checked_add(u64::from(size)).filter(|&end| end <= bytes.len() as u64);
-    let Some(end) = end else {
-        let sentence = format!("reads {size} bytes of the {what} at byte {at} of {}", bytes.len());
-        return stop(Kind::OutOfBounds, lane, sentence);
-    };
-    let mut all = [0; 16];
-    all[..size as usize].copy_from_slice(&bytes[at as usize..end as usize]);
-    Ok(u128::from_le_bytes(all))
 }

@@ -56,7 +56,8 @@ impl Tally {
         }
     }
 
-    /// An access to shared memory by these lanes of a warp: 32 banks of 4 bytes serve 128 bytes of distinct words at a time.
+    /// An access to shared memory by these lanes of a warp, whose addresses are aligned: 32 banks of 4 bytes serve 128 bytes
+    /// of distinct words at a time.
     pub fn shared(&mut self, addresses: &[u64], size: u32, mask: u32) {
         self.shared_accesses += 1;
         // Wide accesses go by halves or quarters of the warp, whichever of their lanes take part.
@@ -67,42 +68,23 @@ impl Tally {
             let count = (mask >> first & of_phase).count_ones() as usize;
             let (phase, rest) = left.split_at(count.min(left.len()));
             left = rest;
-            let mut words = [[0u64; 32]; 2];
-            let mut depth = [0u32; 32];
-            let mut most = 1;
-            for &address in phase {
-                for word in address / 4..(address + u64::from(size)).div_ceil(4) {
-                    let bank = (word % 32) as usize;
-                    // The first two words of a bank are remembered, further ones always count.
-                    let seen = depth[bank].min(2) as usize;
-                    if (0..seen).any(|n| words[n][bank] == word) {
-                        continue;
-                    }
-                    if seen < 2 {
-                        words[seen][bank] = word;
-                    }
-                    depth[bank] += 1;
-                    most = most.max(depth[bank]);
-                }
+            if phase.is_empty() {
+                continue;
             }
-            self.executed[self.at as usize].bank_conflicts += u64::from(most - 1);
-            self.bank_conflicts += u64::from(most - 1);
+            let conflicts = u64::from(passes(phase, size) - 1);
+            self.executed[self.at as usize].bank_conflicts += conflicts;
+            self.bank_conflicts += conflicts;
         }
     }
 
     /// A warp's access to global memory, an address for each lane.
     pub fn global(&mut self, addresses: impl Iterator<Item = u64>, size: u32) {
-        let mut sectors = [0u64; 32];
-        let mut count = 0;
+        let mut sectors = Distinct::default();
         for address in addresses {
             self.global_bytes += u64::from(size);
-            let sector = address / 32;
-            if count == 0 || sectors[count - 1] != sector && !sectors[..count].contains(&sector) {
-                sectors[count] = sector;
-                count += 1;
-            }
+            sectors.insert(address / 32);
         }
-        self.global_sectors += count as u64;
+        self.global_sectors += sectors.numbers().len() as u64;
     }
 
     pub fn into_counts(all: &[Tally], kernel: &Kernel) -> Counts {
@@ -130,5 +112,64 @@ impl Tally {
             }
         }
         counts
+    }
+}
+
+/// How often the banks serve these lanes.
+fn passes(addresses: &[u64], size: u32) -> u32 {
+    // Mostly once: each bank has one word.
+    let words = size.div_ceil(4);
+    let (mut busy, mut free) = (0u32, true);
+    for (n, address) in addresses.iter().enumerate() {
+        let banks = ((1 << words) - 1) << (address / 4 % 32);
+        free &= busy & banks == 0 || addresses[..n].contains(address);
+        busy |= banks;
+    }
+    if free {
+        return 1;
+    }
+    let mut seen = [[0u64; 32]; 2];
+    let mut depth = [0u32; 32];
+    for &address in addresses {
+        for word in address / 4..(address + u64::from(size)).div_ceil(4) {
+            let bank = (word % 32) as usize;
+            // The first two words of a bank are remembered, further ones always count.
+            let known = depth[bank].min(2) as usize;
+            if (0..known).any(|n| seen[n][bank] == word) {
+                continue;
+            }
+            if known < 2 {
+                seen[known][bank] = word;
+            }
+            depth[bank] += 1;
+        }
+    }
+    depth.into_iter().max().unwrap_or(1)
+}
+
+/// The distinct ones of up to 32 numbers, which mostly ascend or are few.
+#[derive(Default)]
+pub struct Distinct {
+    numbers: [u64; 32],
+    count: usize,
+    greatest: u64,
+}
+
+impl Distinct {
+    /// Which of them this one is.
+    #[inline]
+    pub fn insert(&mut self, number: u64) -> usize {
+        if self.count == 0 || number > self.greatest {
+            self.greatest = number;
+        } else if let Some(at) = self.numbers().iter().rposition(|&known| known == number) {
+            return at;
+        }
+        self.numbers[self.count] = number;
+        self.count += 1;
+        self.count - 1
+    }
+
+    pub fn numbers(&self) -> &[u64] {
+        &self.numbers[..self.count]
     }
 }

@@ -17,12 +17,11 @@ pub fn add_odd(a: f64, b: f64) -> f64 {
     let sum = a + b;
     let back = sum - a;
     let rest = (a - (sum - back)) + (b - back);
-    if rest == 0.0 || !sum.is_finite() || sum.to_bits() & 1 == 1 {
-        return sum;
-    }
-    // The sum was rounded, and to an even neighbour: the odd one lies on the side of the rest.
-    let away = (rest > 0.0) == (sum > 0.0);
-    if sum == 0.0 { sum } else { f64::from_bits(if away { sum.to_bits() + 1 } else { sum.to_bits() - 1 }) }
+    // Of an inexact sum's two neighbours one is odd: the greater in magnitude, or, where the rest has the other sign, the
+    // lesser. An infinite sum or NaN has a rest of NaN. No branches: the lanes of a warp go side by side.
+    let toward_zero = (rest.to_bits() ^ sum.to_bits()) >> 63;
+    let odd = f64::from_bits(sum.to_bits().wrapping_sub(toward_zero) | 1);
+    if rest.abs() > 0.0 { odd } else { sum }
 }
 
 /// Rounds `value` to `bits` bits of significand, exponents from `low` (of the least normal number) to `high`

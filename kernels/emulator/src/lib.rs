@@ -104,7 +104,7 @@
 //! `lexer`, `parser`, `names` and `decode*` turn the text into instructions whose operands are slots of the
 //! register file; constants and special registers are slots as well. `alu`, `approximate`, `bitfield` and
 //! `convert` choose, once per instruction of the text, a function over the 32 lanes. `execute` steps a warp, whose
-//! lanes `divergence` parts and joins. `access`, `atomics`, `copies`, `exchange` and `matrix` are the
+//! lanes `divergence` parts and joins. `load`, `access`, `atomics`, `copies`, `exchange` and `matrix` are the
 //! other instructions; `memory`, `shared` and `local` hold the bytes, `shadow` who touched them last, `order`
 //! what blocks know of each other. `launch` takes the blocks of a grid in turn, on several threads where the
 //! kernel has nothing by which blocks could order each other.
@@ -131,6 +131,7 @@ mod float;
 mod instruction;
 mod launch;
 mod lexer;
+mod load;
 mod local;
 mod matrix;
 mod memory;

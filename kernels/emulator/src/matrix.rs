@@ -53,16 +53,20 @@ impl Machine<'_> {
         let mut fragments = [[0; 32]; 4];
         let count = matrices.fragments.len();
         for (n, (fragment, addresses)) in fragments.iter_mut().zip(&addresses).enumerate().take(count) {
-            let mut rows = [0u128; 8];
-            for (row, value) in rows.iter_mut().enumerate() {
-                *value = shared.load(&witness, (n * 8 + row) as u32, addresses[row], 16, false)?;
+            let mut rows = [[0u16; 8]; 8];
+            for (row, values) in rows.iter_mut().enumerate() {
+                let value = shared.load(&witness, 1 << (n * 8 + row), addresses[row], 16, false)?;
+                *values = std::array::from_fn(|column| (value >> (16 * column)) as u16);
             }
             self.tally.shared(addresses, 16, 0xff);
-            *fragment = std::array::from_fn(|lane| {
-                let [low, high] = pair(lane, matrices.transposed)
-                    .map(|(row, column)| (rows[row] >> (16 * column)) as u64 & 0xffff);
+            let both = |lane: usize, transposed: bool| {
+                let [low, high] = pair(lane, transposed).map(|(row, column)| u64::from(rows[row][column]));
                 low | high << 16
-            });
+            };
+            *fragment = match matrices.transposed {
+                true => std::array::from_fn(|lane| both(lane, true)),
+                false => std::array::from_fn(|lane| both(lane, false)),
+            };
         }
         // A destination may be the register of the addresses: written when all are read.
         for (&slot, fragment) in matrices.fragments.iter().zip(&fragments) {
@@ -123,14 +127,13 @@ pub fn multiply(
         warp.need(slot, mask, kernel)?;
     }
     match *factors {
-        Factors::Bytes { k, a: a_signed, b: b_signed } => {
+        // Where k is 16, the other half of the columns is zeros.
+        Factors::Bytes { a: a_signed, b: b_signed, .. } => {
             let rows = bytes::<16>(warp, a, a_signed);
             let columns = bytes::<8>(warp, b, b_signed);
             let mut out = [[0; 32]; 4];
             for (row, a) in rows.iter().enumerate() {
-                for (column, b) in columns.iter().enumerate() {
-                    let dot: i32 =
-                        a[..k].iter().zip(&b[..k]).map(|(&a, &b)| i32::from(a) * i32::from(b)).sum();
+                for (column, dot) in products(a, &columns).into_iter().enumerate() {
                     let (lane, n) = accumulator(row, column);
                     let sum = warp.registers[c[n] as usize][lane] as i32;
                     let sum = if *saturate { sum.saturating_add(dot) } else { sum.wrapping_add(dot) };
@@ -178,6 +181,12 @@ pub fn multiply(
         }
     }
     Ok(())
+}
+
+/// A row times eight columns. By itself it becomes multiplications of eight pairs each; amid other code, of single bytes.
+#[inline(never)]
+fn products(a: &[i16; 32], columns: &[[i16; 32]; 8]) -> [i32; 8] {
+    columns.map(|b| a.iter().zip(&b).map(|(&a, &b)| i32::from(a) * i32::from(b)).sum())
 }
 
 /// Accumulator `n` of a lane where two halves share a register.
@@ -252,13 +261,18 @@ fn bytes<const N: usize>(warp: &Warp, slots: &[Slot], signed: bool) -> [[i16; 32
     let mut out = [[0; 32]; N];
     let groups = N / 8;
     for (n, &slot) in slots.iter().enumerate() {
-        let register = &warp.registers[slot as usize];
-        for (lane, &word) in register.iter().enumerate() {
-            let row = lane / 4 + n % groups * 8;
-            let column = lane % 4 * 4 + n / groups * 16;
-            for (byte, value) in (word as u32).to_le_bytes().into_iter().enumerate() {
-                out[row][column + byte] = if signed { i16::from(value as i8) } else { i16::from(value) };
+        // Four lanes hold 16 bytes of a row on end.
+        let (quads, _) = warp.registers[slot as usize].as_chunks::<4>();
+        for (row, quad) in quads.iter().enumerate() {
+            let mut bytes = [0; 16];
+            for (four, &word) in bytes.as_chunks_mut::<4>().0.iter_mut().zip(quad) {
+                *four = (word as u32).to_le_bytes();
             }
+            let wide = match signed {
+                true => bytes.map(|byte| i16::from(byte as i8)),
+                false => bytes.map(i16::from),
+            };
+            out[row + n % groups * 8][n / groups * 16..][..16].copy_from_slice(&wide);
         }
     }
     out

@@ -351,10 +351,11 @@ impl Buffer {
         self.full.load(Relaxed)
     }
 
-    /// The word at this offset.
+    /// The words from this offset on.
     #[inline]
-    pub fn word(&self, offset: u64) -> u32 {
-        self.words[(offset / 4) as usize].load(Relaxed)
+    pub fn copy_words(&self, offset: u64, to: &mut [u32]) {
+        let from = &self.words[(offset / 4) as usize..];
+        to.iter_mut().zip(from).for_each(|(to, from)| *to = from.load(Relaxed));
     }
 
     #[inline]

@@ -120,8 +120,15 @@ impl Witness<'_> {
         if self.is_current(record) { record } else { 0 }
     }
 
+    /// The common case: one warp of this block did it, and this one has seen it since.
     #[inline]
     fn ordered(&self, record: Record, who: u32, lane: u32) -> bool {
+        let one = (record ^ self.stamp) >> BLOCK == 0 && record & (MANY_WARPS | MANY_BLOCKS) == 0;
+        one && time_of(record) < self.known[warp_of(record) as usize]
+            || self.ordered_otherwise(record, who, lane)
+    }
+
+    fn ordered_otherwise(&self, record: Record, who: u32, lane: u32) -> bool {
         if (record ^ self.stamp) >> BLOCK != 0 || record & MANY_BLOCKS != 0 {
             return match self.seen {
                 None => false,

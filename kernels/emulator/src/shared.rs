@@ -3,6 +3,7 @@
 use crate::fault::{Kind, Stop, stop};
 use crate::module::{SHARED_BASE, Stretch};
 use crate::shadow::{Clash, Readers, Record, Witness, lane_of, readers, warp_of};
+use crate::warp;
 
 /// Of a byte. Not an enum: runs of it are compared as memory.
 struct State;
@@ -16,9 +17,33 @@ impl State {
     const NOBODYS: u8 = 3;
 }
 
-const WRITTEN: [u8; 16] = [State::WRITTEN; 16];
+/// So many bytes that are all written, as a number.
+fn written(size: u32) -> u128 {
+    u128::from_le_bytes([State::WRITTEN; 16]) >> (128 - 8 * size)
+}
 
-#[derive(Clone, Default)]
+/// Up to 16 bytes as a number. The sizes of inner loops are copied without a call.
+#[inline]
+fn number(bytes: &[u8]) -> u128 {
+    match (bytes.try_into(), bytes.try_into()) {
+        (Ok(all), _) => u128::from_le_bytes(all),
+        (_, Ok(all)) => u128::from(u32::from_le_bytes(all)),
+        _ => bytes.iter().rev().fold(0, |all, &byte| all << 8 | u128::from(byte)),
+    }
+}
+
+/// The reverse.
+#[inline]
+fn put(bytes: &mut [u8], number: u128) {
+    let all = number.to_le_bytes();
+    match bytes.len() {
+        16 => bytes.copy_from_slice(&all),
+        4 => bytes.copy_from_slice(&all[..4]),
+        some => bytes.copy_from_slice(&all[..some]),
+    }
+}
+
+#[derive(Clone, Copy, Default, PartialEq)]
 struct Cell {
     written: Record,
     read: Readers,
@@ -78,6 +103,7 @@ impl Shared {
     }
 
     /// The index of the first byte. What lies between variables is found by its state.
+    #[inline]
     fn place(&self, address: u64, size: u32, lane: u32) -> Result<usize, Stop> {
         let at = address.wrapping_sub(u64::from(SHARED_BASE));
         if (at as i64) < 0 {
@@ -101,6 +127,9 @@ impl Shared {
     fn writable(&self, address: u64, size: u32, lane: u32, does: &str) -> Result<usize, Stop> {
         let at = self.place(address, size, lane)?;
         let states = &self.state[at..at + size as usize];
+        if number(states) & !written(size) == 0 {
+            return Ok(at);
+        }
         match states.iter().copied().max() {
             Some(State::NOBODYS) => self.outside(at as u64, size, lane),
             Some(State::IN_FLIGHT) => {
@@ -111,18 +140,20 @@ impl Shared {
         }
     }
 
+    /// What some lanes of a warp read in one place.
     pub fn load(
         &mut self,
         witness: &Witness<'_>,
-        lane: u32,
+        lanes: u32,
         address: u64,
         size: u32,
         strong: bool,
     ) -> Result<u128, Stop> {
+        let lane = lanes.trailing_zeros();
         let at = self.place(address, size, lane)?;
         let range = at..at + size as usize;
-        // Whole comparisons are by words; which byte it is matters only when one fails.
-        if self.state[range.clone()] != WRITTEN[..size as usize]
+        // Which byte it is matters only when one fails.
+        if number(&self.state[range.clone()]) != written(size)
             && let states = &self.state[range.clone()]
             && let Some(first) = states.iter().position(|&state| state != State::WRITTEN)
         {
@@ -137,15 +168,19 @@ impl Shared {
                 _ => stop(Kind::UninitialisedShared, lane, format!("reads {name}: nobody wrote it")),
             };
         }
-        for cell in &mut self.cells[at >> self.grain..=(range.end - 1) >> self.grain] {
-            match witness.read(lane, cell.written, cell.read, strong, false) {
-                Ok(read) => cell.read = (read, readers(read, cell.read, warp_of(witness.stamp), lane)),
-                Err(clash) => return race(&clash, witness, lane, name(&self.stretches, at), false),
+        let noted = self.note(at, size, |cell| {
+            let mut read = cell.read;
+            for lane in warp::lanes(lanes) {
+                let new =
+                    witness.read(lane, cell.written, read, strong, false).map_err(|clash| (lane, clash))?;
+                read = (new, readers(new, read, warp_of(witness.stamp), lane));
             }
+            Ok(Cell { read, ..cell })
+        });
+        if let Err((lane, clash)) = noted {
+            return race(&clash, witness, lane, name(&self.stretches, at), false);
         }
-        let mut all = [0; 16];
-        all[..size as usize].copy_from_slice(&self.bytes[range]);
-        Ok(u128::from_le_bytes(all))
+        Ok(number(&self.bytes[range]))
     }
 
     fn note_write(
@@ -156,11 +191,29 @@ impl Shared {
         size: u32,
         strong: bool,
     ) -> Result<(), Stop> {
-        for cell in &mut self.cells[at >> self.grain..=(at + size as usize - 1) >> self.grain] {
-            match witness.write(lane, cell.written, cell.read, strong) {
-                Ok(written) => *cell = Cell { written, read: if strong { cell.read } else { (0, 0) } },
-                Err(clash) => return race(&clash, witness, lane, name(&self.stretches, at), true),
+        let noted = self.note(at, size, |cell| {
+            let written = witness.write(lane, cell.written, cell.read, strong)?;
+            Ok(Cell { written, read: if strong { cell.read } else { (0, 0) } })
+        });
+        match noted {
+            Ok(()) => Ok(()),
+            Err(clash) => race(&clash, witness, lane, name(&self.stretches, at), true),
+        }
+    }
+
+    /// Notes an access in the cells of these bytes. Cells that are alike, as those of a vector mostly are, become alike:
+    /// one of them is judged.
+    #[inline]
+    fn note<E>(&mut self, at: usize, size: u32, judge: impl Fn(Cell) -> Result<Cell, E>) -> Result<(), E> {
+        let cells = &mut self.cells[at >> self.grain..=(at + size as usize - 1) >> self.grain];
+        let mut before = cells[0];
+        let mut after = judge(before)?;
+        for cell in cells {
+            if *cell != before {
+                before = *cell;
+                after = judge(before)?;
             }
+            *cell = after;
         }
         Ok(())
     }
@@ -176,8 +229,8 @@ impl Shared {
         let at = self.writable(address, size, lane, "writes")?;
         let range = at..at + size as usize;
         self.note_write(witness, lane, at, size, strong)?;
-        self.state[range.clone()].fill(State::WRITTEN);
-        self.bytes[range].copy_from_slice(&value.to_le_bytes()[..size as usize]);
+        put(&mut self.state[range.clone()], written(size));
+        put(&mut self.bytes[range], value);
         Ok(())
     }
 
@@ -199,7 +252,7 @@ impl Shared {
         value: u128,
     ) -> Result<(), Stop> {
         let at = self.place(address, size, lane)?;
-        self.state[at..at + size as usize].fill(State::WRITTEN);
+        put(&mut self.state[at..at + size as usize], written(size));
         self.store(witness, lane, address, (size, value), false)
     }
 }

@@ -65,7 +65,14 @@ impl Launches<'_> {
             if alone {
                 let rest = [Argument::Address(to), number(adds.into())];
                 let size = [matrix.rows, tokens, ctas(matrix)];
-                self.put_fused(&self.fused(matrix)?.output, matrix, (rows, alone), size, 1, &rest)?;
+                self.put_fused(
+                    &self.kernels.fused(matrix.quant)?.output,
+                    matrix,
+                    (rows, alone),
+                    size,
+                    1,
+                    &rest,
+                )?;
             } else {
                 self.product(matrix, rows.ready, to, tokens, adds)?;
             }
@@ -102,7 +109,7 @@ impl Launches<'_> {
             rest.extend([turns, slots, out, pages[0], pages[1]].map(Argument::Address));
             rest.extend([first, all, kv_heads, head_dim, dims, halves.into()].map(number));
             let size = [matrix.rows, tokens, ctas(matrix)];
-            self.put_fused(&self.fused(matrix)?.qkv, matrix, (rows, alone), size, 1, &rest)?;
+            self.put_fused(&self.kernels.fused(matrix.quant)?.qkv, matrix, (rows, alone), size, 1, &rest)?;
             first += matrix.rows / head_dim;
         }
         Ok(())
@@ -131,7 +138,14 @@ impl Launches<'_> {
         self.ready_unless(alone, &of.matrices, rows, tokens)?;
         let mut rest: Vec<Argument> = [to.xq, to.xs, to.bf16, to.f16].map(Argument::Address).into();
         rest.push(number(gelu.into()));
-        self.put_fused(&self.fused(both)?.gate_up, both, (rows, alone), [dim, tokens, ctas], 2, &rest)
+        self.put_fused(
+            &self.kernels.fused(both.quant)?.gate_up,
+            both,
+            (rows, alone),
+            [dim, tokens, ctas],
+            2,
+            &rest,
+        )
     }
 
     /// Makes rows ready for these matrices, unless each CTA does so alone.
@@ -159,12 +173,6 @@ impl Launches<'_> {
     fn ready_alone(&self, matrix: &Matrix, ctas: usize, tokens: usize) -> bool {
         let values = ctas.div_ceil(self.multiprocessors) * matrix.columns * tokens;
         tokens * ctas * ROWS <= READY_ALONE * matrix.rows.next_multiple_of(ROWS) || values <= READY_VALUES
-    }
-
-    fn fused(&self, matrix: &Matrix) -> Result<&Fused, Error> {
-        let absent = "there are no fused kernels of this format";
-        let absent = || Error::Launch { kernel: matrix.quant.to_string(), why: absent.to_owned() };
-        self.kernels.fused(matrix.quant).ok_or_else(absent)
     }
 
     /// A launch of any of them: with rows as they are, or ready; `joined`: of so many matrices sums are joined.

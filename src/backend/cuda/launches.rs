@@ -29,12 +29,12 @@ const PAIRS: usize = 8;
 /// Logits that a CTA of the kernels that look at all of them takes.
 const LOGITS: usize = 8 * LOGITS_PER_MAXIMUM;
 
-/// The products with matrices of one format.
+/// The products with matrices of one format, of any number of tokens.
 struct Product {
-    vector: Option<Kernel>,
-    wide: Option<Kernel>,
-    narrow: Option<Kernel>,
-    fused: Option<Fused>,
+    vector: Kernel,
+    wide: Kernel,
+    narrow: Kernel,
+    fused: Fused,
 }
 
 /// Every kernel that a model needs.
@@ -81,9 +81,9 @@ fn of_format(kernel: &str, quant: Quant, end: &str) -> String {
     format!("{kernel}_{}{end}", quant.to_string().to_lowercase())
 }
 
-/// Whether there are kernels for products with this format: of any number of tokens.
+/// Whether there are kernels for products with this format: a format has all of them or none.
 pub(super) fn has_products(sources: &[Source], quant: Quant) -> bool {
-    ["gemv", "gemm"].iter().any(|kernel| named(sources, &of_format(kernel, quant, "")).is_some())
+    named(sources, &of_format("gemv", quant, "")).is_some()
 }
 
 pub(super) fn has_embedding(sources: &[Source], quant: Quant) -> bool {
@@ -93,30 +93,21 @@ pub(super) fn has_embedding(sources: &[Source], quant: Quant) -> bool {
 impl Kernels {
     /// Has the driver compile what `model` needs.
     pub fn load(device: &Device, sources: &[Source], model: &Model) -> Result<Kernels, Error> {
-        let if_there = |name: &str| {
-            named(sources, name).map(|source| device.kernel(&source.name, &source.module(device))).transpose()
-        };
         let load = |name: &str| {
             let absent =
                 || Error::Launch { kernel: name.to_owned(), why: "there is no such kernel".to_owned() };
-            if_there(name)?.ok_or_else(absent)
-        };
-        let fused = |quant: Quant| {
-            let kernel = |what: &str| if_there(&of_format(&format!("fused_{what}"), quant, ""));
-            let kernels = (kernel("output")?, kernel("qkv")?, kernel("gate_up")?);
-            let (Some(output), Some(qkv), Some(gate_up)) = kernels else { return Ok::<_, Error>(None) };
-            Ok(Some(Fused { output, qkv, gate_up }))
+            let source = named(sources, name).ok_or_else(absent)?;
+            device.kernel(&source.name, &source.module(device))
         };
         let product = |quant: Quant| {
-            Ok((
-                quant,
-                Product {
-                    vector: if_there(&of_format("gemv", quant, ""))?,
-                    wide: if_there(&of_format("gemm", quant, ""))?,
-                    narrow: if_there(&of_format("gemm", quant, "_narrow"))?,
-                    fused: fused(quant)?,
-                },
-            ))
+            let kernel = |what: &str, end: &str| load(&of_format(what, quant, end));
+            let fused = Fused {
+                output: kernel("fused_output", "")?,
+                qkv: kernel("fused_qkv", "")?,
+                gate_up: kernel("fused_gate_up", "")?,
+            };
+            let (vector, wide) = (kernel("gemv", "")?, kernel("gemm", "")?);
+            Ok((quant, Product { vector, wide, narrow: kernel("gemm", "_narrow")?, fused }))
         };
         let embedding = model.gguf.tensor_at(&model.weights.embedding).kind;
         Ok(Kernels {
@@ -140,12 +131,16 @@ impl Kernels {
         })
     }
 
-    fn product(&self, quant: Quant) -> Option<&Product> {
-        self.products.iter().find(|(of, _)| *of == quant).map(|(_, product)| product)
+    fn product(&self, quant: Quant) -> Result<&Product, Error> {
+        let found = self.products.iter().find(|(of, _)| *of == quant).map(|(_, product)| product);
+        found.ok_or_else(|| Error::Launch {
+            kernel: quant.to_string(),
+            why: "there is no product of this format".to_owned(),
+        })
     }
 
-    pub fn fused(&self, quant: Quant) -> Option<&Fused> {
-        self.product(quant)?.fused.as_ref()
+    pub fn fused(&self, quant: Quant) -> Result<&Fused, Error> {
+        Ok(&self.product(quant)?.fused)
     }
 }
 
@@ -298,46 +293,26 @@ impl Launches<'_> {
         tokens: usize,
         adds: bool,
     ) -> Result<(), Error> {
-        let absent = |why: &str| Error::Launch { kernel: matrix.quant.to_string(), why: why.to_owned() };
-        let product = self.kernels.product(matrix.quant);
-        let product = product.ok_or_else(|| absent("there is no product of this format"))?;
-        let arguments = |x: Prepared, y: u64, tokens: usize| {
-            let mut arguments = operand(matrix);
-            match activations(matrix.quant) {
-                Activations::Quants => arguments.extend([x.xq, x.xs].map(at)),
-                Activations::Bf16 => arguments.push(at(x.bf16)),
-                Activations::F16 => arguments.push(at(x.f16)),
-            }
-            arguments.push(at(y));
-            arguments.extend([matrix.rows, matrix.pairs(), tokens, adds.into()].map(number));
-            arguments
-        };
-        let wide = if activations(matrix.quant) == Activations::Quants { WIDE } else { WIDE_FLOATS };
-        let ctas = |(rows, of): (usize, usize)| [tokens.div_ceil(of), matrix.rows.div_ceil(rows), 1];
-        let fills = |grid: [usize; 3]| grid[0] * grid[1] >= self.multiprocessors;
-        match (&product.vector, &product.wide, &product.narrow) {
-            (Some(vector), wide, narrow) if tokens <= FEW || wide.is_none() && narrow.is_none() => {
-                let row = |bytes: usize| (matrix.pairs() * bytes) as u64;
-                for first in (0..tokens).step_by(FEW) {
-                    let (count, skipped) = (FEW.min(tokens - first), first as u64);
-                    let x = Prepared {
-                        xq: x.xq + skipped * row(64),
-                        xs: x.xs + skipped * row(16),
-                        bf16: x.bf16 + skipped * row(128),
-                        f16: x.f16 + skipped * row(128),
-                    };
-                    let y = y + skipped * matrix.rows as u64 * 4;
-                    let grid = [matrix.rows.div_ceil(16), 1, 1];
-                    self.put(vector, grid, 128, FEW_SHARED * count, &arguments(x, y, count))?;
-                }
-                Ok(())
-            }
-            (_, Some(kernel), narrow) if narrow.is_none() || fills(ctas(wide)) => {
-                self.put(kernel, ctas(wide), 256, 0, &arguments(x, y, tokens))
-            }
-            (_, _, Some(kernel)) => self.put(kernel, ctas(NARROW), 64, 0, &arguments(x, y, tokens)),
-            _ => Err(absent("there is no product for so many tokens")),
+        let Product { vector, wide, narrow, .. } = self.kernels.product(matrix.quant)?;
+        let mut arguments = operand(matrix);
+        match activations(matrix.quant) {
+            Activations::Quants => arguments.extend([x.xq, x.xs].map(at)),
+            Activations::Bf16 => arguments.push(at(x.bf16)),
+            Activations::F16 => arguments.push(at(x.f16)),
         }
+        arguments.push(at(y));
+        arguments.extend([matrix.rows, matrix.pairs(), tokens, adds.into()].map(number));
+        if tokens <= FEW {
+            let grid = [matrix.rows.div_ceil(16), 1, 1];
+            return self.put(vector, grid, 128, FEW_SHARED * tokens, &arguments);
+        }
+        let ctas = |(rows, of): (usize, usize)| [tokens.div_ceil(of), matrix.rows.div_ceil(rows), 1];
+        let quants = activations(matrix.quant) == Activations::Quants;
+        let grid = ctas(if quants { WIDE } else { WIDE_FLOATS });
+        if grid[0] * grid[1] >= self.multiprocessors {
+            return self.put(wide, grid, 256, 0, &arguments);
+        }
+        self.put(narrow, ctas(NARROW), 64, 0, &arguments)
     }
 
     /// Bias, norm of each head, rotation of products, each with so many values between two rows; queries to where attention reads them, keys and values into their pages.
