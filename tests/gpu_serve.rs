@@ -141,7 +141,7 @@ fn logits_of_the_gpu_are_measured_as_the_processors() {
     let absent = folder.path("libcuda.so.1");
     let absent = ["--backend", "cuda", "--libcuda", absent.to_str().expect("UTF-8")];
     for (flags, status, part) in [
-        (&["--strict"][..], 1, "mean_kl is "),
+        (&["--strict"][..], 1, "ids_equal is false"),
         (&["--prompt", "none"], 1, "it has no prompt `none`"),
         (&["--steps", "0"], 64, "--steps 0 is not"),
         (&["--backend", "tpu"], 64, "neither cuda nor cpu"),
