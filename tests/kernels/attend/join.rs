@@ -190,7 +190,7 @@ const JOIN_FAULTS: &[Fault] = &[
         Caught::WrongResult
     ),
     fault!(
-        "four heads more begin where the first did",
+        "two heads more begin where the first did",
         "attend.inc",
         "    add.u32         %head_0, %head_0, HEADS_AT_ONCE;\n",
         "",
