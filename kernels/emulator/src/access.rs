@@ -166,11 +166,13 @@ impl<'a> Machine<'a> {
                 Place::Global(at) => {
                     (addresses[count], count) = (at, count + 1);
                     (written[globals], globals) = ((lane, at), globals + 1);
-                    if order.wide
-                        && let Some(seen) = seen
-                    {
-                        let mut actor = actor(stamp, warp, seen, lane);
-                        actor.writes(&mut self.locations, at, order.release, false);
+                    match seen {
+                        Some(seen) if order.wide => {
+                            let mut actor = actor(stamp, warp, seen, lane);
+                            actor.writes(&mut self.locations, at, order.release, false);
+                        }
+                        Some(_) if order.strong => self.locations.end(at),
+                        _ => {}
                     }
                     let witness = witness(stamp, warp, seen.as_ref(), crowded);
                     self.put(&mut near, &witness, lane, at, (size, value), order)?;

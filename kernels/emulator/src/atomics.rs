@@ -6,6 +6,7 @@ use crate::block::{Block, witness};
 use crate::execute::Machine;
 use crate::fault::{Kind, Stop, stop};
 use crate::instruction::{Atomic, Op};
+use crate::shared::Lanes;
 use crate::types::Type;
 use crate::warp::lanes;
 
@@ -53,7 +54,7 @@ impl Machine<'_> {
                     in_shared = true;
                     (addresses[count], count) = (at, count + 1);
                     let witness = witness(stamp, warp, seen.as_ref(), crowded);
-                    let old = shared.load(&witness, lane, at, size, true)?;
+                    let old = shared.load(&witness, Lanes::one(lane), at, size, true)?;
                     shared.store(&witness, lane, at, (size, u128::from(update(old as u64))), true)?;
                     old as u64
                 }
@@ -67,12 +68,14 @@ impl Machine<'_> {
                 Place::Global(at) => {
                     (addresses[count], count) = (at, count + 1);
                     (written[globals], globals) = ((lane, at), globals + 1);
-                    if order.wide
-                        && let Some(seen) = seen
-                    {
-                        let mut actor = actor(stamp, warp, seen, lane);
-                        actor.reads(&self.locations, at, order.acquire);
-                        actor.writes(&mut self.locations, at, order.release, true);
+                    match seen {
+                        Some(seen) if order.wide => {
+                            let mut actor = actor(stamp, warp, seen, lane);
+                            actor.reads(&self.locations, at, order.acquire);
+                            actor.writes(&mut self.locations, at, order.release, true);
+                        }
+                        Some(_) => self.locations.end(at),
+                        None => {}
                     }
                     let witness = witness(stamp, warp, seen.as_ref(), crowded);
                     let old = self.fetch(&mut near, &witness, lane, at, size, *order)?;

@@ -7,6 +7,7 @@ use crate::execute::Machine;
 use crate::fault::{Kind, Stop, stop};
 use crate::instruction::{Address, Order, Slot};
 use crate::module::CONST_BASE;
+use crate::shared::Lanes;
 use crate::types::{Space, Type};
 use crate::warp::{Warp, lanes};
 
@@ -72,7 +73,7 @@ impl Machine<'_> {
         }
         let mut read = [[0; 4]; 32];
         for (n, &at) in distinct.numbers().iter().enumerate() {
-            read[n] = words(shared.load(&witness, readers[n], at, size, order.strong)?);
+            read[n] = words(shared.load(&witness, Lanes(readers[n]), at, size, order.strong)?);
         }
         self.tally.shared(&addresses[..count], size, mask);
         Ok(which.map(|n| read[n]))
@@ -144,7 +145,7 @@ impl Machine<'_> {
                     in_shared = true;
                     (addresses[count], count) = (at, count + 1);
                     let witness = witness(stamp, warp, seen.as_ref(), crowded);
-                    shared.load(&witness, 1 << lane, at, size, order.strong)?
+                    shared.load(&witness, Lanes::one(lane), at, size, order.strong)?
                 }
                 Place::Local(at) => warp.local.load(lane, at, size)?,
                 Place::Global(at) => {

@@ -11,6 +11,7 @@ use crate::fault::{Kind, Stop, stop};
 use crate::float;
 use crate::instruction::{Address, Factors, Op, Slot};
 use crate::module::Kernel;
+use crate::shared::Lanes;
 use crate::warp::Warp;
 
 /// Up to four matrices of 8 rows and 8 columns in shared memory, and the registers that hold their fragments.
@@ -55,7 +56,8 @@ impl Machine<'_> {
         for (n, (fragment, addresses)) in fragments.iter_mut().zip(&addresses).enumerate().take(count) {
             let mut rows = [[0u16; 8]; 8];
             for (row, values) in rows.iter_mut().enumerate() {
-                let value = shared.load(&witness, 1 << (n * 8 + row), addresses[row], 16, false)?;
+                let value =
+                    shared.load(&witness, Lanes::one((n * 8 + row) as u32), addresses[row], 16, false)?;
                 *values = std::array::from_fn(|column| (value >> (16 * column)) as u16);
             }
             self.tally.shared(addresses, 16, 0xff);

@@ -111,6 +111,13 @@ pub struct Locations {
     at: HashMap<u64, Published>,
 }
 
+impl Locations {
+    /// A strong write to this address that orders no other block: who reads it acquires nothing.
+    pub fn end(&mut self, address: u64) {
+        self.at.remove(&address);
+    }
+}
+
 impl Actor<'_> {
     fn publication(&self) -> Published {
         let (warp, lane, time) = (warp_of(self.own), lane_of(self.own), time_of(self.own));
@@ -141,7 +148,7 @@ impl Actor<'_> {
     pub fn writes(&mut self, locations: &mut Locations, address: u64, release: bool, atomic: bool) {
         let published = if release { Some(self.publication()) } else { self.thread.fenced.clone() };
         if !atomic {
-            locations.at.remove(&address);
+            locations.end(address);
         }
         if let Some(published) = published {
             locations.at.entry(address).or_default().join(&published);

@@ -49,6 +49,16 @@ struct Cell {
     read: Readers,
 }
 
+/// Some lanes of a warp, a bit for each, where others pass one lane's number.
+#[derive(Clone, Copy)]
+pub struct Lanes(pub u32);
+
+impl Lanes {
+    pub fn one(lane: u32) -> Lanes {
+        Lanes(1 << lane)
+    }
+}
+
 pub struct Shared {
     /// What of it is a variable.
     stretches: Vec<Stretch>,
@@ -144,7 +154,7 @@ impl Shared {
     pub fn load(
         &mut self,
         witness: &Witness<'_>,
-        lanes: u32,
+        Lanes(lanes): Lanes,
         address: u64,
         size: u32,
         strong: bool,

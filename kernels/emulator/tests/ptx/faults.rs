@@ -389,6 +389,43 @@ fn blocks_order_each_other_by_fences_and_atomics_alone() {
     assert!(failed > 0, "a missing barrier before the release shows under some seed");
 }
 
+/// An atomic is one of the lane that does it, in shared memory too.
+#[test]
+fn atomics_of_shared_memory_are_their_lanes_own() {
+    fine(1, 32, "st.shared.u32 [%s], 0; atom.shared.add.u32 %v0, [%s], 1; st.shared.u32 [%s], 2;");
+    let others = |sync: &str| {
+        format!(
+            "st.shared.u32 [%s], 0; {sync} xor.b32 %v0, %lane, 1; mov.u32 %v1, tile; mad.lo.u32 %v1, %v0, 4, %v1;
+            setp.ne.u32 %p, %lane, 4; @%p bra OUT;
+            atom.shared.add.u32 %v2, [%v1], 1; OUT: ret;"
+        )
+    };
+    fine(1, 32, &others("bar.warp.sync -1;"));
+    assert_eq!(run(1, 32, 0, &others("")).expect_err("a race").kind, Kind::SharedRace);
+}
+
+/// Who reads what a strong store of the block's own scope wrote has acquired nothing that was there before it.
+#[test]
+fn a_narrow_store_ends_what_a_wide_one_had_published() {
+    let flag = |again: &str, value: u32| {
+        format!(
+            "setp.eq.u32 %p, %block, 0; @%p bra WRITE;
+            AGAIN: ld.acquire.gpu.global.u32 %v0, [%data]; setp.ne.u32 %p, %v0, {value}; @%p bra AGAIN;
+            ld.global.u32 %v0, [%out]; ret;
+            WRITE: st.global.u32 [%out], 7; st.release.gpu.global.u32 [%data], 98; {again}"
+        )
+    };
+    fine(2, 1, &flag("", 98));
+    for again in
+        ["st.relaxed.cta.global.u32 [%data], 99;", "atom.relaxed.cta.global.exch.b32 %v0, [%data], 99;"]
+    {
+        for seed in 0..5 {
+            let fault = run(2, 1, seed, &flag(again, 99)).expect_err("a race");
+            assert_eq!(fault.kind, Kind::GlobalRace, "{fault}");
+        }
+    }
+}
+
 /// What one thread acquires the others of its block have behind a barrier, not before.
 #[test]
 fn what_a_thread_acquires_is_its_own_until_a_barrier() {
