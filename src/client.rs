@@ -49,8 +49,6 @@ pub enum ClientError {
         path: String,
         why: String,
     },
-    /// What the program said cannot be shown.
-    Output(String),
 }
 
 impl fmt::Display for ClientError {
@@ -72,7 +70,6 @@ impl fmt::Display for ClientError {
             ClientError::Refused { what, why } => write!(f, "The server did not {what}: {why}."),
             ClientError::Protocol(what) => write!(f, "The server does not speak this protocol: {what}."),
             ClientError::Program { path, why } => write!(f, "The program {path} cannot be read: {why}."),
-            ClientError::Output(why) => f.write_str(why),
         }
     }
 }

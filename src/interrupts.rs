@@ -1,20 +1,49 @@
 //! The signals that end a command before its work is done.
 //!
-//! Owns: which they are, and the status that a command then has. Never: what is removed or said.
+//! Owns: which they are, the thread that hears them, and how the process then ends. Never: what is removed before.
 
 use async_signal::{Signal, Signals};
-use std::io;
+use smol::stream::StreamExt;
+use std::io::{self, IsTerminal, Write};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
-/// Ctrl-C, a supervisor's word, a terminal that is gone. Not what our starter has us ignore, as `nohup` does.
-pub fn interrupts() -> io::Result<Signals> {
+/// Nobody may read what is said any more, and whoever waits to write it holds standard error: the end waits so long for it.
+const SAID_WITHIN: Duration = Duration::from_secs(1);
+
+/// The command is to end.
+pub struct Interrupt(Signal);
+
+/// Calls `end` on a thread of this name at the first of Ctrl-C, a supervisor's word, a terminal that is gone. Not what our
+/// starter has us ignore, as `nohup` does.
+pub fn when_interrupted(name: &str, end: impl FnOnce(Interrupt) + Send + 'static) -> io::Result<()> {
     let ignored = ignored();
     let heard = |signal: &Signal| ignored & 1 << (*signal as i32 - 1) == 0;
-    Signals::new([Signal::Int, Signal::Term, Signal::Hup].into_iter().filter(heard))
+    let mut signals = Signals::new([Signal::Int, Signal::Term, Signal::Hup].into_iter().filter(heard))?;
+    let watch = move || {
+        if let Some(Ok(signal)) = smol::block_on(signals.next()) {
+            end(Interrupt(signal));
+        }
+    };
+    thread::Builder::new().name(name.into()).spawn(watch).map(drop)
 }
 
-/// As shells have it: 128 and the signal's number.
-pub fn status(signal: Signal) -> i32 {
-    128 + signal as i32
+impl Interrupt {
+    /// Ends the process with a sentence, and with 128 and the signal's number, as shells have it.
+    pub fn leave(self, sentence: String) -> ! {
+        let (said, told) = mpsc::sync_channel(1);
+        let say = move || {
+            let mut stderr = io::stderr();
+            let over = if stderr.is_terminal() { "\r\x1b[K" } else { "" }; // how far it was
+            let _ = writeln!(stderr, "{over}tartlet: {sentence}"); // nobody is left to tell
+            let _ = said.send(());
+        };
+        if thread::Builder::new().spawn(say).is_ok() {
+            let _ = told.recv_timeout(SAID_WITHIN);
+        }
+        std::process::exit(128 + self.0 as i32);
+    }
 }
 
 /// A bit for each signal that is ignored, the lowest for the first.

@@ -3,11 +3,10 @@
 //! Owns: the folders for temporary files, the server process while one runs, and both ends of it: the usual one and
 //! a signal. Never: what they are for.
 
-use super::{BenchError, tell};
-use crate::interrupts::{interrupts, status};
-use smol::stream::StreamExt;
+use super::BenchError;
+use crate::interrupts::when_interrupted;
 use std::fs::DirBuilder;
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, ChildStdout, Command, Stdio};
@@ -40,24 +39,15 @@ impl Leavings {
         let memory = Path::new(MEMORY).join(&name);
         let memory = make(&memory).is_ok().then_some(memory);
         let leavings = Leavings { folder, memory, server: Arc::default() };
-        let mut signals = interrupts().map_err(system("await signals"))?;
         let (folders, server) = (leavings.folders(), leavings.server.clone());
-        let watch = move || {
-            if let Some(Ok(signal)) = smol::block_on(signals.next()) {
-                // Held to the end: whoever is measuring neither starts another server nor reports that this one died.
-                let mut server = lock(&server);
-                end(&mut server);
-                remove(&folders);
-                tell("");
-                // Nobody may read any more: the end must not hang on that.
-                let _ = writeln!(io::stderr(), "tartlet: The measuring was interrupted.");
-                std::process::exit(status(signal));
-            }
-        };
-        std::thread::Builder::new()
-            .name("bench-signals".into())
-            .spawn(watch)
-            .map_err(system("start a thread"))?;
+        let ended = when_interrupted("bench-signals", move |interrupt| {
+            // Held to the end: whoever is measuring neither starts another server nor reports that this one died.
+            let mut server = lock(&server);
+            end(&mut server);
+            remove(&folders);
+            interrupt.leave("The measuring was interrupted.".to_owned());
+        });
+        ended.map_err(system("await signals"))?;
         Ok(leavings)
     }
 

@@ -110,7 +110,7 @@ async fn follow(client: &mut Client, instance: &str) -> Result<u8, ClientError> 
     use async_signal::{Signal, Signals};
     // Where signals cannot be had, Ctrl-C ends this process, and the server ends the program.
     let mut interrupts = Signals::new([Signal::Int, Signal::Term]).ok();
-    let mut printer = Printer { said: String::new(), written: Ok(()) };
+    let mut printer = Printer { said: String::new(), failed: false };
     let mut terminating = None;
     loop {
         let event = async { Step::Event(client.next_event(instance).await) };
@@ -139,7 +139,7 @@ async fn follow(client: &mut Client, instance: &str) -> Result<u8, ClientError> 
                 Event::Blob(blob) => eprintln!("tartlet: the program sent a blob of {} bytes.", blob.len()),
                 Event::Ended { code: 1, text } => {
                     printer.finish(&text);
-                    return printer.written.map(|()| 0).map_err(ClientError::Output);
+                    return Ok(printer.failed.into());
                 }
                 Event::Ended { text, .. } => {
                     printer.finish("");
@@ -168,8 +168,8 @@ async fn follow(client: &mut Client, instance: &str) -> Result<u8, ClientError> 
 struct Printer {
     /// The messages so far, up to the length of one.
     said: String,
-    /// The program goes on without its output, but it did not do all that it was run for.
-    written: Result<(), String>,
+    /// Some was not written, which is told once: the program goes on, but not all that it was run for is done.
+    failed: bool,
 }
 
 impl Printer {
@@ -179,7 +179,11 @@ impl Printer {
             true => output::write(printable(text).as_bytes()),
             false => output::write(text.as_bytes()),
         };
-        self.written = std::mem::replace(&mut self.written, Ok(())).and(written);
+        if let Err(why) = written
+            && !std::mem::replace(&mut self.failed, true)
+        {
+            eprintln!("tartlet: {why}");
+        }
         if self.said.len() + text.len() > limits::MESSAGE_BYTES {
             self.said.clear();
         }

@@ -19,6 +19,7 @@ use crate::engine::pace::Pace;
 use crate::engine::prefix::Reuse;
 use crate::engine::schedule::Plan;
 use crate::engine::state::State;
+use crate::identity::Subject;
 use crate::limits::{ENGINE_INBOX, WORKER_STACK_BYTES};
 use crate::observe::stages::{self, Stage};
 use smol::channel::{Receiver, Sender, TrySendError};
@@ -31,8 +32,9 @@ use std::time::{Duration, Instant};
 
 /// Lets the guests that a batch woke go first, so that what they ask next joins the next batch.
 pub trait Settle: Send {
-    /// The calling thread is going to run batches, and between them may do what there is to do for guests.
-    fn attend(&self);
+    /// The calling thread is going to run a batch for these subjects, one of whom may come several times, and between batches
+    /// may do what there is to do for guests.
+    fn attend(&self, whom: &mut dyn Iterator<Item = &Subject>);
     /// Whom the calling thread wakes from now until it settles is answered by the batch that has just ended.
     fn deliver(&self);
     /// Blocks until the woken guests have run (each to its next wait or for a few slices), until `limit` after `since` at
@@ -47,7 +49,7 @@ pub trait Settle: Send {
 
 /// Nobody to wait for: for tests and for an engine without guests.
 impl Settle for () {
-    fn attend(&self) {}
+    fn attend(&self, _whom: &mut dyn Iterator<Item = &Subject>) {}
     fn deliver(&self) {}
     fn settle(&self, _since: Instant, _limit: Duration) {}
     fn lend(&self) -> bool {
@@ -223,7 +225,8 @@ impl Engine {
             let plan = if self.has_room() { self.state.plan(self.pace.budget()) } else { None };
             let begins = plan.is_some();
             if let Some(plan) = plan {
-                self.settle.attend();
+                self.settle
+                    .attend(&mut plan.instances().filter_map(|instance| self.state.subject_of(instance)));
                 self.begin(plan)?;
             }
             if self.under_way.is_empty() {

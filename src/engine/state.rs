@@ -113,6 +113,10 @@ impl State {
         self.serve_waiting();
     }
 
+    pub fn subject_of(&self, instance: InstanceId) -> Option<&Subject> {
+        self.pages.subject_of(instance)
+    }
+
     /// The next turn's work; what was planned before may still be under way.
     pub fn plan(&mut self, budget: Budget) -> Option<Plan> {
         self.schedule.plan(budget)

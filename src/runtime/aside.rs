@@ -122,7 +122,8 @@ impl Shared {
         let ordinal = state.made;
         state.made += 1;
         state.waiting.push(subject.number, Task { ordinal, work, subject: subject.clone() });
-        self.work.notify_one();
+        // Not one: that could be the thread which waits for the end of a rest, and nobody would see to that then.
+        self.work.notify_all();
         Ticket { ordinal, subject, shared: self.clone() }
     }
 

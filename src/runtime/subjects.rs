@@ -40,7 +40,7 @@ struct Share {
 /// A subject's number, which is nobody else's until the last of these is dropped.
 pub(super) struct Number {
     pub number: usize,
-    /// Nobody held it before: what a queue knows of it is another subject's.
+    /// It has just become this subject's: what a queue knows of it is another's.
     pub new: bool,
     subjects: Subjects,
 }
@@ -49,6 +49,11 @@ impl Subjects {
     pub fn enter(&self, subject: &Subject) -> Number {
         let (number, new) = self.lock().enter(subject, Instant::now());
         Number { number, new, subjects: self.clone() }
+    }
+
+    /// The subject's number, if it has one.
+    pub fn number(&self, subject: &Subject) -> Option<usize> {
+        self.lock().of.get(subject).copied()
     }
 
     /// A long turn of the subject begins; [`Subjects::over`] ends it.

@@ -95,7 +95,7 @@ struct Shared {
     running: AtomicUsize,
     answered: AtomicUsize,
     /// [`State::model_is_for`], likewise.
-    model_is_for: AtomicUsize,
+    model_is_for: Arc<AtomicUsize>,
     /// Guests for another worker than the first.
     elsewhere: AtomicUsize,
 }
@@ -115,7 +115,9 @@ struct State {
     batches: u64,
     /// ... and whether the stand-in is giving the last one's answers.
     delivers: bool,
-    /// The two subjects who were answered last, and by which batch.
+    /// Batches that have begun, ...
+    begun: u64,
+    /// ... and the two subjects who had part in one last, with the number of that.
     served: [Option<(usize, u64)>; 2], // [latest first]
     /// Of each subject, guests that are being made.
     starting: Vec<usize>, // [subject's number]
@@ -136,12 +138,15 @@ struct State {
     sleeping: usize,
     looking: usize,
     ended: bool,
+    /// Threads of the pool that have not ended.
+    threads: usize,
 }
 
 impl Workers {
     /// Starts `size` (at least 1) threads and the crew that they form.
     pub fn start(size: usize) -> io::Result<Workers> {
         let subjects = Subjects::default();
+        let model_is_for = Arc::new(AtomicUsize::new(NOBODY));
         let shared = Arc::new(Shared {
             size,
             started: Instant::now(),
@@ -155,7 +160,7 @@ impl Workers {
             woken: AtomicUsize::new(0),
             running: AtomicUsize::new(0),
             answered: AtomicUsize::new(0),
-            model_is_for: AtomicUsize::new(NOBODY),
+            model_is_for: model_is_for.clone(),
             elsewhere: AtomicUsize::new(0),
         });
         // The crew's wake needs the crew: to serve on the thread of a stand-in, which is the one that calls it.
@@ -172,20 +177,16 @@ impl Workers {
             })
         };
         own.get_or_init(|| Arc::downgrade(&crew));
-        let busy = {
-            let shared = Arc::downgrade(&shared);
-            move |subject| shared.upgrade().is_some_and(|shared| shared.is_busy_beside(subject))
-        };
+        let busy = move |subject| settle::is_busy_beside(&model_is_for, subject);
         let aside = Aside::start(limits::ASIDE_THREADS, subjects, Box::new(busy))?;
         let pool = Workers(Arc::new(Pool { shared, crew, aside }));
         for rank in 0..size {
-            let (shared, crew) = (pool.0.shared.clone(), pool.0.crew.clone());
-            thread::Builder::new()
-                .name(format!("worker-{rank}"))
-                .stack_size(limits::WORKER_STACK_BYTES)
-                .spawn(move || shared.work(&crew, rank))?;
+            let crew = pool.0.crew.clone();
+            let thread = thread::Builder::new().name(format!("worker-{rank}"));
+            let thread = thread.stack_size(limits::WORKER_STACK_BYTES);
+            pool.0.shared.start_thread(thread, move |shared| shared.work(&crew, rank))?;
         }
-        pool.0.shared.clone().start_apart()?;
+        pool.0.shared.start_apart()?;
         Ok(pool)
     }
 
@@ -208,8 +209,7 @@ impl Workers {
                 let exhausted = seat.is_exhausted(shared.started.elapsed());
                 shared.push(Waiting { runnable, seat: seat.clone() }, exhausted);
             }
-            // Whoever wakes it may hold a lock that its end would take. The pool has ended, and so does the process.
-            None => std::mem::forget(runnable),
+            None => std::mem::forget(runnable), // as in `push`
         };
         let (runnable, task) = async_task::spawn(future, schedule);
         task.detach();
@@ -220,17 +220,7 @@ impl Workers {
 impl Drop for Pool {
     fn drop(&mut self) {
         self.shared.lock().ended = true;
-        loop {
-            let mut state = self.shared.lock();
-            let State { woken, exhausted, ending, heavy, .. } = &mut *state;
-            let guests =
-                [std::mem::take(woken), std::mem::take(exhausted), std::mem::take(ending), heavy.clear()];
-            drop(state);
-            // Outside the lock: dropping a guest may wake another.
-            if guests.iter().all(Fair::is_empty) {
-                break;
-            }
-        }
+        self.shared.drop_guests();
         self.shared.ends.notify_all();
         self.shared.heavies.notify_all();
         self.shared.work.notify_all();
@@ -259,6 +249,7 @@ impl State {
             answered: 0,
             batches: 0,
             delivers: false,
+            begun: 0,
             served: [None; 2],
             starting: Vec::new(),
             owed: 0,
@@ -271,6 +262,7 @@ impl State {
             sleeping: 0,
             looking: 0,
             ended: false,
+            threads: 0,
         }
     }
 
@@ -351,22 +343,25 @@ impl Shared {
         let number = guest.seat.number;
         let mut state = self.lock();
         if state.ended {
-            return state.ending.push(number, guest); // whoever ends the pool drops it; here its waker may hold locks
+            // Its waker may hold a lock that its end would take: one of our threads drops it. After them the process ends.
+            return match state.threads {
+                0 => std::mem::forget(guest.runnable),
+                _ => state.ending.push(number, guest),
+            };
         }
         let ending = guest.seat.ending.load(Ordering::Relaxed);
         let heavy = !ending && guest.seat.heavy.swap(false, Ordering::Relaxed);
         state.note(&guest.seat, !(ending || heavy || exhausted));
         if ending {
             state.ending.push(number, guest);
-            return self.ends.notify_one();
-        }
-        if heavy {
+            self.ends.notify_one();
+        } else if heavy {
             state.heavy.push(number, guest);
-            return self.heavies.notify_one();
-        }
-        match exhausted {
-            true => state.exhausted.push(number, guest),
-            false => state.woken.push(number, guest),
+            self.heavies.notify_one();
+        } else if exhausted {
+            state.exhausted.push(number, guest);
+        } else {
+            state.woken.push(number, guest);
         }
         self.publish(&state);
         if state.settling {
@@ -375,6 +370,37 @@ impl Shared {
         if state.queued() > state.looking() {
             self.wake_one(&mut state);
         }
+    }
+
+    /// After the pool's end: drops all that wait, and whom that wakes.
+    fn drop_guests(&self) {
+        loop {
+            let mut state = self.lock();
+            let State { woken, exhausted, ending, heavy, .. } = &mut *state;
+            let guests =
+                [std::mem::take(woken), std::mem::take(exhausted), std::mem::take(ending), heavy.clear()];
+            drop(state);
+            // Outside the lock: dropping a guest may wake another.
+            if guests.iter().all(Fair::is_empty) {
+                break;
+            }
+        }
+    }
+
+    /// Starts a thread of the pool, which has `live` until the pool's end.
+    fn start_thread(
+        self: &Arc<Self>,
+        thread: thread::Builder,
+        live: impl FnOnce(&Shared) + Send + 'static,
+    ) -> io::Result<()> {
+        let shared = self.clone();
+        self.lock().threads += 1;
+        let life = move || {
+            live(&shared);
+            shared.drop_guests();
+            shared.lock().threads -= 1;
+        };
+        thread.spawn(life).map(drop).inspect_err(|_| self.lock().threads -= 1)
     }
 
     /// Gives a guest that waits for a turn to the ender.

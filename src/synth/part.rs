@@ -5,13 +5,12 @@
 //! is written.
 
 use super::SynthError;
-use crate::interrupts::{interrupts, status};
+use crate::interrupts::when_interrupted;
 use rustix::fs::{CWD, OFlags, RenameFlags, renameat_with};
 use rustix::io::Errno;
-use smol::stream::StreamExt;
 use std::ffi::OsString;
 use std::fs::{self, File, TryLockError};
-use std::io::{self, ErrorKind, IsTerminal, Write};
+use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -135,21 +134,15 @@ fn ours(path: &Path) -> Result<File, String> {
 
 /// Whoever presses Ctrl-C gets a sentence, and the disk its room back.
 fn remove_when_interrupted(left: Left) -> io::Result<()> {
-    let mut signals = interrupts()?;
-    let watch = move || {
-        let Some(Ok(signal)) = smol::block_on(signals.next()) else { return };
+    when_interrupted("synth-signals", move |interrupt| {
         // Held to the end: nothing is renamed any more.
         let mut left = lock(&left);
-        if left.is_none() {
-            return; // it has its name, and the process is about to end
+        // Else it has its name, and the process is about to end.
+        if left.is_some() {
+            let left = remove(&mut left);
+            interrupt.leave(format!("The writing was interrupted; {left}."));
         }
-        let left = remove(&mut left);
-        // Nobody may read any more: the end must not hang on that.
-        let line = if io::stderr().is_terminal() { "\n" } else { "" };
-        let _ = writeln!(io::stderr(), "{line}tartlet: The writing was interrupted; {left}.");
-        std::process::exit(status(signal));
-    };
-    std::thread::Builder::new().name("synth-signals".into()).spawn(watch).map(drop)
+    })
 }
 
 /// What is left then, in words.

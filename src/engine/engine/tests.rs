@@ -185,7 +185,7 @@ fn a_fault_or_a_panic_is_told_to_every_guest_and_upward() {
 struct Workers(Arc<OnceLock<[Guest; 3]>>, Mutex<Vec<Reply<PassResult>>>);
 
 impl Settle for Workers {
-    fn attend(&self) {}
+    fn attend(&self, _whom: &mut dyn Iterator<Item = &Subject>) {}
     fn deliver(&self) {}
     fn lend(&self) -> bool {
         false

@@ -17,9 +17,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 impl Shared {
-    pub(super) fn start_apart(self: Arc<Self>) -> io::Result<()> {
-        let shared = self.clone();
-        let end = move || {
+    pub(super) fn start_apart(self: &Arc<Self>) -> io::Result<()> {
+        let end = |shared: &Shared| {
             shared.run_apart(
                 &shared.ends,
                 |state| {
@@ -28,17 +27,17 @@ impl Shared {
                 |state, subject, took| state.ending.over(subject, took.as_nanos() as u64),
             );
         };
-        thread::Builder::new().name("ender".into()).spawn(end)?;
-        let heavy = move || {
+        self.start_thread(thread::Builder::new().name("ender".into()), end)?;
+        let heavy = |shared: &Shared| {
             aside::lower_priority();
-            self.run_apart(
-                &self.heavies,
-                |state| state.heavy.next(|subject| self.is_busy_beside(subject), Instant::now()),
+            shared.run_apart(
+                &shared.heavies,
+                |state| state.heavy.next(|subject| shared.is_busy_beside(subject), Instant::now()),
                 |state, subject, took| state.heavy.over(subject, took, Instant::now()),
             );
         };
-        thread::Builder::new().name("heavy".into()).stack_size(limits::WORKER_STACK_BYTES).spawn(heavy)?;
-        Ok(())
+        let thread = thread::Builder::new().name("heavy".into()).stack_size(limits::WORKER_STACK_BYTES);
+        self.start_thread(thread, heavy)
     }
 
     /// Gives those in one of the queues their turns, on this thread.

@@ -9,6 +9,7 @@
 
 use super::{LOOKOUT, Place, Shared, State, Turn, Workers, look_out};
 use crate::engine::Settle;
+use crate::identity::Subject;
 use std::sync::MutexGuard;
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -20,17 +21,18 @@ const OTHERS_PART: u32 = 4;
 /// Waits for something else than the model, a page say, that the next batch waits out with a guest whom it has answered.
 /// Two who wake each other would have as much of every batch's time as there is.
 const WAKES_MOST: u32 = 8;
-/// The model is busy for a subject that was answered by one of so many batches.
+/// The model is busy for a subject that has part in one of the last so many batches.
 pub(super) const RECENT: u64 = 16;
 /// Whom batches are for, in one word: a subject's number, or one of these.
 pub(super) const NOBODY: usize = usize::MAX;
 const SEVERAL: usize = usize::MAX - 1;
 
 impl Settle for Workers {
-    fn attend(&self) {
+    fn attend(&self, whom: &mut dyn Iterator<Item = &Subject>) {
         let mut state = self.0.shared.lock();
         state.stand_in = Some(thread::current().id());
         state.stand_in_busy = true;
+        state.begins(whom.filter_map(|subject| self.0.shared.subjects.number(subject)));
         self.0.shared.publish(&state);
     }
 
@@ -67,30 +69,34 @@ impl State {
         if self.delivers && self.stand_in == Some(thread::current().id()) {
             seat.batch.store(self.batches, Ordering::Relaxed);
             seat.wakes.store(0, Ordering::Relaxed);
-            self.serves(seat.number);
         }
-        // One that was answered and has waited for something else since is not done.
+        // One that was answered and has waited for something else since is not done; nor is one at the end of a slice.
         if seat.batch.load(Ordering::Relaxed) == self.batches
+            && !seat.answered.load(Ordering::Relaxed)
             && seat.wakes.fetch_add(1, Ordering::Relaxed) <= WAKES_MOST
-            && !seat.answered.swap(true, Ordering::Relaxed)
         {
+            seat.answered.store(true, Ordering::Relaxed);
             self.answered += 1;
         }
     }
 
-    /// The last batch answered a guest of the subject.
-    fn serves(&mut self, subject: usize) {
-        let [latest, _] = self.served;
-        if latest.is_some_and(|(other, _)| other != subject) {
-            self.served[1] = latest;
+    /// A batch begins in which these subjects have part. One that only moves pages is none.
+    fn begins(&mut self, whom: impl Iterator<Item = usize>) {
+        let mut whom = whom.peekable();
+        self.begun += u64::from(whom.peek().is_some());
+        for subject in whom {
+            let [latest, _] = self.served;
+            if latest.is_some_and(|(other, _)| other != subject) {
+                self.served[1] = latest;
+            }
+            self.served[0] = Some((subject, self.begun));
         }
-        self.served[0] = Some((subject, self.batches));
     }
 
-    /// While batches follow each other: whose guests they answer.
+    /// While batches follow each other: whose they are.
     pub(super) fn model_is_for(&self) -> usize {
         let recent = |served: Option<(usize, u64)>| {
-            served.filter(|(_, batch)| self.stand_in.is_some() && self.batches - batch < RECENT)
+            served.filter(|(_, batch)| self.stand_in.is_some() && self.begun - batch < RECENT)
         };
         match self.served.map(recent) {
             [Some(_), Some(_)] => SEVERAL,
@@ -105,11 +111,15 @@ impl State {
     }
 }
 
+/// Batches follow each other, and others than this subject have part in them.
+pub(super) fn is_busy_beside(model_is_for: &AtomicUsize, subject: usize) -> bool {
+    let whose = model_is_for.load(Ordering::Relaxed);
+    whose != NOBODY && whose != subject
+}
+
 impl Shared {
-    /// Batches follow each other, and guests of others than this subject wait for them.
     pub(super) fn is_busy_beside(&self, subject: usize) -> bool {
-        let whose = self.model_is_for.load(Ordering::Relaxed);
-        whose != NOBODY && whose != subject
+        is_busy_beside(&self.model_is_for, subject)
     }
 
     /// Runs woken guests until all have come to their next wait, here and on the other threads; those that the thread's

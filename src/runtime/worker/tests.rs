@@ -12,6 +12,11 @@ fn spawn<F: Future<Output = ()> + Send + 'static>(workers: &Workers, make: impl 
     workers.spawn(&workers.seat(&Subject::everyone()), make);
 }
 
+/// A batch for this subject alone.
+fn attend(workers: &Workers, whom: &'static str) {
+    workers.attend(&mut [Subject::new(whom)].iter());
+}
+
 fn settle(workers: &Workers) {
     workers.settle(Instant::now(), Duration::from_secs(60));
 }
@@ -73,7 +78,7 @@ fn settling_waits_for_the_woken_and_not_for_the_spinning() {
 fn who_watches_a_device_lends_its_thread() {
     for size in [1, 2] {
         let workers = Workers::start(size).unwrap();
-        workers.attend();
+        attend(&workers, "");
         let turns = Arc::new(AtomicUsize::new(0));
         let counted = turns.clone();
         spawn(&workers, |slice| async move {
@@ -107,7 +112,7 @@ fn settling_waits_for_a_burst_of_a_few_slices() {
             }
         });
         for round in 1..=30 {
-            workers.attend();
+            attend(&workers, "");
             thread::sleep(4 * TURN_MOST * WAITED_PART); // the batch: it makes up for what the guest computes
             question.send_blocking(()).unwrap();
             settle(&workers);
@@ -190,7 +195,7 @@ fn while_batches_follow_each_other_one_thread_stands_in_and_nobody_starves() {
         });
         let (mut shares, mut by_stand_in) = (0, 0);
         for round in 0..300 {
-            workers.attend();
+            attend(&workers, "");
             let counted = AtomicUsize::new(0);
             crew.run(&|_rank| {
                 counted.fetch_add(1, Ordering::Relaxed);
@@ -460,7 +465,7 @@ fn the_next_batch_waits_for_whom_the_last_one_answered() {
     let (own, foreign) = (guest(), guest());
     settle(&workers);
     for _ in 0..50 {
-        workers.attend();
+        attend(&workers, "");
         foreign.send_blocking(()).unwrap(); // what it asked of the engine beside the batch
         assert_eq!((answered(), shared.lock().settled(false)), (0, true));
         settle(&workers);
@@ -489,42 +494,60 @@ fn a_batch_does_not_wait_out_what_those_whom_it_answered_do_to_each_other() {
     let first = to_a.clone();
     spawn(&workers, |_| async move { while for_a.recv().await.is_ok() && to_b.send(()).await.is_ok() {} });
     spawn(&workers, |_| async move { while for_b.recv().await.is_ok() && to_a.send(()).await.is_ok() {} });
-    workers.attend();
+    attend(&workers, "");
     workers.deliver();
     first.send_blocking(()).unwrap();
-    workers.settle(Instant::now() - Duration::from_secs(60), Duration::from_secs(240)); // the others' part is over
+    let others_part_is_over = Instant::now() - Duration::from_secs(60);
+    workers.settle(others_part_is_over, Duration::from_secs(240));
     assert!(workers.0.shared.lock().settled(false));
 }
 
+/// Slices that end are no waits: those who compute a little longer are waited for all the same.
 #[test]
-fn a_crowd_of_starts_is_one_only_beside_others_whom_the_model_answers() {
+fn a_batch_waits_out_the_slices_of_whom_it_answered() {
+    let workers = Workers::start(1).unwrap();
+    let (question, asked) = channel::bounded::<()>(1);
+    let done = Arc::new(AtomicBool::new(false));
+    let says = done.clone();
+    spawn(&workers, |slice| async move {
+        asked.recv().await.unwrap();
+        for _ in 0..12 {
+            slice.end().await;
+        }
+        says.store(true, Ordering::Relaxed);
+    });
+    settle(&workers);
+    attend(&workers, "");
+    workers.deliver();
+    question.send_blocking(()).unwrap();
+    let others_part_is_over = Instant::now() - Duration::from_secs(60);
+    workers.settle(others_part_is_over, Duration::from_secs(240));
+    assert!(done.load(Ordering::Relaxed));
+}
+
+#[test]
+fn a_crowd_of_starts_is_one_only_beside_others_whom_batches_are_for() {
     let workers = Workers::start(1).unwrap();
     let slice = |who: &'static str| Slice(workers.seat(&Subject::new(who)).0);
-    let answer = |who: &'static str| {
-        let (question, asked) = channel::bounded::<()>(1);
-        workers
-            .spawn(&workers.seat(&Subject::new(who)), |_| async move { while asked.recv().await.is_ok() {} });
-        settle(&workers);
-        workers.attend();
-        workers.deliver();
-        question.send_blocking(()).unwrap();
-        settle(&workers);
-    };
     let one = slice("one");
     let mut starts: Vec<_> = (0..STARTS_AT_ONCE).map(|_| slice("many").starting()).collect();
     starts.push(slice("many").starting());
-    assert!(!starts[0].in_a_crowd(), "nobody is answered");
-    answer("many");
-    assert!(!starts[0].in_a_crowd(), "nobody else is");
-    answer("one");
+    assert!(!starts[0].in_a_crowd(), "no batches");
+    attend(&workers, "many");
+    assert!(!starts[0].in_a_crowd(), "nobody else has part");
+    attend(&workers, "one");
     assert!(starts[0].in_a_crowd() && !one.starting().in_a_crowd());
     drop(starts.pop());
     assert!(!starts[0].in_a_crowd());
     starts.push(slice("many").starting());
-    (0..settle::RECENT).for_each(|_| answer("many"));
-    assert!(!starts[0].in_a_crowd(), "the other has been done for some time");
-    answer("one");
+    // A long prompt: nobody is answered for many batches.
+    (0..2 * settle::RECENT).for_each(|_| attend(&workers, "one"));
     assert!(starts[0].in_a_crowd());
+    (0..settle::RECENT).for_each(|_| attend(&workers, "many"));
+    assert!(!starts[0].in_a_crowd(), "the other has been done for some time");
+    attend(&workers, "one");
+    (0..2 * settle::RECENT).for_each(|_| workers.attend(&mut [].iter()));
+    assert!(starts[0].in_a_crowd(), "pages that are moved are no batch");
     workers.rest();
     assert!(!starts[0].in_a_crowd());
 }

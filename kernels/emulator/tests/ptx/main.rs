@@ -9,5 +9,6 @@ mod lanes;
 mod matrices;
 mod memory;
 mod numbers;
+mod order;
 mod overlap;
 mod warps;
