@@ -382,7 +382,7 @@ impl Schedule {
         if asked != made {
             return Err(Fault(format!("{made} sequences answered of {asked}")));
         }
-        for (run, produced) in plan.runs.into_iter().zip(outcome.produced.drain(..)) {
+        for (run, produced) in plan.runs.into_iter().zip(&mut outcome.produced) {
             let Some(job) = self.jobs.get_mut(&run.job) else { continue };
             job.under_way -= 1;
             let (ended, dropped) = (job.under_way == 0, job.dropped);
@@ -391,7 +391,7 @@ impl Schedule {
             if asked != made {
                 return Err(Fault(format!("{made} outputs answered of {asked}")));
             }
-            for (fill, produced) in run.fills.into_iter().zip(produced) {
+            for (fill, produced) in run.fills.into_iter().zip(produced.drain(..)) {
                 pass.yielded[fill] = Some(produced);
             }
             #[cfg(test)]

@@ -212,17 +212,6 @@ impl<T: Kept> View<'_, T> {
     ) -> Range<usize> {
         let Layout { page_size, head_dim, .. } = self.layout;
         let hidden = l.splat(f32::NEG_INFINITY);
-        for scores in &mut room.scores[..N] {
-            for lanes in scores.as_chunks_mut::<LANES>().0 {
-                l.store(hidden, lanes);
-            }
-        }
-        let turned = &mut room.queries.as_chunks_mut::<N>().0[..head_dim];
-        for (i, query) in queries.iter().enumerate() {
-            for (turned, q) in turned.iter_mut().zip(query.q) {
-                turned[i] = *q;
-            }
-        }
         let last = queries.iter().map(|query| query.sight.slot).max().unwrap_or(0);
         let first = queries.iter().map(|query| query.sight.first).min().unwrap_or(0);
         let span = slots.start.max(first)..slots.end.min(last + 1);
@@ -231,6 +220,19 @@ impl<T: Kept> View<'_, T> {
                 gathered.largest = f32::NEG_INFINITY;
             }
             return 0..0;
+        }
+        // The vectors of scores that any query sees a slot of. The others' weights are zeros, which nobody adds or reads.
+        let vectors = (span.start - slots.start) / LANES..(span.end - slots.start).div_ceil(LANES);
+        for scores in &mut room.scores[..N] {
+            for lanes in &mut scores.as_chunks_mut::<LANES>().0[vectors.clone()] {
+                l.store(hidden, lanes);
+            }
+        }
+        let turned = &mut room.queries.as_chunks_mut::<N>().0[..head_dim];
+        for (i, query) in queries.iter().enumerate() {
+            for (turned, q) in turned.iter_mut().zip(query.q) {
+                turned[i] = *q;
+            }
         }
         for page in span.start / page_size..=(span.end - 1) / page_size {
             let base = page * page_size;
@@ -254,8 +256,14 @@ impl<T: Kept> View<'_, T> {
                     unsafe { self.kv.keys.part(self.layout.keys(self.pages[page], self.kv_head, group)) };
                 let keys = &keys.as_chunks::<LANES>().0[..head_dim];
                 let mut sums = [l.splat(0.0); N];
-                // The keys of the next page may lie anywhere: they are asked for as this one's are used.
-                let next = self.next_keys(page, group);
+                // The keys of the next page may lie anywhere: they are asked for as this one's are used, after the last
+                // of them the first values.
+                let next = if page == (span.end - 1) / page_size {
+                    let first = span.start / page_size;
+                    self.kv.values.at(self.layout.values(self.pages[first], self.kv_head, 0..0).start)
+                } else {
+                    self.kv.keys.at(self.layout.keys(self.pages[page + 1], self.kv_head, group).start)
+                };
                 for ((key, q), line) in keys.iter().zip(turned.iter()).zip(0..) {
                     l.prefetch(next.wrapping_add(line * size_of::<[T; LANES]>()));
                     let key = T::load(l, key);
@@ -287,7 +295,7 @@ impl<T: Kept> View<'_, T> {
             }
         }
         for (scores, gathered) in room.scores[..N].iter_mut().zip(&mut room.gathered[..N]) {
-            let scores = scores[..STRETCH].as_chunks_mut::<LANES>().0;
+            let scores = &mut scores.as_chunks_mut::<LANES>().0[vectors.clone()];
             let mut largest = hidden;
             for lanes in scores.iter() {
                 largest = l.max(l.load(lanes), largest);
@@ -304,13 +312,6 @@ impl<T: Kept> View<'_, T> {
             gathered.total = l.sum(total);
         }
         span
-    }
-
-    /// Where the keys lie that will be read after those of `group` of the `page`-th page.
-    #[inline(always)]
-    fn next_keys(&self, page: usize, group: usize) -> *const u8 {
-        let next = self.pages[(page + 1).min(self.pages.len() - 1)];
-        self.kv.keys.at(self.layout.keys(next, self.kv_head, group).start)
     }
 
     /// The weighted sums of the values, `D` vectors of a head at a time.

@@ -36,6 +36,9 @@ const PREFETCHED: usize = 24 << 10;
 /// Tiles of columns that a head of Q, K or V is multiplied with at a time, so that there are heads enough to share out.
 const HEAD_TILES: usize = 4;
 
+/// Rows with which a unit of a matrix is still some hundred nanoseconds of work.
+const FEW: usize = 4;
+
 /// One row of the batch.
 #[derive(Clone, Copy)]
 pub(super) struct Row {
@@ -297,7 +300,7 @@ impl<L: Lanes> Step<'_, L> {
         let width = self.prepare(rank, room, Source::Normed(&layer.attn_norm));
         let groups = head_stride(self.shape) / LANES;
         let parts = self.head_parts();
-        let size = if self.tiles() == 1 { Size { most: 1, least: 2 } } else { Size::LARGE };
+        let size = if self.rows.len() <= FEW { Size { most: 1, least: 2 } } else { Size::LARGE };
         self.phase(rank, room, size, Work::Attend, |room, unit| {
             let (kind, part, head) = layer.head(unit / parts);
             let first = unit % parts * HEAD_TILES;
@@ -458,7 +461,7 @@ impl<L: Lanes> Step<'_, L> {
         next: Work,
         mut work: impl FnMut(&mut [Products; 2], usize, Tile, Range<usize>),
     ) {
-        let size = if self.tiles() == 1 { Size::SMALL } else { Size::LARGE };
+        let size = if self.rows.len() <= FEW { Size::SMALL } else { Size::LARGE };
         self.phase(rank, room, size, next, |room, group| {
             let Rank { columns, products, .. } = room;
             self.each_tile(columns, width, 0..self.tiles(), |tile, rows| work(products, group, tile, rows));

@@ -4,10 +4,12 @@
 //! is, nor which slots a row may see.
 //!
 //! ```text
-//! keys    [page][kv head][group of 16 slots][value of the head][slot of the group]   a vector holds 16 slots
-//! values  [page][kv head][slot][value of the head, filled up to whole vectors]       a vector holds 16 values
-//! scales  [page][kv head][slot], of keys and of values, for q8 alone
+//! keys    [kv head][page][group of 16 slots][value of the head][slot of the group]   a vector holds 16 slots
+//! values  [kv head][page][slot][value of the head, filled up to whole vectors]       a vector holds 16 values
+//! scales  [kv head][page][slot], of keys and of values, for q8 alone
 //! ```
+//! Who attends reads one KV head of many pages: where these are neighbours in the pool they are neighbours for him too,
+//! and a processor that looks ahead finds the next page by itself (a Xeon: a seventh more tokens behind 4,096 slots).
 //! A page whose size is no multiple of 16 leaves the rest of its last group of keys unused.
 
 use super::CpuError;
@@ -107,6 +109,8 @@ fn finite<L: Lanes>(l: L, x: L::F, largest: f32) -> L::F {
 /// How slots lie in a page.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Layout {
+    /// Pages of the pool.
+    pages: usize,
     pub page_size: usize,
     pub kv_heads: usize,
     pub head_dim: usize,
@@ -117,17 +121,17 @@ pub(super) struct Layout {
 }
 
 impl Layout {
-    fn new(shape: &Shape, page_size: u32) -> Layout {
-        Layout::of(page_size as usize, shape.kv_heads, shape.head_dim)
+    fn new(shape: &Shape, page_size: u32, pages: u32) -> Layout {
+        Layout::of(pages as usize, page_size as usize, shape.kv_heads, shape.head_dim)
     }
 
-    pub fn of(page_size: usize, kv_heads: usize, head_dim: usize) -> Layout {
+    pub fn of(pages: usize, page_size: usize, kv_heads: usize, head_dim: usize) -> Layout {
         let (groups, value_stride) = (page_size.div_ceil(LANES), head_dim.next_multiple_of(LANES));
-        Layout { page_size, kv_heads, head_dim, groups, value_stride }
+        Layout { pages, page_size, kv_heads, head_dim, groups, value_stride }
     }
 
     fn head(&self, page: PageId, kv_head: usize) -> usize {
-        page.0 as usize * self.kv_heads + kv_head
+        kv_head * self.pages + page.0 as usize
     }
 
     /// The keys of group `group` of a page: [value of the head][slot].
@@ -152,10 +156,10 @@ impl Layout {
         at + slots.start..at + slots.end
     }
 
-    /// Numbers of a page: keys, values, scales.
-    fn page(&self) -> [usize; 3] {
+    /// Numbers of a KV head in a page: keys, values, scales.
+    fn part(&self) -> [usize; 3] {
         let slots = self.groups * LANES;
-        [slots * self.head_dim, self.page_size * self.value_stride, slots].map(|len| len * self.kv_heads)
+        [slots * self.head_dim, self.page_size * self.value_stride, slots]
     }
 }
 
@@ -169,8 +173,8 @@ pub(super) struct Kv<T: Kept> {
 
 impl<T: Kept> Kv<T> {
     /// Zeroed pages. Fails if the system has no room.
-    pub fn new(layout: Layout, pages: usize) -> std::io::Result<Kv<T>> {
-        let [keys, values, scales] = layout.page().map(|len| len * pages);
+    pub fn new(layout: Layout) -> std::io::Result<Kv<T>> {
+        let [keys, values, scales] = layout.part().map(|len| len * layout.kv_heads * layout.pages);
         let scales = if T::SCALED { scales } else { 0 };
         Ok(Kv {
             keys: Shared::new(keys)?,
@@ -236,13 +240,15 @@ impl<T: Kept> Kv<T> {
     }
 
     fn copy(&mut self, layout: Layout, from: PageId, to: PageId) {
-        let [keys, values, scales] = layout.page();
-        let page = |page: PageId, len| page.0 as usize * len..(page.0 as usize + 1) * len;
-        self.keys.copy_within(page(from, keys), page(to, keys).start);
-        self.values.copy_within(page(from, values), page(to, values).start);
-        if T::SCALED {
-            self.key_scales.copy_within(page(from, scales), page(to, scales).start);
-            self.value_scales.copy_within(page(from, scales), page(to, scales).start);
+        let [keys, values, scales] = layout.part();
+        for kv_head in 0..layout.kv_heads {
+            let (from, to) = (layout.head(from, kv_head), layout.head(to, kv_head));
+            self.keys.copy_within(from * keys..(from + 1) * keys, to * keys);
+            self.values.copy_within(from * values..(from + 1) * values, to * values);
+            if T::SCALED {
+                self.key_scales.copy_within(from * scales..(from + 1) * scales, to * scales);
+                self.value_scales.copy_within(from * scales..(from + 1) * scales, to * scales);
+            }
         }
     }
 
@@ -323,11 +329,9 @@ impl Pages {
     /// Zeroed pages. The system gives the memory as it is first written.
     pub fn new(shape: &Shape, page_size: u32, pages: u32, format: KvFormat) -> Result<Pages, CpuError> {
         fn layers<T: Kept>(count: usize, layout: Layout, pages: u32) -> Result<Vec<Kv<T>>, CpuError> {
-            (0..count)
-                .map(|_| Kv::new(layout, pages as usize).map_err(|_| CpuError::TooLarge(pages)))
-                .collect()
+            (0..count).map(|_| Kv::new(layout).map_err(|_| CpuError::TooLarge(pages))).collect()
         }
-        let layout = Layout::new(shape, page_size);
+        let layout = Layout::new(shape, page_size, pages);
         let count = shape.layers;
         let layers = match format {
             KvFormat::F32 => Layers::F32(layers(count, layout, pages)?),
@@ -339,9 +343,9 @@ impl Pages {
 
     /// Bytes of one page in all layers.
     pub fn page_bytes(shape: &Shape, page_size: u32, format: KvFormat) -> usize {
-        let [keys, values, scales] = Layout::new(shape, page_size).page();
+        let [keys, values, scales] = Layout::new(shape, page_size, 1).part();
         let (number, scale) = format.bytes();
-        shape.layers * ((keys + values) * number + 2 * scales * scale)
+        shape.layers * shape.kv_heads * ((keys + values) * number + 2 * scales * scale)
     }
 
     pub fn copy(&mut self, from: PageId, to: PageId) {

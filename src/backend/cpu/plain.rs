@@ -102,9 +102,9 @@ pub fn attend(
     cap: Option<f32>,
 ) -> io::Result<Vec<f32>> {
     let head_dim = query.len();
-    let layout = Layout::of(LANES, 1, head_dim);
     let pages: Vec<PageId> = (0..sees.len().div_ceil(LANES) as u32).map(PageId).collect();
-    let kv = Kv::<u16>::new(layout, pages.len())?;
+    let layout = Layout::of(pages.len(), LANES, 1, head_dim);
+    let kv = Kv::<u16>::new(layout)?;
     for (slot, (key, value)) in keys.chunks(head_dim).zip(values.chunks(head_dim)).enumerate() {
         let at = (pages[slot / LANES], 0, slot % LANES);
         // SAFETY: nobody else has the pages.

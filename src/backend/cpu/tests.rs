@@ -178,14 +178,19 @@ fn stays_the_same(way: (bool, KvFormat), model: &Arc<Model>, text: &Text, what: 
         assert!(bits(&got) == want, "{what}: {threads} threads, page size {page_size}, chunks of {chunk}");
     }
 
-    // The last rows again, in a batch with four others: short, long, masked, at its first row.
+    // The last rows again, in a batch with fifteen others: short, long, masked, at its first row.
     let mut cpu = load_as(way, model, 16, 2);
-    let others =
-        [Text::random(10, 1), Text::random(11, 30), Text::random(12, 9).masked(13, 0), Text::random(14, 3)];
+    let mut others = vec![
+        Text::random(10, 1),
+        Text::random(11, 30),
+        Text::random(12, 9).masked(13, 0),
+        Text::random(14, 3),
+    ];
+    others.extend((20..31).map(|seed| Text::random(seed, 1)));
     logits(&mut cpu, text, 43, &pages(0, 3)); // 43 rows, then 2, which the batch computes again
     let mut batch: Vec<Sequence> = Vec::new();
     for (number, other) in others.iter().enumerate() {
-        batch.push(other.pass(0..other.inputs.len(), &pages(10 + 3 * number as u32, 3)));
+        batch.push(other.pass(0..other.inputs.len(), &pages(10 + 2 * number as u32, 2)));
     }
     let before: usize = batch[..2].iter().map(|sequence| sequence.inputs.len()).sum();
     batch.insert(2, text.pass(43..45, &pages(0, 3)));
