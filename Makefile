@@ -39,9 +39,9 @@ test: toolchain inferlets model venv ptxas ## run every test, the Python client'
 	  TARTLET_PTXAS="$(abspath $(PTXAS))" $(CARGO) test --locked --no-fail-fast --workspace
 
 .PHONY: test-release
-test-release: release inferlets ## run the tests of the GPU's path against target/release/tartlet, on the stand-in driver
+test-release: release inferlets model ## run the tests of the GPU's path against target/release/tartlet, on the stand-in driver
 	$(call say,tests of the release binary)
-	@TARTLET_BIN="$(abspath $(TARGET))/release/tartlet" $(CARGO) test --locked --test cuda --test gpu_check
+	@TARTLET_BIN="$(abspath $(TARGET))/release/tartlet" TARTLET_MODEL="$(abspath $(MODEL))" $(CARGO) test --locked --test cuda --test gpu_check
 
 # The suite has a small one; this takes minutes.
 LAUNCHES  ?= 10000

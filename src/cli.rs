@@ -342,9 +342,22 @@ fn check(words: &Words) -> Result<ExitCode, Failure> {
     if hello && backend == Some(Which::Cpu) {
         return Err(Failure::usage("--hello is for a GPU, and --backend is cpu."));
     }
-    let options = selftest::Options { backend, libcuda: words.path("libcuda"), timed, hello };
-    let report = selftest::run(&options, |sentence| eprintln!("tartlet: {sentence}"))
-        .map_err(|error| Failure { sentence: error.to_string(), status: EXIT_DEVICE })?;
+    let golden = match (words.path("model"), words.path("golden")) {
+        (None, None) => None,
+        (Some(_), Some(_)) if hello => {
+            return Err(Failure::usage("--hello runs one kernel, and --golden a model."));
+        }
+        (Some(model), Some(golden)) => Some((model, golden)),
+        _ => {
+            return Err(Failure::usage("--model and --golden go together: a model, and what it should say."));
+        }
+    };
+    let options = selftest::Options { backend, libcuda: words.path("libcuda"), timed, hello, golden };
+    let report = selftest::run(&options, |sentence| eprintln!("tartlet: {sentence}"));
+    let report = report.map_err(|error| Failure {
+        sentence: error.to_string(),
+        status: if matches!(error, selftest::SelftestError::Device(_)) { EXIT_DEVICE } else { 1 },
+    })?;
     print(&if words.has("json") { selftest::json(&report) } else { selftest::table(&report) })?;
     if let Some(sentence) = report.broken_off {
         return Err(Failure { sentence, status: EXIT_DEVICE });

@@ -159,21 +159,46 @@ impl Options {
     pub fn on_processor(plain: bool, kv: KvFormat) -> Options {
         Options { backend: Which::Cpu, libcuda: None, plain, kv, prompts: Vec::new(), steps: None }
     }
+
+    /// All of a golden file as a server computes it.
+    pub fn as_served(backend: Which, libcuda: Option<PathBuf>) -> Options {
+        Options { backend, libcuda, ..Options::on_processor(false, KvFormat::F16) }
+    }
+}
+
+/// A model and a golden file that have been read.
+pub struct Evaluation {
+    model: Arc<Model>,
+    prompts: Vec<Prompt>,
+    /// Of the golden file, for sentences.
+    path: String,
+}
+
+impl Evaluation {
+    /// Reads the model file and what the options leave of the golden file. No device is asked.
+    pub fn open(model: &Path, golden: &Path, options: &Options) -> Result<Evaluation, EvalError> {
+        let path = golden.display().to_string();
+        let prompts = read(golden).map_err(|error| EvalError::File(path.clone(), error))?;
+        let prompts = parse(&prompts).and_then(|prompts| chosen(prompts, options));
+        let prompts = prompts.map_err(|what| EvalError::Form(path.clone(), what))?;
+        let model = Arc::new(Model::open(model, None, None).map_err(EvalError::Model)?);
+        Ok(Evaluation { model, prompts, path })
+    }
+
+    /// Compares.
+    pub fn run(self, options: &Options) -> Result<Report, EvalError> {
+        let threads = std::thread::available_parallelism().map_or(1, |threads| threads.get());
+        evaluate(self.model, &self.prompts, options, Crew::threads(threads)).map_err(|error| match error {
+            Stop::Form(what) => EvalError::Form(self.path, what),
+            Stop::Load(error) => EvalError::Load(error),
+            Stop::Fault(fault) => EvalError::Fault(fault),
+        })
+    }
 }
 
 /// Evaluates the model file against the golden file.
 pub fn run(model: &Path, golden: &Path, options: &Options) -> Result<Report, EvalError> {
-    let path = golden.display().to_string();
-    let prompts = read(golden).map_err(|error| EvalError::File(path.clone(), error))?;
-    let prompts = parse(&prompts).and_then(|prompts| chosen(prompts, options));
-    let prompts = prompts.map_err(|what| EvalError::Form(path.clone(), what))?;
-    let model = Arc::new(Model::open(model, None, None).map_err(EvalError::Model)?);
-    let threads = std::thread::available_parallelism().map_or(1, |threads| threads.get());
-    evaluate(model, &prompts, options, Crew::threads(threads)).map_err(|error| match error {
-        Stop::Form(what) => EvalError::Form(path, what),
-        Stop::Load(error) => EvalError::Load(error),
-        Stop::Fault(fault) => EvalError::Fault(fault),
-    })
+    Evaluation::open(model, golden, options)?.run(options)
 }
 
 fn read(path: &Path) -> std::io::Result<Vec<u8>> {

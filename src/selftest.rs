@@ -1,11 +1,13 @@
 //! `tartlet selftest`: whether this machine's device does what a backend counts on.
 //!
-//! Owns: which device is checked, the table, the JSON, the verdict. Never: a check; each backend has its own.
+//! Owns: which device is checked, the table, the JSON, the verdict. Never: a check: each backend has its own, and
+//! `eval` compares a model with its golden file.
 
 use crate::backend::check::{BANDWIDTH, Check, Found, Launched, Outcome, Report};
 use crate::backend::{Which, cpu, cuda};
+use crate::eval;
 use serde_json::json;
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 use std::path::PathBuf;
 
 /// Which device, and how it is found.
@@ -18,11 +20,62 @@ pub struct Options {
     pub timed: bool,
     /// Whether a GPU is only greeted: one kernel, and no more.
     pub hello: bool,
+    /// A model and its golden file: whether the device computes the model as it should, when all else is right.
+    pub golden: Option<(PathBuf, PathBuf)>,
 }
 
-/// What was found, whatever it was; the error says why the device cannot be used at all. `tell` hears a sentence if another
-/// device is checked than could be expected.
-pub fn run(options: &Options, tell: impl FnOnce(&str)) -> Result<Report, cuda::Error> {
+/// Why there is no report. `Display` is one sentence.
+#[derive(Debug)]
+pub enum SelftestError {
+    Device(cuda::Error),
+    /// The model or the golden file cannot be used.
+    Golden(eval::EvalError),
+}
+
+impl fmt::Display for SelftestError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            SelftestError::Device(error) => error.fmt(f),
+            SelftestError::Golden(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for SelftestError {}
+
+/// What was found, whatever it was. `tell` hears a sentence if another device is checked than could be expected.
+pub fn run(options: &Options, tell: impl FnOnce(&str)) -> Result<Report, SelftestError> {
+    // First of all, so that a wrong file is not told after minutes. What serves is not known yet, and not asked.
+    let served = eval::Options::as_served(Which::Cpu, options.libcuda.clone());
+    let open = |(model, golden): &(PathBuf, PathBuf)| eval::Evaluation::open(model, golden, &served);
+    let evaluation = options.golden.as_ref().map(open).transpose().map_err(SelftestError::Golden)?;
+    let mut report = device(options, tell).map_err(SelftestError::Device)?;
+    if let Some(evaluation) = evaluation
+        && report.passed()
+    {
+        let backend = if report.backend == "cuda" { Which::Cuda } else { Which::Cpu };
+        let found = evaluation.run(&eval::Options { backend, ..served });
+        if let Err(error) = &found
+            && error.is_of_device()
+        {
+            report.broken_off = Some(error.to_string());
+        }
+        report.checks.push(Check { name: "golden prompts".to_owned(), found: computed(found) });
+    }
+    Ok(report)
+}
+
+/// What the golden prompts showed: their steps are the cases.
+fn computed(found: Result<eval::Report, eval::EvalError>) -> Result<Found, String> {
+    let report = found.map_err(|error| error.to_string())?;
+    match report.shortfall() {
+        Some(why) => Err(why),
+        None => Ok(Found { cases: report.scores.steps, ..Found::default() }),
+    }
+}
+
+/// What the device showed; the error says why it cannot be used at all.
+fn device(options: &Options, tell: impl FnOnce(&str)) -> Result<Report, cuda::Error> {
     let gpu = || cuda::check(options.libcuda.as_deref(), options.timed);
     if options.hello {
         return cuda::hello(options.libcuda.as_deref());

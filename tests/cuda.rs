@@ -121,11 +121,52 @@ fn the_processor_is_checked_too() {
     for (arguments, part) in [
         (&["--backend", "tpu"][..], "neither cuda nor cpu"),
         (&["--backend", "cpu", "--hello"], "--hello is for a GPU"),
+        (&["--backend", "cpu", "--golden", "g.json"], "--model and --golden go together"),
     ] {
         let output = selftest(arguments, "");
         assert_eq!(output.status.code(), Some(64));
         assert!(sentence(&output).contains(part));
     }
+}
+
+/// A box's factory test goes as far as the answers of its model.
+#[test]
+fn the_golden_prompts_are_a_check_like_the_others() {
+    let (folder, model) = (Folder::new(), support::model());
+    let model = model.to_str().expect("UTF-8");
+    let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/smollm2-135m-q4_1.json");
+    let on_cpu =
+        |golden: &str| selftest(&["--backend", "cpu", "--untimed", "--model", model, "--golden", golden], "");
+
+    let output = on_cpu(golden);
+    let table = text(&output.stdout);
+    assert!(output.status.success(), "{table}");
+    assert!(table.contains("golden prompts               passed, 230 cases"), "{table}");
+
+    // The best two tokens of every step in the other order.
+    let mut prompts: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(golden).expect("a golden file")).expect("JSON");
+    for step in prompts
+        .as_array_mut()
+        .expect("prompts")
+        .iter_mut()
+        .flat_map(|prompt| prompt["steps"].as_array_mut().expect("steps"))
+    {
+        let (best, second) = (step["top"][0][0].take(), step["top"][1][0].take());
+        (step["top"][0][0], step["top"][1][0]) = (second, best);
+    }
+    let other = folder.path("other.json");
+    std::fs::write(&other, prompts.to_string()).expect("written");
+    let output = on_cpu(other.to_str().expect("UTF-8"));
+    let table = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(1), "{table}");
+    assert!(table.contains("golden prompts               FAILED: top1_clear is"), "{table}");
+    assert!(table.contains("selftest FAILED"), "{table}");
+
+    // A file that is not there is told before anything is checked.
+    let output = on_cpu("absent.json");
+    assert_eq!((output.status.code(), text(&output.stdout)), (Some(1), String::new()));
+    assert!(sentence(&output).contains("cannot read the golden file absent.json"), "{}", sentence(&output));
 }
 
 /// The least that a device can be asked for: one kernel, and a failure of it is told apart from all else.

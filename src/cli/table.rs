@@ -255,6 +255,8 @@ TMPDIR, and what keeping a program adds is timed there.
         flags: &[
             value("backend", "cuda|cpu", "what to check (default: the GPU, or without one the processor)"),
             value("libcuda", "PATH", "the CUDA driver's library, where it is not found by itself"),
+            value("model", "FILE", "with --golden: also compare this model's logits with a golden file"),
+            value("golden", "FILE", "the model's golden file, as `tartlet eval` reads it"),
             switch("hello", "open the GPU, run one small kernel on it, and no more"),
             switch("untimed", "measure no rates and give every step 10 minutes: under compute-sanitizer, say"),
             switch("json", "print one JSON object instead of a table"),
@@ -263,8 +265,10 @@ TMPDIR, and what keeping a program adds is timed there.
         about: "\
 For a GPU: opens it, has the driver compile every kernel, shows the registers each takes and the bytes it spills,
 runs the checks and measures how fast memory is copied. Ends with status 0 when all checks passed, 1 when one
-did not, 70 when the device cannot be used, or fails on the way; the reason goes to standard error.
+did not, 70 when the device cannot be used, or fails on the way; the reason goes to standard error. The golden
+prompts of a model are held to what `tartlet eval --strict` asks, after all else has passed.
 
-  tartlet selftest --backend cuda",
+  tartlet selftest --backend cuda
+  tartlet selftest --model models/SmolLM2-135M-Instruct.Q4_1.gguf --golden tests/golden/smollm2-135m-q4_1.json",
     },
 ];
