@@ -526,3 +526,32 @@ fn two_hundred_live_chats_fit() {
     });
     server.assert_alive();
 }
+
+/// What the host keeps for an instance beside its linear memory, at most.
+const BESIDE_KIB: usize = 256;
+/// The linear memory of a program of Rust is at least its stack, and the interpreter writes zeros to all of it.
+const STACK_KIB: usize = 1024;
+
+#[test]
+fn an_instance_takes_little_beside_its_memory() {
+    let mut server = Server::small();
+    let own = |server: &Server| server.memory_kib("RssAnon") + server.memory_kib("RssShmem");
+    smol::block_on(async {
+        let mut client = Client::connect(&server).await;
+        let first = client.launch("echo", &["--messages", "forever"]).await;
+        let hash = blake3::hash(&guest_bytes("echo")).to_hex().to_string();
+        let before = own(&server);
+        let mut live = Vec::new();
+        for _ in 0..LIVE {
+            live.push(client.launch_hash(&hash, &["--messages", "forever"]).await);
+        }
+        for instance in live.iter().chain([&first]) {
+            client.signal(instance, "are you there?").await;
+            assert!(matches!(client.event(instance).await, Event::Message(_)));
+        }
+        let taken = own(&server).saturating_sub(before);
+        println!("{LIVE} live echos take {taken} KiB, {} KiB each", taken / LIVE);
+        assert!(taken <= LIVE * (STACK_KIB + BESIDE_KIB), "{} KiB each", taken / LIVE);
+    });
+    server.assert_alive();
+}
