@@ -9,15 +9,10 @@ use std::time::{Duration, Instant};
 use support::client::Client;
 use support::frame::Outgoing;
 use support::http::{Http, Response};
-use support::{PATIENCE, Server, guest, guest_bytes, mint, tartlet};
+use support::{PATIENCE, Server, free_port, guest, guest_bytes, mint, tartlet};
 
 /// As many requests as one server instance answers at a time.
 const PLACES: usize = 64;
-
-/// A port that nobody has, for now.
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port").port()
-}
 
 fn launch_request(hash: &str, port: u16, arguments: &[&str]) -> Outgoing {
     Outgoing::new("launch_server_instance")

@@ -16,6 +16,7 @@ mod support;
 
 use async_tungstenite::tungstenite::Message;
 use gguf::Random;
+use serde_json::Value;
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::net::TcpStream;
@@ -25,11 +26,11 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use support::client::{CHUNK, Client, Ended};
 use support::frame::Outgoing;
-use support::{PATIENCE, Server, guest_bytes, mint};
+use support::{PATIENCE, Server, free_port, guest_bytes, mint};
 
 /// Seconds of the siege in the suite.
 const SECONDS: u64 = 60;
-/// Of these, one part in so many is spent without it first.
+/// One part in so many is spent in peace before it, and again after it.
 const PEACE: u64 = 6;
 /// Connections that attack at a time, each of which may open a few more.
 const ATTACKERS: u64 = 6;
@@ -105,14 +106,33 @@ impl Honest {
     }
 }
 
+const KINDS: [&str; 16] = [
+    "noise",
+    "oversized",
+    "unfinished",
+    "hundred",
+    "unread",
+    "stores",
+    "exports",
+    "races",
+    "decodes",
+    "handshakes",
+    "forged",
+    "blobs",
+    "strangers",
+    "doors",
+    "compiles",
+    "loops",
+];
+
 /// What the third has tried, and how often.
 type Tally = Arc<Mutex<BTreeMap<&'static str, usize>>>;
 
 struct Attacker {
     url: String,
     token: String,
-    /// Hashes of `rogue`, `completion`, `prefix` and `echo`.
-    programs: [String; 4],
+    /// Hashes of `rogue`, `completion`, `prefix`, `echo` and `web`.
+    programs: [String; 5],
     modes: Vec<String>,
     targets: [Arc<Mutex<String>>; 2],
     random: Random,
@@ -121,26 +141,10 @@ struct Attacker {
 
 impl Attacker {
     async fn attack(&mut self) {
-        let kinds: [&str; 14] = [
-            "noise",
-            "oversized",
-            "unfinished",
-            "hundred",
-            "unread",
-            "stores",
-            "exports",
-            "races",
-            "decodes",
-            "handshakes",
-            "forged",
-            "blobs",
-            "strangers",
-            "loops",
-        ];
-        let kind = kinds[self.random.below(kinds.len())];
+        let kind = KINDS[self.random.below(KINDS.len())];
         *self.tally.lock().expect("unpoisoned").entry(kind).or_default() += 1;
         let mut client = Client::connect_to(&self.url, Some(&self.token)).await;
-        let [rogue, completion, prefix, echo] = self.programs.clone();
+        let [rogue, completion, prefix, echo, web] = self.programs.clone();
         let pause = 100 + self.random.below(1500) as u64;
         match kind {
             "noise" => {
@@ -253,6 +257,45 @@ impl Attacker {
                 self.begin(&mut client, &prefix, &["--import", "alice", "mine"], 1).await;
                 self.begin(&mut client, &prefix, &["--release", "bob"], 1).await;
             }
+            // Programs of its own that answer HTTP, and all that a rude client does to them.
+            "doors" => {
+                let port = free_port();
+                let door = Outgoing::new("launch_server_instance").with("program_hash", web.as_str());
+                let door = door.with("port", i64::from(port)).with("arguments", &[][..] as &[&str]);
+                let _ = client.ask(door).await; // it may have sixteen already
+                let streams: Vec<_> =
+                    (0..60).filter_map(|_| TcpStream::connect(("127.0.0.1", port)).ok()).collect();
+                for (number, mut stream) in streams.iter().enumerate() {
+                    let host = format!("Host: localhost:{port}\r\n");
+                    let _ = match number % 4 {
+                        0 => stream.write_all(b"GET / HTTP/1.1\r\nHo"),
+                        1 => stream.write_all(format!("GET / HTTP/1.1\r\n{host}\r\n").repeat(20).as_bytes()),
+                        2 => stream.write_all(
+                            format!("POST / HTTP/1.1\r\n{host}Content-Length: 9999999\r\n\r\nno more")
+                                .as_bytes(),
+                        ),
+                        _ => stream.write_all(&[self.random.next() as u8; 2000]),
+                    };
+                }
+                wait(pause).await;
+                let listed = client.query("server_instances", "").await.unwrap_or_default();
+                let listed: Vec<BTreeMap<String, Value>> = serde_json::from_str(&listed).unwrap_or_default();
+                for door in listed.iter().filter_map(|door| door.get("id")?.as_str()) {
+                    let _ = client.ask(Outgoing::new("stop_server_instance").with("server_id", door)).await;
+                }
+            }
+            // Programs that nobody has seen yet.
+            "compiles" => {
+                for _ in 0..4 {
+                    let mut program = guest_bytes("chat");
+                    program.extend([0, 9, 1]); // a custom section: a name of one byte and seven of data
+                    program.extend(self.random.next().to_le_bytes());
+                    if let Ok(hash) = client.upload(&program).await {
+                        self.begin(&mut client, &hash, &["--help"], 5).await;
+                    }
+                }
+                wait(pause).await;
+            }
             _ => {
                 self.begin(&mut client, &rogue, &["spin"], 30).await;
                 self.begin(&mut client, &rogue, &["tokenize-forever"], 10).await;
@@ -335,14 +378,14 @@ fn honest_apps_lose_nothing_beside_one_that_tries_everything() {
         smol::block_on(Client::connect_to(&server.url, Some(&mint(&server.key(), "watcher", &[]))));
     let kept = smol::block_on(used(&mut watcher));
 
-    // In peace first, then besieged.
+    // In peace, besieged, and in peace again: the machine may be another one by then.
     let mut medians = Vec::new();
-    for besieged in [false, true] {
+    let tally = Tally::default();
+    for besieged in [false, true, false] {
         let stop = Arc::new(AtomicBool::new(false));
         let firsts: Vec<Round> = honest.iter().map(|(_, first)| first.clone()).collect();
         let running: Vec<_> =
             honest.drain(..).map(|(honest, first)| honest.go_on(first, stop.clone())).collect();
-        let tally = Tally::default();
         let attackers = if besieged { attackers(&server, &targets, &stop, &tally) } else { Vec::new() };
         let (own, theirs) = (seconds_of("self"), seconds_of(&server.id().to_string()));
         let until = Instant::now() + Duration::from_secs(if besieged { seconds } else { seconds / PEACE });
@@ -362,16 +405,19 @@ fn honest_apps_lose_nothing_beside_one_that_tries_everything() {
             honest.push((one, first));
         }
         attackers.into_iter().for_each(|attacker| attacker.join().expect("an attacker was surprised"));
-        println!("{:?}", tally.lock().expect("unpoisoned"));
         println!(
             "processor: {:.1} s here, {:.1} s of the server",
             seconds_of("self") - own,
             seconds_of(&server.id().to_string()) - theirs
         );
     }
-    for (peace, siege) in medians[..2].iter().zip(&medians[2..]) {
-        let kept = peace / siege;
-        println!("{:.0} % of the speed in peace", 100.0 * kept);
+    let tally = tally.lock().expect("unpoisoned").clone();
+    println!("{tally:?}");
+    assert_eq!(tally.len(), KINDS.len(), "all kinds were tried");
+    for (number, honest) in honest.iter().enumerate() {
+        let [before, besieged, after] = [0, 1, 2].map(|phase| medians[2 * phase + number]);
+        let kept = (before + after) / 2.0 / besieged;
+        println!("{} has {:.0} % of the speed in peace", honest.0.name, 100.0 * kept);
     }
 
     // Its instances and pages are gone, but for what it exported; theirs are there.
@@ -402,12 +448,12 @@ fn attackers(
     let (programs, modes) = smol::block_on(async {
         let mut client = Client::connect_to(&server.url, Some(&token)).await;
         let mut programs = Vec::new();
-        for program in ["rogue", "completion", "prefix", "echo"] {
+        for program in ["rogue", "completion", "prefix", "echo", "web"] {
             programs.push(client.upload(&guest_bytes(program)).await.expect("a good program"));
         }
         let modes = client.run_hash(&programs[0], &["modes"]).await.text;
         let modes: Vec<String> = modes.split_whitespace().map(str::to_owned).collect();
-        (<[String; 4]>::try_from(programs).expect("four"), modes)
+        (<[String; 5]>::try_from(programs).expect("five"), modes)
     });
     (0..ATTACKERS)
         .map(|seed| {

@@ -43,6 +43,12 @@ pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
+/// A port that nobody has, for now.
+pub fn free_port() -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0");
+    listener.and_then(|listener| listener.local_addr()).expect("a free port").port()
+}
+
 /// The real model.
 pub fn model() -> PathBuf {
     let path = std::env::var_os("TARTLET_MODEL")
