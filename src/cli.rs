@@ -50,7 +50,7 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     match dispatch(arguments.collect()) {
         Ok(code) => code,
         Err(failure) => {
-            eprintln!("tartlet: {}", failure.sentence);
+            output::complain(&failure.sentence);
             cuda::leave(failure.status);
             ExitCode::from(failure.status)
         }
@@ -353,7 +353,7 @@ fn check(words: &Words) -> Result<ExitCode, Failure> {
         }
     };
     let options = selftest::Options { backend, libcuda: words.path("libcuda"), timed, hello, golden };
-    let report = selftest::run(&options, |sentence| eprintln!("tartlet: {sentence}"));
+    let report = selftest::run(&options, |sentence| output::complain(sentence));
     let report = report.map_err(|error| Failure {
         sentence: error.to_string(),
         status: if matches!(error, selftest::SelftestError::Device(_)) { EXIT_DEVICE } else { 1 },

@@ -2,6 +2,7 @@
 
 mod support;
 
+use std::io::{BufRead, BufReader};
 use std::process::Stdio;
 use support::{Folder, Server, guest, model, root, tartlet, tartlet_output};
 
@@ -42,6 +43,39 @@ fn what_was_not_written_was_not_said() {
         let output = tartlet().args(&arguments).stdout(writer).output().expect("it starts");
         assert_eq!(output.status.code(), Some(0), "{arguments:?}: nobody wants to hear it");
     }
+}
+
+/// The story: output and errors of a run went to one full disk; the client ended with a panic, and the program with it.
+#[test]
+fn a_run_whose_messages_nobody_takes_says_so_at_once_and_fails() {
+    let server = Server::small();
+    let full = || std::fs::File::options().write(true).open("/dev/full").expect("there is one");
+    let run = |arguments: &[&str]| {
+        let mut command = tartlet();
+        command.arg("run").arg(guest("echo")).args(["--server", &server.url, "--"]).args(arguments);
+        command.stdout(full());
+        command
+    };
+    // It ends only when it is told to, which is after the sentence.
+    let mut child = run(&["--messages", "forever", "one", "two", "three"])
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("it starts");
+    let mut said = BufReader::new(child.stderr.take().expect("piped")).lines();
+    let sentence = said.next().expect("a sentence").expect("UTF-8");
+    assert!(sentence.starts_with("tartlet: Standard output takes no more"), "{sentence}");
+    assert_eq!(child.try_wait().expect("our child"), None, "the program goes on");
+    let asked = std::process::Command::new("kill").arg(child.id().to_string()).status().expect("kill runs");
+    assert!(asked.success());
+    assert_eq!(child.wait().expect("our child").code(), Some(1));
+    let rest: Vec<_> = said.map(|line| line.expect("UTF-8")).collect();
+    assert!(!rest.iter().any(|line| line.contains("Standard output")), "it is said once: {rest:?}");
+
+    let words = &["--return", "the value", "one", "two", "three"];
+    let output = run(words).stderr(Stdio::piped()).output().expect("it runs");
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let status = run(words).stderr(full()).status().expect("it runs");
+    assert_eq!(status.code(), Some(1), "neither takes anything");
 }
 
 /// Status, and one sentence on standard error that names the thing.

@@ -136,14 +136,16 @@ async fn follow(client: &mut Client, instance: &str) -> Result<u8, ClientError> 
             }
             Step::Event(Ok(event)) => match event {
                 Event::Message(text) => printer.print(&text),
-                Event::Blob(blob) => eprintln!("tartlet: the program sent a blob of {} bytes.", blob.len()),
+                Event::Blob(blob) => {
+                    output::complain(format_args!("the program sent a blob of {} bytes.", blob.len()));
+                }
                 Event::Ended { code: 1, text } => {
                     printer.finish(&text);
                     return Ok(printer.failed.into());
                 }
                 Event::Ended { text, .. } => {
                     printer.finish("");
-                    eprintln!("tartlet: {}", printable(&text));
+                    output::complain(printable(&text));
                     return Ok(1);
                 }
             },
@@ -157,7 +159,8 @@ async fn follow(client: &mut Client, instance: &str) -> Result<u8, ClientError> 
             }
             Step::Late => {
                 printer.finish("");
-                eprintln!("tartlet: the program did not terminate in {} s.", TERMINATE_WAIT.as_secs());
+                let most = TERMINATE_WAIT.as_secs();
+                output::complain(format_args!("the program did not terminate in {most} s."));
                 return Ok(1);
             }
         }
@@ -182,7 +185,7 @@ impl Printer {
         if let Err(why) = written
             && !std::mem::replace(&mut self.failed, true)
         {
-            eprintln!("tartlet: {why}");
+            output::complain(why);
         }
         if self.said.len() + text.len() > limits::MESSAGE_BYTES {
             self.said.clear();
