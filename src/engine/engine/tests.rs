@@ -65,8 +65,12 @@ struct Guest {
 
 impl Guest {
     fn join(engine: &Handle) -> Guest {
+        Guest::of(engine, Subject::everyone())
+    }
+
+    fn of(engine: &Handle, subject: Subject) -> Guest {
         let (engine, instance) = (engine.clone(), InstanceId::random());
-        let (subject, seed, reply) = (Subject::everyone(), 1, Reply::default());
+        let (seed, reply) = (1, Reply::default());
         let pages = Reply::clone(&reply);
         smol::block_on(async {
             engine.send(Command::Join { instance, subject, pages: PageQuotas::default(), seed }).await?;
@@ -179,6 +183,65 @@ fn a_fault_or_a_panic_is_told_to_every_guest_and_upward() {
         let refused = smol::block_on(world.engine.send(Command::Leave { instance, how }));
         assert_eq!(refused, Err(Gone));
     }
+}
+
+/// The subjects of each batch, in their order.
+#[derive(Clone, Default)]
+struct Attended(Arc<Mutex<Vec<Vec<Subject>>>>);
+
+impl Attended {
+    fn batches(&self) -> Vec<Vec<Subject>> {
+        self.0.lock().expect("no panic holds it").clone()
+    }
+}
+
+impl Settle for Attended {
+    fn attend(&self, whom: &mut dyn Iterator<Item = &Subject>) {
+        let whom: Vec<Subject> = whom.cloned().collect();
+        if !whom.is_empty() {
+            self.0.lock().expect("no panic holds it").push(whom); // else it only moves pages
+        }
+    }
+    fn deliver(&self) {}
+    fn settle(&self, _since: Instant, _limit: Duration) {}
+    fn lend(&self) -> bool {
+        false
+    }
+    fn rest(&self) {}
+}
+
+#[test]
+fn the_workers_hear_whom_each_batch_is_for() {
+    let [one, two] = ["one", "two"].map(Subject::new);
+    let attended = Attended::default();
+    let world = start_deep(2, attended.clone(), usize::MAX, no_fault);
+    let first = Guest::of(&world.engine, two.clone());
+    world.held.store(true, Ordering::Relaxed);
+    let mut replies = vec![first.decode(0).expect("the engine runs")];
+    while world.sizes.lock().expect("no panic holds it").is_empty() {
+        std::thread::yield_now();
+    }
+    let others = [&one, &two].map(|subject| Guest::of(&world.engine, subject.clone()));
+    replies.extend(others.iter().map(|guest| guest.decode(0).expect("the engine runs")));
+    heard(&world.engine);
+    world.held.store(false, Ordering::Relaxed);
+    for reply in replies {
+        assert!(smol::block_on(reply.wait()).is_ok());
+    }
+    let mut batches = attended.batches();
+    batches.iter_mut().for_each(|batch| batch.sort_by_key(|subject| *subject == two));
+    assert_eq!(batches, [vec![two.clone()], vec![one, two.clone()]]);
+
+    // A chunk in the middle of a prompt answers nobody, and is somebody's all the same.
+    let attended = Attended::default();
+    let world = start_deep(2, attended.clone(), usize::MAX, no_fault);
+    let guest = Guest::of(&world.engine, two.clone());
+    let (kind, reply) = (Kind::Page, Reply::default());
+    let command = Command::Allocate { instance: guest.queue.instance, kind, count: 6, reply };
+    smol::block_on(world.engine.send(command)).expect("the engine runs");
+    let prompt = guest.pass((0..7).map(VirtualId).collect(), 0, 28).expect("the engine runs");
+    assert!(smol::block_on(prompt.wait()).is_ok());
+    assert_eq!(attended.batches(), vec![vec![two]; 4]);
 }
 
 /// Runs three guests, the way workers do: each decodes again once its answer is there.
