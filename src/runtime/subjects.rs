@@ -51,9 +51,21 @@ impl Subjects {
         Number { number, new, subjects: self.clone() }
     }
 
-    /// The subject's number, if it has one.
-    pub fn number(&self, subject: &Subject) -> Option<usize> {
-        self.lock().of.get(subject).copied()
+    /// The numbers of the first two different subjects that have one. One that comes several times in a row is looked up
+    /// once.
+    pub fn first_two<'s>(&self, subjects: &mut dyn Iterator<Item = &'s Subject>) -> [Option<usize>; 2] {
+        let (mut found, mut last) = ([None; 2], None);
+        for subject in subjects {
+            if last.replace(subject) == Some(subject) {
+                continue;
+            }
+            match self.lock().of.get(subject).copied() {
+                Some(number) if found[0].is_none() => found[0] = Some(number),
+                Some(number) if found[0] != Some(number) => return [found[0], Some(number)],
+                _ => {}
+            }
+        }
+        found
     }
 
     /// A long turn of the subject begins; [`Subjects::over`] ends it.

@@ -138,7 +138,7 @@ struct State {
     sleeping: usize,
     looking: usize,
     ended: bool,
-    /// Threads of the pool that have not ended.
+    /// Threads of the pool that have not ended, and whoever drops the pool.
     threads: usize,
 }
 
@@ -219,8 +219,11 @@ impl Workers {
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        self.shared.lock().ended = true;
-        self.shared.drop_guests();
+        let mut state = self.shared.lock();
+        state.ended = true;
+        state.threads += 1; // this one, as long as it drops guests: they wake others
+        drop(state);
+        drop(Life(&self.shared));
         self.shared.ends.notify_all();
         self.shared.heavies.notify_all();
         self.shared.work.notify_all();
@@ -343,7 +346,8 @@ impl Shared {
         let number = guest.seat.number;
         let mut state = self.lock();
         if state.ended {
-            // Its waker may hold a lock that its end would take: one of our threads drops it. After them the process ends.
+            // Its waker may hold a lock that its end would take: one of those that see the pool off drops it, and none of
+            // them is done while anybody waits here. After them there is only whoever wakes, and it is left as it is.
             return match state.threads {
                 0 => std::mem::forget(guest.runnable),
                 _ => state.ending.push(number, guest),
@@ -372,18 +376,19 @@ impl Shared {
         }
     }
 
-    /// After the pool's end: drops all that wait, and whom that wakes.
-    fn drop_guests(&self) {
+    /// After the pool's end: drops all that wait, and whom that wakes. Nobody waits as long as the lock is held.
+    fn drop_guests(&self) -> MutexGuard<'_, State> {
         loop {
             let mut state = self.lock();
             let State { woken, exhausted, ending, heavy, .. } = &mut *state;
             let guests =
                 [std::mem::take(woken), std::mem::take(exhausted), std::mem::take(ending), heavy.clear()];
+            if guests.iter().all(Fair::is_empty) {
+                return state;
+            }
             drop(state);
             // Outside the lock: dropping a guest may wake another.
-            if guests.iter().all(Fair::is_empty) {
-                break;
-            }
+            drop(guests);
         }
     }
 
@@ -396,9 +401,8 @@ impl Shared {
         let shared = self.clone();
         self.lock().threads += 1;
         let life = move || {
+            let _life = Life(&shared);
             live(&shared);
-            shared.drop_guests();
-            shared.lock().threads -= 1;
         };
         thread.spawn(life).map(drop).inspect_err(|_| self.lock().threads -= 1)
     }
@@ -525,6 +529,20 @@ impl Shared {
                 state.sleeping -= 1;
             }
         }
+    }
+}
+
+/// One of [`State::threads`], however it ends: under the lock that saw nobody wait, or whoever comes between is nobody's.
+struct Life<'s>(&'s Shared);
+
+impl Drop for Life<'_> {
+    fn drop(&mut self) {
+        let mut state = self.0.lock();
+        if state.ended {
+            drop(state);
+            state = self.0.drop_guests();
+        }
+        state.threads -= 1;
     }
 }
 

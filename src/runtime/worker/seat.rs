@@ -104,10 +104,8 @@ impl Workers {
         let number = subject.number;
         if subject.new {
             let mut state = shared.lock();
-            state.woken.begin(number);
-            state.exhausted.begin(number);
-            state.ending.begin(number);
-            state.heavy.begin(number);
+            state.begin(number);
+            shared.publish(&state);
             drop(state);
             self.0.aside.begin(number);
         }

@@ -16,23 +16,28 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+#[cfg(test)]
+mod tests;
+
 /// Of so much time that a batch may wait for guests, one part goes to those whom it has not answered.
 const OTHERS_PART: u32 = 4;
 /// Waits for something else than the model, a page say, that the next batch waits out with a guest whom it has answered.
 /// Two who wake each other would have as much of every batch's time as there is.
 const WAKES_MOST: u32 = 8;
 /// The model is busy for a subject that has part in one of the last so many batches.
-pub(super) const RECENT: u64 = 16;
+const RECENT: u64 = 16;
 /// Whom batches are for, in one word: a subject's number, or one of these.
 pub(super) const NOBODY: usize = usize::MAX;
 const SEVERAL: usize = usize::MAX - 1;
 
 impl Settle for Workers {
     fn attend(&self, whom: &mut dyn Iterator<Item = &Subject>) {
+        // Before the workers' lock: a batch has as many sequences as guests, and these wait for it.
+        let numbers = self.0.shared.subjects.first_two(whom);
         let mut state = self.0.shared.lock();
         state.stand_in = Some(thread::current().id());
         state.stand_in_busy = true;
-        state.begins(whom.filter_map(|subject| self.0.shared.subjects.number(subject)));
+        state.begins(numbers.into_iter().flatten());
         self.0.shared.publish(&state);
     }
 
@@ -80,7 +85,7 @@ impl State {
         }
     }
 
-    /// A batch begins in which these subjects have part. One that only moves pages is none.
+    /// A batch begins in which these subjects have part; of more than two any two. One that only moves pages is none.
     fn begins(&mut self, whom: impl Iterator<Item = usize>) {
         let mut whom = whom.peekable();
         self.begun += u64::from(whom.peek().is_some());
@@ -91,6 +96,17 @@ impl State {
             }
             self.served[0] = Some((subject, self.begun));
         }
+    }
+
+    /// The number is a new subject's from now on: no batch was for it.
+    pub(super) fn begin(&mut self, number: usize) {
+        self.woken.begin(number);
+        self.exhausted.begin(number);
+        self.ending.begin(number);
+        self.heavy.begin(number);
+        let others = |served: &(usize, u64)| served.0 != number;
+        let [latest, before] = self.served.map(|served| served.filter(others));
+        self.served = if latest.is_some() { [latest, before] } else { [before, None] };
     }
 
     /// While batches follow each other: whose they are.

@@ -8,16 +8,19 @@ use std::sync::atomic::AtomicBool;
 use std::task::Poll;
 
 /// A guest of a subject that all of a test's share.
-fn spawn<F: Future<Output = ()> + Send + 'static>(workers: &Workers, make: impl FnOnce(Slice) -> F) {
+pub(super) fn spawn<F: Future<Output = ()> + Send + 'static>(
+    workers: &Workers,
+    make: impl FnOnce(Slice) -> F,
+) {
     workers.spawn(&workers.seat(&Subject::everyone()), make);
 }
 
 /// A batch for this subject alone.
-fn attend(workers: &Workers, whom: &'static str) {
+pub(super) fn attend(workers: &Workers, whom: &'static str) {
     workers.attend(&mut [Subject::new(whom)].iter());
 }
 
-fn settle(workers: &Workers) {
+pub(super) fn settle(workers: &Workers) {
     workers.settle(Instant::now(), Duration::from_secs(60));
 }
 
@@ -233,14 +236,21 @@ fn a_pool_ends_beside_guests_that_wait_for_each_other() {
         let workers = Workers::start(1).unwrap();
         let ((to_a, for_a), (to_b, for_b)) = (channel::bounded::<()>(1), channel::bounded::<()>(1));
         let first = to_a.clone();
+        let alive = Arc::new(());
         for (from, to) in [(for_a, to_b), (for_b, to_a)] {
-            spawn(
-                &workers,
-                |_| async move { while from.recv().await.is_ok() && to.send(()).await.is_ok() {} },
-            );
+            let alive = alive.clone();
+            spawn(&workers, |_| async move {
+                let _alive = alive;
+                while from.recv().await.is_ok() && to.send(()).await.is_ok() {}
+            });
         }
         first.send_blocking(()).unwrap();
+        let shared = workers.0.shared.clone();
         drop((first, workers));
+        while shared.lock().threads > 0 {
+            thread::yield_now();
+        }
+        assert_eq!(Arc::strong_count(&alive), 1, "no thread is left that could drop a guest");
     }
 }
 
@@ -447,107 +457,21 @@ fn what_takes_long_keeps_no_worker_and_its_guest_comes_back_or_ends() {
     assert_eq!(workers.heavy_turns(), 2);
 }
 
-/// The story: a client that started guests by the hundred had a quarter of each batch's time for them.
+/// A thread that ends by a panic must not count as one that could still drop a guest.
 #[test]
-fn the_next_batch_waits_for_whom_the_last_one_answered() {
+fn a_thread_that_panics_is_one_less() {
     let workers = Workers::start(1).unwrap();
-    let shared = &workers.0.shared;
-    let answered = || shared.lock().answered;
-    let guest = || {
-        let (question, asked) = channel::bounded::<()>(1);
-        spawn(&workers, |slice| async move {
-            while asked.recv().await.is_ok() {
-                slice.end().await;
-            }
-        });
-        question
-    };
-    let (own, foreign) = (guest(), guest());
-    settle(&workers);
-    for _ in 0..50 {
-        attend(&workers, "");
-        foreign.send_blocking(()).unwrap(); // what it asked of the engine beside the batch
-        assert_eq!((answered(), shared.lock().settled(false)), (0, true));
-        settle(&workers);
-        workers.deliver();
-        thread::scope(|scope| {
-            scope.spawn(|| foreign.send_blocking(()).unwrap()); // a client, say
-        });
-        assert_eq!((answered(), shared.lock().settled(false)), (0, true));
-        own.send_blocking(()).unwrap();
-        assert_eq!((answered(), shared.lock().settled(false)), (1, false));
-        settle(&workers);
-        assert_eq!((answered(), shared.lock().settled(true)), (0, true));
-        foreign.send_blocking(()).unwrap(); // between batches: nothing that a batch has answered
-        assert_eq!(answered(), 0);
-        settle(&workers);
+    let shared = workers.0.shared.clone();
+    let threads = || shared.lock().threads;
+    let before = threads();
+    let (panic, panics) = channel::bounded::<()>(1);
+    let thread = thread::Builder::new().name("planted".into());
+    shared.start_thread(thread, move |_| panics.recv_blocking().expect("a planted panic")).unwrap();
+    assert_eq!(threads(), before + 1);
+    panic.close();
+    let since = Instant::now();
+    while threads() > before {
+        assert!(since.elapsed() < Duration::from_secs(60), "it counts for ever");
+        thread::yield_now();
     }
-}
-
-/// The story: two guests of a client, once a batch had answered them, woke each other, and every batch waited as long for
-/// them as it may.
-#[test]
-fn a_batch_does_not_wait_out_what_those_whom_it_answered_do_to_each_other() {
-    let workers = Workers::start(1).unwrap();
-    workers.rest();
-    let ((to_a, for_a), (to_b, for_b)) = (channel::bounded::<()>(1), channel::bounded::<()>(1));
-    let first = to_a.clone();
-    spawn(&workers, |_| async move { while for_a.recv().await.is_ok() && to_b.send(()).await.is_ok() {} });
-    spawn(&workers, |_| async move { while for_b.recv().await.is_ok() && to_a.send(()).await.is_ok() {} });
-    attend(&workers, "");
-    workers.deliver();
-    first.send_blocking(()).unwrap();
-    let others_part_is_over = Instant::now() - Duration::from_secs(60);
-    workers.settle(others_part_is_over, Duration::from_secs(240));
-    assert!(workers.0.shared.lock().settled(false));
-}
-
-/// Slices that end are no waits: those who compute a little longer are waited for all the same.
-#[test]
-fn a_batch_waits_out_the_slices_of_whom_it_answered() {
-    let workers = Workers::start(1).unwrap();
-    let (question, asked) = channel::bounded::<()>(1);
-    let done = Arc::new(AtomicBool::new(false));
-    let says = done.clone();
-    spawn(&workers, |slice| async move {
-        asked.recv().await.unwrap();
-        for _ in 0..12 {
-            slice.end().await;
-        }
-        says.store(true, Ordering::Relaxed);
-    });
-    settle(&workers);
-    attend(&workers, "");
-    workers.deliver();
-    question.send_blocking(()).unwrap();
-    let others_part_is_over = Instant::now() - Duration::from_secs(60);
-    workers.settle(others_part_is_over, Duration::from_secs(240));
-    assert!(done.load(Ordering::Relaxed));
-}
-
-#[test]
-fn a_crowd_of_starts_is_one_only_beside_others_whom_batches_are_for() {
-    let workers = Workers::start(1).unwrap();
-    let slice = |who: &'static str| Slice(workers.seat(&Subject::new(who)).0);
-    let one = slice("one");
-    let mut starts: Vec<_> = (0..STARTS_AT_ONCE).map(|_| slice("many").starting()).collect();
-    starts.push(slice("many").starting());
-    assert!(!starts[0].in_a_crowd(), "no batches");
-    attend(&workers, "many");
-    assert!(!starts[0].in_a_crowd(), "nobody else has part");
-    attend(&workers, "one");
-    assert!(starts[0].in_a_crowd() && !one.starting().in_a_crowd());
-    drop(starts.pop());
-    assert!(!starts[0].in_a_crowd());
-    starts.push(slice("many").starting());
-    // A long prompt: nobody is answered for many batches.
-    (0..2 * settle::RECENT).for_each(|_| attend(&workers, "one"));
-    assert!(starts[0].in_a_crowd());
-    (0..settle::RECENT).for_each(|_| attend(&workers, "many"));
-    assert!(!starts[0].in_a_crowd(), "the other has been done for some time");
-    attend(&workers, "one");
-    (0..2 * settle::RECENT).for_each(|_| workers.attend(&mut [].iter()));
-    assert!(starts[0].in_a_crowd(), "pages that are moved are no batch");
-    workers.rest();
-    assert!(!starts[0].in_a_crowd());
 }
