@@ -5,6 +5,8 @@
 
 mod support;
 
+use smol::future::zip;
+use std::cell::RefCell;
 use support::client::{Client, Ended, Event};
 use support::frame::Outgoing;
 use support::{Server, guest_bytes, mint, small_model};
@@ -173,19 +175,40 @@ fn the_pages_of_a_subject_are_counted_over_its_connections_and_come_back() {
     });
 }
 
-/// A rate and a full queue make a program wait; neither ends it.
+/// A rate and a full queue make a program wait; neither ends it. That it waits shows in who is done first: others that were
+/// launched later and have as much to compute, one after the other.
 #[test]
 fn who_is_fast_waits() {
     let server = server();
+    let order = RefCell::new(Vec::new());
+    let ends = async |who: &'static str, mut client: Client, instance: String, what: &str| {
+        over(&client.end(&instance).await, what);
+        order.borrow_mut().push(who);
+    };
+    let unhindered = async || {
+        let mut client = client(&server, "quick", &["fuel=10000000"]).await;
+        for _ in 0..2 {
+            over(&client.run("rogue", &["spin"]).await, "fuel, limit 10000000");
+            order.borrow_mut().push("quick");
+        }
+    };
     smol::block_on(async {
         let mut slow = client(&server, "slow", &["fuel_per_second=4000000", "fuel=10000000"]).await;
-        over(&slow.run("rogue", &["spin"]).await, "fuel, limit 10000000");
+        let spin = slow.launch("rogue", &["spin"]).await;
+        zip(ends("slow", slow, spin, "fuel, limit 10000000"), unhindered()).await;
+        assert_eq!(order.take(), ["quick", "quick", "slow"]);
+
         let quotas = ["subject_fuel_per_second=4000000", "fuel=6000000"];
-        let mut pair = [client(&server, "pair", &quotas).await, client(&server, "pair", &quotas).await];
-        let [one, other] = &mut pair;
-        let ends = smol::future::zip(one.run("rogue", &["spin"]), other.run("rogue", &["spin"])).await;
-        over(&ends.0, "fuel, limit 6000000");
-        over(&ends.1, "fuel, limit 6000000");
+        let mut pair = Vec::new();
+        for _ in 0..2 {
+            let mut client = client(&server, "pair", &quotas).await;
+            let spin = client.launch("rogue", &["spin"]).await;
+            pair.push(ends("pair", client, spin, "fuel, limit 6000000"));
+        }
+        let [one, other] = pair.try_into().ok().expect("two");
+        zip(zip(one, other), unhindered()).await;
+        assert_eq!(order.take().last(), Some(&"pair"), "they have 12,000,000 together");
+
         for quota in ["queued_operations=2", "subject_queued_operations=2"] {
             let mut client = client(&server, quota, &[quota]).await;
             let ended = client.run("rogue", &["execute-flood"]).await;
