@@ -53,7 +53,7 @@ impl Subjects {
 
     /// The numbers of the first two different subjects that have one. One that comes several times in a row is looked up
     /// once.
-    pub fn first_two<'s>(&self, subjects: &mut dyn Iterator<Item = &'s Subject>) -> [Option<usize>; 2] {
+    pub fn first_two(&self, subjects: &mut dyn Iterator<Item = &Subject>) -> [Option<usize>; 2] {
         let (mut found, mut last) = ([None; 2], None);
         for subject in subjects {
             if last.replace(subject) == Some(subject) {
