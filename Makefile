@@ -108,7 +108,7 @@ STEPS     ?= 30
 emu-golden: release model ## one golden prompt of the demo model through the emulated GPU: 2 to 5 minutes of one core; STEPS=30
 	$(call say,emu-golden)
 	@$(CARGO) build --locked --release --package stand-in-driver
-	@$(TARGET)/release/tartlet eval --backend cuda --libcuda $(STAND_IN) --strict --prompt raw-france --steps $(STEPS) \
+	@STAND_IN_DRIVER=memory=268435456 $(TARGET)/release/tartlet eval --backend cuda --libcuda $(STAND_IN) --strict --prompt raw-france --steps $(STEPS) \
 	  --model $(MODEL) $(GOLDEN)
 
 # Bytes that one call to a lent machine may bring, less what else travels.
