@@ -101,11 +101,12 @@ release: toolchain ## build the server: target/release/tartlet
 STAND_IN    := $(abspath $(TARGET))/release/libstand_in_driver.so
 GOLDEN      := tests/golden/smollm2-135m-q4_1.json
 
-# A token takes 3 to 5 s of a core. STEPS=8 compares the first eight alone.
+# A token takes about a second of a core. STEPS=8 compares the first eight alone. The stand-in has 128 MiB unless it is
+# told, which do not hold the model.
 STEPS     ?= 30
 
 .PHONY: emu-golden
-emu-golden: release model ## one golden prompt of the demo model through the emulated GPU: 2 to 5 minutes of one core; STEPS=30
+emu-golden: release model ## one golden prompt of the demo model through the emulated GPU: about a minute of one core; STEPS=30
 	$(call say,emu-golden)
 	@$(CARGO) build --locked --release --package stand-in-driver
 	@STAND_IN_DRIVER=memory=268435456 $(TARGET)/release/tartlet eval --backend cuda --libcuda $(STAND_IN) --strict --prompt raw-france --steps $(STEPS) \

@@ -45,7 +45,7 @@ impl std::error::Error for SelftestError {}
 
 /// What was found, whatever it was. `tell` hears a sentence if another device is checked than could be expected.
 pub fn run(options: &Options, tell: impl FnOnce(&str)) -> Result<Report, SelftestError> {
-    // First of all, so that a wrong file is not told after minutes. What serves is not known yet, and not asked.
+    // First of all, so that a wrong file is not told after minutes. The device is asked later, whichever it is.
     let served = eval::Options::as_served(Which::Cpu, options.libcuda.clone());
     let open = |(model, golden): &(PathBuf, PathBuf)| eval::Evaluation::open(model, golden, &served);
     let evaluation = options.golden.as_ref().map(open).transpose().map_err(SelftestError::Golden)?;
@@ -53,8 +53,7 @@ pub fn run(options: &Options, tell: impl FnOnce(&str)) -> Result<Report, Selftes
     if let Some(evaluation) = evaluation
         && report.passed()
     {
-        let backend = if report.backend == "cuda" { Which::Cuda } else { Which::Cpu };
-        let found = evaluation.run(&eval::Options { backend, ..served });
+        let found = evaluation.run(&eval::Options { backend: report.backend, ..served });
         if let Err(error) = &found
             && error.is_of_device()
         {
@@ -120,7 +119,7 @@ fn right(found: &Found, bandwidth: Option<f64>) -> String {
 
 /// The report for people.
 pub fn table(report: &Report) -> String {
-    let mut text = format!("{}: {}\n", report.backend, report.device);
+    let mut text = format!("{}: {}\n", report.backend.name(), report.device);
     if !report.kernels.is_empty() {
         let _ = writeln!(
             text,
@@ -195,7 +194,7 @@ pub fn json(report: &Report) -> String {
         Err(wrong) => json!({ "name": name, "passed": false, "wrong": wrong }),
     });
     let object = json!({
-        "backend": report.backend,
+        "backend": report.backend.name(),
         "device": report.device,
         "kernels": kernels.collect::<Vec<_>>(),
         "checks": checks.collect::<Vec<_>>(),

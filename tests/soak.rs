@@ -408,7 +408,7 @@ impl Rest {
         let (pool, threads): (Vec<_>, _) =
             server.threads().into_iter().partition(|name| name.starts_with("blocking"));
         Rest {
-            own: server.memory_kib("RssAnon") + server.memory_kib("RssShmem"),
+            own: own(server),
             resident: server.memory_kib("VmRSS"),
             files: server.open_files(),
             threads,
@@ -499,10 +499,14 @@ fn nothing_is_left_of_many_launches() {
 const LIVE: usize = 200;
 const LIVE_KIB: usize = 320 * 1000;
 
+/// KiB that the server has written and no file holds.
+fn own(server: &Server) -> usize {
+    server.memory_kib("RssAnon") + server.memory_kib("RssShmem")
+}
+
 #[test]
 fn two_hundred_live_chats_fit() {
     let mut server = Server::small();
-    let own = |server: &Server| server.memory_kib("RssAnon") + server.memory_kib("RssShmem");
     smol::block_on(async {
         let mut client = Client::connect(&server).await;
         let mut live = Vec::new();
@@ -535,7 +539,6 @@ const STACK_KIB: usize = 1024;
 #[test]
 fn an_instance_takes_little_beside_its_memory() {
     let mut server = Server::small();
-    let own = |server: &Server| server.memory_kib("RssAnon") + server.memory_kib("RssShmem");
     smol::block_on(async {
         let mut client = Client::connect(&server).await;
         let first = client.launch("echo", &["--messages", "forever"]).await;

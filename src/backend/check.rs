@@ -2,14 +2,15 @@
 //!
 //! Owns: the vocabulary. Never: a check; each backend has its own.
 
+use super::Which;
+
 /// The check whose rate is what memory does at most.
 pub const BANDWIDTH: &str = "bandwidth";
 
 /// A device and what it showed.
 #[derive(Debug)]
 pub struct Report {
-    /// "cuda" or "cpu".
-    pub backend: &'static str,
+    pub backend: Which,
     /// For people: the device in a few words.
     pub device: String,
     pub kernels: Vec<Compiled>,

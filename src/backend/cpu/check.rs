@@ -8,7 +8,7 @@ use super::roof;
 use crate::backend::check::{BANDWIDTH, Check, Found, Report};
 use crate::backend::crew::Crew;
 use crate::backend::exp::exp_fixed;
-use crate::backend::{DrawKey, sample};
+use crate::backend::{DrawKey, Which, sample};
 use crate::model::quant::f16_to_f32;
 
 /// Values whose exponentials are summed up, and the sum: the same on every machine, as the formula is.
@@ -39,7 +39,7 @@ pub fn check(timed: bool) -> Report {
         checks.push(check(BANDWIDTH, bandwidth(threads)));
     }
     Report {
-        backend: "cpu",
+        backend: Which::Cpu,
         device: format!("{threads} {plural}, {path}"),
         kernels: Vec::new(),
         checks,

@@ -27,7 +27,7 @@ mod sampling;
 use super::{Argument, Buffer, Device, Error, Kernel, Stream};
 use super::{error, kernels};
 use crate::backend::check::{BANDWIDTH, Check, Compiled, Found, Launched, Report};
-use crate::backend::{DrawKey, sample};
+use crate::backend::{DrawKey, Which, sample};
 use std::path::Path;
 use std::time::Duration;
 
@@ -64,7 +64,7 @@ pub fn check(libcuda: Option<&Path>, timed: bool) -> Result<Report, Error> {
     let mut checks = Vec::new();
     let broken_off = all(&mut bed, &mut checks).err().map(|error| error.to_string());
     Ok(Report {
-        backend: "cuda",
+        backend: Which::Cuda,
         device: describe(&device),
         kernels: kernels.iter().map(compiled).collect(),
         checks,
@@ -80,7 +80,7 @@ pub fn hello(libcuda: Option<&Path>) -> Result<Report, Error> {
             Err(error) => (Err(error.to_string()), Some(error.to_string())),
         };
         Ok(Report {
-            backend: "cuda",
+            backend: Which::Cuda,
             device: describe(bed.device),
             kernels: bed.kernels.iter().map(compiled).collect(),
             checks: vec![Check { name: "hello".to_owned(), found }],
