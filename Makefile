@@ -41,7 +41,7 @@ test: toolchain inferlets model venv ptxas ## run every test, the Python client'
 .PHONY: test-release
 test-release: release inferlets model ## run the tests of the GPU's path against target/release/tartlet, on the stand-in driver
 	$(call say,tests of the release binary)
-	@TARTLET_BIN="$(abspath $(TARGET))/release/tartlet" TARTLET_MODEL="$(abspath $(MODEL))" $(CARGO) test --locked --test cuda --test gpu_check
+	@TARTLET_BIN="$(abspath $(TARGET))/release/tartlet" TARTLET_MODEL="$(abspath $(MODEL))" $(CARGO) test --locked --test cuda --test gpu_check --test gpu_serve
 
 # The suite has a small one; this takes minutes.
 LAUNCHES  ?= 10000

@@ -196,6 +196,7 @@ pub fn json(report: &Report) -> String {
     let object = json!({
         "backend": report.backend.name(),
         "device": report.device,
+        "overlaps": report.overlaps,
         "kernels": kernels.collect::<Vec<_>>(),
         "checks": checks.collect::<Vec<_>>(),
         "broken_off": report.broken_off,

@@ -31,6 +31,18 @@ fn sentence(output: &Output) -> String {
     ours[0].to_owned()
 }
 
+/// The names of kernels/*.ptx, in order.
+fn kernel_files() -> Vec<String> {
+    let files = std::fs::read_dir(root().join("kernels")).expect("kernels/");
+    let files = files.map(|entry| entry.expect("an entry").path());
+    let mut names: Vec<String> = files
+        .filter(|path| path.extension().is_some_and(|extension| extension == "ptx"))
+        .map(|path| path.file_stem().expect("a name").to_string_lossy().into_owned())
+        .collect();
+    names.sort();
+    names
+}
+
 #[test]
 fn the_selftest_passes_on_the_stand_in_driver() {
     let output = on_stand_in(&[], "");
@@ -47,13 +59,7 @@ fn the_selftest_passes_on_the_stand_in_driver() {
     assert_eq!((&report["passed"], &report["backend"]), (&true.into(), &"cuda".into()));
     let kernels: Vec<&str> =
         report["kernels"].as_array().expect("an array").iter().filter_map(|it| it["name"].as_str()).collect();
-    let files = std::fs::read_dir(root().join("kernels")).expect("kernels/");
-    let files = files.map(|entry| entry.expect("an entry").path());
-    let mut wanted: Vec<String> = files
-        .filter(|path| path.extension().is_some_and(|extension| extension == "ptx"))
-        .map(|path| path.file_stem().expect("a name").to_string_lossy().into_owned())
-        .collect();
-    wanted.sort();
+    let wanted = kernel_files();
     assert_eq!(kernels, wanted, "every kernel is loaded");
     let checks = report["checks"].as_array().expect("an array").iter();
     let rate = |check: &Value, of: &str| check[of].as_f64().is_some_and(|rate| rate > 0.0);
@@ -77,6 +83,20 @@ fn the_selftest_passes_on_the_stand_in_driver() {
     once.sort();
     once.dedup();
     assert_eq!(once.len(), launches.len(), "each launch has a name of its own");
+
+    // Every kernel's module for launches that overlap computes the same bits.
+    let output = on_stand_in(&["--json", "--untimed"], "seed=3 capability=90 version=12030");
+    let other: Value = serde_json::from_slice(&output.stdout).expect("one JSON object");
+    assert_eq!((&other["passed"], &other["overlaps"]), (&true.into(), &true.into()));
+    assert_eq!((&report["passed"], &report["overlaps"]), (&true.into(), &false.into()));
+    let told = |report: &Value| -> Vec<Value> {
+        let checks = report["checks"].as_array().expect("an array").iter();
+        checks.filter_map(|check| check["launches"].as_array()).flatten().cloned().collect()
+    };
+    for (other, report) in told(&other).iter().zip(&told(&report)) {
+        assert!(other == report, "{} comes out otherwise", report["launch"]);
+    }
+    assert_eq!(told(&other).len(), launches.len());
 }
 
 /// Found as a driver is found: by its name on the loader's path.
@@ -206,7 +226,7 @@ fn every_failure_ends_in_its_sentence() {
         // Statuses that no driver has yet, from calls of every kind.
         ("cuDeviceGetCount=9999", "The driver refuses cuDeviceGetCount (status 9999)"),
         ("cuDeviceGetName=-1", "The driver refuses cuDeviceGetName (status -1)"),
-        ("cuModuleLoadDataEx@2=9999", "The driver's compiler does not take the kernel"),
+        ("cuModuleLoadDataEx=9999", "The driver's compiler does not take the kernel"),
         ("cuMemAlloc_v2@3=9999", "The driver refuses cuMemAlloc_v2 (status 9999)"),
         ("cuLaunchKernel@2=2147483647", "The driver refuses cuLaunchKernel (status 2147483647)"),
         ("cuGraphLaunch=2", "no memory left for what cuGraphLaunch needs"),
@@ -235,6 +255,46 @@ fn every_failure_ends_in_its_sentence() {
         assert!(sentence(&output).contains(part), "{told}: {}", sentence(&output));
         assert!(sentence(&output).ends_with('.'), "{told}: {}", sentence(&output));
     }
+}
+
+/// A driver that does not take some kernels is told apart from a device that fails: their rows say why, and so do those of
+/// checks that need one; all else is checked.
+#[test]
+fn a_kernel_that_is_not_taken_fails_alone() {
+    let output = on_stand_in(&["--json", "--untimed"], "jit@gemv_q8_0 jit@attend_128");
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output.stderr));
+    let report: Value = serde_json::from_slice(&output.stdout).expect("one JSON object");
+    assert_eq!((&report["passed"], &report["broken_off"]), (&false.into(), &Value::Null));
+    let kernels = report["kernels"].as_array().expect("an array");
+    assert!(!kernels.iter().any(|it| it["name"] == "gemv_q8_0" || it["name"] == "attend_128"));
+    let checks = report["checks"].as_array().expect("an array").iter();
+    let (passed, failed): (Vec<&Value>, Vec<&Value>) = checks.partition(|check| check["passed"] == true);
+    for check in &failed {
+        let (name, wrong) = (check["name"].as_str().expect("a name"), check["wrong"].as_str().expect("why"));
+        let part = match name {
+            "gemv_q8_0, load" | "attend_128, load" => "does not take the kernel",
+            "attention" | "prefill" => "It needs the kernel attend_128, which was not loaded",
+            // The products and what is compared with them.
+            _ => "It needs the kernel gemv_q8_0, which was not loaded",
+        };
+        assert!(wrong.contains(part), "{name}: {wrong}");
+    }
+    let names = |checks: &[&Value]| checks.iter().map(|it| it["name"].to_string()).collect::<Vec<_>>();
+    assert_eq!(
+        names(&failed),
+        [
+            "\"attend_128, load\"",
+            "\"gemv_q8_0, load\"",
+            "\"gemv_q8_0\"",
+            "\"fused_output_q8_0\"",
+            "\"fused_qkv_q8_0\"",
+            "\"fused_gate_up_q8_0\"",
+            "\"attention\"",
+            "\"prefill\""
+        ]
+    );
+    assert_eq!(kernels.len() + 2, kernel_files().len());
+    assert!(passed.iter().any(|check| check["name"] == "cap_logits"), "{:?}", names(&passed));
 }
 
 /// A launch that is refused while the one before it never ends: nothing that this one uses is given back, where the driver

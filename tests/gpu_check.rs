@@ -274,10 +274,10 @@ fn the_gpu_check_goes_through_all_its_stages() {
         .arg(bundle.folder.path("two"))
         .arg("50000");
     assert!(split.status().expect("python3 runs").success());
-    let bench = |name: &str| {
+    let bench = |name: &str, more: &[&str]| {
+        let figures = [&["roof", "prefill.5", "decode.8", "sequences.1", "sequences.2"], more].concat();
         json!({
-            "name": name, "file": "small.gguf", "values": 100_000,
-            "figures": ["roof", "prefill.5", "decode.8", "sequences.1", "sequences.2"],
+            "name": name, "file": "small.gguf", "values": 100_000, "figures": figures,
             "bars": {
                 "decode.8": [{ "of": "share", "bar": 0.0 }],
                 "sequences.2": [{ "of": "times", "bar": 1000, "unit": "times" }],
@@ -290,11 +290,11 @@ fn the_gpu_check_goes_through_all_its_stages() {
             "models": [
                 { "name": "smallest", "shape": "smollm2-135m", "quant": "q4_0", "figures": [] },
                 { "name": "unknown", "shape": "llama-7b", "quant": "q4_0", "figures": ["roof"] },
-                bench("toy"),
+                bench("toy", &[]),
             ],
             "real": {
                 "prompt": "fox",
-                "bench": bench("real toy"),
+                "bench": bench("real toy", &["tax"]),
                 "chat": { "program": "completion.wasm", "arguments": ["--max-tokens", "3", "The fox"], "answer": "" },
             },
         }),
@@ -387,6 +387,7 @@ fn the_gpu_check_goes_through_all_its_stages() {
             ("golden prompts", " of them clear: top1_clear 1, top1 "),
             ("chat", "' in "),
             ("real toy, decode.8", "% of the copy"),
+            ("real toy, tax.total", "µs"),
             ("llama.cpp", "prompt of 512 1,000.5 tokens/s, decode 90 tokens/s"),
             ("ncu", "3 launches, 3.0 MB of DRAM read and 1.5 MB written, 6 µs of kernels"),
         ] {

@@ -81,7 +81,7 @@ fn sentence(output: &Output) -> String {
 }
 
 /// Of each family, greedily: the best token leads by more than what the backends' arithmetic differs in. The prompt is more than
-/// the first batch holds, so the second is put behind it while it runs.
+/// the first batch holds, so the second is put behind it while it runs. On a device whose launches overlap, too.
 #[test]
 fn a_program_hears_the_same_from_the_gpu_and_the_processor() {
     for decoder in FAMILIES {
@@ -91,10 +91,14 @@ fn a_program_hears_the_same_from_the_gpu_and_the_processor() {
         let want = completion(&on_cpu, "12");
         assert_eq!(want.event, 1, "{want:?}");
         assert!(!want.text.is_empty());
-        let on_gpu = Server::on_stand_in(model, "", &[]);
-        logged(&on_gpu, "cuda, PTX emulator (stand-in driver, no GPU), f16 K/V; ");
-        let got = completion(&on_gpu, "12");
-        assert_eq!((got.event, got.text), (want.event, want.text), "{}", decoder.architecture);
+        for (told, overlap) in [("graphs", false), ("graphs capability=90 version=12030", true)] {
+            let on_gpu = Server::on_stand_in(model.clone(), told, &[]);
+            logged(&on_gpu, "cuda, PTX emulator (stand-in driver, no GPU), f16 K/V; ");
+            let got = completion(&on_gpu, "12");
+            let name = decoder.architecture;
+            assert_eq!((got.event, &got.text), (want.event, &want.text), "{name}, {told}");
+            assert_eq!(on_gpu.log().contains(" +attend_"), overlap, "{name}, {told}: {}", on_gpu.log());
+        }
     }
 }
 

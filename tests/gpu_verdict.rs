@@ -2,15 +2,16 @@
 
 mod support;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use std::process::{Command, Stdio};
 use support::bundle::{Bundle, row};
 use support::finish::{finish, text};
+use support::{Folder, root, tartlet};
 
 /// What a script says that stands for the binary, after a self-test in which nothing is checked.
-fn pretending(bundle: &Bundle, of_synth: &str) -> Command {
+fn pretending(bundle: &Bundle, overlaps: bool, of_synth: &str) -> Command {
     let script = format!(
-        "#!/bin/sh\ncase $1 in\nselftest) echo '{{\"device\": \"none\", \"passed\": true, \"kernels\": [], \"checks\": []}}';;\n\
+        "#!/bin/sh\ncase $1 in\nselftest) echo '{{\"device\": \"none\", \"overlaps\": {overlaps}, \"passed\": true, \"kernels\": [], \"checks\": []}}';;\n\
          bench) cat {};;\nsynth) for out; do :; done; {of_synth};;\nesac\n",
         bundle.one("bench.json").display()
     );
@@ -41,7 +42,7 @@ fn what_nobody_knows_is_open() {
     let share = json!([{ "of": "share", "bar": 0.5 }]);
     // A killed maker leaves what it has begun, and the next one must not find it.
     let script = "[ \"$(ls \"${out%/*}\")\" = '' ] || exit 1; touch \"$out.tartlet-part\"; kill -9 $$";
-    let mut command = pretending(&bundle, script);
+    let mut command = pretending(&bundle, false, script);
     bundle.write(
         "plan.json",
         &json!({ "room_mb": 1_000_000_000, "models": [
@@ -87,6 +88,81 @@ fn what_nobody_knows_is_open() {
     assert_eq!(scratch(&bundle), 0);
 }
 
+/// What `make gpu-check` ships asks for what the binary has, and every bar is of a figure that is asked for.
+#[test]
+fn the_plan_asks_for_what_there_is() {
+    let plan = std::fs::read(root().join("tests/gpu/plan.json")).expect("the plan");
+    let plan: Value = serde_json::from_slice(&plan).expect("JSON");
+    let models = plan["models"].as_array().expect("an array");
+    let names: Vec<&str> = models.iter().filter_map(|model| model["name"].as_str()).collect();
+    assert_eq!(
+        names,
+        ["8B q4_0", "1B bf16", "1B q4_0", "135M q4_1"],
+        "the largest first: it is what a card is lent for"
+    );
+    let folder = Folder::new();
+    let there = folder.path("there.gguf");
+    std::fs::write(&there, "").expect("written");
+    let said = |words: &[&str]| {
+        let mut command = tartlet();
+        command.args(words);
+        text(&finish(command).stderr)
+    };
+    for model in models {
+        let [shape, quant] = ["shape", "quant"].map(|of| model[of].as_str().expect("a name"));
+        let said = said(&["synth", "--shape", shape, "--quant", quant, there.to_str().expect("UTF-8")]);
+        assert!(said.contains("is there"), "{shape} in {quant} is known: {said}");
+    }
+    for model in models.iter().chain([&plan["real"]["bench"]]) {
+        let figures = model["figures"].as_array().expect("an array").iter();
+        let figures: Vec<&str> = figures.map(|figure| figure.as_str().expect("a figure")).collect();
+        let absent = folder.path("absent.gguf");
+        let mut words = vec!["bench", "--model", absent.to_str().expect("UTF-8")];
+        words.extend(figures.iter().flat_map(|figure| ["--only", figure]));
+        let said = said(&words);
+        assert!(said.contains("absent.gguf"), "{figures:?} are known: {said}");
+        for (of, bars) in model["bars"].as_object().into_iter().flatten() {
+            let asked = figures.iter().any(|figure| format!("{of}.").starts_with(&format!("{figure}.")));
+            assert!(asked, "{}: {of} has a bar, and is not measured", model["name"]);
+            for bar in bars.as_array().expect("an array") {
+                let of = bar["of"].as_str().expect("of what");
+                assert!(["median", "share", "times"].contains(&of), "{bar}");
+                let [bar, overlapping, goal] = ["bar", "overlapping", "goal"].map(|it| bar[it].as_f64());
+                let bar = bar.expect("a number");
+                assert!(bar <= overlapping.unwrap_or(bar) && bar <= goal.unwrap_or(bar));
+            }
+        }
+    }
+    let programs = plan["real"]["chat"]["program"].as_str().expect("a program");
+    let makefile = std::fs::read_to_string(root().join("Makefile")).expect("the Makefile");
+    assert!(makefile.contains(&format!("$(addprefix $(GUESTS)/,{programs} ")), "the bundle has {programs}");
+}
+
+/// Where launches overlap the bar is another; a goal that is not reached is told, and no more.
+#[test]
+fn a_bar_is_held_against_the_device() {
+    for (overlaps, state, part) in [
+        (false, "ok", "at least 50 % (goal 80 %) wanted"),
+        (true, "short", "at least 60 % (goal 80 %) wanted: missed"),
+    ] {
+        let bundle = Bundle::new();
+        let measure = json!({ "name": "decode.1", "median": 1.0, "unit": "tokens/s", "share": 0.55 });
+        bundle.write("bench.json", &json!({ "measures": [measure], "notes": [] }));
+        let command = pretending(&bundle, overlaps, "exit 1");
+        let bar = json!({ "of": "share", "bar": 0.5, "overlapping": 0.6, "goal": 0.8 });
+        bundle.write(
+            "plan.json",
+            &json!({ "models": [{
+                "name": "toy", "file": "plan.json", "values": 1, "figures": ["decode.1"], "bars": { "decode.1": [bar] },
+            }] }),
+        );
+        let table = text(&finish(command).stdout);
+        let (got, result) = row(&table, "toy, decode.1");
+        assert!(got == state && result.ends_with(part), "{overlaps}:\n{table}");
+        assert_eq!(bundle.result()["overlaps"], overlaps);
+    }
+}
+
 /// Whoever presses Ctrl-C, hangs up or ends it otherwise gets a sentence and no remains.
 #[test]
 fn an_interrupted_gpu_check_leaves_nothing_behind() {
@@ -97,7 +173,7 @@ fn an_interrupted_gpu_check_leaves_nothing_behind() {
             "sleep 600 & echo $! > {0}.part; mv {0}.part {0}; touch \"$out\"; wait",
             started.display()
         );
-        let mut command = pretending(&bundle, &script);
+        let mut command = pretending(&bundle, false, &script);
         let model = json!({ "name": "long", "shape": "a", "quant": "b", "figures": [] });
         bundle.write("plan.json", &json!({ "room_mb": 1_000_000_000, "models": [model] }));
         let mut killer = Command::new("sh");

@@ -13,6 +13,8 @@ pub struct Report {
     pub backend: Which,
     /// For people: the device in a few words.
     pub device: String,
+    /// Whether a launch can begin before the one before it has ended (a GPU's alone): kernels have another module then.
+    pub overlaps: bool,
     pub kernels: Vec<Compiled>,
     pub checks: Vec<Check>,
     /// Why the checks were broken off: the device did not do its part any more. The last check is the one it was in.

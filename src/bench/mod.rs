@@ -417,7 +417,9 @@ impl Servers<'_> {
             }
             if selection.wants("kill") {
                 tell("how soon a program is gone");
-                report.measures.extend(rig.kill(programs)?);
+                let (measures, slowest) = rig.kill(programs)?;
+                report.measures.extend(measures);
+                report.notes.push(slowest);
             }
             if selection.wants("fair") {
                 tell("a chat beside loops");

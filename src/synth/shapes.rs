@@ -232,3 +232,25 @@ fn fitting(quant: Quant, row: usize) -> Quant {
         _ => Quant::Q8_0,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The operations of a prompt follow from how many values the layers' matrices have.
+    #[test]
+    fn the_plan_of_gpu_check_counts_as_many_values() {
+        let plan: serde_json::Value =
+            serde_json::from_str(include_str!("../../tests/gpu/plan.json")).expect("JSON");
+        let mut counted = 0;
+        for model in plan["models"].as_array().expect("an array") {
+            let pattern = Pattern::named(model["shape"].as_str().expect("a name")).expect("a known shape");
+            let tensors = pattern.tensors(Quant::BF16);
+            let matrices = tensors.iter().filter(|it| it.name.starts_with("blk.") && it.rows > 1);
+            let values: usize = matrices.map(|it| it.rows * it.row).sum();
+            assert_eq!(model["values"], values, "{}", model["name"]);
+            counted += 1;
+        }
+        assert!(counted > 0);
+    }
+}

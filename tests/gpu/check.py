@@ -52,7 +52,7 @@ class Check:
         self.libcuda = ["--libcuda", words.libcuda] if words.libcuda else []
         calls = 1 if words.call else 2
         self.stages = Stages(words.seconds or CALL * calls)
-        self.result = {"call": words.call, "device": None, "bench": {}}
+        self.result = {"call": words.call, "device": None, "overlaps": False, "bench": {}}
         self.torch, self.greeted = None, False
 
     def selftest(self, *more):
@@ -69,8 +69,8 @@ class Check:
 
     def hello(self, limit):
         report = json.loads(output_of(self.selftest("--hello", "--json"), limit))
-        self.result["device"], self.greeted = report["device"], True
-        return f"one kernel ran on {report['device']}"
+        self.result["device"], self.result["overlaps"], self.greeted = report["device"], report["overlaps"], True
+        return f"one kernel ran on {report['device']}, launches {'overlap' if report['overlaps'] else 'do not overlap'}"
 
     def all_checks(self, limit):
         status, output, complaint = run(self.selftest("--json"), limit)
@@ -118,7 +118,7 @@ class Check:
             raise Unknown("the model is not there")
         report = figures.bench(BINARY, path, plan["figures"], HERE / "programs", self.libcuda, limit)
         self.result["bench"][plan["name"]] = report
-        return figures.rows(plan, report, self.torch)
+        return figures.rows(plan, report, self.torch, self.result["overlaps"])
 
     # ---- the second ----
 

@@ -56,8 +56,11 @@ def bench(binary, model, figures, programs, libcuda, limit):
     return json.loads(output_of(command, limit))
 
 
-def rows(plan, report, torch_found):
-    """A row for each figure of a model, held against its bars. What a bar is of and nobody knows leaves the row open."""
+def rows(plan, report, torch_found, overlaps):
+    """A row for each figure of a model, held against its bars. What a bar is of and nobody knows leaves the row open.
+
+    A bar may be another one where launches overlap, and beside it a goal is told: no state follows from that.
+    """
     measures = {measure["name"]: measure for measure in report["measures"]}
     if not measures:
         raise Wrong("nothing was measured")
@@ -80,8 +83,9 @@ def rows(plan, report, torch_found):
                 words.append(f"{100 * got['share']:.1f} % of PyTorch's bf16")
         states = []
         for goal in bars.get(name, []):
-            kind, bar, unit = goal["of"], goal["bar"], goal.get("unit", "")
-            shown = f"{100 * bar:.0f} %" if kind == "share" else f"{bar:g} {unit}".strip()
+            kind, bar, unit = goal["of"], goal.get("overlapping", goal["bar"]) if overlaps else goal["bar"], goal.get("unit", "")
+            shown, aim = (f"{100 * it:.0f} %" if kind == "share" else f"{it:g} {unit}".strip() for it in (bar, goal.get("goal", bar)))
+            shown += f" (goal {aim})" if aim != shown else ""
             if kind not in got:
                 state, said = OPEN, ": that is not known"
             elif got[kind] <= bar if goal.get("most") else got[kind] >= bar:

@@ -1,7 +1,72 @@
-//! `copy_rows`, `copy_page` and `clear_page`: bytes that are moved or cleared, and those beside them that are not.
+//! `copy`, `copy_rows`, `copy_page` and `clear_page`: bytes that are moved or cleared, and those beside them that are not.
 
 use crate::harness::{Caught, Fault, Seeded, Wrong, each_is_caught, launch, module, passes, same, to_bytes};
 use ptx_emulator::{Kind, Launch, Memory, Module, Parameters};
+
+/// `count` vectors of 16 bytes by `ctas` CTAs, with one more behind them that stays.
+fn copy(module: &Module, count: usize, ctas: u32, seed: u64) -> Result<(), Wrong> {
+    let seeded = &mut Seeded::new(seed);
+    let [from, mut want] = [(); 2].map(|()| (0..2 * count + 2).map(|_| seeded.bits()).collect::<Vec<u64>>());
+    let mut memory = Memory::new();
+    let source = memory.upload("from", &to_bytes(&from[..2 * count]));
+    memory.protect(source, true);
+    let target = memory.upload("to", &to_bytes(&want));
+    let parameters = Parameters::new().u64(target).u64(source).u32(count as u32);
+    let shape = Launch { grid: [ctas, 1, 1], block: [256, 1, 1], shared: 0, parameters: parameters.bytes() };
+    launch(module, &mut memory, &shape, seed)?;
+    want[..2 * count].copy_from_slice(&from[..2 * count]);
+    same("to", &memory.read(target, want.len() * 8)?, &to_bytes(&want))
+}
+
+/// Nothing, one, a ragged step of each of the four parts, several steps of several CTAs.
+fn vector_cases(module: &Module) -> Result<(), Wrong> {
+    let cases = [(0, 1), (1, 2), (255, 1), (513, 1), (1023, 1), (1024, 3), (5000, 2)];
+    cases.into_iter().enumerate().try_for_each(|(seed, (count, ctas))| copy(module, count, ctas, seed as u64))
+}
+
+#[test]
+fn vectors_are_copied() {
+    passes("copy", vector_cases(&module("copy.ptx")));
+}
+
+#[test]
+fn faults_in_copies_of_vectors_are_caught() {
+    let fault = |name, find, replace, caught| Fault { name, file: "copy.ptx", find, replace, caught };
+    let faults = [
+        fault(
+            "a vector more is copied",
+            "setp.ge.u32     %done, %at0, %count;",
+            "setp.gt.u32     %done, %at0, %count;",
+            Caught::By(Kind::OutOfBounds),
+        ),
+        fault(
+            "the last step counts as whole",
+            "setp.lt.u32     %has3, %at3, %count;",
+            "setp.ne.u32     %has3, %at3, %count;",
+            Caught::By(Kind::OutOfBounds),
+        ),
+        fault(
+            "all CTAs begin at the first step",
+            "shl.b32         %at0, %cta, 10;",
+            "mov.u32         %at0, 0;",
+            Caught::By(Kind::GlobalRace),
+        ),
+        fault("the second step is the last", "    bra             STEP;\n", "", Caught::WrongResult),
+        fault(
+            "steps are those of one CTA",
+            "shl.b32         %step, %ctas, 10;",
+            "mov.u32         %step, 1024;",
+            Caught::By(Kind::GlobalRace),
+        ),
+        fault(
+            "the third part is stored in the second's place",
+            "@%has2 st.global.v4.b32 [%target2]",
+            "@%has2 st.global.v4.b32 [%target1]",
+            Caught::WrongResult,
+        ),
+    ];
+    each_is_caught("copy.ptx", &faults, vector_cases);
+}
 
 /// Rows of `dim` values: `count` of them copied, each from and to where the arrays say, or to and from its own number.
 fn copy_rows(

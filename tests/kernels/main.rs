@@ -37,3 +37,26 @@ fn every_kernel_is_embedded() {
         assert!(kernel.text.ends_with(&text), "{file} is another in the binary");
     }
 }
+
+/// The faults are put in one by one by the tests that own them; this counts what they wrote down.
+#[test]
+fn faults_are_written_down_by_the_hundred() {
+    let mut folders = vec![std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/kernels")];
+    let mut faults = 0;
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).expect("a folder of ours") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            let text = std::fs::read_to_string(&path).expect("a source of ours");
+            let lines = text.lines().map(str::trim_start);
+            // What begins one, in the three ways to write it.
+            let begins = |line: &str| ["fault!(", "fault(", "Fault {"].iter().any(|it| line.starts_with(it));
+            faults += lines.filter(|line| begins(line)).count();
+        }
+    }
+    println!("{faults} faults");
+    assert!(faults >= 300, "{faults}");
+}

@@ -41,6 +41,7 @@ pub fn check(timed: bool) -> Report {
     Report {
         backend: Which::Cpu,
         device: format!("{threads} {plural}, {path}"),
+        overlaps: false,
         kernels: Vec::new(),
         checks,
         broken_off: None,

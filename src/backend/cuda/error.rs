@@ -87,6 +87,10 @@ pub enum Error {
         kernel: String,
         why: String,
     },
+    /// A check cannot be made: the driver did not take this kernel of it.
+    Unloaded {
+        kernel: String,
+    },
     /// A call was refused that should not have been.
     Refused {
         call: &'static str,
@@ -215,6 +219,9 @@ impl fmt::Display for Error {
             Error::Launch { kernel, why } => {
                 write!(f, "The kernel {kernel} cannot be launched so: {why}. This is a mistake of ours; please report it.")
             }
+            Error::Unloaded { kernel } => {
+                write!(f, "It needs the kernel {kernel}, which was not loaded: its own row says why.")
+            }
             Error::Refused { call, code } => {
                 write!(f, "The driver refuses {call} ({}). This is a mistake of ours; please report it.", name(*code))
             }
@@ -277,6 +284,7 @@ mod tests {
             Error::OutOfMemory { call: "cuGraphLaunch", wanted: 0, free: 0 },
             Error::Kernel { module: text(), code: 218, log: text() },
             Error::Launch { kernel: text(), why: text() },
+            Error::Unloaded { kernel: text() },
             Error::Refused { call: "cuInit", code: 1 },
             Error::Lost { call: "cuInit", code: 700 },
             Error::Hung { after: Duration::from_millis(1500) },

@@ -5,7 +5,7 @@
 use crate::script::Script;
 use crate::status::*;
 use crate::stream::{Event, Graph, Stream, Work};
-use ptx_emulator::{Memory, Module};
+use ptx_emulator::{Kernel, Memory, Module};
 use std::alloc::Layout;
 use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap};
@@ -229,9 +229,6 @@ impl Driver {
     /// The error's text is what the compiler's log says.
     pub fn load(&mut self, text: &str) -> Result<u64, (Status, String)> {
         self.unsafe_in_capture().map_err(|status| (status, String::new()))?;
-        if self.script.jit {
-            return Err((INVALID_PTX, "application ptx input, line 1; error   : refused as told".to_owned()));
-        }
         let word = |name: &str| {
             let line = text.lines().find_map(|line| line.trim_start().strip_prefix(name));
             line.and_then(|rest| rest.split_whitespace().next())
@@ -254,6 +251,9 @@ impl Driver {
             return Err((INVALID_PTX, log));
         }
         let module = Module::parse(text).map_err(|error| (INVALID_PTX, error.to_string()))?;
+        if !self.script.takes(module.kernels().map(Kernel::name)) {
+            return Err((INVALID_PTX, "application ptx input, line 1; error   : refused as told".to_owned()));
+        }
         let budget = text.lines().find_map(|line| line.trim().strip_prefix("// registers:"));
         let registers = budget.or_else(|| word(".maxnreg")).and_then(|number| number.trim().parse().ok());
         let handle = self.handle();

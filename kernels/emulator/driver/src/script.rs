@@ -11,6 +11,7 @@
 //! | `no-device` | sees no device |
 //! | `graphs` | says of each graph, as it is made, which kernels it launches: `graph: one +two three`; `+`: it may begin before the one before it has ended |
 //! | `jit` | takes no PTX |
+//! | `jit@KERNEL` | takes no PTX with an entry of this name |
 //! | `lost@N` | is lost in the N-th launch |
 //! | `hung@N` | never ends the N-th launch, nor the process that leaves by the usual exit then |
 //! | `hung@KERNEL` | the same for the first launch of the kernel of this name |
@@ -40,7 +41,9 @@ pub struct Script {
     pub seed: u64,
     pub no_device: bool,
     pub graphs: bool,
-    pub jit: bool,
+    jit: bool,
+    /// Kernels whose PTX is not taken.
+    jit_of: Vec<String>,
     pub lost: Option<u64>,
     pub hung: Option<Doomed>,
     /// Kernel, status.
@@ -69,6 +72,7 @@ impl Script {
             no_device: false,
             graphs: false,
             jit: false,
+            jit_of: Vec::new(),
             lost: None,
             hung: None,
             refused: None,
@@ -88,6 +92,10 @@ impl Script {
         match (name, at, value) {
             ("hung", Some(kernel), None) if names_a_kernel(kernel) => {
                 self.hung = Some(Doomed::Of(kernel.to_owned()));
+                return Some(());
+            }
+            ("jit", Some(kernel), None) if names_a_kernel(kernel) => {
+                self.jit_of.push(kernel.to_owned());
                 return Some(());
             }
             ("refused", Some(kernel), Some(code)) if names_a_kernel(kernel) => {
@@ -125,6 +133,11 @@ impl Script {
         let told =
             self.answers.iter().find(|(name, number, _)| name == call && number.is_none_or(|n| n == *count));
         told.map(|(_, _, code)| *code)
+    }
+
+    /// Whether a module with these entries is taken.
+    pub fn takes<'a>(&self, mut entries: impl Iterator<Item = &'a str>) -> bool {
+        !self.jit && entries.all(|entry| !self.jit_of.iter().any(|name| name == entry))
     }
 
     /// The status that a launch of this kernel is to be answered with, if any.

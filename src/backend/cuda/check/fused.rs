@@ -6,7 +6,7 @@ use super::norms::{BLOCK, EPSILON, floats};
 use super::products::{APART, PRODUCTS, Product, blocks, is_float};
 use super::{Argument, Bed, Buffer, Checked, Error, Found, Launched, Seeded, same};
 use crate::backend::cuda::module::number;
-use crate::backend::cuda::repack::{Layout, PAIR, TILE};
+use crate::backend::cuda::repack::{PAIR, TILE};
 use crate::model::quant::Quant;
 
 #[derive(Clone, Copy)]
@@ -71,13 +71,7 @@ impl On {
         file: &[u8],
         seeded: &mut Seeded,
     ) -> Result<On, Error> {
-        let layout = Layout::new(quant, n, columns).ok_or_else(|| Error::Launch {
-            kernel: quant.to_string(),
-            why: format!("no layout for {columns} columns"),
-        })?;
-        let (mut weights, mut scales) = (vec![0; layout.quant_bytes()], vec![0; layout.scale_bytes()]);
-        layout.pack(file, &mut weights, &mut scales);
-        scales.resize(scales.len().max(1), 0); // a buffer has a byte
+        let [weights, scales] = bed.packed(quant, n, columns, file)?;
         let mut numbers = |count: usize| floats(&(0..count).map(|_| seeded.unit()).collect::<Vec<f32>>());
         let (x, gain, turns) = (numbers(tokens * columns), numbers(columns), numbers(tokens * HEAD_DIM));
         let padded = tokens * columns.next_multiple_of(PAIR);
@@ -87,8 +81,8 @@ impl On {
             columns,
             tokens,
             given,
-            weights: bed.with(&weights)?,
-            scales: bed.with(&scales)?,
+            weights,
+            scales,
             x: bed.with(&x)?,
             gain: bed.with(&gain)?,
             ready: [
@@ -313,8 +307,8 @@ pub(super) fn rate(bed: &mut Bed, fused: &Fused) -> Checked {
     let (what, n) = (fused.what, heads * HEAD_DIM);
     let what = if matches!(what, What::Qkv(..)) { What::Qkv(heads - 2, 1) } else { what };
     let seeded = &mut Seeded::new(0);
-    let row = blocks(fused.quant, 1, TIMED_COLUMNS, seeded);
-    let on = On::new(bed, fused.quant, [n, TIMED_COLUMNS, 1], false, &row.repeat(n), seeded)?;
+    let tile = blocks(fused.quant, TILE, TIMED_COLUMNS, seeded);
+    let on = On::new(bed, fused.quant, [n, TIMED_COLUMNS, 1], false, &tile, seeded)?;
     let made = fused.made(bed, what, n, 1)?;
     // SAFETY: made for this size; it lives until the last wait.
     let took = bed.time(|| unsafe { fused.later(bed, &on, &made, what, n) })?;

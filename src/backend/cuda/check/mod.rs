@@ -24,10 +24,13 @@ mod products;
 mod rows;
 mod sampling;
 
+use super::error;
+use super::kernels::{self, Source};
+use super::repack::{Layout, TILE};
 use super::{Argument, Buffer, Device, Error, Kernel, Stream};
-use super::{error, kernels};
 use crate::backend::check::{BANDWIDTH, Check, Compiled, Found, Launched, Report};
 use crate::backend::{DrawKey, Which, sample};
+use crate::model::Quant;
 use std::path::Path;
 use std::time::Duration;
 
@@ -56,20 +59,41 @@ type Rate = (&'static str, fn(&mut Bed) -> Checked);
 /// error: the device cannot be used at all.
 pub fn check(libcuda: Option<&Path>, timed: bool) -> Result<Report, Error> {
     let device = Device::open(libcuda)?;
-    let sources = kernels::all()?;
-    let kernels = sources.iter().map(|source| device.kernel(&source.name, &source.module(&device)));
-    let kernels = kernels.collect::<Result<Vec<_>, _>>()?;
+    let (kernels, mut checks) = load(&device, &kernels::all()?)?;
     let deadline = if timed { DEADLINE } else { DEADLINE_UNTIMED };
     let mut bed = Bed { stream: device.stream(deadline)?, device: &device, kernels: &kernels, timed };
-    let mut checks = Vec::new();
     let broken_off = all(&mut bed, &mut checks).err().map(|error| error.to_string());
     Ok(Report {
         backend: Which::Cuda,
         device: describe(&device),
+        overlaps: device.overlaps(),
         kernels: kernels.iter().map(compiled).collect(),
         checks,
         broken_off,
     })
+}
+
+/// The kernels that the driver takes, and a failed check for each that it does not: what is wrong with one says nothing of
+/// the others. The error: it takes none, or cannot be asked.
+fn load(device: &Device, sources: &[Source]) -> Result<(Vec<Kernel>, Vec<Check>), Error> {
+    let (mut kernels, mut failed) = (Vec::new(), Vec::new());
+    for source in sources {
+        match device.kernel(&source.name, &source.module(device)) {
+            Ok(kernel) => kernels.push(kernel),
+            Err(error @ (Error::Kernel { .. } | Error::Launch { .. })) => failed.push((&source.name, error)),
+            Err(error) => return Err(error),
+        }
+    }
+    if kernels.is_empty()
+        && let Some((_, error)) = failed.pop()
+    {
+        return Err(error);
+    }
+    let row = |(name, error): (&String, Error)| Check {
+        name: format!("{name}, load"),
+        found: Err(error.to_string()),
+    };
+    Ok((kernels, failed.into_iter().map(row).collect()))
 }
 
 /// The least that a device can be asked for: it is opened, takes one kernel, and this copies what it should.
@@ -82,6 +106,7 @@ pub fn hello(libcuda: Option<&Path>) -> Result<Report, Error> {
         Ok(Report {
             backend: Which::Cuda,
             device: describe(bed.device),
+            overlaps: bed.device.overlaps(),
             kernels: bed.kernels.iter().map(compiled).collect(),
             checks: vec![Check { name: "hello".to_owned(), found }],
             broken_off,
@@ -110,6 +135,8 @@ fn all(bed: &mut Bed, checks: &mut Vec<Check>) -> Result<(), Error> {
     let mut add = |name: &str, checked: Checked| {
         let (found, error) = match checked {
             Ok(found) => (found, None),
+            // Told where it was loaded; the device is as good as before.
+            Err(error @ Error::Unloaded { .. }) => (Err(error.to_string()), None),
             Err(error) => (Err(error.to_string()), Some(error)),
         };
         checks.push(Check { name: name.to_owned(), found });
@@ -181,12 +208,15 @@ struct Bed<'a> {
 }
 
 impl<'a> Bed<'a> {
+    /// One that was loaded. The error comes when the stream is at its end: whoever leaves by it gives back buffers.
     fn kernel(&self, name: &str) -> Result<&'a Kernel, Error> {
-        let found = self.kernels.iter().find(|kernel| kernel.name() == name);
-        found.ok_or_else(|| Error::Launch {
-            kernel: name.to_owned(),
-            why: "there is no such kernel".to_owned(),
-        })
+        match self.kernels.iter().find(|kernel| kernel.name() == name) {
+            Some(kernel) => Ok(kernel),
+            None => {
+                self.stream.wait()?;
+                Err(Error::Unloaded { kernel: name.to_owned() })
+            }
+        }
     }
 
     /// A buffer with these bytes.
@@ -194,6 +224,30 @@ impl<'a> Bed<'a> {
         let buffer = self.device.buffer(bytes.len())?;
         self.stream.upload(bytes, &buffer, 0)?;
         Ok(buffer)
+    }
+
+    /// The quants and the scales of a matrix of `rows` rows, which in the file's order are those of `file`, over and over: whole
+    /// tiles of them, if not all. Half a gigabyte is packed in no time so.
+    fn packed(
+        &mut self,
+        quant: Quant,
+        rows: usize,
+        columns: usize,
+        file: &[u8],
+    ) -> Result<[Buffer; 2], Error> {
+        let wrong = |why| Error::Launch { kernel: quant.to_string(), why };
+        let given = file.len() / quant.row_bytes(columns);
+        if given != rows && !(given.is_multiple_of(TILE) && rows.is_multiple_of(given)) {
+            return Err(wrong(format!("{rows} rows are not {given} over and over")));
+        }
+        let layout = Layout::new(quant, given, columns);
+        let layout = layout.ok_or_else(|| wrong(format!("no layout for {columns} columns")))?;
+        let (mut quants, mut scales) = (vec![0; layout.quant_bytes()], vec![0; layout.scale_bytes()]);
+        layout.pack(file, &mut quants, &mut scales);
+        let scales = scales.repeat(rows / given);
+        // Floats have no scales, but a buffer has a byte.
+        let scales = if scales.is_empty() { &[0][..] } else { &scales };
+        Ok([self.with(&quants.repeat(rows / given))?, self.with(scales)?])
     }
 
     /// A buffer whose bytes are all [`BEFORE`].

@@ -6,7 +6,7 @@
 use super::norms::{BLOCK, Row, floats, norm_row};
 use super::{Bed, Checked, Found, Launched, Seeded, same};
 use crate::backend::cuda::module::number;
-use crate::backend::cuda::repack::{Layout, PAIR, TILE};
+use crate::backend::cuda::repack::{PAIR, TILE};
 use crate::backend::cuda::{Argument, Buffer, Error, Kernel};
 use crate::model::quant::{Quant, f16_to_f32, group_scales};
 
@@ -168,23 +168,16 @@ impl On {
         vectors: &[Row],
         y: &[f32],
     ) -> Result<On, Error> {
-        let layout = Layout::new(quant, size.rows, size.columns).ok_or_else(|| Error::Launch {
-            kernel: quant.to_string(),
-            why: format!("no layout for {} columns", size.columns),
-        })?;
-        let (mut weights, mut scales) = (vec![0; layout.quant_bytes()], vec![0; layout.scale_bytes()]);
-        layout.pack(file, &mut weights, &mut scales);
+        let [weights, scales] = bed.packed(quant, size.rows, size.columns, file)?;
         let all = |part: fn(&Row) -> &[u8]| vectors.iter().flat_map(part).copied().collect::<Vec<u8>>();
         let x = match quant {
             Quant::BF16 => all(|row| &row.halves),
             Quant::F16 => all(|row| &row.halves).as_chunks().0.iter().flat_map(|x| to_f16(*x)).collect(),
             _ => all(|row| &row.quants),
         };
-        // Floats have no scales, but a buffer has a byte.
-        scales.resize(scales.len().max(1), 0);
         Ok(On {
-            weights: bed.with(&weights)?,
-            scales: bed.with(&scales)?,
+            weights,
+            scales,
             x: bed.with(&x)?,
             xs: bed.with(&all(|row| &row.scales))?,
             y: bed.with(&floats(y))?,
@@ -385,8 +378,8 @@ pub(super) fn rate(bed: &mut Bed, product: &Product, tokens: usize) -> Checked {
     let rows = (bed.rate_bytes() / if shared { 8 } else { 1 } / row_bytes).next_multiple_of(TILE);
     let size = size(rows, TIMED_COLUMNS, tokens, false);
     let vectors: Vec<Row> = (0..tokens).map(|_| norm_row(&[0.5; TIMED_COLUMNS], None)).collect();
-    let row = blocks(product.quant, 1, TIMED_COLUMNS, &mut Seeded::new(0));
-    let on = On::new(bed, product.quant, &row.repeat(rows), size, &vectors, &vec![0.0; rows * tokens])?;
+    let tile = blocks(product.quant, TILE, TIMED_COLUMNS, &mut Seeded::new(0));
+    let on = On::new(bed, product.quant, &tile, size, &vectors, &vec![0.0; rows * tokens])?;
     // SAFETY: made for this size; it lives until the last wait.
     let took = bed.time(|| unsafe { product.later(bed, kernel, &on, size) })?.as_secs_f64();
     let bytes = [&on.weights, &on.scales, &on.x, &on.xs, &on.y].map(Buffer::size).iter().sum::<usize>();
