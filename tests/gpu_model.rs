@@ -51,6 +51,8 @@ struct Both {
     twins: Twins,
     tally: Tally,
     name: &'static str,
+    /// Of each page the slots that have been written since the start, the first ones.
+    written: Vec<u32>,
 }
 
 struct Twins {
@@ -101,7 +103,14 @@ impl Both {
             Cuda::load(&model, &options).unwrap_or_else(|error| panic!("{}: {error}", decoder.architecture));
         let twin = |side| Twin::new(side, &model, cuda.info());
         let twins = Twins { cpu: twin(Side::Processor), cuda: twin(Side::Gpu) };
-        Both { cpu, cuda, twins, tally: Tally::default(), name: decoder.architecture }
+        Both {
+            cpu,
+            cuda,
+            twins,
+            tally: Tally::default(),
+            name: decoder.architecture,
+            written: vec![0; PAGES as usize],
+        }
     }
 
     /// Runs a batch on all: each backend makes what its twin makes, every token and every probability.
@@ -109,8 +118,33 @@ impl Both {
         self.run_all(std::slice::from_ref(batch))
     }
 
-    /// Some batches, all under way on the GPU together; what the last one makes.
+    /// Some batches, all under way on the GPU together; what the last one makes. What they do not write stays as it is.
     fn run_all(&mut self, batches: &[Batch]) -> Vec<Vec<Produced>> {
+        // Of each page, how many of its slots have been written, and stay.
+        let mut kept = self.written.clone();
+        for (page, slot) in batches.iter().flat_map(slots) {
+            kept[page] = kept[page].min(slot);
+            self.written[page] = self.written[page].max(slot + 1);
+        }
+        let before = self.checksums(&kept);
+        let last = self.made(batches);
+        for (page, (before, after)) in before.iter().zip(self.checksums(&kept)).enumerate() {
+            let (name, slots) = (self.name, kept[page]);
+            assert_eq!(*before, after, "{name}: the first {slots} slots of page {page} have changed");
+        }
+        last
+    }
+
+    /// Of each page what its first slots hold, on the processor and on the GPU.
+    fn checksums(&mut self, slots: &[u32]) -> Vec<[blake3::Hash; 2]> {
+        let of = |(page, &slots): (u32, &u32)| {
+            let on_gpu = self.cuda.page_checksum(PageId(page), slots);
+            [self.cpu.page_checksum(PageId(page), slots), on_gpu.unwrap_or_else(|fault| panic!("{fault}"))]
+        };
+        (0..).zip(slots).map(of).collect()
+    }
+
+    fn made(&mut self, batches: &[Batch]) -> Vec<Vec<Produced>> {
         for batch in batches {
             self.cuda.submit(batch).unwrap_or_else(|fault| panic!("{fault}"));
         }
@@ -176,6 +210,15 @@ impl Tally {
             _ => {}
         }
     }
+}
+
+/// The slots that a batch writes: page, slot in it.
+fn slots(batch: &Batch) -> impl Iterator<Item = (usize, u32)> {
+    batch.sequences.iter().flat_map(|sequence| {
+        let first = sequence.len as usize - sequence.inputs.len();
+        let place = |slot: usize| (sequence.pages[slot / PAGE].0 as usize, (slot % PAGE) as u32);
+        (first..sequence.len as usize).map(place)
+    })
 }
 
 /// A sequence of new rows at its end.

@@ -261,6 +261,24 @@ impl Cuda {
     }
 }
 
+#[cfg(any(test, feature = "toys"))]
+impl Cuda {
+    /// A checksum of what the first slots of a page hold: for tests that nobody else's work changes it.
+    pub fn page_checksum(&mut self, page: PageId, slots: u32) -> Result<blake3::Hash, Fault> {
+        let OnDevice { stream, pool, pages, heads, model, .. } = &mut self.device;
+        let mut sum = blake3::Hasher::new();
+        let mut bytes = vec![0; slots as usize * heads.head_dim * 2];
+        let of_head = plane_bytes(&model.shape) / heads.kv_heads;
+        for page in (0..planes(&model.shape)).map(|plane| plane * *pages + page.0 as usize) {
+            for head in 0..heads.kv_heads {
+                stream.download(pool, (page * heads.kv_heads + head) * of_head, &mut bytes)?;
+                sum.update(&bytes);
+            }
+        }
+        Ok(sum.finalize())
+    }
+}
+
 impl OnDevice {
     fn planes(&self) -> Planes {
         let shape = &self.model.shape;
