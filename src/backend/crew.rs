@@ -10,6 +10,7 @@
 //! ```
 //! A crew without a call costs nothing: no thread of it spins, and its own threads sleep on a condition variable.
 
+use super::cores::Cores;
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -28,7 +29,8 @@ const ARRIVED: u64 = u32::MAX as u64;
 
 type Work = dyn Fn(usize) + Sync;
 
-/// Threads that compute one closure together. See the module's picture.
+/// Threads that compute one closure together, each on a core of its own if they are as many (`cores.rs`). See the module's
+/// picture.
 pub struct Crew {
     shared: Arc<Shared>,
     /// Threads of its own, for a crew made by [`Crew::threads`]; ended when the crew is dropped.
@@ -50,6 +52,7 @@ struct Shared {
     /// The first panic of the open call.
     panic: Mutex<Option<Box<dyn Any + Send>>>,
     meeting: Meeting,
+    cores: Cores,
 }
 
 #[derive(Clone)]
@@ -197,6 +200,7 @@ impl Shared {
                 bed: Mutex::new(()),
                 alarm: Condvar::new(),
             },
+            cores: Cores::each(size),
         }
     }
 
@@ -236,6 +240,7 @@ impl Shared {
         if self.taken[rank].compare_exchange(before, call, Ordering::AcqRel, Ordering::Relaxed).is_err() {
             return;
         }
+        self.cores.settle(rank);
         let job = lock(&self.job).clone().expect("an open call has its job");
         if let Err(payload) = catch_unwind(AssertUnwindSafe(|| (job.work)(rank))) {
             lock(&self.panic).get_or_insert(payload);

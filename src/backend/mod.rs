@@ -9,6 +9,7 @@ use std::fmt;
 
 pub mod check;
 pub mod choice;
+pub mod cores;
 pub mod cpu;
 pub mod crew;
 pub mod cuda;
