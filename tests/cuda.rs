@@ -84,7 +84,7 @@ fn the_selftest_passes_on_the_stand_in_driver() {
     once.dedup();
     assert_eq!(once.len(), launches.len(), "each launch has a name of its own");
 
-    // Every kernel's module for launches that overlap computes the same bits.
+    // The modules that a device is given whose launches overlap compute the same bits.
     let output = on_stand_in(&["--json", "--untimed"], "seed=3 capability=90 version=12030");
     let other: Value = serde_json::from_slice(&output.stdout).expect("one JSON object");
     assert_eq!((&other["passed"], &other["overlaps"]), (&true.into(), &true.into()));
@@ -242,6 +242,8 @@ fn every_failure_ends_in_its_sentence() {
         ("cuEventQuery@20=721", "The GPU is lost, as cuEventQuery found (status 721)"),
         ("cuGraphInstantiateWithFlags=302", "The driver has no function cuGraphInstantiateWithFlags"),
         ("cuLaunchKernel@2=701", "The driver refuses cuLaunchKernel (LAUNCH_OUT_OF_RESOURCES, status 701)"),
+        // Launches that overlap are what such a device is given.
+        ("capability=90 version=12030 cuLaunchKernelEx=9999", "The driver refuses cuLaunchKernelEx"),
         ("cuStreamEndCapture=901", "The driver refuses cuStreamEndCapture"),
     ] {
         let output = on_stand_in(&[], told);
@@ -295,6 +297,17 @@ fn a_kernel_that_is_not_taken_fails_alone() {
     );
     assert_eq!(kernels.len() + 2, kernel_files().len());
     assert!(passed.iter().any(|check| check["name"] == "cap_logits"), "{:?}", names(&passed));
+
+    // A driver that looks at it only when it is asked for says so there; a function that it lacks is lacking for all.
+    let output = on_stand_in(&["--untimed"], "cuModuleGetFunction@2=9999");
+    let table = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(1), "{table}{}", text(&output.stderr));
+    assert!(table.contains(", load ") && table.contains("cuModuleGetFunction refuses it"), "{table}");
+
+    // What was launched before a kernel was missed is waited for: its buffers are in use. Here it never ends.
+    let output = on_stand_in(&[], "hung@sample_best jit@sample_weigh");
+    assert_eq!(output.status.code(), Some(70), "{}", text(&output.stdout));
+    assert!(sentence(&output).contains("did not end a step within"), "{}", sentence(&output));
 }
 
 /// A launch that is refused while the one before it never ends: nothing that this one uses is given back, where the driver

@@ -73,6 +73,8 @@ struct Tally {
     apart: f32,
     /// How far the best token leads at least, in the same measure.
     lead: Option<f32>,
+    /// Slots that batches found written and left as they were.
+    kept: u64,
 }
 
 impl Both {
@@ -118,7 +120,8 @@ impl Both {
         self.run_all(std::slice::from_ref(batch))
     }
 
-    /// Some batches, all under way on the GPU together; what the last one makes. What they do not write stays as it is.
+    /// Some batches, all under way on the GPU together; what the last one makes. What was written before the slots that they
+    /// write stays as it is.
     fn run_all(&mut self, batches: &[Batch]) -> Vec<Vec<Produced>> {
         // Of each page, how many of its slots have been written, and stay.
         let mut kept = self.written.clone();
@@ -126,6 +129,7 @@ impl Both {
             kept[page] = kept[page].min(slot);
             self.written[page] = self.written[page].max(slot + 1);
         }
+        self.tally.kept += kept.iter().map(|slots| u64::from(*slots)).sum::<u64>();
         let before = self.checksums(&kept);
         let last = self.made(batches);
         for (page, (before, after)) in before.iter().zip(self.checksums(&kept)).enumerate() {
@@ -403,7 +407,12 @@ fn the_gpu_gives_what_the_processor_gives() {
         if decoder.architecture == "llama" {
             a_long_sequence(&mut both, &mut random);
         }
-        let Tally { greedy, greedy_apart, drawn, drawn_apart, apart, .. } = both.tally;
+        let Tally { greedy, greedy_apart, drawn, drawn_apart, apart, kept, .. } = both.tally;
+        assert!(
+            kept > 1000,
+            "{}: {kept} slots were looked at that others have written",
+            decoder.architecture
+        );
         println!(
             "{}: {greedy_apart} of {greedy} greedy tokens and {drawn_apart} of {drawn} drawn ones are other ones on the GPU; \
              logits are {apart} apart at most",

@@ -113,6 +113,7 @@ fn the_plan_asks_for_what_there_is() {
         let said = said(&["synth", "--shape", shape, "--quant", quant, there.to_str().expect("UTF-8")]);
         assert!(said.contains("is there"), "{shape} in {quant} is known: {said}");
     }
+    let (mut overlapping, mut held) = (0, 0);
     for model in models.iter().chain([&plan["real"]["bench"]]) {
         let figures = model["figures"].as_array().expect("an array").iter();
         let figures: Vec<&str> = figures.map(|figure| figure.as_str().expect("a figure")).collect();
@@ -124,15 +125,33 @@ fn the_plan_asks_for_what_there_is() {
         for (of, bars) in model["bars"].as_object().into_iter().flatten() {
             let asked = figures.iter().any(|figure| format!("{of}.").starts_with(&format!("{figure}.")));
             assert!(asked, "{}: {of} has a bar, and is not measured", model["name"]);
+            held += 1;
             for bar in bars.as_array().expect("an array") {
-                let of = bar["of"].as_str().expect("of what");
-                assert!(["median", "share", "times"].contains(&of), "{bar}");
-                let [bar, overlapping, goal] = ["bar", "overlapping", "goal"].map(|it| bar[it].as_f64());
-                let bar = bar.expect("a number");
-                assert!(bar <= overlapping.unwrap_or(bar) && bar <= goal.unwrap_or(bar));
+                let words = ["of", "bar", "unit", "most", "overlapping", "goal"];
+                assert!(bar.as_object().expect("a bar").keys().all(|key| words.contains(&&**key)), "{bar}");
+                let kind = bar["of"].as_str().expect("of what");
+                let known = match of.split('.').next() {
+                    Some("sequences") => ["median", "times"],
+                    _ => ["median", "share"],
+                };
+                assert!(known.contains(&kind), "{of}: {bar}");
+                overlapping += usize::from(bar["overlapping"].is_number());
+                // From the easiest to the hardest.
+                let steps = ["bar", "overlapping", "goal"].into_iter().filter_map(|it| bar[it].as_f64());
+                let steps: Vec<f64> = steps.collect();
+                assert!(bar["bar"].is_number(), "{bar}");
+                assert!(
+                    if bar["most"] == true { steps.is_sorted_by(|a, b| a >= b) } else { steps.is_sorted() },
+                    "{bar}"
+                );
             }
         }
     }
+    assert_eq!(
+        (held, overlapping),
+        (9, 1),
+        "figures with bars, and bars that are higher where launches overlap"
+    );
     let programs = plan["real"]["chat"]["program"].as_str().expect("a program");
     let makefile = std::fs::read_to_string(root().join("Makefile")).expect("the Makefile");
     assert!(makefile.contains(&format!("$(addprefix $(GUESTS)/,{programs} ")), "the bundle has {programs}");

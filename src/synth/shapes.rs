@@ -243,8 +243,11 @@ mod tests {
         let plan: serde_json::Value =
             serde_json::from_str(include_str!("../../tests/gpu/plan.json")).expect("JSON");
         let mut counted = 0;
-        for model in plan["models"].as_array().expect("an array") {
-            let pattern = Pattern::named(model["shape"].as_str().expect("a name")).expect("a known shape");
+        let real = (&plan["real"]["bench"], "smollm2-135m");
+        let models = plan["models"].as_array().expect("an array");
+        let models = models.iter().map(|model| (model, model["shape"].as_str().expect("a name")));
+        for (model, shape) in models.chain([real]) {
+            let pattern = Pattern::named(shape).expect("a known shape");
             let tensors = pattern.tensors(Quant::BF16);
             let matrices = tensors.iter().filter(|it| it.name.starts_with("blk.") && it.rows > 1);
             let values: usize = matrices.map(|it| it.rows * it.row).sum();

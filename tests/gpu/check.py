@@ -52,7 +52,7 @@ class Check:
         self.libcuda = ["--libcuda", words.libcuda] if words.libcuda else []
         calls = 1 if words.call else 2
         self.stages = Stages(words.seconds or CALL * calls)
-        self.result = {"call": words.call, "device": None, "overlaps": False, "bench": {}}
+        self.result = {"call": words.call, "device": None, "overlaps": None, "bench": {}}
         self.torch, self.greeted = None, False
 
     def selftest(self, *more):

@@ -82,18 +82,18 @@ def rows(plan, report, torch_found, overlaps):
                 got["share"] = rate / torch_found["bf16_operations_per_second"]
                 words.append(f"{100 * got['share']:.1f} % of PyTorch's bf16")
         states = []
-        for goal in bars.get(name, []):
-            kind, bar, unit = goal["of"], goal.get("overlapping", goal["bar"]) if overlaps else goal["bar"], goal.get("unit", "")
-            shown, aim = (f"{100 * it:.0f} %" if kind == "share" else f"{it:g} {unit}".strip() for it in (bar, goal.get("goal", bar)))
+        for held in bars.get(name, []):
+            kind, bar, unit = held["of"], held.get("overlapping", held["bar"]) if overlaps else held["bar"], held.get("unit", "")
+            shown, aim = (f"{100 * it:.0f} %" if kind == "share" else f"{it:g} {unit}".strip() for it in (bar, held.get("goal", bar)))
             shown += f" (goal {aim})" if aim != shown else ""
             if kind not in got:
                 state, said = OPEN, ": that is not known"
-            elif got[kind] <= bar if goal.get("most") else got[kind] >= bar:
+            elif got[kind] <= bar if held.get("most") else got[kind] >= bar:
                 state, said = OK, ""
             else:
                 state, said = SHORT, ": missed"
             states.append(state)
-            words.append(f"{'at most' if goal.get('most') else 'at least'} {shown} wanted{said}")
+            words.append(f"{'at most' if held.get('most') else 'at least'} {shown} wanted{said}")
         state = next((state for state in (SHORT, OPEN) if state in states), OK)
         found.append((f"{plan['name']}, {name}", state, "; ".join(words)))
     wanted = dict.fromkeys([*plan["figures"], *bars])

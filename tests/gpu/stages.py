@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 
-# What a row says: all is well; something is wrong; a figure is short of its goal; nothing is known; what one should know.
+# What a row says: all is well; something is wrong; a figure is short of its bar; nothing is known; what one should know.
 OK, FAILED, SHORT, OPEN, NOTE = "ok", "FAILED", "short", "open", "note"
 # Seconds that a program has to remove what it made, once it is asked to end.
 GRACE = 3

@@ -20,7 +20,7 @@ fn copy(module: &Module, count: usize, ctas: u32, seed: u64) -> Result<(), Wrong
 
 /// Nothing, one, a ragged step of each of the four parts, several steps of several CTAs.
 fn vector_cases(module: &Module) -> Result<(), Wrong> {
-    let cases = [(0, 1), (1, 2), (255, 1), (513, 1), (1023, 1), (1024, 3), (5000, 2)];
+    let cases = [(0, 1), (1, 2), (255, 1), (300, 1), (513, 1), (1023, 1), (1024, 3), (5000, 2)];
     cases.into_iter().enumerate().try_for_each(|(seed, (count, ctas))| copy(module, count, ctas, seed as u64))
 }
 
@@ -37,6 +37,12 @@ fn faults_in_copies_of_vectors_are_caught() {
             "a vector more is copied",
             "setp.ge.u32     %done, %at0, %count;",
             "setp.gt.u32     %done, %at0, %count;",
+            Caught::By(Kind::OutOfBounds),
+        ),
+        fault(
+            "the second part has one vector more",
+            "setp.lt.u32     %has1, %at1, %count;",
+            "setp.le.u32     %has1, %at1, %count;",
             Caught::By(Kind::OutOfBounds),
         ),
         fault(

@@ -52,7 +52,7 @@ fn faults_are_written_down_by_the_hundred() {
             }
             let text = std::fs::read_to_string(&path).expect("a source of ours");
             let lines = text.lines().map(str::trim_start);
-            // What begins one, in the three ways to write it.
+            // What begins one, as most are written.
             let begins = |line: &str| ["fault!(", "fault(", "Fault {"].iter().any(|it| line.starts_with(it));
             faults += lines.filter(|line| begins(line)).count();
         }

@@ -83,16 +83,25 @@ impl Device {
         let wrong = |why: &str| Error::Launch { kernel: name.to_owned(), why: why.to_owned() };
         let parameters = parameters(name, text).map_err(|why| wrong(&why))?;
         let module = Module::load(self, name, text)?;
+        // A driver that loads lazily finds here what is wrong with it.
+        let judge = |call, status| {
+            self.judge(call, status).map_err(|error| match error {
+                Error::Refused { call, code } => {
+                    Error::Kernel { module: name.to_owned(), code, log: format!("{call} refuses it") }
+                }
+                error => error,
+            })
+        };
         let symbol = CString::new(name).map_err(|_| wrong("its name has a NUL"))?;
         let mut raw = std::ptr::null_mut();
         // SAFETY: the module is loaded, the name ends with its NUL, the place for the handle is ours.
         let status = unsafe { driver::cuModuleGetFunction(&mut raw, module.raw, symbol.as_ptr()) };
-        self.judge("cuModuleGetFunction", status)?;
+        judge("cuModuleGetFunction", status)?;
         let number = |attribute| {
             let mut value = 0;
             // SAFETY: the function is the module's, the place for an i32 is ours.
             let status = unsafe { driver::cuFuncGetAttribute(&mut value, attribute, raw) };
-            self.judge("cuFuncGetAttribute", status).map(|()| u32::try_from(value).unwrap_or(0))
+            judge("cuFuncGetAttribute", status).map(|()| u32::try_from(value).unwrap_or(0))
         };
         use sys::CUfunction_attribute_enum as Attribute;
         let properties = KernelProperties {

@@ -84,10 +84,8 @@ fn load(device: &Device, sources: &[Source]) -> Result<(Vec<Kernel>, Vec<Check>)
             Err(error) => return Err(error),
         }
     }
-    if kernels.is_empty()
-        && let Some((_, error)) = failed.pop()
-    {
-        return Err(error);
+    if kernels.is_empty() && !failed.is_empty() {
+        return Err(failed.swap_remove(0).1);
     }
     let row = |(name, error): (&String, Error)| Check {
         name: format!("{name}, load"),
@@ -236,12 +234,16 @@ impl<'a> Bed<'a> {
         file: &[u8],
     ) -> Result<[Buffer; 2], Error> {
         let wrong = |why| Error::Launch { kernel: quant.to_string(), why };
-        let given = file.len() / quant.row_bytes(columns);
-        if given != rows && !(given.is_multiple_of(TILE) && rows.is_multiple_of(given)) {
+        let layout = |rows| {
+            let layout = Layout::new(quant, rows, columns);
+            layout.ok_or_else(|| wrong(format!("no layout for {columns} columns")))
+        };
+        let given = file.len() / layout(1)?.file_bytes();
+        let whole = given == rows || given.is_multiple_of(TILE) && rows.is_multiple_of(given);
+        let layout = layout(given)?;
+        if !whole || layout.file_bytes() != file.len() {
             return Err(wrong(format!("{rows} rows are not {given} over and over")));
         }
-        let layout = Layout::new(quant, given, columns);
-        let layout = layout.ok_or_else(|| wrong(format!("no layout for {columns} columns")))?;
         let (mut quants, mut scales) = (vec![0; layout.quant_bytes()], vec![0; layout.scale_bytes()]);
         layout.pack(file, &mut quants, &mut scales);
         let scales = scales.repeat(rows / given);
