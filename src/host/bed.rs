@@ -197,6 +197,7 @@ impl Bed {
             allowance: Allowance::new(quotas, account),
             pending: None,
             may_leave: true,
+            apart: None,
             owed_fuel: 0,
         };
         let (engine, module) = &*house.program;

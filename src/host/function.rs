@@ -233,7 +233,7 @@ impl HostFunction {
             guarded(|| {
                 let mut ctx = caller.as_context_mut();
                 stages::mark(Stage::Called, ctx.data().instance);
-                leave(ctx.data(), &place)?;
+                leave(ctx.data_mut(), &place)?;
                 let answer = run(ctx.as_context_mut(), canon, values).map_err(|trap| trap.within(&place))?;
                 settle(&mut ctx);
                 match answer {
@@ -265,7 +265,7 @@ impl HostResource {
                 let mut ctx = caller.as_context_mut();
                 stages::mark(Stage::Called, ctx.data().instance);
                 charge(&mut ctx, CROSSING_FUEL);
-                leave(ctx.data(), name)?;
+                leave(ctx.data_mut(), name)?;
                 let dropped = Flat::new(values).u32().and_then(|handle| drop(ctx.data_mut(), handle));
                 dropped.map_err(|trap| trap.within(&format!("[resource-drop]{name}")))?;
                 stages::mark(Stage::Returned, ctx.data().instance);
@@ -285,8 +285,12 @@ fn guarded(call: impl FnOnce() -> Result<bool, Trap>) -> Result<(), Error> {
     }
 }
 
-/// The guest's allocator and its `post-return` run inside a host call and may not start another.
-fn leave(cx: &Cx, place: &str) -> Result<(), Trap> {
+/// The guest's allocator and its `post-return` run inside a host call and may not start another. Nor may a guest whose end
+/// was told.
+fn leave(cx: &mut Cx, place: &str) -> Result<(), Trap> {
+    if cx.apart.take().is_some_and(|apart| !apart.is_back()) {
+        return Err(Trap::error(format!("{place} was called after the end")));
+    }
     match cx.may_leave {
         true => Ok(()),
         false => Err(Trap::error(format!(

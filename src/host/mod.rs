@@ -22,6 +22,7 @@ use crate::outgoing::Line;
 use crate::runtime::aside::Aside;
 use crate::runtime::quota::Allowance;
 use crate::runtime::table::Table;
+use crate::runtime::worker::Apart;
 use crate::runtime::{Directory, Servers, events};
 use std::sync::Arc;
 use std::sync::LazyLock;
@@ -96,6 +97,8 @@ pub struct Cx {
     pub pending: Option<function::Pending>,
     /// Whether guest code that runs now may call the host.
     pub may_leave: bool,
+    /// Held while guest code runs that nothing interrupts: its end may be told meanwhile.
+    pub apart: Option<Apart>,
     /// Fuel for host work that the slice could not pay.
     pub owed_fuel: u64,
 }

@@ -10,6 +10,7 @@
 use super::LaunchRefusal;
 use super::account::{Account, All};
 use super::ending::Ending;
+use super::events;
 use super::worker::Seat;
 use crate::exchange::Mailbox;
 use crate::identity::{InstanceId, ProgramHash, Subject};
@@ -32,16 +33,21 @@ pub struct Entry {
     pub(crate) end: Arc<OnceCell<Ending>>,
     /// Where it waits for a thread.
     pub(crate) seat: Seat,
+    /// Where its last event goes, ...
+    pub(crate) events: events::Sender,
+    /// ... and that it was sent, where the guest was in the middle of something.
+    pub(crate) told: Arc<OnceCell<()>>,
     /// Only its last event is still to be sent.
     pub(crate) ended: bool,
 }
 
 impl Entry {
-    /// Ends the instance, if nobody has decided on another end: wherever it is, and before anything else that waits.
-    pub(crate) fn end(&self, ending: Ending) {
-        if self.end.set_blocking(ending).is_ok() {
-            self.seat.end(); // It may wait behind many for a turn, or for a batch.
-        }
+    /// Ends the instance, if nobody has decided on another end: wherever it is, and before anything else that waits. True:
+    /// the guest cannot hear of it soon, and the end is the caller's to tell.
+    #[must_use]
+    pub(crate) fn end(&self, ending: Ending) -> bool {
+        // It may wait behind many for a turn, or for a batch.
+        self.end.set_blocking(ending).is_ok() && self.seat.end()
     }
 }
 

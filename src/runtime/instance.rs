@@ -4,14 +4,16 @@
 //! fuel and waiting (`slice.rs`), threads (`worker.rs`), what calls do (`host`).
 //!
 //! Whatever ends a guest first counts: itself, somebody's decision, the clock, a panic of ours. Then its store is
-//! dropped, the engine told, and only then the client, exactly once.
+//! dropped, the engine told, and only then the client, exactly once. Only where the guest is in the middle of a long
+//! instruction when somebody decides, that comes last: the engine and the client are told, and the guest, which cannot
+//! say a word meanwhile, is dropped when the instruction is over.
 
 use super::directory::Entry;
 use super::quota::{Allowance, Name, Quotas};
 use super::slice::Guest;
 use super::table::Table;
 use super::worker::{Slice, Starting};
-use super::{Ending, Errand, InstanceEvent, Launch, Runtime, What, events};
+use super::{Ending, Errand, InstanceEvent, Launch, Runtime, What};
 use crate::clock;
 use crate::engine::Gone;
 use crate::engine::credit::Credits;
@@ -37,7 +39,6 @@ pub(super) async fn live(
     runtime: &Runtime,
     entry: &Entry,
     quotas: &Quotas,
-    events: events::Sender,
     run: impl Future<Output = Ending>,
 ) {
     let ending = {
@@ -51,13 +52,26 @@ pub(super) async fn live(
         // First whoever can end it, so that a guest that never waits is ended at its next slice.
         or(or(decided, late), run).await
     };
+    if entry.seat.is_told() {
+        entry.told.wait().await;
+        return runtime.directory.leave(entry.instance);
+    }
     #[cfg(test)]
     if planted(Bug::ToldTooEarly) {
-        let _ =
-            events.send(InstanceEvent { instance: entry.instance, what: What::Ended(ending.clone()) }).await;
+        let _ = entry
+            .events
+            .send(InstanceEvent { instance: entry.instance, what: What::Ended(ending.clone()) })
+            .await;
         smol::future::yield_now().await;
     }
-    // The guest's store is gone; what it has queued and holds in the engine goes with it.
+    // The guest's store is gone.
+    tell(runtime, entry, ending).await;
+    runtime.directory.leave(entry.instance);
+}
+
+/// Tells the engine and the client of the instance's end.
+pub(super) async fn tell(runtime: &Runtime, entry: &Entry, ending: Ending) {
+    // What it has queued and holds in the engine goes.
     let how = match ending {
         Ending::Completed(_) => Leave::Completed,
         _ => Leave::Killed,
@@ -72,12 +86,11 @@ pub(super) async fn live(
     runtime.directory.end(entry.instance);
     #[cfg(test)]
     if planted(Bug::EndNotAwaited) || planted(Bug::ToldTooEarly) {
-        let _ = events.try_send(InstanceEvent { instance: entry.instance, what: What::Ended(ending) });
-        return runtime.directory.leave(entry.instance);
+        let _ = entry.events.try_send(InstanceEvent { instance: entry.instance, what: What::Ended(ending) });
+        return;
     }
     // A client that is gone wants no event.
-    let _ = events.send(InstanceEvent { instance: entry.instance, what: What::Ended(ending) }).await;
-    runtime.directory.leave(entry.instance);
+    let _ = entry.events.send(InstanceEvent { instance: entry.instance, what: What::Ended(ending) }).await;
 }
 
 /// From the program to its own end.
@@ -96,9 +109,9 @@ pub(super) async fn run(
         Ok(seed) => seed,
         Err(gone) => return Ending::ServerError(gone.to_string()),
     };
-    let cx = context(runtime, entry, launch, seed);
+    let mut cx = context(runtime, entry, launch, seed);
     if starting.in_a_crowd() {
-        slice.heavy().await;
+        cx.apart = Some(slice.heavy().await);
     }
     let end = slice.clone();
     let start = match &errand {
@@ -168,6 +181,7 @@ pub(super) fn context(runtime: &Runtime, entry: &Entry, launch: Launch, seed: u6
         allowance: Allowance::new(launch.quotas, entry.account.clone()),
         pending: None,
         may_leave: true,
+        apart: None,
         owed_fuel: 0,
     }
 }

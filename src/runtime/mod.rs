@@ -145,6 +145,8 @@ impl Runtime {
             account,
             end: Arc::new(OnceCell::new()),
             seat: self.parts.workers.seat(&launch.subject),
+            events: launch.events.clone(),
+            told: Arc::default(),
             ended: false,
         })?;
         Ok(Prepared { runtime: self.clone(), entry, launch: Some(launch) })
@@ -163,14 +165,14 @@ impl Runtime {
     /// Ends the instance, wherever it is, soon; its last event says how. The first ending decided on counts.
     pub fn end(&self, instance: InstanceId, ending: Ending) {
         if let Some(entry) = self.directory.find(instance) {
-            entry.end(ending);
+            self.end_one(&entry, ending);
         }
     }
 
     /// Ends every instance, as [`Runtime::end`] ends one.
     pub fn end_all(&self, ending: Ending) {
         for entry in self.directory.all() {
-            entry.end(ending.clone());
+            self.end_one(&entry, ending.clone());
         }
     }
 
@@ -183,10 +185,21 @@ impl Runtime {
         &self.directory
     }
 
+    fn end_one(&self, entry: &Entry, ending: Ending) {
+        if entry.end(ending.clone()) {
+            let seat = self.parts.workers.ender(&entry.subject);
+            let (runtime, entry) = (self.clone(), entry.clone());
+            self.parts.workers.spawn(&seat, |_| async move {
+                instance::tell(&runtime, &entry, ending).await;
+                let _ = entry.told.set(()).await; // once
+            });
+        }
+    }
+
     fn deliver(&self, instance: InstanceId, push: impl FnOnce(&Mailbox) -> Result<(), Quota>) {
         let Some(entry) = self.directory.find(instance) else { return };
         if let Err(quota) = push(&entry.mailbox) {
-            entry.end(Ending::quota(quota));
+            self.end_one(&entry, Ending::quota(quota));
         }
     }
 }
@@ -220,10 +233,9 @@ impl Prepared {
             self.runtime.parts.workers.spawn(&seat, |slice| {
                 let starting = slice.starting(); // from now on, or those that wait for a worker would be no crowd
                 async move {
-                    let events = launch.events.clone();
                     let quotas = launch.quotas;
                     let run = instance::run(&runtime, &entry, launch, errand, (slice, starting));
-                    instance::live(&runtime, &entry, &quotas, events, run).await;
+                    instance::live(&runtime, &entry, &quotas, run).await;
                 }
             });
         }
@@ -238,14 +250,14 @@ impl Prepared {
         let launch = self.launch.take().expect("nothing else takes it");
         let (runtime, entry) = (self.runtime.clone(), self.entry.clone());
         async move {
-            let (events, quotas) = (launch.events.clone(), launch.quotas);
+            let quotas = launch.quotas;
             let run = async {
                 match instance::join(&runtime, &entry, &quotas).await {
                     Ok(_) => guest(entry.clone(), launch).await,
                     Err(gone) => Ending::ServerError(gone.to_string()),
                 }
             };
-            instance::live(&runtime, &entry, &quotas, events, run).await;
+            instance::live(&runtime, &entry, &quotas, run).await;
         }
     }
 }

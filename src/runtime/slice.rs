@@ -9,7 +9,7 @@
 
 use super::pace::Pace;
 use super::quota::Name;
-use super::worker::Slice;
+use super::worker::{Apart, Slice};
 use crate::host::function::{Lowered, Pending, Suspended};
 use crate::host::{Cx, Trap};
 use crate::limits::WORKER_STACK_BYTES;
@@ -55,12 +55,14 @@ impl Guest {
         self.refuel(0)?;
         let mut call = function.call_resumable(&mut self.store, arguments, results);
         loop {
+            self.store.data_mut().apart = None; // whatever it was, this is a pause
             call = match call {
                 Ok(ResumableCall::Finished) => return Ok(()),
                 Ok(ResumableCall::OutOfFuel(paused)) => {
                     let required = paused.required_fuel();
-                    self.end_slice(required).await?;
+                    let apart = self.end_slice(required).await?;
                     self.refuel(required)?;
+                    self.store.data_mut().apart = apart;
                     paused.resume(&mut self.store, results)
                 }
                 Ok(ResumableCall::HostTrap(paused)) => {
@@ -115,14 +117,14 @@ impl Guest {
 
     /// Gives the thread up, until the next second where this one's fuel is used up. What comes then needs `required` fuel at
     /// once.
-    async fn end_slice(&mut self, required: u64) -> Result<(), Trap> {
+    async fn end_slice(&mut self, required: u64) -> Result<Option<Apart>, Trap> {
         self.account()?;
         self.pace.keep().await?;
-        match required > SLICE_FUEL {
-            true => self.slice.heavy().await,
-            false => self.slice.end().await,
+        if required > SLICE_FUEL {
+            return Ok(Some(self.slice.heavy().await));
         }
-        Ok(())
+        self.slice.end().await;
+        Ok(None)
     }
 
     /// Starts a slice with room for an instruction of `required` fuel.

@@ -429,6 +429,29 @@ fn an_instruction_of_many_slices_runs_apart() {
     assert_eq!(bench.runtime.parts.workers.heavy_turns(), turns, "others need no such thread");
 }
 
+/// A call right behind the instruction, which needs no fuel that the instruction has not paid for, comes too late as well.
+#[test]
+fn an_end_inside_a_long_instruction_is_told_before_that_is_over() {
+    let bench = Bench::new(1, Quotas::default().with(Name::Fuel, u64::MAX));
+    let fill = "(memory.fill (i32.const 65536) (i32.const 7) (i32.const 67108864))";
+    let round = format!("{fill} (call $send (i32.const 64) (i32.const 5))");
+    let fills =
+        simple(&[SEND], &format!("(drop (memory.grow (i32.const 1024))) (loop $again {round} (br $again))"));
+    let mut inside = 0;
+    for round in 0..20 {
+        let (instance, events) = bench.launch(&fills, &[]);
+        smol::block_on(events.recv()).unwrap();
+        let seat = bench.runtime.directory.find(instance).expect("it runs").seat;
+        std::thread::sleep(Duration::from_millis(round));
+        bench.runtime.end(instance, Ending::Aborted);
+        assert!(matches!(ending(&events), Ending::Aborted));
+        inside += u64::from(seat.is_told());
+        // It had its place until it was gone.
+        assert_eq!(bench.runtime.directory.count_of(&Subject::everyone()), 0);
+    }
+    assert!(inside >= 5, "{inside} of 20");
+}
+
 fn copy(launch: &Launch) -> Launch {
     Launch {
         program: launch.program.clone(),

@@ -38,8 +38,8 @@ mod settle;
 #[cfg(test)]
 mod tests;
 
+pub use seat::{Apart, Seat, Slice, Starting};
 use seat::{Place, Waiting};
-pub use seat::{Seat, Slice, Starting};
 use settle::NOBODY;
 
 /// Of so much time of the woken, as much as one part goes to guests that used their last slice up, ...

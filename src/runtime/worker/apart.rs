@@ -5,8 +5,8 @@
 //! The ender drops what an instance leaves behind, thousands of handles perhaps, and tells its client; it runs no guest's
 //! code. The other runs a single instruction of a guest at a time, one that fills, copies or grows memory by so much that
 //! it needs the fuel of many slices and cannot be interrupted: 60 ms of processor time at the most. A worker would keep
-//! guests waiting that long, and a batch. Beside a busy model that time may be spread over a second, and an end of the
-//! guest that is decided meanwhile comes after it.
+//! guests waiting that long, and a batch. Beside a busy model that time may be spread over a second. Whoever decides on an
+//! end of the guest meanwhile does not wait for it: the ender tells of the end, and the guest is dropped later.
 
 use super::{Next, Shared, State, Waiting, run};
 use crate::limits;

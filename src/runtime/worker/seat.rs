@@ -7,7 +7,7 @@ use crate::identity::Subject;
 use crate::runtime::subjects::Number;
 use async_task::Runnable;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -21,6 +21,13 @@ pub(super) struct Waiting {
 /// A guest's place in the run queues. Cheap to clone.
 #[derive(Clone)]
 pub struct Seat(pub(super) Arc<Place>);
+
+/// The guest comes to a pause within a slice.
+const NEAR: u8 = 0;
+/// It is in the middle of something long.
+const AWAY: u8 = 1;
+/// It was, when its end was decided, and whoever decided tells of it.
+const TOLD: u8 = 2;
 
 pub(super) struct Place {
     // Weak: a guest that waits for ever must not keep the queues of a dropped pool alive.
@@ -38,6 +45,8 @@ pub(super) struct Place {
     pub(super) heavy: AtomicBool,
     /// It needs no turn any more, only an end.
     pub(super) ending: AtomicBool,
+    /// Whether whoever ends it must wait for it: one of the three below.
+    reach: AtomicU8,
     /// It is in a queue. The state's lock orders this and those that follow.
     pub(super) queued: AtomicBool,
     /// Its turns that have begun.
@@ -51,12 +60,20 @@ pub(super) struct Place {
 }
 
 impl Seat {
-    /// Whoever polls the guest from now on must find that it is over. Its next turn is the ender's, at once.
-    pub fn end(&self) {
-        self.0.ending.store(true, Ordering::Relaxed); // `state`'s lock orders it
+    /// Whoever polls the guest from now on must find that it is over. Its next turn is the ender's, at once. True, and once:
+    /// it is in the middle of something long, in which it harms nobody, and its end is the caller's to tell.
+    #[must_use]
+    pub fn end(&self) -> bool {
+        self.0.ending.store(true, Ordering::SeqCst); // before the look at `reach`: see `apart`
         if let Some(shared) = self.0.shared.upgrade() {
             shared.hurry(&self.0);
         }
+        self.0.reach.compare_exchange(AWAY, TOLD, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+    }
+
+    /// Whether [`end`](Seat::end) has left the guest's end to somebody to tell.
+    pub fn is_told(&self) -> bool {
+        self.0.reach.load(Ordering::SeqCst) == TOLD
     }
 }
 
@@ -118,12 +135,22 @@ impl Workers {
             turn_over: AtomicU64::new(0),
             heavy: AtomicBool::new(false),
             ending: AtomicBool::new(false),
+            reach: AtomicU8::new(NEAR),
             queued: AtomicBool::new(false),
             turns: AtomicU64::new(0),
             batch: AtomicU64::new(u64::MAX),
             wakes: AtomicU32::new(0),
             answered: AtomicBool::new(false),
         }))
+    }
+}
+
+impl Workers {
+    /// A place for what is left to do for this subject when an instance of it ends: its turns are the ender's.
+    pub fn ender(&self, subject: &Subject) -> Seat {
+        let seat = self.seat(subject);
+        seat.0.ending.store(true, Ordering::Relaxed); // nobody has it yet
+        seat
     }
 }
 
@@ -137,16 +164,51 @@ impl Slice {
         EndSlice(Some(self.0.clone()))
     }
 
-    /// Gives the thread up for one of low priority until its next wait: for an instruction that takes many slices.
-    pub fn heavy(&self) -> impl Future<Output = ()> + Send + use<> {
-        self.0.heavy.store(true, Ordering::Relaxed); // `state`'s lock orders it
-        self.end()
+    /// Gives the thread up for one of low priority until its next wait: for an instruction that takes many slices. It is
+    /// over when what comes of this is dropped.
+    pub fn heavy(&self) -> impl Future<Output = Apart> + Send + use<> {
+        let slice = self.clone();
+        async move {
+            loop {
+                slice.0.heavy.store(true, Ordering::Relaxed); // `state`'s lock orders it
+                slice.end().await;
+                if let Some(apart) = slice.apart() {
+                    return apart;
+                }
+            }
+        }
     }
 
     /// Gives the thread up for good: the guest needs no turn any more, and what is left of its life is the ender's.
     pub fn leave(&self) -> impl Future<Output = ()> + Send + use<> {
         self.0.ending.store(true, Ordering::Relaxed); // `state`'s lock orders it
         self.end()
+    }
+}
+
+/// A guest's stretch of code that nothing interrupts and that takes long. Its end may be told meanwhile: then what it says
+/// to anybody afterwards comes too late.
+pub struct Apart(Arc<Place>);
+
+impl Slice {
+    /// Such a stretch begins here, until that is dropped. None: the guest is to end, and its next pause is the last.
+    fn apart(&self) -> Option<Apart> {
+        self.0.reach.store(AWAY, Ordering::SeqCst); // before the look at `ending`: one of two who meet sees the other
+        let apart = Apart(self.0.clone());
+        (!self.0.ending.load(Ordering::SeqCst)).then_some(apart)
+    }
+}
+
+impl Apart {
+    /// The guest is within reach again; false: its end was told.
+    pub fn is_back(&self) -> bool {
+        self.0.reach.compare_exchange(AWAY, NEAR, Ordering::SeqCst, Ordering::SeqCst) != Err(TOLD)
+    }
+}
+
+impl Drop for Apart {
+    fn drop(&mut self) {
+        self.is_back();
     }
 }
 

@@ -4,6 +4,7 @@ use super::*;
 use crate::engine::Settle;
 use crate::identity::Subject;
 use smol::channel;
+use smol::future::or;
 use std::sync::atomic::AtomicBool;
 use std::task::Poll;
 
@@ -353,7 +354,7 @@ fn an_end_waits_neither_for_a_turn_nor_for_a_batch() {
     while inside.load(Ordering::Relaxed) < 2 {
         thread::yield_now();
     }
-    seats.iter().rev().for_each(Seat::end);
+    assert!(!seats.iter().rev().any(Seat::end), "they wait");
     let mut ended: Vec<usize> = (0..200)
         .map(|_| {
             let (guest, thread) = tells.recv_blocking().unwrap();
@@ -402,7 +403,7 @@ fn subjects_take_turns_at_their_end_and_no_worker_drops_what_is_left() {
     while begun.load(Ordering::Relaxed) < 21 {
         thread::yield_now();
     }
-    seats.iter().for_each(Seat::end);
+    assert!(!seats.iter().any(Seat::end), "they wait");
     end.close(); // each is woken, and with the ender now
     let remains = Remains("itself", dropped.clone(), may_drop.clone());
     spawn(&workers, |slice| async move {
@@ -432,7 +433,7 @@ fn what_takes_long_keeps_no_worker_and_its_guest_comes_back_or_ends() {
     let (told, tells) = channel::bounded(1);
     let name = || thread::current().name().map(str::to_owned);
     spawn(&workers, |slice| async move {
-        slice.heavy().await;
+        let _apart = slice.heavy().await;
         begun.send(name()).await.unwrap();
         let _closed = ends.recv_blocking();
         slice.end().await;
@@ -443,18 +444,48 @@ fn what_takes_long_keeps_no_worker_and_its_guest_comes_back_or_ends() {
     let seat = workers.seat(&Subject::everyone());
     let (dropped, drops) = channel::bounded(1);
     let (here, comes) = channel::bounded(1);
+    let (decide, decided) = channel::bounded::<()>(1);
     workers.spawn(&seat, |slice| async move {
         here.send(()).await.unwrap();
-        slice.heavy().await;
+        let decided = async { while decided.recv().await.is_ok() {} };
+        or(decided, async { drop(slice.heavy().await) }).await;
         dropped.send(name()).await.unwrap();
     });
     comes.recv_blocking().unwrap();
     settle(&workers);
-    seat.end();
+    decide.close();
+    assert!(!seat.end(), "it waits");
     assert_eq!(drops.recv_blocking().unwrap().as_deref(), Some("ender"));
     over.close();
     assert_eq!(tells.recv_blocking().unwrap().as_deref(), Some("worker-0"));
     assert_eq!(workers.heavy_turns(), 2);
+}
+
+/// The story: the client of a guest that was ended inside of such an instruction heard of it when that was over, which
+/// beside a busy model was a second later.
+#[test]
+fn an_end_in_the_middle_of_what_takes_long_is_told_by_whoever_decides() {
+    let workers = Workers::start(1).unwrap();
+    let (begun, begins) = channel::bounded(1);
+    let (over, ends) = channel::bounded::<()>(1);
+    let (told, tells) = channel::bounded(1);
+    let seat = workers.seat(&Subject::everyone());
+    workers.spawn(&seat, |slice| async move {
+        for _ in 0..2 {
+            let apart = slice.heavy().await;
+            begun.send(()).await.unwrap();
+            let _closed = ends.recv_blocking();
+            told.send(apart.is_back()).await.unwrap();
+        }
+    });
+    begins.recv_blocking().unwrap();
+    over.send_blocking(()).unwrap();
+    assert!(tells.recv_blocking().unwrap() && !seat.is_told());
+    begins.recv_blocking().unwrap();
+    assert!(seat.end() && seat.is_told());
+    assert!(!seat.end(), "once");
+    over.close();
+    assert!(!tells.recv_blocking().unwrap(), "it is too late for more");
 }
 
 /// A thread that ends by a panic must not count as one that could still drop a guest.
