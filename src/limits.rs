@@ -30,6 +30,8 @@ pub const UPLOAD_TEXT_CHARS: usize = 512;
 pub const UPLOADS_PER_CONNECTION: usize = 16;
 /// Bytes that unfinished uploads of all connections hold together: four of the largest.
 pub const UPLOAD_BYTES_HELD: usize = 4 * UPLOAD_CHUNKS as usize * CHUNK_BYTES;
+/// Those of one subject: two of the largest.
+pub const UPLOAD_BYTES_PER_SUBJECT: usize = UPLOAD_BYTES_HELD / 2;
 
 const _: () = assert!(CHUNK_BYTES + 4096 <= CLIENT_FRAME_BYTES);
 const _: () = assert!(CHUNK_BYTES + 4096 <= SERVER_FRAME_BYTES);
@@ -514,6 +516,10 @@ pub const TRANSLATIONS: usize = 2;
 pub const PROGRAMS: usize = 1024;
 /// Bytes of all programs in the store: 300 stock programs.
 pub const PROGRAM_STORE_BYTES: usize = 512 * 1024 * 1024;
+/// Programs that one subject brought, ...
+pub const PROGRAMS_PER_SUBJECT: usize = PROGRAMS / 2;
+/// ... and their bytes.
+pub const PROGRAM_STORE_BYTES_PER_SUBJECT: usize = PROGRAM_STORE_BYTES / 2;
 /// Calls within calls in one guest: a recursive-descent parser on hostile input stays inside, endless recursion ends soon.
 pub const CALL_DEPTH: usize = 8192;
 /// Bytes of a guest's value stack, beside its linear memory; grows as needed.

@@ -19,7 +19,7 @@ use gguf::Random;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -106,7 +106,7 @@ impl Honest {
     }
 }
 
-const KINDS: [&str; 16] = [
+const KINDS: [&str; 18] = [
     "noise",
     "oversized",
     "unfinished",
@@ -121,12 +121,16 @@ const KINDS: [&str; 16] = [
     "blobs",
     "strangers",
     "doors",
+    "asks",
+    "calls",
     "compiles",
     "loops",
 ];
 
-/// What two of these are nothing without.
-const REACHED: [&str; 2] = ["a door that opened", "a program that was new"];
+/// What some of these are nothing without.
+const REACHED: [&str; 3] = ["a door that opened", "a program that was new", "a call that arrived"];
+
+const PROGRAMS: [&str; 7] = ["rogue", "completion", "prefix", "echo", "web", "openai", "call"];
 
 /// What the third has tried, and what came of some of it: how often.
 type Tally = Arc<Mutex<BTreeMap<&'static str, usize>>>;
@@ -134,8 +138,10 @@ type Tally = Arc<Mutex<BTreeMap<&'static str, usize>>>;
 struct Attacker {
     url: String,
     token: String,
-    /// Hashes of `rogue`, `completion`, `prefix`, `echo` and `web`.
-    programs: [String; 5],
+    /// Hashes of those in [`PROGRAMS`].
+    programs: [String; PROGRAMS.len()],
+    /// An HTTP server of its own, which its programs may call.
+    peer: String,
     modes: Vec<String>,
     targets: [Arc<Mutex<String>>; 2],
     random: Random,
@@ -147,7 +153,7 @@ impl Attacker {
         let kind = KINDS[self.random.below(KINDS.len())];
         self.note(kind);
         let mut client = Client::connect_to(&self.url, Some(&self.token)).await;
-        let [rogue, completion, prefix, echo, web] = self.programs.clone();
+        let [rogue, completion, prefix, echo, web, openai, call] = self.programs.clone();
         let pause = 100 + self.random.below(1500) as u64;
         match kind {
             "noise" => {
@@ -262,13 +268,7 @@ impl Attacker {
             }
             // Programs of its own that answer HTTP, and all that a rude client does to them.
             "doors" => {
-                let port = free_port();
-                let door = Outgoing::new("launch_server_instance").with("program_hash", web.as_str());
-                let door = door.with("port", i64::from(port)).with("arguments", &[][..] as &[&str]);
-                match client.ask(door).await {
-                    Ok(_) => self.note(REACHED[0]),
-                    Err(_) => return, // it has as many as it may
-                }
+                let Some(port) = self.open_door(&mut client, &web).await else { return };
                 let streams: Vec<_> =
                     (0..60).filter_map(|_| TcpStream::connect(("127.0.0.1", port)).ok()).collect();
                 for (number, mut stream) in streams.iter().enumerate() {
@@ -284,11 +284,36 @@ impl Attacker {
                     };
                 }
                 wait(pause).await;
-                let listed = client.query("server_instances", "").await.unwrap_or_default();
-                let listed: Vec<BTreeMap<String, Value>> = serde_json::from_str(&listed).unwrap_or_default();
-                for door in listed.iter().filter_map(|door| door.get("id")?.as_str()) {
-                    let _ = client.ask(Outgoing::new("stop_server_instance").with("server_id", door)).await;
+                close_doors(&mut client).await;
+            }
+            // The API of OpenAI on a door of its own, and answers that nobody waits for.
+            "asks" => {
+                let Some(port) = self.open_door(&mut client, &openai).await else { return };
+                let streams: Vec<_> =
+                    (0..40).filter_map(|_| TcpStream::connect(("127.0.0.1", port)).ok()).collect();
+                for (number, mut stream) in streams.iter().enumerate() {
+                    let body = match number % 4 {
+                        0 => r#"{"model": 7, "messages": [[["#.repeat(100),
+                        1 => format!(r#"{{"model": "x", "prompt": "{}"}}"#, "pie ".repeat(20_000)),
+                        _ => r#"{"model": "x", "stream": true, "max_tokens": 2000, "messages": [{"role": "user", "content": "Go on."}]}"#.into(),
+                    };
+                    let path = if number % 4 == 1 { "completions" } else { "chat/completions" };
+                    let head = format!(
+                        "POST /v1/{path} HTTP/1.1\r\nHost: localhost:{port}\r\nContent-Type: application/json"
+                    );
+                    let _ = write!(stream, "{head}\r\nContent-Length: {}\r\n\r\n{body}", body.len());
                 }
+                wait(pause).await;
+                close_doors(&mut client).await;
+            }
+            // Its programs call a server that is as rude as it is, and one that they may not call: this one.
+            "calls" => {
+                let (rude, forbidden) = (format!("http://{}/", self.peer), self.url.replace("ws:", "http:"));
+                self.begin(&mut client, &call, &["crowd", &rude, "50"], 4).await;
+                self.begin(&mut client, &call, &["hold", &rude], 4).await;
+                self.begin(&mut client, &call, &["post", &rude, "100000000"], 4).await;
+                self.begin(&mut client, &call, &["insist", &forbidden, "1000"], 4).await;
+                wait(pause).await;
             }
             // Programs that nobody has seen yet.
             "compiles" => {
@@ -319,6 +344,16 @@ impl Attacker {
         *self.tally.lock().expect("unpoisoned").entry(what).or_default() += 1;
     }
 
+    /// The port on which a program of its own answers; none when it has as many as it may.
+    async fn open_door(&self, client: &mut Client, program: &str) -> Option<u16> {
+        let port = free_port();
+        let door = Outgoing::new("launch_server_instance").with("program_hash", program);
+        let door = door.with("port", i64::from(port)).with("arguments", &[][..] as &[&str]);
+        client.ask(door).await.ok()?;
+        self.note(REACHED[0]);
+        Some(port)
+    }
+
     /// Launches as many as it may; those that were.
     async fn begin(&self, client: &mut Client, hash: &str, arguments: &[&str], count: usize) -> Vec<String> {
         let mut begun = Vec::new();
@@ -327,6 +362,43 @@ impl Attacker {
         }
         begun
     }
+}
+
+async fn close_doors(client: &mut Client) {
+    let listed = client.query("server_instances", "").await.unwrap_or_default();
+    let listed: Vec<BTreeMap<String, Value>> = serde_json::from_str(&listed).unwrap_or_default();
+    for door in listed.iter().filter_map(|door| door.get("id")?.as_str()) {
+        let _ = client.ask(Outgoing::new("stop_server_instance").with("server_id", door)).await;
+    }
+}
+
+/// An HTTP server on loopback that answers as none should: not at all, byte by byte, with a head or a body without end.
+fn rude_peer(tally: &Tally) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = listener.local_addr().expect("it is bound").to_string();
+    let tally = tally.clone();
+    std::thread::spawn(move || {
+        for (number, stream) in listener.incoming().flatten().enumerate() {
+            *tally.lock().expect("unpoisoned").entry(REACHED[2]).or_default() += 1;
+            std::thread::spawn(move || {
+                rustix::process::setpriority_process(None, LOWEST).expect("a thread may be less urgent");
+                let (start, more, pause) = match number % 4 {
+                    0 => ("", "", 100),
+                    1 => ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", "1\r\nx\r\n", 1),
+                    2 => ("HTTP/1.1 200 OK\r\n", "X-More: and more\r\n", 0),
+                    _ => ("HTTP/1.1 200 OK\r\n\r\n", "pie and pie and pie and ", 0),
+                };
+                let mut stream = &stream;
+                let until = Instant::now() + Duration::from_secs(2);
+                let mut alive = stream.write_all(start.as_bytes());
+                while alive.is_ok() && Instant::now() < until {
+                    std::thread::sleep(Duration::from_millis(pause));
+                    alive = stream.write_all(more.as_bytes());
+                }
+            });
+        }
+    });
+    address
 }
 
 fn launch(hash: &str, arguments: &[&str]) -> Outgoing {
@@ -458,16 +530,17 @@ fn attackers(
     stop: &Arc<AtomicBool>,
     tally: &Tally,
 ) -> Vec<JoinHandle<()>> {
-    let token = mint(&server.key(), "mallory", &[]);
+    let peer = rude_peer(tally);
+    let token = mint(&server.key(), "mallory", &["--http", &peer]);
     let (programs, modes) = smol::block_on(async {
         let mut client = Client::connect_to(&server.url, Some(&token)).await;
         let mut programs = Vec::new();
-        for program in ["rogue", "completion", "prefix", "echo", "web"] {
+        for program in PROGRAMS {
             programs.push(client.upload(&guest_bytes(program)).await.expect("a good program"));
         }
         let modes = client.run_hash(&programs[0], &["modes"]).await.text;
         let modes: Vec<String> = modes.split_whitespace().map(str::to_owned).collect();
-        (<[String; 5]>::try_from(programs).expect("five"), modes)
+        (<[String; PROGRAMS.len()]>::try_from(programs).expect("as many"), modes)
     });
     (0..ATTACKERS)
         .map(|seed| {
@@ -477,6 +550,7 @@ fn attackers(
                 token: token.clone(),
                 programs: programs.clone(),
                 modes: modes.clone(),
+                peer: peer.clone(),
                 targets: targets.clone(),
                 random: Random::new(seed),
                 tally: tally.clone(),

@@ -30,6 +30,8 @@ pub enum Rejected {
     Untranslatable(String),
     /// The store holds as much as it may.
     StoreFull,
+    /// Its subject brought so many.
+    ShareFull,
     /// The disk failed.
     NotKept(String),
 }
@@ -82,6 +84,12 @@ impl fmt::Display for Rejected {
                 "The program store is full ({} programs or {} bytes): remove some from its folder and restart the server",
                 limits::PROGRAMS,
                 limits::PROGRAM_STORE_BYTES
+            ),
+            Rejected::ShareFull => write!(
+                f,
+                "Your share of the program store is full ({} programs or {} bytes): have its operator remove some of yours",
+                limits::PROGRAMS_PER_SUBJECT,
+                limits::PROGRAM_STORE_BYTES_PER_SUBJECT
             ),
             Rejected::NotKept(what) => write!(f, "The program could not be stored: {what}"),
         }

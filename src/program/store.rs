@@ -2,12 +2,13 @@
 //!
 //! Owns: the folder and the index over it. Never: who may upload or launch.
 //!
-//! A program is a file `{hash}.wasm`. It is written beside its place, synced, renamed, and the folder synced, so
+//! A program is a file `{hash}.{owner}.wasm`: the owner, 16 hex digits of a hash, is the subject that brought it, and each
+//! subject has a share of the store. `{hash}.wasm`, which somebody put there by hand, is nobody's. It is written beside its place, synced, renamed, and the folder synced, so
 //! after a power cut it is there whole or not at all; what it left unfinished is swept at the next start. A file
 //! whose content is not what its name says is moved aside, never run.
 
 use super::{Code, Program, Rejected};
-use crate::identity::ProgramHash;
+use crate::identity::{ProgramHash, Subject};
 use crate::limits;
 use smol::lock::OnceCell;
 use std::collections::HashMap;
@@ -49,8 +50,25 @@ struct Shared {
 
 #[derive(Default)]
 struct Index {
-    programs: HashMap<ProgramHash, Arc<Program>>,
+    programs: HashMap<ProgramHash, Kept>,
+}
+
+struct Kept {
+    program: Arc<Program>,
     bytes: usize,
+    owner: Option<Owner>,
+}
+
+/// Who brought a program, as its file's name says it.
+#[derive(Clone, PartialEq, Eq)]
+struct Owner(String);
+
+impl Owner {
+    fn of(subject: &Subject) -> Owner {
+        let mut digits = blake3::hash(subject.as_str().as_bytes()).to_hex();
+        digits.truncate(16);
+        Owner(digits.to_string())
+    }
 }
 
 const SUFFIX: &str = ".wasm";
@@ -67,18 +85,22 @@ impl Store {
             let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
             if name.ends_with(UNFINISHED) {
                 fs::remove_file(&path).map_err(failed)?;
-            } else if let Some(hash) = name.strip_suffix(SUFFIX) {
-                index.admit(hash, &path).map_err(failed)?;
+            } else if let Some(name) = name.strip_suffix(SUFFIX) {
+                let (hash, owner) = match name.split_once('.') {
+                    Some((hash, owner)) => (hash, Some(Owner(owner.to_owned()))),
+                    None => (name, None),
+                };
+                index.admit(hash, owner, &path).map_err(failed)?;
             }
         }
         tracing::info!(target: "program", "{} programs in {}", index.programs.len(), dir.display());
         Ok(Store(Arc::new(Shared { dir: dir.to_owned(), index: Mutex::new(index), writing: Arc::default() })))
     }
 
-    /// Checks, translates and keeps a program; it is on the disk when this answers. One that is there already is
+    /// Checks, translates and keeps a subject's program; it is on the disk when this answers. One that is there already is
     /// answered at once. What is begun goes on when nobody waits for it any more: until then it holds `component`,
     /// with whatever counts its bytes, and its place among those that translate or write.
-    pub async fn put<B>(&self, component: B) -> Result<ProgramHash, Rejected>
+    pub async fn put<B>(&self, subject: &Subject, component: B) -> Result<ProgramHash, Rejected>
     where
         B: AsRef<[u8]> + Send + Sync + 'static,
     {
@@ -91,15 +113,16 @@ impl Store {
         let bytes = component.clone();
         let code = Code::translate(move || Code::of((*bytes).as_ref())).await?;
         let (shared, alone) = (self.0.clone(), self.0.writing.lock_arc().await);
+        let owner = Owner::of(subject);
         smol::unblock(move || {
             let _alone = alone;
-            shared.keep(hash, (*component).as_ref(), code)
+            shared.keep(hash, owner, (*component).as_ref(), code)
         })
         .await
     }
 
     pub fn get(&self, hash: &ProgramHash) -> Option<Arc<Program>> {
-        self.0.lock().programs.get(hash).cloned()
+        self.0.lock().programs.get(hash).map(|kept| kept.program.clone())
     }
 
     pub fn contains(&self, hash: &ProgramHash) -> bool {
@@ -119,36 +142,54 @@ impl Shared {
     }
 
     /// Writes the program and notes it. For one at a time.
-    fn keep(&self, hash: ProgramHash, component: &[u8], code: Code) -> Result<ProgramHash, Rejected> {
+    fn keep(
+        &self,
+        hash: ProgramHash,
+        owner: Owner,
+        component: &[u8],
+        code: Code,
+    ) -> Result<ProgramHash, Rejected> {
         {
             let index = self.lock();
             if index.programs.contains_key(&hash) {
                 return Ok(hash);
             }
-            if !index.holds(component.len()) {
-                return Err(Rejected::StoreFull);
-            }
+            index.room(Some(&owner), component.len())?;
         }
-        let path = self.dir.join(format!("{hash}{SUFFIX}"));
+        let path = self.dir.join(format!("{hash}.{}{SUFFIX}", owner.0));
         write_durably(&path, component).map_err(|e| Rejected::NotKept(e.to_string()))?;
-        let mut index = self.lock();
-        index.bytes += component.len();
         let code = OnceCell::from(Arc::new(code));
-        index.programs.insert(hash, Arc::new(Program { hash, path, code }));
+        let program = Arc::new(Program { hash, path, code });
+        self.lock().programs.insert(hash, Kept { program, bytes: component.len(), owner: Some(owner) });
         Ok(hash)
     }
 }
 
 impl Index {
-    fn holds(&self, more: usize) -> bool {
-        self.programs.len() < limits::PROGRAMS && self.bytes + more <= limits::PROGRAM_STORE_BYTES
+    /// Whether there is room for a program of so many bytes.
+    fn room(&self, owner: Option<&Owner>, more: usize) -> Result<(), Rejected> {
+        let (mut all, mut own) = ([1, more], [1, more]);
+        for kept in self.programs.values() {
+            let is_own = owner.is_some() && owner == kept.owner.as_ref();
+            for sum in std::iter::once(&mut all).chain(is_own.then_some(&mut own)) {
+                *sum = [sum[0] + 1, sum[1] + kept.bytes];
+            }
+        }
+        if all[0] > limits::PROGRAMS || all[1] > limits::PROGRAM_STORE_BYTES {
+            return Err(Rejected::StoreFull);
+        }
+        if own[0] > limits::PROGRAMS_PER_SUBJECT || own[1] > limits::PROGRAM_STORE_BYTES_PER_SUBJECT {
+            return Err(Rejected::ShareFull);
+        }
+        Ok(())
     }
 
     /// Takes a file found at start, if it is what its name says.
-    fn admit(&mut self, name: &str, path: &Path) -> io::Result<()> {
+    fn admit(&mut self, name: &str, owner: Option<Owner>, path: &Path) -> io::Result<()> {
         let len = fs::metadata(path)?.len();
         let claimed = ProgramHash::from_hex(name);
-        if len > limits::PROGRAM_BYTES as u64 || claimed.is_none() || !self.holds(len as usize) {
+        let fits = self.room(owner.as_ref(), len as usize).is_ok();
+        if len > limits::PROGRAM_BYTES as u64 || claimed.is_none() || !fits {
             tracing::warn!(target: "program", "{} is no program or does not fit the store; ignored", path.display());
             return Ok(());
         }
@@ -157,8 +198,8 @@ impl Index {
             tracing::warn!(target: "program", "{} is damaged; moved aside, upload it again", path.display());
             return fs::rename(path, path.with_extension("damaged"));
         }
-        self.bytes += len as usize;
-        self.programs.insert(found, Arc::new(Program::on_disk(found, path.to_owned())));
+        let program = Arc::new(Program::on_disk(found, path.to_owned()));
+        self.programs.insert(found, Kept { program, bytes: len as usize, owner });
         Ok(())
     }
 }
@@ -191,10 +232,11 @@ mod tests {
     #[test]
     fn programs_survive_a_restart_and_damage_is_noticed() {
         let dir = folder("restart");
+        let nobody = Subject::everyone();
         let component = wat::parse_str(MINIMAL).unwrap();
         let store = Store::open(&dir).unwrap();
-        let hash = smol::block_on(store.put(component.clone())).unwrap();
-        assert_eq!(smol::block_on(store.put(component.clone())), Ok(hash));
+        let hash = smol::block_on(store.put(&nobody, component.clone())).unwrap();
+        assert_eq!(smol::block_on(store.put(&nobody, component.clone())), Ok(hash));
         assert!(store.contains(&hash));
 
         fs::write(dir.join("half.unfinished"), b"...").unwrap();
@@ -204,10 +246,42 @@ mod tests {
         assert!(smol::block_on(program.code()).is_ok());
         assert!(!dir.join("half.unfinished").exists() && dir.join("notes.txt").exists());
 
-        fs::write(dir.join(format!("{hash}.wasm")), b"\0asm something else").unwrap();
+        let owner = Owner::of(&nobody).0;
+        fs::write(dir.join(format!("{hash}.{owner}.wasm")), b"\0asm something else").unwrap();
         let store = Store::open(&dir).unwrap();
         assert!(!store.contains(&hash), "a damaged program is not offered");
-        assert_eq!(smol::block_on(store.put(component)), Ok(hash), "and can be uploaded again");
+        assert_eq!(smol::block_on(store.put(&nobody, component)), Ok(hash), "and can be uploaded again");
+        fs::remove_dir_all(&dir).unwrap();
+    }
+
+    /// Also after a restart; and a program that somebody has brought is everyone's to launch.
+    #[test]
+    fn one_subject_fills_its_share_and_no_more() {
+        let dir = folder("shares");
+        let program = |number: usize| {
+            let mut component = wat::parse_str(MINIMAL).unwrap();
+            component.extend([0, 10, 1, b'n']); // a custom section: a name of one byte and eight of data
+            component.extend(number.to_le_bytes());
+            component
+        };
+        let put =
+            |store: &Store, who: &str, number| smol::block_on(store.put(&Subject::new(who), program(number)));
+        let store = Store::open(&dir).unwrap();
+        let by_hand = ProgramHash::of(&program(0));
+        fs::write(dir.join(format!("{by_hand}.wasm")), program(0)).unwrap();
+        assert!(put(&store, "greedy", 1).is_ok());
+        // As though it had brought these: writing each durably takes a while.
+        let owner = Owner::of(&Subject::new("greedy")).0;
+        for number in 2..=limits::PROGRAMS_PER_SUBJECT {
+            let hash = ProgramHash::of(&program(number));
+            fs::write(dir.join(format!("{hash}.{owner}.wasm")), program(number)).unwrap();
+        }
+        let store = Store::open(&dir).unwrap();
+        assert_eq!(store.list().len(), 1 + limits::PROGRAMS_PER_SUBJECT);
+        assert_eq!(put(&store, "greedy", 1000), Err(Rejected::ShareFull));
+        assert_eq!(put(&store, "greedy", 7), Ok(ProgramHash::of(&program(7))), "it is there");
+        assert_eq!(put(&store, "modest", 7), Ok(ProgramHash::of(&program(7))), "for everyone");
+        assert!(put(&store, "modest", 1000).is_ok() && put(&store, "greedy", 1000).is_ok());
         fs::remove_dir_all(&dir).unwrap();
     }
 
@@ -234,7 +308,7 @@ mod tests {
         let (free, until) = smol::channel::bounded(1);
         let watched = Watched { bytes: wat::parse_str(MINIMAL).unwrap(), read, free: until };
         smol::block_on(async {
-            let put = async { drop(store.put(watched).await) };
+            let put = async { drop(store.put(&Subject::everyone(), watched).await) };
             smol::future::or(put, async { reading.recv().await.unwrap() }).await;
             assert!(!reading.is_closed(), "dropped while it is read");
             free.close();
@@ -247,7 +321,10 @@ mod tests {
     fn nothing_is_kept_of_a_refused_program() {
         let dir = folder("refused");
         let store = Store::open(&dir).unwrap();
-        assert_eq!(smol::block_on(store.put(b"hello".to_vec())), Err(Rejected::NotWasm));
+        assert_eq!(
+            smol::block_on(store.put(&Subject::everyone(), b"hello".to_vec())),
+            Err(Rejected::NotWasm)
+        );
         assert_eq!(fs::read_dir(&dir).unwrap().count(), 0);
         fs::remove_dir_all(&dir).unwrap();
     }

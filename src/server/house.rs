@@ -112,7 +112,7 @@ impl House for Served {
     }
 
     async fn put(&self, program: Upload) -> Result<ProgramHash, String> {
-        self.store.put(program).await.map_err(|rejected| rejected.to_string())
+        self.store.put(&program.who().clone(), program).await.map_err(|rejected| rejected.to_string())
     }
 
     async fn prepare(

@@ -6,7 +6,7 @@
 
 use super::seats::Seat;
 use crate::auth::{Grant, Verifier};
-use crate::identity::InstanceId;
+use crate::identity::{InstanceId, Subject};
 use crate::limits;
 #[cfg(test)]
 use crate::simulation::plant::{Bug, planted};
@@ -130,6 +130,7 @@ impl<'v> Session<'v> {
         use ClientMessage as M;
         let answer = |corr_id, answer| Some(Effect::Answer { corr_id, answer });
         let stranger = self.grant.is_none().then(|| "Not authenticated".to_owned());
+        let who = self.grant.as_ref().map_or_else(Subject::everyone, |grant| grant.subject.clone());
         match message {
             M::Authenticate { corr_id, token } => answer(corr_id, self.authenticate(&token, now)),
             M::UploadProgram { corr_id, program_hash, chunk_index, total_chunks, chunk_data } => {
@@ -140,7 +141,7 @@ impl<'v> Session<'v> {
                     total: total_chunks,
                     data: chunk_data,
                 };
-                match self.programs.offer(chunk, stranger) {
+                match self.programs.offer(chunk, &who, stranger) {
                     Progress::Pending => None,
                     Progress::Whole(upload) => Some(Effect::Store { corr_id, upload }),
                     Progress::Failed(error) => answer(corr_id, Err(error)),
@@ -155,7 +156,7 @@ impl<'v> Session<'v> {
                     data: chunk_data,
                 };
                 let target = stranger.map_or_else(|| self.own_instance(&instance_id), Err);
-                match self.blobs.offer(chunk, target.clone().err()) {
+                match self.blobs.offer(chunk, &who, target.clone().err()) {
                     Progress::Pending => None,
                     Progress::Whole(upload) => match target {
                         Ok(instance) => Some(Effect::GiveBlob { corr_id, instance, upload }),

@@ -5,9 +5,11 @@
 //! clients listen only then, and reuse ids); the first error counts; chunk 0 always starts afresh. Memory follows
 //! what has arrived, never what `total_chunks` claims.
 
+use crate::identity::Subject;
 use crate::limits;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use crate::places::Full;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// One chunk as it came.
 pub struct Chunk {
@@ -38,44 +40,70 @@ pub struct Upload {
     pub held: Held,
 }
 
+impl Upload {
+    /// Whose it is.
+    pub fn who(&self) -> &Subject {
+        &self.held.who
+    }
+}
+
 impl AsRef<[u8]> for Upload {
     fn as_ref(&self) -> &[u8] {
         &self.bytes
     }
 }
 
-/// Bytes that all uploads of the server hold together.
+/// Bytes that all uploads of the server hold together, and of these each subject's.
 #[derive(Debug, Default)]
-pub struct Budget {
-    held: AtomicUsize,
-}
+pub struct Budget(Mutex<BTreeMap<Subject, usize>>);
 
 /// A share of a [`Budget`], given back when dropped.
 #[derive(Debug)]
 pub struct Held {
     budget: Arc<Budget>,
+    who: Subject,
     bytes: usize,
 }
 
 impl Budget {
     /// Bytes held now.
     pub fn held(&self) -> usize {
-        self.held.load(Ordering::Relaxed)
+        self.lock().values().sum()
+    }
+
+    /// Whole between any two statements here.
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Subject, usize>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Held {
-    fn grow(&mut self, bytes: usize) -> bool {
-        let fits = |held: usize| held.checked_add(bytes).filter(|&sum| sum <= limits::UPLOAD_BYTES_HELD);
-        let grown = self.budget.held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).is_ok();
-        self.bytes += if grown { bytes } else { 0 };
-        grown
+    /// # Errors
+    /// The most that there may be, of this subject's or in all, where it would be more.
+    fn grow(&mut self, bytes: usize) -> Result<(), Full> {
+        let mut held = self.budget.lock();
+        if held.values().sum::<usize>() + bytes > limits::UPLOAD_BYTES_HELD {
+            return Err(Full::All(limits::UPLOAD_BYTES_HELD));
+        }
+        let own = held.get(&self.who).copied().unwrap_or(0) + bytes;
+        if own > limits::UPLOAD_BYTES_PER_SUBJECT {
+            return Err(Full::Each(limits::UPLOAD_BYTES_PER_SUBJECT));
+        }
+        held.insert(self.who.clone(), own);
+        self.bytes += bytes;
+        Ok(())
     }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.budget.held.fetch_sub(self.bytes, Ordering::Relaxed);
+        let mut held = self.budget.lock();
+        if let Some(own) = held.get_mut(&self.who) {
+            *own -= self.bytes;
+            if *own == 0 {
+                held.remove(&self.who);
+            }
+        }
     }
 }
 
@@ -112,8 +140,8 @@ impl Uploads {
         Uploads { begun: heapless::Vec::new(), budget }
     }
 
-    /// Takes one chunk. `objection`: what speaks against the upload whatever its chunks say.
-    pub fn offer(&mut self, chunk: Chunk, objection: Option<String>) -> Progress {
+    /// Takes one chunk of somebody's. `objection`: what speaks against the upload whatever its chunks say.
+    pub fn offer(&mut self, chunk: Chunk, who: &Subject, objection: Option<String>) -> Progress {
         let begun = self.take(chunk.corr_id);
         let begun = if chunk.index == 0 { None } else { begun };
         match begun {
@@ -134,7 +162,7 @@ impl Uploads {
                         next: 0,
                         bytes: Vec::new(),
                         hasher: blake3::Hasher::new(),
-                        held: Held { budget: self.budget.clone(), bytes: 0 },
+                        held: Held { budget: self.budget.clone(), who: who.clone(), bytes: 0 },
                     };
                     self.receive(Box::new(upload), chunk, None)
                 }
@@ -173,11 +201,8 @@ impl Uploads {
             Some(format!("Chunk count mismatch: expected {total}, got {}", chunk.total))
         } else if chunk.index != upload.next {
             Some(format!("Out-of-order chunk: expected {}, got {}", upload.next, chunk.index))
-        } else if !upload.held.grow(chunk.data.len()) {
-            Some(format!(
-                "Uploads hold {} bytes, the most this server keeps at once; try again later",
-                limits::UPLOAD_BYTES_HELD
-            ))
+        } else if let Err(full) = upload.held.grow(chunk.data.len()) {
+            Some(format!("Uploads hold too many bytes: {full}; try again later"))
         } else {
             None
         };
@@ -268,7 +293,7 @@ mod tests {
 
         fn offer(&mut self, corr_id: u32, index: u64, total: u64, hash: &str, data: &[u8]) -> Progress {
             let chunk = Chunk { corr_id, hash: hash.to_owned(), index, total, data: data.to_vec() };
-            self.uploads.offer(chunk, None)
+            self.uploads.offer(chunk, &Subject::new("honest"), None)
         }
 
         /// "-": nothing to answer; "ok": whole; else the error.
@@ -395,12 +420,13 @@ mod tests {
         assert!(matches!(bench.offer(1, 0, 1, "h", b"x"), Progress::Failed(e) if e == expected));
 
         let chunk = |index| Chunk { corr_id: 1, hash: hash(b"xx"), index, total: 2, data: b"x".to_vec() };
-        assert!(matches!(bench.uploads.offer(chunk(0), Some("no".into())), Progress::Pending));
+        let who = Subject::everyone();
+        assert!(matches!(bench.uploads.offer(chunk(0), &who, Some("no".into())), Progress::Pending));
         assert_eq!(bench.budget.held(), 0, "an upload that is refused holds nothing");
-        assert!(matches!(bench.uploads.offer(chunk(1), None), Progress::Failed(e) if e == "no"));
-        assert!(matches!(bench.uploads.offer(chunk(0), None), Progress::Pending));
+        assert!(matches!(bench.uploads.offer(chunk(1), &who, None), Progress::Failed(e) if e == "no"));
+        assert!(matches!(bench.uploads.offer(chunk(0), &who, None), Progress::Pending));
         assert!(
-            matches!(bench.uploads.offer(chunk(1), Some("gone".into())), Progress::Failed(e) if e == "gone")
+            matches!(bench.uploads.offer(chunk(1), &who, Some("gone".into())), Progress::Failed(e) if e == "gone")
         );
     }
 
@@ -418,11 +444,20 @@ mod tests {
         assert_eq!(bench.brief(many, 1, 2), "ok");
 
         // Somebody else holds everything.
-        let mut other = Held { budget: bench.budget.clone(), bytes: 0 };
-        assert!(other.grow(limits::UPLOAD_BYTES_HELD - bench.budget.held() - 1));
+        let held = |who: &str| Held { budget: bench.budget.clone(), who: Subject::new(who), bytes: 0 };
+        let (mut greedy, mut greedier) = (held("greedy"), held("greedy"));
+        assert_eq!(greedy.grow(limits::UPLOAD_BYTES_PER_SUBJECT - 1), Ok(()));
+        let share = Full::Each(limits::UPLOAD_BYTES_PER_SUBJECT);
+        assert_eq!((greedier.grow(1), greedier.grow(1), greedy.grow(1)), (Ok(()), Err(share), Err(share)));
+        let mut other = held("other");
+        assert_eq!(
+            other.grow(limits::UPLOAD_BYTES_HELD - bench.budget.held() - 1),
+            Ok(()),
+            "what is left but for a byte"
+        );
         assert_eq!(bench.brief(90, 0, 2), "-");
         assert!(bench.brief(90, 1, 2).contains("try again later"));
-        drop(other);
+        drop((greedy, greedier, other));
         assert_eq!(bench.brief(90, 0, 2), "-");
         assert_eq!(bench.brief(90, 1, 2), "ok");
         let budget = bench.budget.clone();

@@ -427,7 +427,7 @@ pub(super) fn rate(bed: &mut Bed, kernel: &str) -> Checked {
     let (records, masks) = (bed.with(&words(&records.collect::<Vec<_>>()))?, bed.blank(4)?);
     let on = On::new(bed, sizes, [q, keys, values, table, records, masks])?;
     let tiles = (&bed.with(&words(&sizes.tiles()))?, sizes.tiles().len() / 2);
-    let took = bed.time(|| {
+    let took = bed.time(&|| {
         // SAFETY: they live until the last wait.
         unsafe {
             match (joins, prompt) {

@@ -112,7 +112,7 @@ pub(super) fn bandwidth(bed: &mut Bed) -> Checked {
     // Eight CTAs fill a multiprocessor with threads; each has several steps.
     let ctas = (8 * bed.device.properties().multiprocessors).clamp(1, count.div_ceil(COPY_STEP));
     // SAFETY: both have `count` vectors, and live until the last wait.
-    let took = bed.time(|| unsafe { copy_later(&bed.stream, copy, [&to, &from], count, ctas) })?;
+    let took = bed.time(&|| unsafe { copy_later(&bed.stream, copy, [&to, &from], count, ctas) })?;
     for at in ends {
         let mut got = vec![0; VECTOR];
         bed.stream.download(&to, at, &mut got)?;

@@ -311,7 +311,7 @@ pub(super) fn rate(bed: &mut Bed, fused: &Fused) -> Checked {
     let on = On::new(bed, fused.quant, [n, TIMED_COLUMNS, 1], false, &tile, seeded)?;
     let made = fused.made(bed, what, n, 1)?;
     // SAFETY: made for this size; it lives until the last wait.
-    let took = bed.time(|| unsafe { fused.later(bed, &on, &made, what, n) })?;
+    let took = bed.time(&|| unsafe { fused.later(bed, &on, &made, what, n) })?;
     let bytes = on.weights.size() + on.scales.size();
     Ok(Ok(Found::rate(bytes as f64 / took.as_secs_f64())))
 }

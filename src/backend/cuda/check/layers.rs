@@ -15,6 +15,7 @@ const CHUNK: usize = 1024;
 /// Slots of a page.
 const SLOTS: usize = 16;
 
+#[cold]
 fn normal(count: usize, seeded: &mut Seeded) -> Vec<f32> {
     (0..count).map(|_| seeded.unit() + seeded.unit() + seeded.unit()).collect()
 }
@@ -302,7 +303,7 @@ pub(super) const RATES: [Rate; 5] = [
     ("cap_logits", cap_rate),
 ];
 
-fn rate(bed: &Bed, bytes: usize, work: impl Fn() -> Result<(), Error>) -> Checked {
+fn rate(bed: &Bed, bytes: usize, work: &dyn Fn() -> Result<(), Error>) -> Checked {
     let took = bed.time(work)?;
     Ok(Ok(Found::rate(bytes as f64 / took.as_secs_f64())))
 }
@@ -327,7 +328,7 @@ fn heads_rate(bed: &mut Bed) -> Checked {
     arguments.push(Argument::F32(EPSILON));
     let bytes = [&products, &turns, &out, &keys, &values].map(|buffer| buffer.size()).iter().sum();
     // SAFETY: made for these sizes; they live until the last wait.
-    rate(bed, bytes, || unsafe { bed.launch("rotate_append", [all.div_ceil(4), rows], 128, &arguments) })
+    rate(bed, bytes, &|| unsafe { bed.launch("rotate_append", [all.div_ceil(4), rows], 128, &arguments) })
 }
 
 /// Bytes read and written per second, all outputs wanted.
@@ -341,7 +342,7 @@ fn gate_rate(bed: &mut Bed, kernel: &str) -> Checked {
     arguments.extend([TIMED_DIM, TIMED_DIM, 0].map(number));
     let bytes = buffers.map(|buffer| buffer.size()).iter().sum();
     // SAFETY: made for these sizes; they live until the last wait.
-    rate(bed, bytes, || unsafe { bed.launch(kernel, [rows, TIMED_DIM / CHUNK], 256, &arguments) })
+    rate(bed, bytes, &|| unsafe { bed.launch(kernel, [rows, TIMED_DIM / CHUNK], 256, &arguments) })
 }
 
 /// Bytes read and written per second.
@@ -352,7 +353,7 @@ fn post_norm_rate(bed: &mut Bed) -> Checked {
     let [to, from, gains] = [&stream, &x, &gain].map(Argument::Buffer);
     let arguments = [to, from, gains, number(TIMED_DIM), Argument::F32(EPSILON)];
     // SAFETY: made for these sizes; they live until the last wait.
-    rate(bed, 3 * stream.size(), || unsafe { bed.launch("add_normed", [rows, 1], 256, &arguments) })
+    rate(bed, 3 * stream.size(), &|| unsafe { bed.launch("add_normed", [rows, 1], 256, &arguments) })
 }
 
 /// Bytes read and written per second.
@@ -361,7 +362,7 @@ fn cap_rate(bed: &mut Bed) -> Checked {
     let logits = bed.blank(count * 4)?;
     let arguments = [Argument::Buffer(&logits), number(count), Argument::F32(30.0)];
     // SAFETY: made for so many; it lives until the last wait.
-    rate(bed, 2 * logits.size(), || unsafe {
+    rate(bed, 2 * logits.size(), &|| unsafe {
         bed.launch("cap_logits", [count.div_ceil(CHUNK), 1], 256, &arguments)
     })
 }

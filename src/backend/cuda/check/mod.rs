@@ -205,8 +205,11 @@ struct Bed<'a> {
     timed: bool,
 }
 
+// `cold`, so that they are in the binary once: this crate is built for speed, and inlined at each of a hundred calls they
+// take 33 KB of it.
 impl<'a> Bed<'a> {
     /// One that was loaded. The error comes when the stream is at its end: whoever leaves by it gives back buffers.
+    #[cold]
     fn kernel(&self, name: &str) -> Result<&'a Kernel, Error> {
         match self.kernels.iter().find(|kernel| kernel.name() == name) {
             Some(kernel) => Ok(kernel),
@@ -218,6 +221,7 @@ impl<'a> Bed<'a> {
     }
 
     /// A buffer with these bytes.
+    #[cold]
     fn with(&mut self, bytes: &[u8]) -> Result<Buffer, Error> {
         let buffer = self.device.buffer(bytes.len())?;
         self.stream.upload(bytes, &buffer, 0)?;
@@ -226,6 +230,7 @@ impl<'a> Bed<'a> {
 
     /// The quants and the scales of a matrix of `rows` rows, which in the file's order are those of `file`, over and over: whole
     /// tiles of them, if not all. Half a gigabyte is packed in no time so.
+    #[cold]
     fn packed(
         &mut self,
         quant: Quant,
@@ -253,6 +258,7 @@ impl<'a> Bed<'a> {
     }
 
     /// A buffer whose bytes are all [`BEFORE`].
+    #[cold]
     fn blank(&mut self, bytes: usize) -> Result<Buffer, Error> {
         let buffer = self.device.buffer(bytes)?;
         // SAFETY: the buffer is new, so nothing else uses it.
@@ -262,6 +268,7 @@ impl<'a> Bed<'a> {
     }
 
     /// What is in a buffer once all work is done.
+    #[cold]
     fn bytes(&mut self, buffer: &Buffer) -> Result<Vec<u8>, Error> {
         let mut bytes = vec![0; buffer.size()];
         self.stream.download(buffer, 0, &mut bytes)?;
@@ -272,6 +279,7 @@ impl<'a> Bed<'a> {
     ///
     /// # Safety
     /// The arguments are what the kernel's head says, and live until it is done.
+    #[cold]
     unsafe fn launch(
         &self,
         name: &str,
@@ -285,7 +293,8 @@ impl<'a> Bed<'a> {
     }
 
     /// The shortest time by the device's clock of `work`, which is done some times over.
-    fn time(&self, work: impl Fn() -> Result<(), Error>) -> Result<Duration, Error> {
+    #[cold]
+    fn time(&self, work: &dyn Fn() -> Result<(), Error>) -> Result<Duration, Error> {
         let (before, after) = (self.device.event()?, self.device.event()?);
         let mut best = Duration::MAX;
         for _ in 0..ROUNDS {
@@ -341,22 +350,26 @@ impl Seeded {
         Seeded { key: DrawKey { seed, queue: 0, pass: 0 }, next: 0 }
     }
 
+    #[cold]
     fn bits(&mut self) -> u64 {
         self.next += 1;
         sample::random(self.key, self.next)
     }
 
+    #[cold]
     fn bytes(&mut self, count: usize) -> Vec<u8> {
         (0..count.div_ceil(8)).flat_map(|_| self.bits().to_le_bytes()).take(count).collect()
     }
 
     /// In -1 .. 1.
+    #[cold]
     fn unit(&mut self) -> f32 {
         (self.bits() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
     }
 }
 
 /// The first byte that differs.
+#[cold]
 fn same(what: &str, got: &[u8], want: &[u8]) -> Result<(), String> {
     if got.len() != want.len() {
         return Err(format!("{what}: {} bytes, not {}", got.len(), want.len()));

@@ -92,6 +92,7 @@ fn to_bf16(x: f32) -> u16 {
     ((bits + 0x7fff + (bits >> 16 & 1)) >> 16) as u16
 }
 
+#[cold]
 pub(super) fn floats(numbers: &[f32]) -> Vec<u8> {
     numbers.iter().flat_map(|number| number.to_le_bytes()).collect()
 }
@@ -187,7 +188,7 @@ pub(super) fn rate(bed: &mut Bed, kernel: &str) -> Checked {
     let (x, gain) = (bed.blank(tokens * TIMED_DIM * 4)?, bed.blank(TIMED_DIM * 4)?);
     let on = On::new(bed, x, Some(gain), tokens, TIMED_DIM)?;
     // SAFETY: it lives until the last wait.
-    let took = bed.time(|| unsafe { on.later(bed, kernel) })?;
+    let took = bed.time(&|| unsafe { on.later(bed, kernel) })?;
     let bytes = [&on.x, &on.xq, &on.xs, &on.xb].map(Buffer::size).iter().sum::<usize>();
     Ok(Ok(Found::rate(bytes as f64 / took.as_secs_f64())))
 }

@@ -381,7 +381,7 @@ pub(super) fn rate(bed: &mut Bed, product: &Product, tokens: usize) -> Checked {
     let tile = blocks(product.quant, TILE, TIMED_COLUMNS, &mut Seeded::new(0));
     let on = On::new(bed, product.quant, &tile, size, &vectors, &vec![0.0; rows * tokens])?;
     // SAFETY: made for this size; it lives until the last wait.
-    let took = bed.time(|| unsafe { product.later(bed, kernel, &on, size) })?.as_secs_f64();
+    let took = bed.time(&|| unsafe { product.later(bed, kernel, &on, size) })?.as_secs_f64();
     let bytes = [&on.weights, &on.scales, &on.x, &on.xs, &on.y].map(Buffer::size).iter().sum::<usize>();
     let operations = 2.0 * (rows * TIMED_COLUMNS * tokens) as f64 / took;
     let operations = product.cta.tokens.map(|_| operations);

@@ -196,7 +196,7 @@ pub(super) fn embedding_rate(bed: &mut Bed, kernel: &str, quant: Quant) -> Check
         [&quants, &scales, &inputs, &slots, &stream].map(Argument::Buffer).into();
     arguments.extend([number(TIMED_DIM), Argument::F32(SCALE)]);
     // SAFETY: made for these sizes; they live until the last wait.
-    let took = bed.time(|| unsafe { bed.launch(kernel, [TIMED_DIM / CHUNK, rows], 128, &arguments) })?;
+    let took = bed.time(&|| unsafe { bed.launch(kernel, [TIMED_DIM / CHUNK, rows], 128, &arguments) })?;
     let bytes = quants.size() + scales.size() + stream.size();
     Ok(Ok(Found::rate(bytes as f64 / took.as_secs_f64())))
 }
@@ -208,7 +208,8 @@ fn copies_rate(bed: &mut Bed) -> Checked {
     let [all, also_all] = [Argument::Address(0); 2];
     let arguments = [Argument::Buffer(&to), Argument::Buffer(&from), all, also_all, number(TIMED_DIM)];
     // SAFETY: made for these sizes; they live until the last wait.
-    let took = bed.time(|| unsafe { bed.launch("copy_rows", [TIMED_DIM / CHUNK, rows], 256, &arguments) })?;
+    let took =
+        bed.time(&|| unsafe { bed.launch("copy_rows", [TIMED_DIM / CHUNK, rows], 256, &arguments) })?;
     Ok(Ok(Found::rate(2.0 * to.size() as f64 / took.as_secs_f64())))
 }
 
@@ -227,6 +228,6 @@ fn pages_rate(bed: &mut Bed, kernel: &str) -> Checked {
         _ => ([heads, planes], 128, [on, number(1), number(0), number(head_dim), plane], 1),
     };
     // SAFETY: the pages are the pool's; it lives until the last wait.
-    let took = bed.time(|| unsafe { bed.launch(kernel, grid, block, &arguments) })?;
+    let took = bed.time(&|| unsafe { bed.launch(kernel, grid, block, &arguments) })?;
     Ok(Ok(Found::rate((moved * planes * page_bytes) as f64 / took.as_secs_f64())))
 }

@@ -275,6 +275,6 @@ pub(super) fn rate(bed: &mut Bed, kernel: &str) -> Checked {
         unsafe { on.later(bed, before)? };
     }
     // SAFETY: as above.
-    let took = bed.time(|| unsafe { on.later(bed, kernel) })?;
+    let took = bed.time(&|| unsafe { on.later(bed, kernel) })?;
     Ok(Ok(Found::rate((logits.len() * 4) as f64 / took.as_secs_f64())))
 }
