@@ -42,6 +42,7 @@ fn every_figure_is_there_and_sane() {
                  tax.interval tax.step tax.total tax.stage_wake tax.stage_guest tax.stage_host tax.stage_validation \
                  tax.stage_queue tax.slow tax.together launch.cold launch.durable launch.known \
                  kill.loop kill.loop_slowest kill.call kill.call_slowest kill.pass kill.pass_slowest kill.flood kill.flood_slowest \
+                 kill.fill kill.left kill.expired \
                  fair.alone fair.beside fair.wait_alone fair.wait_beside fair.gap socket.serial socket.flight \
                  socket.blob server.ready server.anonymous \
                  server.anonymous_beside";

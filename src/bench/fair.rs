@@ -8,9 +8,13 @@
 use super::measure::{Measure, Unit, quantile};
 use super::rig::{PROMPT, Rig, TOKENS, milliseconds};
 use super::{BenchError, Programs, within};
-use crate::client::Event;
+use crate::auth::{Claims, Role};
+use crate::client::{Client, Event};
 use crate::observe::stages::Interval;
+use crate::quota::Caps;
 use std::time::{Duration, Instant};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 /// Instances that are ended in each state, beside the one that warms up; and of how many the slowest is a sample.
 const KILLS: usize = 30;
@@ -20,6 +24,9 @@ const _: () = assert!(KILLS.is_multiple_of(KILLS_OF) && RUNS.is_multiple_of(RUNS
 const UNDER_WAY: Duration = Duration::from_millis(60);
 /// Words of a prompt that is computed while an instance is ended: half a second's work for two cores.
 const LONG: usize = 1200;
+const A_MINUTE: Duration = Duration::from_secs(60);
+/// From one launch that was refused to the next.
+const AGAIN: Duration = Duration::from_micros(200);
 /// Instances that loop: two for each of two cores.
 const LOOPS: usize = 4;
 /// Runs of the chat, alone and beside them in turn; and of how many the waits, some hundred, give one sample.
@@ -27,8 +34,8 @@ const RUNS: usize = 10;
 const RUNS_OF: usize = 2;
 
 impl Rig {
-    /// From `terminate_instance` to the instance's last event, while two programs loop and a prompt is computed. A sentence
-    /// says which of all took the longest.
+    /// From `terminate_instance`, or whatever else ends it, to the instance's last event, while two programs loop and a prompt
+    /// is computed. A sentence says which of all took the longest.
     pub fn kill(&mut self, programs: &Programs) -> Result<(Vec<Measure>, String), BenchError> {
         smol::block_on(async {
             let rogue = self.upload(&programs.rogue).await?;
@@ -36,24 +43,44 @@ impl Rig {
             let endless = ["--max-tokens", "1000000", PROMPT];
             let loops = self.begin(&rogue, &["spin"], 2).await?;
             let (mut measures, mut ends, mut slowest) = (Vec::new(), 0, (0.0, ""));
-            for (name, label, program, arguments) in [
-                ("loop", "in a tight loop", &rogue, &["spin"][..]),
-                ("call", "in a host call", &rogue, &["tokenize-forever"]),
-                ("pass", "waiting for a pass", &completion, &endless),
-                ("flood", "flooding its client", &rogue, &["send-forever"]),
+            for (name, label, program, arguments, way) in [
+                ("loop", "in a tight loop", &rogue, &["spin"][..], Way::Asked),
+                ("call", "in a host call", &rogue, &["tokenize-forever"], Way::Asked),
+                ("pass", "waiting for a pass", &completion, &endless, Way::Asked),
+                ("flood", "flooding its client", &rogue, &["send-forever"], Way::Asked),
+                ("fill", "in an instruction of 100 MB", &rogue, &["fill"], Way::Asked),
+                ("left", "looping, as its client left", &rogue, &["spin"], Way::Left),
+                ("expired", "looping, as its token expired", &rogue, &["spin"], Way::Expired),
             ] {
                 let mut times = Vec::new();
                 for run in 0..=KILLS {
-                    let instance = self.begin(program, arguments, 1).await?.remove(0);
+                    let mut victim = self.victim(way, program, arguments).await?;
                     smol::Timer::after(UNDER_WAY).await;
                     // Another prompt each time, or it would be found.
                     let prompt = format!("{name} {run} {}", "one two ".repeat(LONG / 2));
                     let beside = self.begin(&completion, &["--max-tokens", "1", &prompt], 1).await?.remove(0);
                     smol::Timer::after(UNDER_WAY / 2).await;
-                    let since = Instant::now();
-                    self.end(&instance).await?;
+                    let took = match &mut victim {
+                        Victim::Own(instance) => {
+                            let since = Instant::now();
+                            self.end(instance).await?;
+                            since.elapsed()
+                        }
+                        Victim::Other(other, instance, expires) => {
+                            last_event(other, instance).await?;
+                            Duration::try_from(OffsetDateTime::now_utc() - *expires).unwrap_or_default()
+                        }
+                        Victim::Left(leaving, staying) => {
+                            let since = Instant::now();
+                            drop(leaving.take());
+                            let next = place(staying, &rogue).await?;
+                            let took = since.elapsed();
+                            last_event(staying, &next).await?;
+                            took
+                        }
+                    };
                     if run > 0 {
-                        times.push(milliseconds(since.elapsed()));
+                        times.push(milliseconds(took));
                     }
                     self.end(&beside).await?;
                 }
@@ -118,6 +145,27 @@ impl Rig {
         })
     }
 
+    /// One that is to end in this way.
+    async fn victim(&mut self, way: Way, program: &str, arguments: &[&str]) -> Result<Victim, BenchError> {
+        if way == Way::Asked {
+            return Ok(Victim::Own(self.begin(program, arguments, 1).await?.remove(0)));
+        }
+        let mut claims = Claims::new("another", Role::User, A_MINUTE);
+        claims.quotas = Caps::read(["subject_instances=1"]).map_err(BenchError::Server)?;
+        let expires = OffsetDateTime::now_utc() + 3 * UNDER_WAY;
+        if way == Way::Expired {
+            let text = expires.format(&Rfc3339);
+            claims.exp = text.map_err(|error| BenchError::Server(error.to_string()))?;
+        }
+        let mut other = self.another(&claims).await?;
+        let arguments = arguments.iter().map(|argument| argument.to_string()).collect();
+        let instance = within(other.launch(program, arguments)).await?;
+        Ok(match way {
+            Way::Left => Victim::Left(Some(other), self.another(&claims).await?),
+            _ => Victim::Other(other, instance, expires),
+        })
+    }
+
     async fn begin(
         &mut self,
         program: &str,
@@ -135,8 +183,41 @@ impl Rig {
     /// Ends it and waits until its last event is there.
     async fn end(&mut self, instance: &str) -> Result<(), BenchError> {
         within(self.client.terminate(instance)).await?;
-        while !matches!(within(self.client.next_event(instance)).await?, Event::Ended { .. }) {}
-        Ok(())
+        last_event(&mut self.client, instance).await
+    }
+}
+
+/// What ends an instance.
+#[derive(Clone, Copy, PartialEq)]
+enum Way {
+    Asked,
+    Left,
+    Expired,
+}
+
+/// An instance that is to end.
+enum Victim {
+    Own(String),
+    /// Its client, and when that one's token expires.
+    Other(Client, String, OffsetDateTime),
+    /// Its client, and another of the same subject, which may have no instance beside that one.
+    Left(Option<Client>, Client),
+}
+
+async fn last_event(client: &mut Client, instance: &str) -> Result<(), BenchError> {
+    while !matches!(within(client.next_event(instance)).await?, Event::Ended { .. }) {}
+    Ok(())
+}
+
+/// Launches again and again until there is room for one more: that one.
+async fn place(client: &mut Client, program: &str) -> Result<String, BenchError> {
+    let since = Instant::now();
+    loop {
+        match within(client.launch(program, vec!["return".to_owned()])).await {
+            Ok(instance) => return Ok(instance),
+            Err(_) if since.elapsed() < A_MINUTE => smol::Timer::after(AGAIN).await,
+            Err(error) => return Err(error),
+        };
     }
 }
 

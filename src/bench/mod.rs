@@ -42,6 +42,7 @@ use std::fmt;
 use std::future::Future;
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 use steps::{Bare, Room, Steps};
@@ -458,14 +459,24 @@ impl Servers<'_> {
     }
 }
 
-/// An answer of our own server, or an error when it does not come.
-async fn within<T>(answer: impl Future<Output = Result<T, ClientError>>) -> Result<T, BenchError> {
-    let late = async {
-        smol::Timer::after(PATIENCE).await;
-        Err(BenchError::Server(format!("it gave no answer in {} s", PATIENCE.as_secs())))
-    };
-    smol::future::or(async { Ok(answer.await?) }, late).await
+/// An answer of our own server, or an error when it does not come. Boxed, so that waiting for one is in the binary once.
+fn within<'a, T: 'a>(
+    answer: impl Future<Output = Result<T, ClientError>> + 'a,
+) -> LocalBoxed<'a, Result<T, BenchError>> {
+    fn patient<'a, T: 'a>(
+        answer: LocalBoxed<'a, Result<T, ClientError>>,
+    ) -> LocalBoxed<'a, Result<T, BenchError>> {
+        let late = async {
+            smol::Timer::after(PATIENCE).await;
+            Err(BenchError::Server(format!("it gave no answer in {} s", PATIENCE.as_secs())))
+        };
+        Box::pin(smol::future::or(async { Ok(answer.await?) }, late))
+    }
+    patient(Box::pin(answer))
 }
+
+/// A future of one thread.
+type LocalBoxed<'a, T> = Pin<Box<dyn Future<Output = T> + 'a>>;
 
 /// Says on a terminal what is being measured, over what was said before.
 fn tell(what: &str) {

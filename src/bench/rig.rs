@@ -6,14 +6,15 @@
 use super::measure::{Effort, Measure, Unit, quantile};
 use super::{BenchError, Programs, within};
 use crate::appliance::Appliance;
+use crate::auth::{self, Claims, Role, SecretKey};
 use crate::client::{Client, Event};
-use crate::config::Config;
+use crate::config::{Config, Keys};
 use crate::identity::InstanceId;
 use crate::observe::stages::{self, Interval, Mark, Stage};
 use crate::program::store::write_durably;
 use smol::channel::{Receiver, Sender};
 use smol::net::TcpListener;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -28,15 +29,19 @@ const LAUNCHES: usize = 9;
 const TOGETHER: usize = 16;
 /// ... and what each then generates.
 const TOKENS_TOGETHER: usize = 48;
+/// Longer than any bench.
+const A_DAY: Duration = Duration::from_secs(86_400);
 /// Marks of one recording: some 40 a token, and as many again.
 const MARKS: usize = TOGETHER * TOKENS * 80;
 const _: () = assert!(MARKS <= crate::limits::STAGE_MARKS && TOKENS_TOGETHER <= TOKENS);
 /// Marks by which the clock itself is timed: some milliseconds.
 const MARKS_TIMED: usize = 1 << 16;
 
-/// A server on a thread of this process, with one connection to it.
+/// A server on a thread of this process, which wants tokens, with one connection to it.
 pub struct Rig {
     pub client: Client,
+    url: String,
+    key: SecretKey,
     tell: Sender<()>,
     server: JoinHandle<Result<(), BenchError>>,
     /// Closes when the engine has given the model's memory back.
@@ -44,7 +49,9 @@ pub struct Rig {
 }
 
 impl Rig {
-    pub fn start(config: Config) -> Result<Rig, BenchError> {
+    pub fn start(mut config: Config) -> Result<Rig, BenchError> {
+        let key = SecretKey::generate().map_err(|error| BenchError::Server(error.to_string()))?;
+        config.auth = Some(Keys { public: vec![key.public()], revoked: HashSet::new() });
         let appliance = Appliance::build(config).map_err(|failure| BenchError::Server(failure.sentence))?;
         let system = |what| move |error| BenchError::System { what, error };
         let listener =
@@ -62,13 +69,19 @@ impl Rig {
                 ended.map_err(|failure| BenchError::Server(failure.sentence))
             })
             .map_err(system("start a thread"))?;
-        let client = smol::block_on(within(Client::connect(&format!("ws://{address}"))))?;
-        Ok(Rig { client, tell, server, ended })
+        let url = format!("ws://{address}");
+        let client = smol::block_on(connect(&url, &key, &Claims::new("bench", Role::User, A_DAY)))?;
+        Ok(Rig { client, url, key, tell, server, ended })
+    }
+
+    /// One more connection, of somebody with these claims.
+    pub(super) async fn another(&self, claims: &Claims) -> Result<Client, BenchError> {
+        connect(&self.url, &self.key, claims).await
     }
 
     /// Ends the server and waits for it and its engine: what is measured next has the memory and the cores to itself.
     pub fn stop(self) -> Result<(), BenchError> {
-        let Rig { client, tell, server, ended } = self;
+        let Rig { client, tell, server, ended, .. } = self;
         drop((tell, client));
         server.join().map_err(|_| BenchError::Server("the server panicked".into()))??;
         smol::block_on(within(async {
@@ -206,6 +219,13 @@ impl Rig {
             }
         }
     }
+}
+
+async fn connect(url: &str, key: &SecretKey, claims: &Claims) -> Result<Client, BenchError> {
+    let token = auth::mint(key, claims).map_err(|error| BenchError::Server(error.to_string()))?;
+    let mut client = within(Client::connect(url)).await?;
+    within(client.authenticate(&token)).await?;
+    Ok(client)
 }
 
 /// What one recording of running instances gave.

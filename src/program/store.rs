@@ -3,7 +3,7 @@
 //! Owns: the folder and the index over it. Never: who may upload or launch.
 //!
 //! A program is a file `{hash}.{owner}.wasm`: the owner, 16 hex digits of a hash, is the subject that brought it, and each
-//! subject has a share of the store. `{hash}.wasm`, which somebody put there by hand, is nobody's. It is written beside its place, synced, renamed, and the folder synced, so
+//! subject has a share of the store. `{hash}.wasm` is nobody's: put there by hand, or by everyone, where all are one. It is written beside its place, synced, renamed, and the folder synced, so
 //! after a power cut it is there whole or not at all; what it left unfinished is swept at the next start. A file
 //! whose content is not what its name says is moved aside, never run.
 
@@ -64,10 +64,10 @@ struct Kept {
 struct Owner(String);
 
 impl Owner {
-    fn of(subject: &Subject) -> Owner {
+    fn of(subject: &Subject) -> Option<Owner> {
         let mut digits = blake3::hash(subject.as_str().as_bytes()).to_hex();
         digits.truncate(16);
-        Owner(digits.to_string())
+        (*subject != Subject::everyone()).then(|| Owner(digits.to_string()))
     }
 }
 
@@ -145,7 +145,7 @@ impl Shared {
     fn keep(
         &self,
         hash: ProgramHash,
-        owner: Owner,
+        owner: Option<Owner>,
         component: &[u8],
         code: Code,
     ) -> Result<ProgramHash, Rejected> {
@@ -154,13 +154,16 @@ impl Shared {
             if index.programs.contains_key(&hash) {
                 return Ok(hash);
             }
-            index.room(Some(&owner), component.len())?;
+            index.room(owner.as_ref(), component.len())?;
         }
-        let path = self.dir.join(format!("{hash}.{}{SUFFIX}", owner.0));
+        let path = match &owner {
+            Some(Owner(digits)) => self.dir.join(format!("{hash}.{digits}{SUFFIX}")),
+            None => self.dir.join(format!("{hash}{SUFFIX}")),
+        };
         write_durably(&path, component).map_err(|e| Rejected::NotKept(e.to_string()))?;
         let code = OnceCell::from(Arc::new(code));
         let program = Arc::new(Program { hash, path, code });
-        self.lock().programs.insert(hash, Kept { program, bytes: component.len(), owner: Some(owner) });
+        self.lock().programs.insert(hash, Kept { program, bytes: component.len(), owner });
         Ok(hash)
     }
 }
@@ -246,8 +249,7 @@ mod tests {
         assert!(smol::block_on(program.code()).is_ok());
         assert!(!dir.join("half.unfinished").exists() && dir.join("notes.txt").exists());
 
-        let owner = Owner::of(&nobody).0;
-        fs::write(dir.join(format!("{hash}.{owner}.wasm")), b"\0asm something else").unwrap();
+        fs::write(dir.join(format!("{hash}.wasm")), b"\0asm something else").unwrap();
         let store = Store::open(&dir).unwrap();
         assert!(!store.contains(&hash), "a damaged program is not offered");
         assert_eq!(smol::block_on(store.put(&nobody, component)), Ok(hash), "and can be uploaded again");
@@ -271,7 +273,7 @@ mod tests {
         fs::write(dir.join(format!("{by_hand}.wasm")), program(0)).unwrap();
         assert!(put(&store, "greedy", 1).is_ok());
         // As though it had brought these: writing each durably takes a while.
-        let owner = Owner::of(&Subject::new("greedy")).0;
+        let Owner(owner) = Owner::of(&Subject::new("greedy")).expect("it is somebody");
         for number in 2..=limits::PROGRAMS_PER_SUBJECT {
             let hash = ProgramHash::of(&program(number));
             fs::write(dir.join(format!("{hash}.{owner}.wasm")), program(number)).unwrap();
@@ -281,7 +283,11 @@ mod tests {
         assert_eq!(put(&store, "greedy", 1000), Err(Rejected::ShareFull));
         assert_eq!(put(&store, "greedy", 7), Ok(ProgramHash::of(&program(7))), "it is there");
         assert_eq!(put(&store, "modest", 7), Ok(ProgramHash::of(&program(7))), "for everyone");
-        assert!(put(&store, "modest", 1000).is_ok() && put(&store, "greedy", 1000).is_ok());
+        assert!(
+            put(&store, "", 2000).is_ok()
+                && put(&store, "modest", 1000).is_ok()
+                && put(&store, "greedy", 1000).is_ok()
+        );
         fs::remove_dir_all(&dir).unwrap();
     }
 
