@@ -107,6 +107,7 @@ impl Appliance {
         let exchange = Arc::new(Exchange::open(&config.state).map_err(Failure::config)?);
         let workers =
             Workers::start(config.engine.threads).map_err(failed("The worker threads cannot be started"))?;
+        exchange.kvs.yield_while(workers.model_is_busy());
         let options = Options {
             which: config.engine.backend,
             libcuda: config.engine.libcuda.clone(),

@@ -1,9 +1,10 @@
 //! What time it is, and waiting for another time.
 //!
-//! Owns: the way to both clocks of the machine, for whatever a connection or an instance does by the clock. Never: how
+//! Owns: the way to the clocks of the machine, for whatever a connection or an instance does by the clock. Never: how
 //! long anything may take, which `limits` says. In tests a thread can have a clock of its own, which stands still until
 //! it is moved (`fake`): the simulation's hours pass in milliseconds, and the same every time.
 
+use rustix::time::{ClockId, clock_gettime};
 use smol::Timer;
 use std::time::{Duration, Instant};
 use time::OffsetDateTime;
@@ -15,6 +16,12 @@ pub fn now() -> Instant {
         return now;
     }
     Instant::now()
+}
+
+/// How long the calling thread has computed: at low priority it may wait far longer than it works.
+pub fn computed() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
 /// The wall clock, which may be set.

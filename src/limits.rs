@@ -52,6 +52,8 @@ pub const REQUEST_HEAD_BYTES: usize = 8 * 1024;
 pub const HANDSHAKE_WITHIN: Duration = Duration::from_secs(5);
 /// From WebSocket to a good token: a place is not held by nobody in particular.
 pub const AUTHENTICATE_WITHIN: Duration = Duration::from_secs(20);
+/// How long the answer to a wrong token takes: whoever tries one after the other has so much less of the box.
+pub const WRONG_TOKEN_PAUSE: Duration = Duration::from_millis(50);
 /// Pause after a failed accept: out of descriptors does not pass in microseconds.
 pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Bytes of the WebSocket's own read and write buffers, per connection; frames larger than it get their own.

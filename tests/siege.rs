@@ -385,12 +385,13 @@ fn rude_peer(tally: &Tally) -> String {
             *tally.lock().expect("unpoisoned").entry(REACHED[2]).or_default() += 1;
             std::thread::spawn(move || {
                 rustix::process::setpriority_process(None, LOWEST).expect("a thread may be less urgent");
-                let (start, more, pause) = match number % 4 {
-                    0 => ("", "", 100),
-                    1 => ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", "1\r\nx\r\n", 1),
-                    2 => ("HTTP/1.1 200 OK\r\n", "X-More: and more\r\n", 0),
-                    _ => ("HTTP/1.1 200 OK\r\n\r\n", "pie and pie and pie and ", 0),
+                let (start, more, times, pause) = match number % 4 {
+                    0 => ("", "", 1, 100),
+                    1 => ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", "1\r\nx\r\n", 1, 1),
+                    2 => ("HTTP/1.1 200 OK\r\n", "X-More: and more\r\n", 4000, 5),
+                    _ => ("HTTP/1.1 200 OK\r\n\r\n", "pie and pie and pie and ", 4000, 5),
                 };
+                let more = more.repeat(times);
                 let mut stream = &stream;
                 let until = Instant::now() + Duration::from_secs(2);
                 let mut alive = stream.write_all(start.as_bytes());

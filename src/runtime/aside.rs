@@ -9,16 +9,16 @@
 use super::paced::{Next, Paced};
 use super::subjects::{Number, Subjects};
 use crate::backend::turns;
+use crate::clock;
 use crate::host::Trap;
 use crate::identity::Subject;
-use rustix::time::{ClockId, clock_gettime};
 use smol::channel;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// By so much nicer than the threads of guests and batches: beside a busy one it gets a thirtieth of a core.
 const NICER: i32 = 15;
@@ -134,12 +134,12 @@ impl Shared {
             match state.waiting.next(&self.busy, Instant::now()) {
                 Next::Turn(number, task) => {
                     drop(state);
-                    let since = computed();
+                    let since = clock::computed();
                     if catch_unwind(AssertUnwindSafe(task.work)).is_err() {
                         tracing::error!(target: "runtime", "work for a guest panicked");
                     }
                     state = self.lock();
-                    state.waiting.over(number, computed().saturating_sub(since), Instant::now());
+                    state.waiting.over(number, clock::computed().saturating_sub(since), Instant::now());
                     drop(task.subject); // only now may its number be another's
                 }
                 Next::Rest(least) => {
@@ -149,12 +149,6 @@ impl Shared {
             }
         }
     }
-}
-
-/// How long the calling thread has computed: at low priority it may wait far longer than it works.
-pub(super) fn computed() -> Duration {
-    let time = clock_gettime(ClockId::ThreadCPUTime);
-    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
 /// Makes the calling thread, and only that, one for long work.

@@ -200,6 +200,12 @@ impl Workers {
         &self.0.aside
     }
 
+    /// Whether the model computes for somebody: a question for any thread, at any time.
+    pub fn model_is_busy(&self) -> impl Fn() -> bool + Send + Sync + use<> {
+        let model_is_for = self.0.shared.model_is_for.clone();
+        move || settle::is_busy_beside(&model_is_for, NOBODY)
+    }
+
     /// Runs a future to its end. It gets a [`Slice`] to give its thread up with.
     pub fn spawn<F: Future<Output = ()> + Send + 'static>(&self, seat: &Seat, make: impl FnOnce(Slice) -> F) {
         let seat = seat.0.clone();

@@ -203,6 +203,10 @@ impl<H: House> Io<'_, H> {
         let known = |program: &str| ProgramHash::from_hex(program).filter(|hash| house.contains(hash));
         let (corr_id, answer) = match effect {
             Effect::Answer { corr_id, answer } => (corr_id, answer),
+            Effect::Deny { corr_id, reason } => {
+                clock::after(limits::WRONG_TOKEN_PAUSE).await;
+                (corr_id, Err(reason))
+            }
             Effect::Notify(message) => return self.send(ServerMessage::ServerEvent { message }).await,
             Effect::Exists { corr_id, program } => (corr_id, Ok(known(&program).is_some().to_string())),
             Effect::Status { corr_id } => {

@@ -26,6 +26,11 @@ pub enum Effect {
         corr_id: u32,
         answer: Answer,
     },
+    /// Refuse a token, in a while.
+    Deny {
+        corr_id: u32,
+        reason: String,
+    },
     /// A `server_event`.
     Notify(String),
     /// Answer whether the program is here.
@@ -132,7 +137,10 @@ impl<'v> Session<'v> {
         let stranger = self.grant.is_none().then(|| "Not authenticated".to_owned());
         let who = self.grant.as_ref().map_or_else(Subject::everyone, |grant| grant.subject.clone());
         match message {
-            M::Authenticate { corr_id, token } => answer(corr_id, self.authenticate(&token, now)),
+            M::Authenticate { corr_id, token } => match self.authenticate(&token, now) {
+                Err(reason) => Some(Effect::Deny { corr_id, reason }),
+                known => answer(corr_id, known),
+            },
             M::UploadProgram { corr_id, program_hash, chunk_index, total_chunks, chunk_data } => {
                 let chunk = Chunk {
                     corr_id,
@@ -278,7 +286,9 @@ mod tests {
         match effect {
             None => "-".into(),
             Some(Effect::Answer { answer: Ok(text), .. }) => format!("true: {text}"),
-            Some(Effect::Answer { answer: Err(text), .. }) => format!("false: {text}"),
+            Some(Effect::Answer { answer: Err(text), .. } | Effect::Deny { reason: text, .. }) => {
+                format!("false: {text}")
+            }
             Some(other) => {
                 let shown = format!("{other:?}");
                 shown.split([' ', '(']).next().unwrap_or_default().to_owned()

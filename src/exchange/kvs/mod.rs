@@ -40,7 +40,7 @@ use smol::channel::Sender;
 use std::fmt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 use std::thread::JoinHandle;
 
 /// The pairs of all subjects. Dropping it ends the thread "disk" after the writes that it has.
@@ -58,7 +58,11 @@ struct Shared {
     database: RwLock<Option<Database>>,
     /// Transactions made durable.
     commits: AtomicU64,
+    /// Whether somebody waits for the model.
+    busy: OnceLock<Busy>,
 }
+
+type Busy = Box<dyn Fn() -> bool + Send + Sync>;
 
 /// Why a read or a write was refused. `Display` is a sentence for the guest, naming the quota or the cause.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -135,6 +139,7 @@ impl Kvs {
             index: Mutex::new(index),
             database: RwLock::new(Some(database)),
             commits: AtomicU64::new(0),
+            busy: OnceLock::new(),
         });
         let (errands, receiver) = smol::channel::bounded(limits::KVS_WRITES_IN_FLIGHT);
         let disk = Disk::new(path, shared.clone(), receiver, open);
@@ -143,6 +148,11 @@ impl Kvs {
             .spawn(move || disk.run())
             .map_err(KvsError::Thread)?;
         Ok(Kvs { shared, errands, disk: Mutex::new(Some(disk)) })
+    }
+
+    /// From now on writing leaves the processor to others while `busy` holds. Once.
+    pub fn yield_while(&self, busy: impl Fn() -> bool + Send + Sync + 'static) {
+        let _ = self.shared.busy.set(Box::new(busy));
     }
 
     /// # Errors

@@ -9,6 +9,7 @@
 //! end of the guest meanwhile does not wait for it: the ender tells of the end, and the guest is dropped later.
 
 use super::{Next, Shared, State, Waiting, run};
+use crate::clock;
 use crate::limits;
 use crate::runtime::aside;
 use std::io;
@@ -52,9 +53,9 @@ impl Shared {
             match next(&mut state) {
                 Next::Turn(number, Waiting { runnable, seat }) => {
                     drop(state);
-                    let since = aside::computed();
+                    let since = clock::computed();
                     run(runnable);
-                    let took = aside::computed().saturating_sub(since);
+                    let took = clock::computed().saturating_sub(since);
                     seat.computed(took, self.started.elapsed());
                     state = self.lock();
                     over(&mut state, number, took);

@@ -124,6 +124,23 @@ fn many_writers_share_one_commit() {
     }
 }
 
+/// The thread asks after each transaction, once its write is answered, and a rest loses none.
+#[test]
+fn a_thread_that_rests_keeps_all_the_same() {
+    let kvs = Kvs::in_memory();
+    let asked = Arc::new(AtomicU64::new(0));
+    let counts = asked.clone();
+    kvs.yield_while(move || counts.fetch_add(1, Ordering::Relaxed).is_multiple_of(2));
+    let a = Subject::new("a");
+    for round in 0..40 {
+        set(&kvs, &a, &(round % 7).to_string(), &round.to_string()).unwrap();
+    }
+    let last = (0..7).map(|key| kvs.get(&a, &key.to_string()).unwrap().unwrap());
+    assert_eq!(last.collect::<Vec<_>>(), ["35", "36", "37", "38", "39", "33", "34"]);
+    drop(kvs);
+    assert_eq!(asked.load(Ordering::Relaxed), 40);
+}
+
 #[test]
 fn a_write_is_seen_when_it_is_durable_and_not_before() {
     let (drive, a) = (Drive::default(), Subject::new("a"));
