@@ -98,7 +98,7 @@ quotas! {
     /// What the host keeps for them and behind them: blobs, half-built passes, results.
     HeldBytes: "held_bytes", "bytes held by the host", limits::HELD_BYTES as u64, 1 << 32, Ends;
 
-    /// Instances, those included whose last event is not sent yet.
+    /// Instances, those included whose last event is not sent yet, or whose last instruction is not over.
     SubjectInstances: "subject_instances", "instances of one subject",
         limits::INSTANCES_PER_SUBJECT as u64, limits::INSTANCES as u64, Ends;
     SubjectFuel: "subject_fuel", "fuel of one subject", NONE, ANY, Ends;

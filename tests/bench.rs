@@ -83,7 +83,7 @@ fn every_figure_is_there_and_sane() {
     assert!(
         rest.clone().count() == 2
             && rest.clone().any(|note| note.starts_with("A stage mark costs "))
-            && rest.clone().any(|note| note.starts_with("Of 120 instances the slowest was ended in ")),
+            && rest.clone().any(|note| note.starts_with("Of 210 instances the slowest was ended in ")),
         "{notes:?}"
     );
     assert!(report["others"].as_f64().is_some_and(|others| (0.0..1.0).contains(&others)));

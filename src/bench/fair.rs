@@ -56,6 +56,11 @@ impl Rig {
                 for run in 0..=KILLS {
                     let mut victim = self.victim(way, program, arguments).await?;
                     smol::Timer::after(UNDER_WAY).await;
+                    if let Victim::Other(_, _, expires) = &victim {
+                        let left =
+                            Duration::try_from(*expires - OffsetDateTime::now_utc()).unwrap_or_default();
+                        smol::Timer::after(left.saturating_sub(UNDER_WAY)).await;
+                    }
                     // Another prompt each time, or it would be found.
                     let prompt = format!("{name} {run} {}", "one two ".repeat(LONG / 2));
                     let beside = self.begin(&completion, &["--max-tokens", "1", &prompt], 1).await?.remove(0);
@@ -68,7 +73,8 @@ impl Rig {
                         }
                         Victim::Other(other, instance, expires) => {
                             last_event(other, instance).await?;
-                            Duration::try_from(OffsetDateTime::now_utc() - *expires).unwrap_or_default()
+                            let took = Duration::try_from(OffsetDateTime::now_utc() - *expires);
+                            took.map_err(|_| BenchError::Server("it ended before its token expired".into()))?
                         }
                         Victim::Left(leaving, staying) => {
                             let since = Instant::now();
@@ -152,7 +158,7 @@ impl Rig {
         }
         let mut claims = Claims::new("another", Role::User, A_MINUTE);
         claims.quotas = Caps::read(["subject_instances=1"]).map_err(BenchError::Server)?;
-        let expires = OffsetDateTime::now_utc() + 3 * UNDER_WAY;
+        let expires = OffsetDateTime::now_utc() + 6 * UNDER_WAY;
         if way == Way::Expired {
             let text = expires.format(&Rfc3339);
             claims.exp = text.map_err(|error| BenchError::Server(error.to_string()))?;

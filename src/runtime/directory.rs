@@ -1,11 +1,12 @@
 //! Who runs, whose, and which program.
 //!
-//! Owns: the list of live instances, bounded, and for each the two ways to reach it: its mailbox and its end; and the accounts
+//! Owns: the list of live instances, bounded, and for each the ways to reach it, its mailbox and its end, and whom it tells; and the accounts
 //! of subjects that have an instance or have not paid for one.
 //! Never: a guest's state, or the guest's future; those are with the worker that runs it.
 //!
 //! An instance can be found from `prepare` until it has ended, and takes its place in the list until its client has
-//! been given its last event: one that is not read must not make room for another.
+//! been given its last event, for one that is not read must not make room for another; and until the guest is gone, which may
+//! be in the middle of something long.
 
 use super::LaunchRefusal;
 use super::account::{Account, All};
@@ -37,7 +38,7 @@ pub struct Entry {
     pub(crate) events: events::Sender,
     /// ... and that it was sent, where the guest was in the middle of something.
     pub(crate) told: Arc<OnceCell<()>>,
-    /// Only its last event is still to be sent.
+    /// Nothing is left but to send its last event, or to drop it.
     pub(crate) ended: bool,
 }
 

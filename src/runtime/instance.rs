@@ -54,7 +54,7 @@ pub(super) async fn live(
     };
     if entry.seat.is_told() {
         entry.told.wait().await;
-        return runtime.directory.leave(entry.instance);
+        return;
     }
     #[cfg(test)]
     if planted(Bug::ToldTooEarly) {
@@ -66,7 +66,6 @@ pub(super) async fn live(
     }
     // The guest's store is gone.
     tell(runtime, entry, ending).await;
-    runtime.directory.leave(entry.instance);
 }
 
 /// Tells the engine and the client of the instance's end.

@@ -190,8 +190,9 @@ impl Runtime {
             let seat = self.parts.workers.ender(&entry.subject);
             let (runtime, entry) = (self.clone(), entry.clone());
             self.parts.workers.spawn(&seat, |_| async move {
+                let told = Told(&entry); // though it should panic
                 instance::tell(&runtime, &entry, ending).await;
-                let _ = entry.told.set(()).await; // once
+                drop(told);
             });
         }
     }
@@ -201,6 +202,25 @@ impl Runtime {
         if let Err(quota) = push(&entry.mailbox) {
             self.end_one(&entry, Ending::quota(quota));
         }
+    }
+}
+
+/// An instance's place in the directory, which it has until its future is gone, whatever that does: its reader waits for the
+/// last of those who could send.
+struct Stay<'r>(&'r Runtime, InstanceId);
+
+impl Drop for Stay<'_> {
+    fn drop(&mut self) {
+        self.0.directory.leave(self.1);
+    }
+}
+
+/// Somebody tells of the entry's end, until this is dropped.
+struct Told<'e>(&'e Entry);
+
+impl Drop for Told<'_> {
+    fn drop(&mut self) {
+        let _ = self.0.told.set_blocking(()); // once
     }
 }
 
@@ -233,6 +253,7 @@ impl Prepared {
             self.runtime.parts.workers.spawn(&seat, |slice| {
                 let starting = slice.starting(); // from now on, or those that wait for a worker would be no crowd
                 async move {
+                    let _stay = Stay(&runtime, entry.instance);
                     let quotas = launch.quotas;
                     let run = instance::run(&runtime, &entry, launch, errand, (slice, starting));
                     instance::live(&runtime, &entry, &quotas, run).await;
@@ -250,6 +271,7 @@ impl Prepared {
         let launch = self.launch.take().expect("nothing else takes it");
         let (runtime, entry) = (self.runtime.clone(), self.entry.clone());
         async move {
+            let _stay = Stay(&runtime, entry.instance);
             let quotas = launch.quotas;
             let run = async {
                 match instance::join(&runtime, &entry, &quotas).await {

@@ -74,7 +74,7 @@ impl House for Scripted {
         };
         let prepared = self.runtime.prepare_as(id, launch).map_err(|refusal| refusal.to_string())?;
         let entry = self.runtime.directory().find(id).expect("it has just entered");
-        lock(&self.ledger).launched(play.client, entry, play.talks());
+        lock(&self.ledger).launched(play.client, &entry, play.talks());
         let (engine, ledger) = (self.engine.clone(), self.ledger.clone());
         let spawner = self.spawner.clone();
         let start = move || {

@@ -14,6 +14,7 @@ use crate::runtime::directory::Entry;
 use crate::runtime::{Directory, Ending, Name, Quotas};
 use crate::wire::ServerMessage;
 use async_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use smol::lock::OnceCell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
@@ -38,7 +39,9 @@ pub struct Ledger {
 /// An instance, from its launch on.
 struct Life {
     client: usize,
-    entry: Entry,
+    instance: InstanceId,
+    /// Not the entry: it would keep the channel of its events open.
+    end: Arc<OnceCell<Ending>>,
     /// It says a few things and waits for nothing but its reader.
     talks: bool,
     started: Option<Duration>,
@@ -136,7 +139,7 @@ impl Ledger {
         self.clients.iter().for_each(|view| view.link.may_last_until(fake::passed()));
     }
 
-    pub fn launched(&mut self, client: usize, entry: Entry, talks: bool) {
+    pub fn launched(&mut self, client: usize, entry: &Entry, talks: bool) {
         let life = Life {
             client,
             talks,
@@ -152,9 +155,10 @@ impl Ledger {
             known: None,
             texts: VecDeque::new(),
             blobs: VecDeque::new(),
-            entry,
+            instance: entry.instance,
+            end: entry.end.clone(),
         };
-        let instance = life.entry.instance;
+        let instance = life.instance;
         assert!(self.lives.insert(instance, life).is_none(), "two instances of one name");
     }
 
@@ -180,7 +184,7 @@ impl Ledger {
     pub fn ends(&mut self, instance: InstanceId, ending: Ending) {
         let life = self.life(instance);
         life.own = Some(ending);
-        let goes_on = life.entry.end.get().is_some();
+        let goes_on = life.end.get().is_some();
         self.must(!goes_on, || format!("{instance} was ended and goes on"));
     }
 
@@ -465,7 +469,7 @@ impl Ledger {
 impl Life {
     /// It has come to an end that its client may not have been told yet.
     fn is_ending(&self) -> bool {
-        self.own.is_some() || self.entry.end.get().is_some() || self.over
+        self.own.is_some() || self.end.get().is_some() || self.over
     }
 
     /// How it ended, by what is on record.
@@ -473,7 +477,7 @@ impl Life {
         if let Some(own) = &self.own {
             return own.clone();
         }
-        let Some(decided) = self.entry.end.get() else {
+        let Some(decided) = self.end.get() else {
             let started = self.started.expect("it ran");
             let wall_clock = Duration::from_secs(quotas.get(Name::WallClock));
             assert!(fake::passed() - started >= wall_clock, "ended by nobody");

@@ -4,9 +4,10 @@
 //! it is durable; ends because of an error.
 //!
 //! It takes one write, and all others that wait by then, into one transaction: while a sync runs, the next ones gather.
-//! While the model computes, the thread rests after each transaction, for a multiple of what that computed: programs that
-//! write without pause took almost half of a core from those who wait for the model. They get on as fast as before, as
-//! more of their writes share a transaction; one that writes now and then does not notice.
+//! While the model computes, the thread rests after each transaction, for a multiple of what that computed, so that programs
+//! that write without pause take no more than a tenth of a core from those who wait for the model. Many who write
+//! together lose little, as more of their writes share a transaction; whoever waits for each write, or comes while the
+//! thread rests, waits up to [`REST_MOST`] more.
 //!
 //! # When the disk fails
 //! redb refuses everything after an I/O error until its file is opened afresh, and a transaction whose sync failed may
