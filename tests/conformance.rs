@@ -4,6 +4,7 @@
 mod support;
 
 use std::process::Command;
+use std::time::{Duration, Instant};
 use support::{Server, guest, mint, python, root, tartlet_output};
 
 /// Runs one check of `conformance.py`.
@@ -78,8 +79,11 @@ fn bad_tokens_are_refused() {
             &tampered,
         ] {
             let mut client = Client::connect_only(&server.url).await;
+            let since = Instant::now();
             let answer = client.ask(Outgoing::new("authenticate").with("token", token)).await;
             assert_eq!(answer, Err("Invalid token".to_owned()), "{:.60}", token);
+            // So long at least, which is no matter of the machine.
+            assert!(since.elapsed() >= Duration::from_millis(50), "no pause after a wrong token");
             let answer = client.query("program_exists", "x").await;
             assert_eq!(answer, Err("Not authenticated".to_owned()));
             let answer = client.ask(Outgoing::new("authenticate").with("token", good.as_str())).await;

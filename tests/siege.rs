@@ -5,6 +5,7 @@
 //! Owns: what the third tries. Never: what becomes of it, which `hostile.rs` and `isolation.rs` look at one by one.
 //!
 //! `TARTLET_SIEGE` says for how many seconds (60), and that the real model is to answer: `make hostile` takes five minutes.
+//! `TARTLET_SIEGE_KIND` names one of [`KINDS`], and nothing else is tried: how much of the honest ones' speed it takes.
 //! How fast the honest ones are is printed, not asserted. The attackers are threads of this process; they run at the lowest
 //! priority, as what they compute for themselves takes no more time from the server's cores than the system gives such a
 //! process, which is not the server's to say. What both took is printed beside it.
@@ -145,6 +146,8 @@ struct Attacker {
     programs: [String; PROGRAMS.len()],
     /// An HTTP server of its own, which its programs may call.
     peer: String,
+    /// The one thing that it tries.
+    only: Option<&'static str>,
     modes: Vec<String>,
     targets: [Arc<Mutex<String>>; 2],
     random: Random,
@@ -153,7 +156,7 @@ struct Attacker {
 
 impl Attacker {
     async fn attack(&mut self) {
-        let kind = KINDS[self.random.below(KINDS.len())];
+        let kind = self.only.unwrap_or_else(|| KINDS[self.random.below(KINDS.len())]);
         self.note(kind);
         let mut client = Client::connect_to(&self.url, Some(&self.token)).await;
         let [rogue, completion, prefix, echo, web, openai, call] = self.programs.clone();
@@ -409,6 +412,17 @@ fn launch(hash: &str, arguments: &[&str]) -> Outgoing {
     Outgoing::new("launch_instance").with("program_hash", hash).with("arguments", arguments)
 }
 
+/// The one kind that is asked for, if one is.
+fn only_kind() -> Option<&'static str> {
+    let asked = std::env::var("TARTLET_SIEGE_KIND").ok()?;
+    Some(
+        KINDS
+            .into_iter()
+            .find(|kind| *kind == asked)
+            .unwrap_or_else(|| panic!("{asked} is none of {KINDS:?}")),
+    )
+}
+
 /// The connection may be gone by now; that is as good.
 async fn say(client: &mut Client, bytes: Vec<u8>) {
     let _ = client.socket.send(Message::binary(bytes)).await;
@@ -504,7 +518,7 @@ fn honest_apps_lose_nothing_beside_one_that_tries_everything() {
     }
     let tally = tally.lock().expect("unpoisoned").clone();
     println!("{tally:?}");
-    for what in KINDS.iter().chain(&REACHED) {
+    for what in KINDS.iter().chain(&REACHED).filter(|_| only_kind().is_none()) {
         assert!(tally.contains_key(what), "{what}: not once");
     }
     for ((honest, _), medians) in honest.iter().zip(&medians) {
@@ -569,6 +583,7 @@ fn attackers(
                 programs: programs.clone(),
                 modes: modes.clone(),
                 peer: peer.to_owned(),
+                only: only_kind(),
                 targets: targets.clone(),
                 random: Random::new(seed),
                 tally: tally.clone(),

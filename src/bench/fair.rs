@@ -9,7 +9,7 @@ use super::measure::{Measure, Unit, quantile};
 use super::rig::{PROMPT, Rig, TOKENS, milliseconds};
 use super::{BenchError, Programs, within};
 use crate::auth::{Claims, Role};
-use crate::client::{Client, Event};
+use crate::client::{Client, ClientError, Event};
 use crate::observe::stages::Interval;
 use crate::quota::Caps;
 use std::time::{Duration, Instant};
@@ -221,9 +221,11 @@ async fn place(client: &mut Client, program: &str) -> Result<String, BenchError>
     loop {
         match within(client.launch(program, vec!["return".to_owned()])).await {
             Ok(instance) => return Ok(instance),
-            Err(_) if since.elapsed() < A_MINUTE => smol::Timer::after(AGAIN).await,
+            Err(BenchError::Client(ClientError::Refused { .. })) if since.elapsed() < A_MINUTE => {
+                smol::Timer::after(AGAIN).await;
+            }
             Err(error) => return Err(error),
-        };
+        }
     }
 }
 

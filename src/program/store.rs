@@ -208,6 +208,10 @@ impl Index {
             tracing::warn!(target: "program", "{} is damaged; moved aside, upload it again", path.display());
             return fs::rename(path, path.with_extension("damaged"));
         }
+        // Of two files of one program the same counts at each start, whatever the order of the folder.
+        if self.programs.get(&found).is_some_and(|kept| *kept.program.path < *path) {
+            return Ok(());
+        }
         let program = Arc::new(Program::on_disk(found, path.to_owned()));
         self.programs.insert(found, Kept { program, bytes: len as usize, owner });
         Ok(())
@@ -285,6 +289,9 @@ mod tests {
             let hash = ProgramHash::of(&program(number));
             fs::write(dir.join(format!("{hash}.{owner}.wasm")), program(number)).unwrap();
         }
+        // One twice, and one that its operator has put aside.
+        fs::write(dir.join(format!("{by_hand}.{}.wasm", "f".repeat(16))), program(0)).unwrap();
+        fs::write(dir.join(format!("{}.old.wasm", ProgramHash::of(&program(9999)))), program(9999)).unwrap();
         let store = Store::open(&dir).unwrap();
         assert_eq!(store.list().len(), 1 + limits::PROGRAMS_PER_SUBJECT);
         assert_eq!(put(&store, "greedy", 1000), Err(Rejected::ShareFull));

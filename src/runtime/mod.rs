@@ -190,9 +190,8 @@ impl Runtime {
             let seat = self.parts.workers.ender(&entry.subject);
             let (runtime, entry) = (self.clone(), entry.clone());
             self.parts.workers.spawn(&seat, |_| async move {
-                let told = Told(&entry); // though it should panic
+                let _told = Told(&entry); // though it should panic
                 instance::tell(&runtime, &entry, ending).await;
-                drop(told);
             });
         }
     }
