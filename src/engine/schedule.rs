@@ -38,10 +38,10 @@ pub struct Budget {
     pub work: u64,
     /// Work of long passes together, when short ones run beside them.
     pub beside: u64,
-    /// Work of one subject's passes, when another's run beside them: what a step of one row takes.
+    /// Work of one subject's passes, when another's run beside them or did so lately: what a step of one row takes.
     pub apart: u64,
-    /// Work in all while guests of several subjects are there, though only one's have something ready: the others wait for
-    /// the end of the batch when they have.
+    /// Work in all while guests of several subjects are there, though only one's have had anything ready of late: the
+    /// others wait for the end of the batch when they have.
     pub shared: u64,
 }
 
@@ -132,6 +132,8 @@ struct Guest {
 struct Share {
     /// Work done for it. It saves nothing up: once it has been idle it is where the others are.
     served: u64,
+    /// The batch that was next when it was last served, or when a guest of it last came.
+    seen: u64,
     jobs: u32,
     guests: u32,
 }
@@ -158,7 +160,9 @@ impl Schedule {
 
     /// Once for each instance, before all else of it.
     pub fn join(&mut self, instance: InstanceId, subject: Subject) {
-        self.shares.entry(subject.clone()).or_default().guests += 1;
+        let share = self.shares.entry(subject.clone()).or_default();
+        share.guests += 1;
+        share.seen = self.batch;
         let ready = Ready::default();
         let guest = Guest { subject, served: 0, jobs: 0, queues: 0, left: false, ready };
         self.guests.insert(instance, guest);

@@ -5,7 +5,8 @@
 //!
 //! Among subjects the one that was served least goes first, and while several have something ready no one's passes take
 //! more than its part of the rows, or more work than [`Budget::apart`]: whoever has one row to run has it at least as
-//! often as if the device were given to each subject in turn, however many rows the others have. A subject with more
+//! often as if the device were given to each subject in turn, however many rows the others have. That holds too when for
+//! [`BUSY_BATCHES`] only one has something ready, as the next to come would wait for the end of its batch. A subject with more
 //! guests that wait than another has less still, down to a [`CROWD`]th: a crowd makes others' steps a quarter longer, not twice as
 //! long. Priorities are a subject's own: they order its passes and nobody else's.
 //!
@@ -28,6 +29,8 @@ use std::collections::{BinaryHeap, HashMap};
 pub(super) const SHORT_ROWS: u32 = 8;
 /// Batches without service after which a pass counts as one priority level higher.
 pub(super) const AGE_BATCHES: u64 = 16;
+/// Batches for which a subject that had part in one is expected back any moment: nobody's batch is long meanwhile.
+pub(super) const BUSY_BATCHES: u64 = 16;
 /// The part of [`Budget::apart`] that a subject has, however few guests of another wait.
 const CROWD: usize = 4;
 /// One part in so many of a batch is kept for a long pass; else decodes, each a whole batch's work deep in its context
@@ -105,6 +108,7 @@ impl Schedule {
             self.pace = self.pace.max(served);
             if let Some(share) = self.shares.get_mut(&lot.subject) {
                 share.served += cost;
+                share.seen = self.batch;
             }
             order.push((Reverse(served + cost), Reverse(at)));
         }
@@ -135,8 +139,7 @@ impl Schedule {
         let fewest = lots.iter().map(|lot| lot.passes).min().unwrap_or_default();
         for lot in &mut lots {
             (lot.rows, lot.work) = match parts {
-                1 if self.shares.len() > 1 => (budget.rows, budget.work.min(budget.shared)),
-                1 => (budget.rows, budget.work),
+                1 => (budget.rows, budget.work.min(self.alone(&lot.subject, budget))),
                 _ => {
                     let crowd = lot.passes.min(CROWD * fewest);
                     let apart = (u128::from(budget.apart) * fewest as u128 / crowd as u128) as u64;
@@ -216,6 +219,16 @@ impl Schedule {
     fn next(&self, id: JobId, class: Class) -> Option<JobId> {
         let instance = self.jobs.get(&id)?.instance;
         self.guests.get(&instance)?.ready.after(class, id)
+    }
+
+    /// Work of a batch that one subject has to itself, as nobody else has anything ready.
+    fn alone(&self, subject: &Subject, budget: Budget) -> u64 {
+        let others = self.shares.iter().filter(|(other, _)| *other != subject);
+        match others.map(|(_, share)| share.seen).max() {
+            None => budget.work,
+            Some(seen) if seen + BUSY_BATCHES < self.batch => budget.shared,
+            Some(_) => budget.shared.min(budget.apart),
+        }
     }
 
     fn served(&self, subject: &Subject) -> u64 {
