@@ -113,28 +113,32 @@ impl<H: House> Connection<'_, H> {
             while let Ok(instance) = self.ended.try_recv() {
                 self.session.ended(instance);
             }
-            let effect = match input {
-                Input::Frame(Some(Ok(Message::Binary(frame)))) => match ClientMessage::decode(&frame) {
-                    Ok(message) => self.session.step(message, clock::date()),
-                    Err(undecodable) => self.session.unreadable(undecodable),
-                },
-                Input::Frame(Some(Ok(Message::Text(_)))) => self.session.unreadable(Undecodable {
+            let message = match input {
+                Input::Frame(Some(Ok(Message::Binary(frame)))) => ClientMessage::decode(&frame),
+                Input::Frame(Some(Ok(Message::Text(_)))) => Err(Undecodable {
                     corr_id: None,
                     reason: "Text frames are not read; send MessagePack in binary frames".to_owned(),
                 }),
                 Input::Frame(Some(Ok(Message::Pong(payload)))) => {
                     self.io.shared.pong(&payload);
-                    None
+                    continue;
                 }
                 // Pings are answered by the carrier; a close is, too, on the next read, which then ends the stream.
-                Input::Frame(Some(Ok(_))) => None,
+                Input::Frame(Some(Ok(_))) => continue,
                 Input::Frame(Some(Err(e))) => return refused(&e),
                 Input::Frame(None) => return Over::Gone,
                 Input::Ended(instance) => {
                     self.session.ended(instance);
-                    None
+                    continue;
                 }
                 Input::Over(over) => return over,
+            };
+            let effect = match message {
+                Ok(message) => self.session.step(message, clock::date()),
+                Err(undecodable) => match self.session.unreadable(undecodable, clock::now()) {
+                    None => return Over::Noise,
+                    denied => denied,
+                },
             };
             let Some(effect) = effect else { continue };
             let watch = Watch { until: self.until(), closing: &self.closing };
@@ -203,11 +207,13 @@ impl<H: House> Io<'_, H> {
         let known = |program: &str| ProgramHash::from_hex(program).filter(|hash| house.contains(hash));
         let (corr_id, answer) = match effect {
             Effect::Answer { corr_id, answer } => (corr_id, answer),
-            Effect::Deny { corr_id, reason } => {
-                clock::after(limits::WRONG_TOKEN_PAUSE).await;
-                (corr_id, Err(reason))
+            Effect::Deny(pause, told) => {
+                clock::after(pause).await;
+                return match told {
+                    Some(message) => self.send(message).await,
+                    None => Some(()),
+                };
             }
-            Effect::Notify(message) => return self.send(ServerMessage::ServerEvent { message }).await,
             Effect::Exists { corr_id, program } => (corr_id, Ok(known(&program).is_some().to_string())),
             Effect::Status { corr_id } => {
                 let status = house.status().await;

@@ -27,6 +27,8 @@ pub enum Over {
     /// Nobody authenticated in time.
     Stranger,
     TokenExpired,
+    /// Little that the client sent could be read.
+    Noise,
     Stopping,
 }
 
@@ -37,6 +39,10 @@ impl Over {
             Over::Gone => (Ending::Disconnected, None),
             Over::Refused(code, reason) => (Ending::Disconnected, Some((*code, reason))),
             Over::Stranger => (Ending::Disconnected, Some((CloseCode::Policy, "not authenticated in time"))),
+            Over::Noise => {
+                let farewell = (CloseCode::Policy, "too many frames that are no messages");
+                (Ending::Disconnected, Some(farewell))
+            }
             Over::TokenExpired => (Ending::Expired, Some((CloseCode::Policy, "token expired"))),
             Over::Stopping => (Ending::Stopping, Some((CloseCode::Away, "server stopping"))),
         }

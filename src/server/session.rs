@@ -11,9 +11,10 @@ use crate::limits;
 #[cfg(test)]
 use crate::simulation::plant::{Bug, planted};
 use crate::wire::upload::{Budget, Chunk, Progress, Upload, Uploads};
-use crate::wire::{ClientMessage, Undecodable};
+use crate::wire::{ClientMessage, ServerMessage, Undecodable};
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 use time::OffsetDateTime;
 
 /// `successful` and `result` of a response.
@@ -26,13 +27,9 @@ pub enum Effect {
         corr_id: u32,
         answer: Answer,
     },
-    /// Refuse a token, in a while.
-    Deny {
-        corr_id: u32,
-        reason: String,
-    },
-    /// A `server_event`.
-    Notify(String),
+    /// Answer what no honest client sends twice, a wrong token or a frame that is no message, in so long; if it is
+    /// answered at all.
+    Deny(Duration, Option<ServerMessage>),
     /// Answer whether the program is here.
     Exists {
         corr_id: u32,
@@ -89,6 +86,10 @@ pub struct Session<'v> {
     blobs: Uploads,
     /// Frames that could not be read.
     unread: u64,
+    /// What they cost and no time since has paid for, ...
+    strikes: Duration,
+    /// ... and when the last one came.
+    noise: Option<Instant>,
     notices: usize,
 }
 
@@ -103,6 +104,8 @@ impl<'v> Session<'v> {
             programs: Uploads::new(budget.clone()),
             blobs: Uploads::new(budget),
             unread: 0,
+            strikes: Duration::ZERO,
+            noise: None,
             notices: 0,
         }
     }
@@ -138,7 +141,10 @@ impl<'v> Session<'v> {
         let who = self.grant.as_ref().map_or_else(Subject::everyone, |grant| grant.subject.clone());
         match message {
             M::Authenticate { corr_id, token } => match self.authenticate(&token, now) {
-                Err(reason) => Some(Effect::Deny { corr_id, reason }),
+                Err(result) => {
+                    let denial = ServerMessage::Response { corr_id, successful: false, result };
+                    Some(Effect::Deny(limits::WRONG_TOKEN_PAUSE, Some(denial)))
+                }
                 known => answer(corr_id, known),
             },
             M::UploadProgram { corr_id, program_hash, chunk_index, total_chunks, chunk_data } => {
@@ -213,9 +219,14 @@ impl<'v> Session<'v> {
         }
     }
 
-    /// A frame that is no message: answered where it can be, else told about, a bounded number of times.
-    pub fn unreadable(&mut self, what: Undecodable) -> Option<Effect> {
+    /// A frame that is no message: answered where it can be, else told about, a bounded number of times. None: there were
+    /// so many that the conversation had better end.
+    pub fn unreadable(&mut self, what: Undecodable, now: Instant) -> Option<Effect> {
         self.unread += 1;
+        // Each costs a second, and each second pays for one.
+        let since =
+            self.noise.replace(now).map_or(Duration::ZERO, |last| now.saturating_duration_since(last));
+        self.strikes = self.strikes.saturating_sub(since) + Duration::from_secs(1);
         // One client that sends nothing else must not fill the log.
         if self.unread.is_power_of_two() {
             tracing::warn!(
@@ -224,14 +235,20 @@ impl<'v> Session<'v> {
                 what.reason
             );
         }
-        match what.corr_id {
-            Some(corr_id) => Some(Effect::Answer { corr_id, answer: Err(what.reason) }),
+        if self.strikes.as_secs() > limits::UNREADABLE_FRAMES {
+            return None;
+        }
+        let told = match what.corr_id {
+            Some(corr_id) => {
+                Some(ServerMessage::Response { corr_id, successful: false, result: what.reason })
+            }
             None if self.notices < limits::SERVER_EVENTS_PER_CONNECTION => {
                 self.notices += 1;
-                Some(Effect::Notify(what.reason))
+                Some(ServerMessage::ServerEvent { message: what.reason })
             }
             None => None,
-        }
+        };
+        Some(Effect::Deny(limits::UNREADABLE_PAUSE, told))
     }
 
     fn authenticate(&mut self, token: &str, now: OffsetDateTime) -> Answer {
@@ -266,8 +283,8 @@ mod tests {
     use super::super::seats::Seats;
     use super::*;
     use crate::auth::{Claims, Role, SecretKey, mint};
+    use crate::clock;
     use std::collections::HashSet;
-    use std::time::Duration;
 
     fn now() -> OffsetDateTime {
         OffsetDateTime::now_utc()
@@ -286,9 +303,10 @@ mod tests {
         match effect {
             None => "-".into(),
             Some(Effect::Answer { answer: Ok(text), .. }) => format!("true: {text}"),
-            Some(Effect::Answer { answer: Err(text), .. } | Effect::Deny { reason: text, .. }) => {
-                format!("false: {text}")
-            }
+            Some(
+                Effect::Answer { answer: Err(text), .. }
+                | Effect::Deny(_, Some(ServerMessage::Response { result: text, .. })),
+            ) => format!("false: {text}"),
             Some(other) => {
                 let shown = format!("{other:?}");
                 shown.split([' ', '(']).next().unwrap_or_default().to_owned()
@@ -460,11 +478,20 @@ mod tests {
     }
 
     #[test]
-    fn unreadable_frames_are_told_about_a_bounded_number_of_times() {
+    fn unreadable_frames_are_told_about_a_bounded_number_of_times_and_borne_so_long() {
         let mut session = open();
         let what = |corr_id| Undecodable { corr_id, reason: "r".into() };
-        let told = (0..1000).filter(|_| session.unreadable(what(None)).is_some()).count();
-        assert_eq!(told, limits::SERVER_EVENTS_PER_CONNECTION);
-        assert_eq!(brief(session.unreadable(what(Some(4)))), "false: r", "an answer is never held back");
+        let start = clock::now();
+        let second = |number| start + Duration::from_secs(number);
+        let told = |effect| match effect {
+            Some(Effect::Deny(_, told)) => told.is_some(),
+            other => panic!("{other:?}"),
+        };
+        let events = (0..1000).filter(|at| told(session.unreadable(what(None), second(*at)))).count();
+        assert_eq!(events, limits::SERVER_EVENTS_PER_CONNECTION, "one a second for as long as it likes");
+        let answered = brief(session.unreadable(what(Some(4)), second(1000)));
+        assert_eq!(answered, "false: r", "an answer is never held back");
+        let borne = (0..).take_while(|_| session.unreadable(what(None), second(1001)).is_some()).count();
+        assert_eq!(borne as u64, limits::UNREADABLE_FRAMES);
     }
 }

@@ -501,7 +501,7 @@ fn a_fault_ends_one_connection_alone() {
 }
 
 #[test]
-fn bad_frames_are_told_about_and_oversized_ones_end_the_connection() {
+fn bad_frames_are_told_about_and_oversized_ones_or_very_many_end_the_connection() {
     let server = Server::open();
     test(async {
         let mut raw = server.raw().await;
@@ -523,6 +523,12 @@ fn bad_frames_are_told_about_and_oversized_ones_end_the_connection() {
         }
         raw.socket.send(Message::binary(vec![0; limits::CLIENT_FRAME_BYTES + 1])).await.unwrap();
         assert_eq!(raw.close_code().await, CloseCode::Size);
+
+        let mut raw = server.raw().await;
+        for _ in 0..=limits::UNREADABLE_FRAMES + 10 {
+            raw.socket.send(Message::text("hello")).await.unwrap(); // which takes ten milliseconds each
+        }
+        assert_eq!(raw.close_code().await, CloseCode::Policy, "it says nothing else");
     });
 }
 

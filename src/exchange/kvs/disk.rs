@@ -33,7 +33,7 @@ use std::time::Duration;
 /// A rest is so many times as long as the transaction computed, ...
 const RESTS: u32 = 9;
 /// ... and no longer than this: a write that comes then waits for it.
-const REST_MOST: Duration = Duration::from_millis(20);
+const REST_MOST: Duration = Duration::from_millis(50);
 
 /// What the thread is asked to do.
 pub(super) enum Errand {
