@@ -27,7 +27,7 @@ pub enum Over {
     /// Nobody authenticated in time.
     Stranger,
     TokenExpired,
-    /// Little that the client sent could be read.
+    /// Too many frames that are no messages.
     Noise,
     Stopping,
 }

@@ -299,7 +299,8 @@ fn however_much_a_subject_asks_another_has_its_row_in_every_batch_and_the_batch_
     let budget = Budget { shared: 30_000, ..budget };
     let mut rows = || -> u32 { w.batch_of(budget).iter().map(|(_, rows)| rows).sum() };
     for _ in 0..BUSY_BATCHES {
-        assert_eq!(rows(), 5, "a row costs a little more than a thousand");
+        let rows = rows();
+        assert!((14..=16).contains(&rows), "what sixteen rows cost: {rows}");
     }
     // ... when it has long been idle a batch may be longer, and without it as long as any.
     let idle = rows();
@@ -312,7 +313,7 @@ fn however_much_a_subject_asks_another_has_its_row_in_every_batch_and_the_batch_
     (0..60).for_each(|guest| w.submit(guest, 1));
     let chosen = w.batch_of(budget);
     let of = |range: std::ops::Range<usize>| chosen.iter().filter(|(guest, _)| range.contains(guest)).count();
-    assert_eq!((of(0..40), of(40..60)), (2, 5), "{chosen:?}");
+    assert_eq!((of(0..40), of(40..60)), (2, 5), "a row costs a little more than a thousand: {chosen:?}");
 }
 
 /// Subjects of random sizes, with passes of random lengths at random priorities, in batches too small for all: each
