@@ -54,7 +54,7 @@ pub const HANDSHAKE_WITHIN: Duration = Duration::from_secs(5);
 pub const AUTHENTICATE_WITHIN: Duration = Duration::from_secs(20);
 /// How long the answer to a wrong token takes: whoever tries one after the other has so much less of the box.
 pub const WRONG_TOKEN_PAUSE: Duration = Duration::from_millis(50);
-/// How long the answer to a frame that is no message takes, ...
+/// How long the answer to a frame that is no message takes, of a client without instances, ...
 pub const UNREADABLE_PAUSE: Duration = Duration::from_millis(10);
 /// ... and how many of them a connection may send, besides one a second, before it is closed.
 pub const UNREADABLE_FRAMES: u64 = 250;

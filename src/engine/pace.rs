@@ -8,15 +8,17 @@ use std::time::Duration;
 
 /// How long a long prompt's chunk may hold up the decodes that run beside it, ...
 const CHUNK_BESIDE: Duration = Duration::from_millis(100);
-/// ... how long a batch may run while guests of several subjects are there, whose next step waits for its end, ...
+/// ... how long a batch may run while guests of several subjects are there, though only one's have computed of late: the
+/// next step of the others waits for its end, ...
 const CHUNK_SHARED: Duration = Duration::from_millis(40);
 /// ... and how long a batch may run at all. The pages of one who is ended come back after it, which is promised within
 /// 200 ms, and a newcomer waits for it; the estimate may be off by a half.
 const CHUNK_ALONE: Duration = Duration::from_millis(130);
 #[cfg(test)]
 const PROMISED: Duration = Duration::from_millis(200);
-/// Rows in a chunk at least: fewer would read all weights for next to nothing.
-const CHUNK_LEAST: u32 = 16;
+/// Rows of a batch that may be had, however short it should be: fewer would read all weights for next to nothing, and teach
+/// nothing of what a row costs. Only beside other subjects' passes one subject has fewer.
+pub(super) const CHUNK_LEAST: u32 = 16;
 /// The first chunk's rows, before anything was measured.
 const CHUNK_FIRST: u32 = 32;
 /// Slots whose attention costs what the rest of a row does, before anything was measured. A row of a small model reads

@@ -38,7 +38,7 @@ pub struct Budget {
     pub work: u64,
     /// Work of long passes together, when short ones run beside them.
     pub beside: u64,
-    /// Work of one subject's passes, when another's run beside them or did so lately: what a step of one row takes.
+    /// Work of one subject's passes, when another's run beside them: what a step of one row takes.
     pub apart: u64,
     /// Work in all while guests of several subjects are there, though only one's have had anything ready of late: the
     /// others wait for the end of the batch when they have.

@@ -1,7 +1,7 @@
 //! One connection as a state machine: messages in, effects out.
 //!
-//! Owns: who the client is, which instances are its own, its unfinished uploads, how often it was told about frames
-//! that cannot be read; and every answer that needs nothing but these. Never: I/O, clocks; the connection performs the
+//! Owns: who the client is, which instances are its own, its unfinished uploads, how many frames could not be read and how
+//! often it was told; and every answer that needs nothing but these. Never: I/O, clocks; the connection performs the
 //! effects and reports back with [`Session::own`] and [`Session::ended`].
 
 use super::seats::Seat;
@@ -248,7 +248,9 @@ impl<'v> Session<'v> {
             }
             None => None,
         };
-        Some(Effect::Deny(limits::UNREADABLE_PAUSE, told))
+        // Nothing of the client is read meanwhile, its leaving neither, and instances end as soon as it leaves.
+        let pause = if self.owned.is_empty() { limits::UNREADABLE_PAUSE } else { Duration::ZERO };
+        Some(Effect::Deny(pause, told))
     }
 
     fn authenticate(&mut self, token: &str, now: OffsetDateTime) -> Answer {
@@ -493,5 +495,13 @@ mod tests {
         assert_eq!(answered, "false: r", "an answer is never held back");
         let borne = (0..).take_while(|_| session.unreadable(what(None), second(1001)).is_some()).count();
         assert_eq!(borne as u64, limits::UNREADABLE_FRAMES);
+
+        let pause = |session: &mut Session| match session.unreadable(what(None), second(2000)) {
+            Some(Effect::Deny(pause, _)) => pause,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(pause(&mut session), limits::UNREADABLE_PAUSE);
+        session.own(InstanceId::random());
+        assert_eq!(pause(&mut session), Duration::ZERO, "an instance ends as soon as its client leaves");
     }
 }

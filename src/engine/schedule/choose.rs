@@ -5,9 +5,9 @@
 //!
 //! Among subjects the one that was served least goes first, and while several have something ready no one's passes take
 //! more than its part of the rows, or more work than [`Budget::apart`]: whoever has one row to run has it at least as
-//! often as if the device were given to each subject in turn, however many rows the others have. The bound in
-//! work holds too, as far as [`ALONE_LEAST`] rows, until nobody else was served or came for [`BUSY_BATCHES`]: the next to come
-//! waits for the end of the batch. A subject with more
+//! often as if the device were given to each subject in turn, however many rows the others have. The bound in work, or
+//! [`CHUNK_LEAST`] rows, holds for one alone as well, until nobody else was served or came for [`BUSY_BATCHES`]: the next
+//! to come waits for the end of the batch. A subject with more
 //! guests that wait than another has less still, down to a [`CROWD`]th: a crowd makes others' steps a quarter longer, not twice as
 //! long. Priorities are a subject's own: they order its passes and nobody else's.
 //!
@@ -22,6 +22,7 @@
 use super::{Budget, Plan, Schedule};
 use crate::engine::hazards::JobId;
 use crate::engine::job::{Class, Work};
+use crate::engine::pace::CHUNK_LEAST;
 use crate::identity::Subject;
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
@@ -30,10 +31,9 @@ use std::collections::{BinaryHeap, HashMap};
 pub(super) const SHORT_ROWS: u32 = 8;
 /// Batches without service after which a pass counts as one priority level higher.
 pub(super) const AGE_BATCHES: u64 = 16;
-/// Batches for which a subject that had part in one is expected back any moment: nobody's batch is long meanwhile.
+/// Batches for which a subject that had part in one, or of which a guest came, is expected any moment: nobody's batch is
+/// long meanwhile.
 pub(super) const BUSY_BATCHES: u64 = 16;
-/// Rows of such a batch, if so many wait: fewer read all weights for next to nothing, and teach the pace of rows nothing.
-const ALONE_LEAST: u32 = 16;
 /// The part of [`Budget::apart`] that a subject has, however few guests of another wait.
 const CROWD: usize = 4;
 /// One part in so many of a batch is kept for a long pass; else decodes, each a whole batch's work deep in its context
@@ -230,7 +230,7 @@ impl Schedule {
         match others.map(|(_, share)| share.seen).max() {
             None => budget.work,
             Some(seen) if seen + BUSY_BATCHES < self.batch => budget.shared,
-            Some(_) => budget.shared.min(budget.apart.max(budget.cost(0, ALONE_LEAST))),
+            Some(_) => budget.shared.min(budget.apart.max(budget.cost(0, CHUNK_LEAST))),
         }
     }
 
