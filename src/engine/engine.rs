@@ -222,7 +222,12 @@ impl Engine {
         let mut lent = false;
         loop {
             self.collect();
-            let plan = if self.has_room() { self.state.plan(self.pace.budget()) } else { None };
+            let plan = if self.has_room() {
+                let budget = self.pace.budget(Instant::now());
+                self.state.plan(budget)
+            } else {
+                None
+            };
             let begins = plan.is_some();
             if let Some(plan) = plan {
                 self.settle

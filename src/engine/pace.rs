@@ -4,7 +4,7 @@
 
 use crate::backend::Batch;
 use crate::engine::schedule::Budget;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long a long prompt's chunk may hold up the decodes that run beside it, ...
 const CHUNK_BESIDE: Duration = Duration::from_millis(100);
@@ -17,8 +17,11 @@ const CHUNK_ALONE: Duration = Duration::from_millis(130);
 #[cfg(test)]
 const PROMISED: Duration = Duration::from_millis(200);
 /// Rows of a batch that may be had, however short it should be: fewer would read all weights for next to nothing, and teach
-/// nothing of what a row costs. Only beside other subjects' passes one subject has fewer.
-pub(super) const CHUNK_LEAST: u32 = 16;
+/// nothing of what a row costs. Only beside other subjects one has fewer, ...
+const CHUNK_LEAST: u32 = 16;
+/// ... but when so many batches in a row had fewer, the next may have them: one estimate much too high would else keep all
+/// batches too small to correct it. So rarely that the slowest hundredth of anybody's waits is no longer for it.
+const LESSON_BATCHES: u32 = 256;
 /// The first chunk's rows, before anything was measured.
 const CHUNK_FIRST: u32 = 32;
 /// Slots whose attention costs what the rest of a row does, before anything was measured. A row of a small model reads
@@ -37,6 +40,11 @@ pub(super) struct Pace {
     cost: Option<Cost>,
     /// Nanoseconds that a step of one row takes, nearly all of it for the weights; smoothed, once there was a small one.
     lone: Option<f64>,
+    /// Batches since the last that taught what rows or slots cost, or might have.
+    untaught: u32,
+    /// What the device could have done until `asked`, in work.
+    clock: f64,
+    asked: Instant,
 }
 
 /// Nanoseconds, smoothed.
@@ -48,10 +56,12 @@ struct Cost {
 
 impl Pace {
     pub fn new(most: u32, depth: u32) -> Pace {
-        Pace { most, depth, cost: None, lone: None }
+        Pace { most, depth, cost: None, lone: None, untaught: 0, clock: 0.0, asked: Instant::now() }
     }
 
-    pub fn budget(&self) -> Budget {
+    pub fn budget(&mut self, now: Instant) -> Budget {
+        let passed = now.saturating_duration_since(self.asked);
+        self.asked = now;
         let Some(cost) = self.cost else {
             let work = (f64::from(CHUNK_FIRST) * ROW_FIRST) as u64;
             return Budget {
@@ -60,9 +70,12 @@ impl Pace {
                 work,
                 beside: work,
                 apart: work,
+                lesson: work,
                 shared: work,
+                now: 0,
             };
         };
+        self.clock += passed.as_nanos() as f64 / cost.slot;
         let row = (cost.row / cost.slot) as u64;
         let within = |time: Duration| ((time / self.depth).as_nanos() as f64 / cost.slot) as u64;
         let least = u64::from(CHUNK_LEAST) * (row + u64::from(CHUNK_LEAST));
@@ -74,6 +87,8 @@ impl Pace {
             shared: within(CHUNK_SHARED).max(least),
             // At least one row, as of everything.
             apart: ((self.lone.unwrap_or(cost.row) / cost.slot) as u64).max(row + 1),
+            lesson: if self.untaught < LESSON_BATCHES { 0 } else { least },
+            now: self.clock as u64,
         }
     }
 
@@ -95,8 +110,11 @@ impl Pace {
                 let lone = (took - others).max(took / rows);
                 self.lone = Some(self.lone.map_or(lone, |before| smooth(before, lone)));
             }
+            // It could have been a lesson; if nobody had so much to do, the next comes later.
+            self.untaught = if self.untaught < LESSON_BATCHES { self.untaught + 1 } else { 0 };
             return;
         }
+        self.untaught = 0;
         let took = took.as_nanos() as f64;
         let Some(before) = self.cost else {
             let scale = (took / (of_rows + of_slots)).max(1e-9);
@@ -121,24 +139,31 @@ mod tests {
     use super::*;
     use crate::backend::{DrawKey, Input, Mask, Sequence, TokenId};
 
+    fn sequence() -> Sequence {
+        Sequence {
+            pages: Vec::new(),
+            len: 0,
+            inputs: Vec::new(),
+            positions: Vec::new(),
+            mask: Mask::Causal,
+            outputs: Vec::new(),
+            draw: DrawKey { seed: 0, queue: 0, pass: 0 },
+        }
+    }
+
     /// A device that takes what it takes; budgets are kept to it, whatever the contexts.
     #[test]
     fn a_batch_within_the_budget_takes_no_longer_than_it_should() {
         let (row_ns, slot_ns) = (5e6, 7e3);
         let time = |rows: f64, slots: f64| Duration::from_nanos((rows * row_ns + slots * slot_ns) as u64);
         let mut pace = Pace::new(1 << 20, 1);
-        let chunk = |context: u32, rows: u32| Sequence {
-            pages: Vec::new(),
-            len: context + rows,
-            inputs: vec![Input::Token(TokenId(0)); rows as usize],
-            positions: Vec::new(),
-            mask: Mask::Causal,
-            outputs: Vec::new(),
-            draw: DrawKey { seed: 0, queue: 0, pass: 0 },
+        let chunk = |context: u32, rows: u32| {
+            let inputs = vec![Input::Token(TokenId(0)); rows as usize];
+            Sequence { len: context + rows, inputs, ..sequence() }
         };
         for round in 0..200 {
             let context = [0, 20_000, 300, 2_000][round % 4];
-            let (rows, budget) = (4, pace.budget());
+            let (rows, budget) = (4, pace.budget(pace.asked));
             let each = u64::from(rows) * (budget.row + u64::from(context));
             let sequences = vec![chunk(context, rows); (budget.work / each).max(1) as usize];
             let all = sequences.len() as f64 * f64::from(rows);
@@ -147,5 +172,43 @@ mod tests {
             assert!(round < 40 || fits, "round {round}: {took:?} behind {context}");
             pace.learn(&Batch { sequences }, took);
         }
+    }
+
+    /// Beside another subject a batch of one row always goes first, and the rest is what `apart` allows: a first sample of a
+    /// stalled machine keeps it to a row, until lessons have corrected it.
+    #[test]
+    fn a_stalled_first_sample_is_corrected_though_batches_are_kept_small() {
+        let (lone, row) = (2e6, 2e5); // A step takes two milliseconds, and each row a tenth of that.
+        let time = |rows: u32| Duration::from_nanos((lone + f64::from(rows) * row) as u64);
+        let batch = |rows: u32| {
+            let input = vec![Input::Token(TokenId(0)); rows as usize];
+            Batch { sequences: vec![Sequence { len: rows, inputs: input, ..sequence() }] }
+        };
+        let mut pace = Pace::new(512, 1);
+        pace.learn(&batch(32), time(32) * 40);
+        pace.learn(&batch(1), time(1));
+        let mut allowed = |batches: u32| {
+            (0..batches).fold(0, |_, _| {
+                let budget = pace.budget(pace.asked);
+                let rows = (budget.apart.max(budget.lesson) / budget.row) as u32;
+                pace.learn(&batch(rows.min(CHUNK_LEAST) + 1), time(rows.min(CHUNK_LEAST) + 1));
+                rows
+            })
+        };
+        assert_eq!(allowed(1), 1, "the sample has done its harm");
+        let settled = allowed(20 * LESSON_BATCHES);
+        assert!((4..=9).contains(&settled), "seven rows take as long as a step: {settled}");
+    }
+
+    #[test]
+    fn the_clock_of_a_budget_counts_what_the_device_could_have_done() {
+        let mut pace = Pace::new(512, 1);
+        let input = vec![Input::Token(TokenId(0)); 32];
+        let batch = Batch { sequences: vec![Sequence { len: 32, inputs: input, ..sequence() }] };
+        pace.learn(&batch, Duration::from_millis(32));
+        let (before, since) = (pace.budget(pace.asked), pace.asked);
+        let after = pace.budget(since + Duration::from_millis(100));
+        let rows = (after.now - before.now) as f64 / after.row as f64;
+        assert!((95.0..=105.0).contains(&rows), "a row a millisecond: {rows}");
     }
 }

@@ -15,6 +15,7 @@ use crate::identity::{InstanceId, Subject};
 use crate::limits::QUEUES_PER_INSTANCE;
 #[cfg(test)]
 use crate::simulation::plant::{Bug, planted};
+pub use choose::Budget;
 use choose::SHORT_ROWS;
 use ready::Ready;
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -25,40 +26,6 @@ mod ready;
 /// Moves of one turn: of pages of a large model, some 25 ms. Whoever found a long prefix waits a few turns, not everybody
 /// for it.
 const MOVES: usize = 64;
-/// What the next batch may cost. Work is counted in attended slots: a row costs as much as [`Budget::row`] of them, and
-/// one for each slot that it sees, so a row deep in a context is dear however short its pass.
-#[derive(Clone, Copy, Debug)]
-pub struct Budget {
-    /// Rows in all, at least one.
-    pub rows: u32,
-    /// Slots whose attention costs what the rest of a row does.
-    pub row: u64,
-    /// Work in all. The first pass gets one row even if that is more, and so does the first long one that is as
-    /// urgent as any.
-    pub work: u64,
-    /// Work of long passes together, when short ones run beside them.
-    pub beside: u64,
-    /// Work of one subject's passes, when another's run beside them: what a step of one row takes.
-    pub apart: u64,
-    /// Work in all while guests of several subjects are there, though only one's have had anything ready of late: the
-    /// others wait for the end of the batch when they have.
-    pub shared: u64,
-}
-
-impl Budget {
-    /// Work of `rows` rows behind `context` slots.
-    fn cost(&self, context: u32, rows: u32) -> u64 {
-        let rows = u64::from(rows);
-        rows * (self.row + u64::from(context)) + rows * (rows + 1) / 2
-    }
-
-    /// Rows behind `context` slots that cost at most `work`: the root of [`Budget::cost`], rounded down.
-    fn rows_for(&self, work: u64, context: u32) -> u32 {
-        let twice = 2 * (u128::from(self.row) + u128::from(context)) + 1;
-        let rows = ((twice * twice + 8 * u128::from(work)).isqrt() - twice) / 2;
-        u32::try_from(rows).unwrap_or(u32::MAX)
-    }
-}
 
 /// One turn's work: the moves in order, then the batch.
 #[derive(Default)]
@@ -132,8 +99,9 @@ struct Guest {
 struct Share {
     /// Work done for it. It saves nothing up: once it has been idle it is where the others are.
     served: u64,
-    /// The batch that was next when it was last served, or when a guest of it last came.
-    seen: u64,
+    /// [`Budget::now`] when it was last served, or when the first batch without it was chosen since a guest of it came; none
+    /// until that batch.
+    seen: Option<u64>,
     jobs: u32,
     guests: u32,
 }
@@ -162,7 +130,7 @@ impl Schedule {
     pub fn join(&mut self, instance: InstanceId, subject: Subject) {
         let share = self.shares.entry(subject.clone()).or_default();
         share.guests += 1;
-        share.seen = self.batch;
+        share.seen = None;
         let ready = Ready::default();
         let guest = Guest { subject, served: 0, jobs: 0, queues: 0, left: false, ready };
         self.guests.insert(instance, guest);

@@ -5,9 +5,9 @@
 //!
 //! Among subjects the one that was served least goes first, and while several have something ready no one's passes take
 //! more than its part of the rows, or more work than [`Budget::apart`]: whoever has one row to run has it at least as
-//! often as if the device were given to each subject in turn, however many rows the others have. The bound in work, or
-//! [`CHUNK_LEAST`] rows, holds for one alone as well, until nobody else was served or came for [`BUSY_BATCHES`]: the next
-//! to come waits for the end of the batch. A subject with more
+//! often as if the device were given to each subject in turn, however many rows the others have. The next to come waits for
+//! the end of the batch. So one that has it alone takes no more than that either, or than an [`AWAY`]th of the time for which
+//! nobody else was served or came: who comes back after a pause waits a small part of it. A subject with more
 //! guests that wait than another has less still, down to a [`CROWD`]th: a crowd makes others' steps a quarter longer, not twice as
 //! long. Priorities are a subject's own: they order its passes and nobody else's.
 //!
@@ -19,10 +19,9 @@
 //! kind keeps the other waiting: beside short passes (decodes) the long ones (prompts) have at most [`Budget::beside`],
 //! and for a long one that is as urgent as they, a part of what its subject has is kept.
 
-use super::{Budget, Plan, Schedule};
+use super::{Plan, Schedule};
 use crate::engine::hazards::JobId;
 use crate::engine::job::{Class, Work};
-use crate::engine::pace::CHUNK_LEAST;
 use crate::identity::Subject;
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
@@ -31,14 +30,52 @@ use std::collections::{BinaryHeap, HashMap};
 pub(super) const SHORT_ROWS: u32 = 8;
 /// Batches without service after which a pass counts as one priority level higher.
 pub(super) const AGE_BATCHES: u64 = 16;
-/// Batches for which a subject that had part in one, or of which a guest came, is expected any moment: nobody's batch is
-/// long meanwhile.
-pub(super) const BUSY_BATCHES: u64 = 16;
+/// The part of the others' pause that a batch of one subject may take.
+pub(super) const AWAY: u64 = 4;
 /// The part of [`Budget::apart`] that a subject has, however few guests of another wait.
 const CROWD: usize = 4;
 /// One part in so many of a batch is kept for a long pass; else decodes, each a whole batch's work deep in its context
 /// or as many as a batch has rows, would leave it nothing.
 const KEPT: u32 = 4;
+
+/// What the next batch may cost. Work is counted in attended slots: a row costs as much as [`Budget::row`] of them, and
+/// one for each slot that it sees, so a row deep in a context is dear however short its pass.
+#[derive(Clone, Copy, Debug)]
+pub struct Budget {
+    /// Rows in all, at least one.
+    pub rows: u32,
+    /// Slots whose attention costs what the rest of a row does.
+    pub row: u64,
+    /// Work in all. The first pass gets one row even if that is more, and so does the first long one that is as
+    /// urgent as any.
+    pub work: u64,
+    /// Work of long passes together, when short ones run beside them.
+    pub beside: u64,
+    /// Work of one subject's passes, when another's run beside them: what a step of one row takes.
+    pub apart: u64,
+    /// What they have even if that is more: nothing, but now and then enough to teach what a row costs.
+    pub lesson: u64,
+    /// Work in all while guests of several subjects are there, though only one's have anything ready: the others wait
+    /// for the end of the batch when they have.
+    pub shared: u64,
+    /// What the device could have done until now, in work, since some moment in the past.
+    pub now: u64,
+}
+
+impl Budget {
+    /// Work of `rows` rows behind `context` slots.
+    pub(super) fn cost(&self, context: u32, rows: u32) -> u64 {
+        let rows = u64::from(rows);
+        rows * (self.row + u64::from(context)) + rows * (rows + 1) / 2
+    }
+
+    /// Rows behind `context` slots that cost at most `work`: the root of [`Budget::cost`], rounded down.
+    pub(super) fn rows_for(&self, work: u64, context: u32) -> u32 {
+        let twice = 2 * (u128::from(self.row) + u128::from(context)) + 1;
+        let rows = ((twice * twice + 8 * u128::from(work)).isqrt() - twice) / 2;
+        u32::try_from(rows).unwrap_or(u32::MAX)
+    }
+}
 
 /// Who goes first of one subject's: the greatest.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -111,14 +148,14 @@ impl Schedule {
             self.pace = self.pace.max(served);
             if let Some(share) = self.shares.get_mut(&lot.subject) {
                 share.served += cost;
-                share.seen = self.batch;
+                share.seen = Some(budget.now);
             }
             order.push((Reverse(served + cost), Reverse(at)));
         }
     }
 
     /// What is ready, by subject: whoever's first pass was submitted first comes first.
-    pub(super) fn lots(&self, budget: Budget) -> Vec<Lot> {
+    pub(super) fn lots(&mut self, budget: Budget) -> Vec<Lot> {
         let mut lots: Vec<Lot> = Vec::new();
         let mut of: HashMap<&Subject, usize> = HashMap::new();
         for guest in self.guests.values() {
@@ -146,7 +183,7 @@ impl Schedule {
                 _ => {
                     let crowd = lot.passes.min(CROWD * fewest);
                     let apart = (u128::from(budget.apart) * fewest as u128 / crowd as u128) as u64;
-                    ((budget.rows / parts).max(1), budget.work.min(apart))
+                    ((budget.rows / parts).max(1), budget.work.min(apart.max(budget.lesson)))
                 }
             };
             lot.long_work = if any_short { budget.beside.min(lot.work) } else { lot.work };
@@ -225,12 +262,14 @@ impl Schedule {
     }
 
     /// Work of a batch that one subject has to itself, as nobody else has anything ready.
-    fn alone(&self, subject: &Subject, budget: Budget) -> u64 {
-        let others = self.shares.iter().filter(|(other, _)| *other != subject);
-        match others.map(|(_, share)| share.seen).max() {
+    fn alone(&mut self, subject: &Subject, budget: Budget) -> u64 {
+        let others = self.shares.iter_mut().filter(|(other, _)| *other != subject);
+        match others.map(|(_, share)| *share.seen.get_or_insert(budget.now)).max() {
             None => budget.work,
-            Some(seen) if seen + BUSY_BATCHES < self.batch => budget.shared,
-            Some(_) => budget.shared.min(budget.apart.max(budget.cost(0, CHUNK_LEAST))),
+            Some(seen) => {
+                let away = budget.now.saturating_sub(seen);
+                budget.shared.min(budget.apart.max(budget.lesson).max(away / AWAY))
+            }
         }
     }
 

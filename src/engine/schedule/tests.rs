@@ -1,8 +1,20 @@
 //! What the choice of a batch promises: order, fairness, and its bound in work.
 
-use super::choose::{AGE_BATCHES, BUSY_BATCHES, SHORT_ROWS};
+use super::choose::{AGE_BATCHES, AWAY, SHORT_ROWS};
 use super::*;
 use crate::backend::{DrawKey, Input, Mask, TokenId};
+
+/// No bounds but those that a test sets.
+const ANY: Budget = Budget {
+    rows: 64,
+    row: 1000,
+    work: u64::MAX,
+    beside: u64::MAX,
+    apart: u64::MAX,
+    lesson: 0,
+    shared: u64::MAX,
+    now: 0,
+};
 
 /// Guests with a queue each and passes without pages: only the choice is looked at.
 struct World {
@@ -54,14 +66,7 @@ impl World {
     fn batch(&mut self, rows: u32, beside: u32) -> Vec<(usize, u32)> {
         let row = 1 << 28; // Rows are all that counts, and half a row more for what they see.
         let work = |rows| u64::from(rows) * row + row / 2;
-        self.batch_of(Budget {
-            rows,
-            row,
-            work: work(rows),
-            beside: work(beside),
-            apart: u64::MAX,
-            shared: u64::MAX,
-        })
+        self.batch_of(Budget { rows, row, work: work(rows), beside: work(beside), ..ANY })
     }
 
     fn batch_of(&mut self, budget: Budget) -> Vec<(usize, u32)> {
@@ -93,7 +98,7 @@ fn a_long_prompt_runs_in_chunks_and_never_holds_up_a_decode() {
 
 #[test]
 fn rows_for_is_the_inverse_of_cost() {
-    let budget = Budget { rows: 0, row: 700, work: 0, beside: 0, apart: u64::MAX, shared: u64::MAX };
+    let budget = Budget { row: 700, ..ANY };
     for context in [0, 1, 4096, 1 << 20, u32::MAX] {
         for work in [0, 1, 700, 701, 100_000, 1 << 30, u64::from(u32::MAX) * 1000] {
             let rows = budget.rows_for(work, context);
@@ -106,7 +111,7 @@ fn rows_for_is_the_inverse_of_cost() {
 #[test]
 fn a_batch_is_bounded_in_attended_slots_too_and_everyone_gets_on() {
     let (row, deep) = (1000, 1 << 16);
-    let budget = Budget { rows: 512, row, work: 200_000, beside: 50_000, apart: u64::MAX, shared: u64::MAX };
+    let budget = Budget { rows: 512, row, work: 200_000, beside: 50_000, ..ANY };
     let mut w = World::new(17);
     (0..15).for_each(|guest| w.submit_behind(deep, guest, 8));
     w.submit(15, 1);
@@ -128,11 +133,8 @@ fn a_batch_is_bounded_in_attended_slots_too_and_everyone_gets_on() {
 /// Decodes that would fill every batch, by their number or by the depth of their contexts, and a prompt beside them.
 #[test]
 fn decodes_that_fill_the_batches_leave_a_prompt_its_part() {
-    let many =
-        Budget { rows: 64, row: 1000, work: 1 << 40, beside: 1 << 40, apart: u64::MAX, shared: u64::MAX };
-    let deep =
-        Budget { rows: 512, row: 1000, work: 400_000, beside: 100_000, apart: u64::MAX, shared: u64::MAX };
-    for (budget, context, least) in [(many, 0, 16), (deep, 1 << 16, 24)] {
+    let deep = Budget { rows: 512, work: 400_000, beside: 100_000, ..ANY };
+    for (budget, context, least) in [(ANY, 0, 16), (deep, 1 << 16, 24)] {
         let mut w = World::new(81);
         (0..80).for_each(|guest| w.submit_behind(context, guest, 1));
         w.submit(80, 3000);
@@ -166,14 +168,7 @@ fn a_prompt_gets_on_in_the_smallest_batches() {
     (0..2).for_each(|guest| w.submit(guest, 1));
     w.submit(2, 3000);
     for _ in 0..10 {
-        let chosen = w.batch_of(Budget {
-            rows: 2,
-            row: 1000,
-            work: 1 << 40,
-            beside: 1 << 40,
-            apart: u64::MAX,
-            shared: u64::MAX,
-        });
+        let chosen = w.batch_of(Budget { rows: 2, ..ANY });
         assert!(chosen.len() == 2 && chosen.contains(&(2, 1)), "{chosen:?}");
         chosen.iter().filter(|(guest, _)| *guest < 2).for_each(|(guest, _)| w.submit(*guest, 1));
     }
@@ -186,17 +181,7 @@ fn a_decode_dearer_than_a_batch_does_not_shut_a_prompt_out() {
     w.submit(1, 20);
     for _ in 0..12 {
         w.submit_behind(1 << 16, 0, 1);
-        assert_eq!(
-            w.batch_of(Budget {
-                rows: 512,
-                row: 1000,
-                work: 5000,
-                beside: 5000,
-                apart: u64::MAX,
-                shared: u64::MAX
-            }),
-            [(0, 1), (1, 1)]
-        );
+        assert_eq!(w.batch_of(Budget { work: 5000, beside: 5000, ..ANY }), [(0, 1), (1, 1)]);
     }
 }
 
@@ -208,14 +193,7 @@ fn a_prompt_of_lower_priority_waits_for_the_decodes_but_not_for_ever() {
     let mut served = 0;
     for _ in 0..4 * AGE_BATCHES {
         w.submit_behind(1 << 16, 0, 1);
-        let chosen = w.batch_of(Budget {
-            rows: 512,
-            row: 1000,
-            work: 60_000,
-            beside: 15_000,
-            apart: u64::MAX,
-            shared: u64::MAX,
-        });
+        let chosen = w.batch_of(Budget { work: 60_000, beside: 15_000, ..ANY });
         served += u64::from(chosen.iter().any(|(guest, _)| *guest == 1));
     }
     assert_eq!(served, 3, "once in {AGE_BATCHES} batches");
@@ -285,27 +263,43 @@ fn however_much_a_subject_asks_another_has_its_row_in_every_batch_and_the_batch_
     (50..100).for_each(|guest| w.submit(guest, 2000));
     (0..100).for_each(|guest| w.schedule.set_priority(w.guests[guest], Priority::High));
     w.schedule.set_priority(w.guests[100], Priority::Low);
-    let budget =
-        Budget { rows: 512, row: 1000, work: 1 << 20, beside: 1 << 19, apart: 6000, shared: u64::MAX };
+    let mut budget = Budget { rows: 512, work: 1 << 20, beside: 1 << 19, apart: 6000, ..ANY };
     for _ in 0..200 {
         w.submit(100, 1);
+        budget.now += 6000;
         let chosen = w.batch_of(budget);
         assert!(chosen.contains(&(100, 1)), "{chosen:?}");
         let rows: u32 = chosen.iter().map(|(_, rows)| rows).sum();
         assert!((2..=3).contains(&rows), "a quarter of six, and the one: {chosen:?}");
         chosen.iter().filter(|(guest, _)| *guest < 50).for_each(|(guest, _)| w.submit(*guest, 1));
     }
-    // While the other pauses, which may be over any moment, a batch is no longer; ...
-    let budget = Budget { shared: 30_000, ..budget };
-    let mut rows = || -> u32 { w.batch_of(budget).iter().map(|(_, rows)| rows).sum() };
-    for _ in 0..BUSY_BATCHES {
-        let rows = rows();
-        assert!((14..=16).contains(&rows), "what sixteen rows cost: {rows}");
-    }
-    // ... when it has long been idle a batch may be longer, and without it as long as any.
-    let idle = rows();
-    assert!((20..=30).contains(&idle), "{idle}");
+    // While the other pauses, which may be over any moment, a batch is no longer than what both have apart, then than a
+    // quarter of the pause so far, ...
+    budget.shared = 30_000;
+    let mut rows = |away: u64, guest: Option<usize>| -> u32 {
+        guest.into_iter().for_each(|guest| w.submit(guest, 1));
+        let budget = Budget { now: budget.now + away, ..budget };
+        w.batch_of(budget).iter().map(|(_, rows)| rows).sum()
+    };
+    assert_eq!(rows(6000, None), 5, "a row costs a little more than a thousand");
+    assert_eq!(rows(AWAY * 12_000, None), 11);
+    assert!((20..=30).contains(&rows(AWAY * 40_000, None)), "however long the pause");
+    // ... which ends with a row of its own, ...
+    assert!((2..=3).contains(&rows(AWAY * 41_000, Some(100))));
+    assert_eq!(rows(AWAY * 42_000, None), 5);
+    assert!((20..=30).contains(&rows(AWAY * 100_000, None)));
+    // ... and with a guest that comes, though it asks for nothing.
+    let late = InstanceId::random();
+    w.schedule.join(late, Subject::new("1"));
+    let mut rows = |away: u64| -> u32 {
+        let budget = Budget { now: budget.now + away, ..budget };
+        w.batch_of(budget).iter().map(|(_, rows)| rows).sum()
+    };
+    assert_eq!(rows(AWAY * 140_000), 5);
+    assert_eq!(rows(AWAY * 152_000), 11, "it came when the batch before was chosen");
+    // Without others a batch is as long as any.
     w.schedule.leave(w.guests[100].instance, |_, _| false);
+    w.schedule.leave(late, |_, _| false);
     let alone = w.batch_of(budget).iter().map(|(_, rows)| rows).sum::<u32>();
     assert!(alone > 100, "{alone}");
     // Against another crowd each has what both have apart.
@@ -335,7 +329,7 @@ fn subjects_share_the_device_equally_whatever_they_ask() {
         let row = 1 << 20; // What a row sees costs next to nothing, and no more than the half row that is over.
         let rows = |n: u64| row * n + row / 2;
         let work = rows(1 + below(sizes.len() as u64 * 2));
-        let budget = Budget { rows: 64, row, work, beside: work, apart: u64::MAX, shared: u64::MAX };
+        let budget = Budget { row, work, beside: work, ..ANY };
         let long: Vec<bool> = subjects.iter().map(|_| below(4) == 0).collect();
         for (guest, queue) in w.guests.clone().into_iter().enumerate() {
             let priority = [Priority::Low, Priority::Normal, Priority::High][below(3) as usize];
@@ -377,13 +371,11 @@ fn a_turn_looks_at_the_first_of_each_kind_and_not_at_all_that_waits() {
             waiting += 1;
         }
     }
-    let budget =
-        Budget { rows: 64, row: 1000, work: 1 << 30, beside: 1 << 20, apart: 1 << 30, shared: u64::MAX };
     let mut batches = 0;
     while !w.schedule.is_idle() {
-        let looked: usize = w.schedule.lots(budget).iter().map(|lot| lot.rank.len()).sum();
+        let looked: usize = w.schedule.lots(ANY).iter().map(|lot| lot.rank.len()).sum();
         assert!((1..=2 * 32).contains(&looked), "{looked} of {waiting}");
-        assert!(!w.batch_of(budget).is_empty());
+        assert!(!w.batch_of(ANY).is_empty());
         batches += 1;
     }
     assert!(batches >= waiting / 64, "{batches}");
@@ -414,7 +406,6 @@ fn moves_of_an_instance_that_left_are_passed_over() {
         }
     }
     assert_eq!(schedule.leave(instances[0], |_, _| false).len(), 2);
-    let budget = Budget { rows: 8, row: 1, work: 8, beside: 8, apart: 8, shared: 8 };
-    assert_eq!(schedule.plan(budget).map(|plan| plan.moves.len()), Some(2));
-    assert!(schedule.is_idle() && schedule.plan(budget).is_none());
+    assert_eq!(schedule.plan(ANY).map(|plan| plan.moves.len()), Some(2));
+    assert!(schedule.is_idle() && schedule.plan(ANY).is_none());
 }

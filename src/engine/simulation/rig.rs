@@ -28,6 +28,8 @@ pub struct Rig {
     /// With the number of passes before it in its queue.
     synchronized: Vec<(QueueId, usize, Reply<bool>)>,
     allocated: Vec<Reply<Result<Vec<VirtualId>, Refusal>>>,
+    /// Batches asked for.
+    asked: u64,
 }
 
 impl Rig {
@@ -42,6 +44,7 @@ impl Rig {
             passes: BTreeMap::new(),
             synchronized: Vec::new(),
             allocated: Vec::new(),
+            asked: 0,
         }
     }
 
@@ -89,7 +92,10 @@ impl Rig {
         let (row, work) = (u64::from(random.below(16)), u64::from(1 + random.below(400)));
         let beside = u64::from(random.below(200));
         let (apart, shared) = ((7 * beside + work) % 200, (5 * work + beside) % 1000);
-        let Some(plan) = self.state.plan(Budget { rows, row, work, beside, apart, shared }) else {
+        let (lesson, now) = (if work % 16 == 0 { beside } else { 0 }, 50 * self.asked);
+        self.asked += 1;
+        let budget = Budget { rows, row, work, beside, apart, lesson, shared, now };
+        let Some(plan) = self.state.plan(budget) else {
             return false;
         };
         for step in &plan.moves {
