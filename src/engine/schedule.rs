@@ -99,8 +99,8 @@ struct Guest {
 struct Share {
     /// Work done for it. It saves nothing up: once it has been idle it is where the others are.
     served: u64,
-    /// [`Budget::now`] when it was last served, or when the first batch without it was chosen since a guest of it came; none
-    /// until that batch.
+    /// [`Budget::now`] at about the end of the batch in which it was last served, or of the first since a guest of it
+    /// came; none until that is chosen.
     seen: Option<u64>,
     jobs: u32,
     guests: u32,

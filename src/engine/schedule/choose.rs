@@ -6,8 +6,9 @@
 //! Among subjects the one that was served least goes first, and while several have something ready no one's passes take
 //! more than its part of the rows, or more work than [`Budget::apart`]: whoever has one row to run has it at least as
 //! often as if the device were given to each subject in turn, however many rows the others have. The next to come waits for
-//! the end of the batch. So one that has it alone takes no more than that either, or than an [`AWAY`]th of the time for which
-//! nobody else was served or came: who comes back after a pause waits a small part of it. A subject with more
+//! the end of the batch. So one that has it alone takes no more than that either, or than an [`Budget::pause_part`]th of the time
+//! for which nobody else was served or came: who comes back after a pause waits a small part of it. Both bounds give way to
+//! [`Budget::lesson`]. A subject with more
 //! guests that wait than another has less still, down to a [`CROWD`]th: a crowd makes others' steps a quarter longer, not twice as
 //! long. Priorities are a subject's own: they order its passes and nobody else's.
 //!
@@ -30,8 +31,6 @@ use std::collections::{BinaryHeap, HashMap};
 pub(super) const SHORT_ROWS: u32 = 8;
 /// Batches without service after which a pass counts as one priority level higher.
 pub(super) const AGE_BATCHES: u64 = 16;
-/// The part of the others' pause that a batch of one subject may take.
-pub(super) const AWAY: u64 = 4;
 /// The part of [`Budget::apart`] that a subject has, however few guests of another wait.
 const CROWD: usize = 4;
 /// One part in so many of a batch is kept for a long pass; else decodes, each a whole batch's work deep in its context
@@ -53,11 +52,14 @@ pub struct Budget {
     pub beside: u64,
     /// Work of one subject's passes, when another's run beside them: what a step of one row takes.
     pub apart: u64,
-    /// What they have even if that is more: nothing, but now and then enough to teach what a row costs.
+    /// What those of the subject that waits longest have even if that is more: nothing, but now and then enough to teach
+    /// what a row costs.
     pub lesson: u64,
     /// Work in all while guests of several subjects are there, though only one's have anything ready: the others wait
     /// for the end of the batch when they have.
     pub shared: u64,
+    /// The part of the time for which nobody else was served or came that a batch of one subject may take.
+    pub pause_part: u64,
     /// What the device could have done until now, in work, since some moment in the past.
     pub now: u64,
 }
@@ -134,13 +136,13 @@ impl Schedule {
             .enumerate()
             .map(|(at, lot)| (Reverse(self.served(&lot.subject)), Reverse(at)))
             .collect();
-        let (mut rows, mut work) = (budget.rows, budget.work);
+        let (mut rows, mut work, mut done) = (budget.rows, budget.work, 0);
         while rows > 0
             && let Some((Reverse(served), Reverse(at))) = order.pop()
         {
             let lot = &mut lots[at];
             if work == 0 && !plan.runs.is_empty() && !(alone && lot.kept.is_some()) {
-                return;
+                break;
             }
             let Some((taken, cost)) = self.choose_of(lot, rows, work, budget, plan) else { continue };
             rows -= taken;
@@ -148,14 +150,18 @@ impl Schedule {
             self.pace = self.pace.max(served);
             if let Some(share) = self.shares.get_mut(&lot.subject) {
                 share.served += cost;
-                share.seen = Some(budget.now);
+                share.seen = None;
             }
             order.push((Reverse(served + cost), Reverse(at)));
+            done += cost;
         }
+        // The pause of those who are served, and of those who came, begins with the end of the batch.
+        let ends = budget.now.saturating_add(if done > 0 { done.max(budget.apart) } else { 0 });
+        self.shares.values_mut().for_each(|share| share.seen = share.seen.or(Some(ends)));
     }
 
     /// What is ready, by subject: whoever's first pass was submitted first comes first.
-    pub(super) fn lots(&mut self, budget: Budget) -> Vec<Lot> {
+    pub(super) fn lots(&self, budget: Budget) -> Vec<Lot> {
         let mut lots: Vec<Lot> = Vec::new();
         let mut of: HashMap<&Subject, usize> = HashMap::new();
         for guest in self.guests.values() {
@@ -177,13 +183,14 @@ impl Schedule {
         let any_short = lots.iter().any(|lot| lot.rank.iter().any(|r| !r.long.0));
         let parts = lots.len() as u32;
         let fewest = lots.iter().map(|lot| lot.passes).min().unwrap_or_default();
-        for lot in &mut lots {
+        for (at, lot) in lots.iter_mut().enumerate() {
             (lot.rows, lot.work) = match parts {
                 1 => (budget.rows, budget.work.min(self.alone(&lot.subject, budget))),
                 _ => {
                     let crowd = lot.passes.min(CROWD * fewest);
                     let apart = (u128::from(budget.apart) * fewest as u128 / crowd as u128) as u64;
-                    ((budget.rows / parts).max(1), budget.work.min(apart.max(budget.lesson)))
+                    let lesson = if at == 0 { budget.lesson } else { 0 };
+                    ((budget.rows / parts).max(1), budget.work.min(apart.max(lesson)))
                 }
             };
             lot.long_work = if any_short { budget.beside.min(lot.work) } else { lot.work };
@@ -262,13 +269,13 @@ impl Schedule {
     }
 
     /// Work of a batch that one subject has to itself, as nobody else has anything ready.
-    fn alone(&mut self, subject: &Subject, budget: Budget) -> u64 {
-        let others = self.shares.iter_mut().filter(|(other, _)| *other != subject);
-        match others.map(|(_, share)| *share.seen.get_or_insert(budget.now)).max() {
+    fn alone(&self, subject: &Subject, budget: Budget) -> u64 {
+        let others = self.shares.iter().filter(|(other, _)| *other != subject);
+        match others.map(|(_, share)| share.seen.unwrap_or(budget.now)).max() {
             None => budget.work,
             Some(seen) => {
-                let away = budget.now.saturating_sub(seen);
-                budget.shared.min(budget.apart.max(budget.lesson).max(away / AWAY))
+                let pause = budget.now.saturating_sub(seen);
+                budget.shared.min(budget.apart.max(budget.lesson).max(pause / budget.pause_part))
             }
         }
     }

@@ -94,7 +94,7 @@ impl Rig {
         let (apart, shared) = ((7 * beside + work) % 200, (5 * work + beside) % 1000);
         let (lesson, now) = (if work % 16 == 0 { beside } else { 0 }, 50 * self.asked);
         self.asked += 1;
-        let budget = Budget { rows, row, work, beside, apart, lesson, shared, now };
+        let budget = Budget { rows, row, work, beside, apart, lesson, shared, pause_part: 4, now };
         let Some(plan) = self.state.plan(budget) else {
             return false;
         };
