@@ -1,6 +1,7 @@
 //! How much a batch may hold, so that nobody waits long.
 //!
-//! Owns: what rows and slots have cost on this device. Never: which rows a batch has; the schedule chooses within the budget.
+//! Owns: what rows and slots have cost on this device, and when a batch has to measure that again. Never: which rows a
+//! batch has; the schedule chooses within the budget.
 
 use crate::backend::Batch;
 use crate::engine::schedule::Budget;

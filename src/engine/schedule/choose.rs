@@ -6,8 +6,8 @@
 //! Among subjects the one that was served least goes first, and while several have something ready no one's passes take
 //! more than its part of the rows, or more work than [`Budget::apart`]: whoever has one row to run has it at least as
 //! often as if the device were given to each subject in turn, however many rows the others have. The next to come waits for
-//! the end of the batch. So one that has it alone takes no more than that either, or than an [`Budget::pause_part`]th of the time
-//! for which nobody else was served or came: who comes back after a pause waits a small part of it. Both bounds give way to
+//! the end of the batch. So one that has it alone takes no more than that either, or than the [`Budget::pause_part`]th part of
+//! the time for which nobody else was served or came: who comes back after a pause waits a small part of it. Both bounds give way to
 //! [`Budget::lesson`]. A subject with more
 //! guests that wait than another has less still, down to a [`CROWD`]th: a crowd makes others' steps a quarter longer, not twice as
 //! long. Priorities are a subject's own: they order its passes and nobody else's.
@@ -52,8 +52,8 @@ pub struct Budget {
     pub beside: u64,
     /// Work of one subject's passes, when another's run beside them: what a step of one row takes.
     pub apart: u64,
-    /// What those of the subject that waits longest have even if that is more: nothing, but now and then enough to teach
-    /// what a row costs.
+    /// What those of the subject whose pass was submitted first have even if that is more: nothing, but now and then enough
+    /// to teach what a row costs.
     pub lesson: u64,
     /// Work in all while guests of several subjects are there, though only one's have anything ready: the others wait
     /// for the end of the batch when they have.

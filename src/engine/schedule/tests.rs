@@ -73,7 +73,10 @@ impl World {
     }
 
     fn batch_of(&mut self, budget: Budget) -> Vec<(usize, u32)> {
-        let Some(plan) = self.schedule.plan(budget) else { return Vec::new() };
+        self.schedule.plan(budget).map(|plan| self.finish(plan)).unwrap_or_default()
+    }
+
+    fn finish(&mut self, plan: Plan) -> Vec<(usize, u32)> {
         let sequences = plan.batch.sequences.iter();
         let chosen = sequences.map(|s| (s.draw.seed as usize, s.inputs.len() as u32)).collect();
         let produced = vec![Vec::new(); plan.batch.sequences.len()];
@@ -341,12 +344,9 @@ fn a_stalled_first_sample_does_not_keep_a_prompt_to_single_rows_for_ever() {
             let took = if batch == 0 { took * 10 } else { took };
             now += took;
             pace.learn(&plan.batch, took);
-            let of_prompt = plan.batch.sequences.iter().filter(|s| s.draw.seed == 0);
-            had.push(of_prompt.map(|s| s.inputs.len() as u32).sum::<u32>());
+            let chosen = w.finish(plan);
+            had.push(chosen.iter().filter(|(guest, _)| *guest == 0).map(|(_, rows)| rows).sum::<u32>());
             left -= had[batch];
-            let produced = vec![Vec::new(); plan.batch.sequences.len()];
-            w.schedule.finish(plan, &mut Outcome { produced }).expect("all answered");
-            w.schedule.take_done();
         }
         let mean = |had: &[u32]| f64::from(had.iter().sum::<u32>()) / had.len() as f64;
         let (first, last) = (mean(&had[1..5]), mean(&had[3000..]));
