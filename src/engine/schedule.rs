@@ -100,9 +100,10 @@ struct Share {
     /// Work done for it. It saves nothing up: once it has been idle it is where the others are.
     served: u64,
     /// [`Budget::now`] at about the end of the batch in which it was last served, or of the first since a guest of it
-    /// came; none until that is chosen.
+    /// came or went; none until that is chosen.
     seen: Option<u64>,
     jobs: u32,
+    /// None: it is remembered for a while, as one who runs one program after another is about to come back.
     guests: u32,
 }
 
@@ -508,9 +509,7 @@ impl Schedule {
         };
         if let Some(share) = self.shares.get_mut(&guest.subject) {
             share.guests -= 1;
-            if share.guests == 0 {
-                self.shares.remove(&guest.subject);
-            }
+            share.seen = None;
         }
         self.guests.remove(&instance);
     }

@@ -7,8 +7,8 @@
 //! more than its part of the rows, or more work than [`Budget::apart`]: whoever has one row to run has it at least as
 //! often as if the device were given to each subject in turn, however many rows the others have. The next to come waits for
 //! the end of the batch. So one that has it alone takes no more than that either, or than the [`Budget::pause_part`]th part of
-//! the time for which nobody else was served or came: who comes back after a pause waits a small part of it. Both bounds give way to
-//! [`Budget::lesson`]. A subject with more
+//! the time for which nobody else was served, came or went: who comes back after a pause waits a small part of it. Both bounds
+//! give way to [`Budget::lesson`]. A subject with more
 //! guests that wait than another has less still, down to a [`CROWD`]th: a crowd makes others' steps a quarter longer, not twice as
 //! long. Priorities are a subject's own: they order its passes and nobody else's.
 //!
@@ -58,7 +58,7 @@ pub struct Budget {
     /// Work in all while guests of several subjects are there, though only one's have anything ready: the others wait
     /// for the end of the batch when they have.
     pub shared: u64,
-    /// The part of the time for which nobody else was served or came that a batch of one subject may take.
+    /// The part of the time for which nobody else was served, came or went that a batch of one subject may take.
     pub pause_part: u64,
     /// What the device could have done until now, in work, since some moment in the past.
     pub now: u64,
@@ -69,6 +69,11 @@ impl Budget {
     pub(super) fn cost(&self, context: u32, rows: u32) -> u64 {
         let rows = u64::from(rows);
         rows * (self.row + u64::from(context)) + rows * (rows + 1) / 2
+    }
+
+    /// The part that one may take of the pause of another who was last seen then.
+    fn pause(&self, seen: u64) -> u64 {
+        self.now.saturating_sub(seen) / self.pause_part
     }
 
     /// Rows behind `context` slots that cost at most `work`: the root of [`Budget::cost`], rounded down.
@@ -155,9 +160,12 @@ impl Schedule {
             order.push((Reverse(served + cost), Reverse(at)));
             done += cost;
         }
-        // The pause of those who are served, and of those who came, begins with the end of the batch.
+        // The pause of those who are served, and of those who came or went, begins with the end of the batch.
         let ends = budget.now.saturating_add(if done > 0 { done.max(budget.apart) } else { 0 });
-        self.shares.values_mut().for_each(|share| share.seen = share.seen.or(Some(ends)));
+        self.shares.retain(|_, share| {
+            let seen = *share.seen.get_or_insert(ends);
+            share.guests > 0 || budget.pause(seen) < budget.work
+        });
     }
 
     /// What is ready, by subject: whoever's first pass was submitted first comes first.
@@ -271,13 +279,12 @@ impl Schedule {
     /// Work of a batch that one subject has to itself, as nobody else has anything ready.
     fn alone(&self, subject: &Subject, budget: Budget) -> u64 {
         let others = self.shares.iter().filter(|(other, _)| *other != subject);
-        match others.map(|(_, share)| share.seen.unwrap_or(budget.now)).max() {
-            None => budget.work,
-            Some(seen) => {
-                let pause = budget.now.saturating_sub(seen);
-                budget.shared.min(budget.apart.max(budget.lesson).max(pause / budget.pause_part))
-            }
-        }
+        let beside = others.map(|(_, share)| {
+            let most = if share.guests > 0 { budget.shared } else { budget.work };
+            let pause = share.seen.map_or(0, |seen| budget.pause(seen));
+            most.min(budget.apart.max(budget.lesson).max(pause))
+        });
+        beside.min().unwrap_or(budget.work)
     }
 
     fn served(&self, subject: &Subject) -> u64 {
