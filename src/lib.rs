@@ -51,6 +51,7 @@
 //! | [`limits`] | every capacity, with its reason |
 //! | [`identity`], [`quota`], [`clock`] | instance, subject, program: the names; what each may use; what time it is |
 //! | [`places`] | places that subjects share, bounded for each and in all |
+//! | [`pacer`] | the rests of what takes much of the io thread |
 //! | [`wire`], [`server`], [`client`] | the protocol, its server side, our client |
 //! | [`auth`] | PASETO tokens, what they grant |
 //! | [`program`] | the store of components; component to instantiation plan |
@@ -87,6 +88,7 @@ pub mod interrupts;
 pub mod observe;
 pub mod outgoing;
 mod output;
+pub mod pacer;
 pub mod places;
 pub mod program;
 pub mod quota;

@@ -14,6 +14,7 @@ use crate::exchange::{Exchange, Mailbox};
 use crate::identity::{InstanceId, Subject};
 use crate::model::Model;
 use crate::model::toy::{TOY_VOCAB, Toy};
+use crate::pacer::Pacer;
 use crate::quota::Quotas;
 use crate::runtime::account::Account;
 use crate::runtime::aside::Aside;
@@ -174,7 +175,7 @@ impl Bed {
         let (outgoing, _) = crate::outgoing::outgoing(Default::default());
         let cx = Cx {
             instance,
-            line: outgoing.line(instance, subject.clone(), &Default::default()),
+            line: outgoing.line(instance, subject.clone(), &Default::default(), Pacer::default()),
             subject,
             arguments: vec!["--name".to_owned(), "wert äöü".to_owned()],
             seed,

@@ -30,7 +30,7 @@ pub(super) async fn carry_out(job: Job, lookup: Lookup) {
 }
 
 async fn exchange(job: Job, lookup: &Lookup) {
-    let Job { request, target, allowed, within, promise, wanted, refusals, place } = job;
+    let Job { request, target, allowed, within, promise, wanted, refusals, place, pacer: _ } = job;
     let unwanted = async {
         let _ = wanted.recv().await; // an error: the guest has let go
         None

@@ -11,6 +11,7 @@
 
 use crate::identity::{InstanceId, Subject};
 use crate::limits;
+use crate::pacer::Pacer;
 use crate::places::{self, Full, Places};
 use crate::transfer::{ErrorCode, Promise, Promised, Reader, promise};
 use connect::Lookup;
@@ -77,6 +78,7 @@ struct Job {
     wanted: Receiver<Infallible>,
     refusals: Refusals,
     place: Place,
+    pacer: Pacer,
 }
 
 impl Sending {
@@ -84,7 +86,9 @@ impl Sending {
         let executor = Executor::new();
         let sent = async {
             while let Ok(job) = self.jobs.recv().await {
-                let exchange = AssertUnwindSafe(client::carry_out(job, self.lookup.clone())).catch_unwind();
+                let (pacer, lookup) = (job.pacer.clone(), self.lookup.clone());
+                let exchange = pacer.pace(client::carry_out(job, lookup));
+                let exchange = AssertUnwindSafe(exchange).catch_unwind();
                 let told = async {
                     if exchange.await.is_err() {
                         tracing::error!(
@@ -142,13 +146,14 @@ pub struct Line {
     allowed: Allowed,
     outgoing: Outgoing,
     refusals: Refusals,
+    pacer: Pacer,
 }
 
 impl Outgoing {
     /// For one instance, which may call whom the token that launched it allows, too.
-    pub fn line(&self, instance: InstanceId, subject: Subject, more: &Allowed) -> Line {
+    pub fn line(&self, instance: InstanceId, subject: Subject, more: &Allowed, pacer: Pacer) -> Line {
         let allowed = self.allowed.and(more);
-        Line { instance, subject, allowed, outgoing: self.clone(), refusals: Refusals::of(instance) }
+        Line { instance, subject, allowed, outgoing: self.clone(), refusals: Refusals::of(instance), pacer }
     }
 }
 
@@ -160,7 +165,8 @@ impl Line {
         let refused = match self.judge(&mut request) {
             Ok((target, place)) => {
                 let (allowed, refusals) = (self.allowed.clone(), self.refusals.clone());
-                let job = Job { request, target, allowed, within, promise, wanted, refusals, place };
+                let pacer = self.pacer.clone();
+                let job = Job { request, target, allowed, within, promise, wanted, refusals, place, pacer };
                 // As many may wait as have a place; closed: the server is ending, and the promise is dropped unkept.
                 let _ = self.outgoing.jobs.try_send(job);
                 None

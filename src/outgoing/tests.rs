@@ -1,6 +1,7 @@
 //! Requests against servers on loopback, by names that resolve to whatever the test says.
 
 use super::*;
+use crate::pacer::Pacer;
 use crate::transfer::{Outcome, Taken, empty, pipe};
 use bytes::Bytes;
 use http::{HeaderMap, Request};
@@ -38,7 +39,12 @@ fn rig(allow: &[String], names: &[(&str, &[&str])]) -> Rig {
 
 impl Rig {
     fn line(&self) -> Line {
-        self.outgoing.line(InstanceId::random(), Subject::new("somebody"), &Allowed::default())
+        self.outgoing.line(
+            InstanceId::random(),
+            Subject::new("somebody"),
+            &Allowed::default(),
+            Pacer::default(),
+        )
     }
 
     /// Does `work` while requests are carried out.
@@ -344,14 +350,25 @@ fn places_are_bounded_for_each_and_for_all_and_come_back() {
         let mut held = Vec::new();
         for subject in ["a", "b"] {
             for _ in 0..limits::OUTGOING_PER_SUBJECT / limits::OUTGOING_PER_INSTANCE {
-                let line = outgoing.line(InstanceId::random(), Subject::new(subject), &Allowed::default());
+                let line = outgoing.line(
+                    InstanceId::random(),
+                    Subject::new(subject),
+                    &Allowed::default(),
+                    Pacer::default(),
+                );
                 held.extend((0..limits::OUTGOING_PER_INSTANCE).map(|_| line.send(get(&url), within())));
                 assert!(full(line.send(get(&url), within())).await, "the instance has its share");
             }
-            let line = outgoing.line(InstanceId::random(), Subject::new(subject), &Allowed::default());
+            let line = outgoing.line(
+                InstanceId::random(),
+                Subject::new(subject),
+                &Allowed::default(),
+                Pacer::default(),
+            );
             assert!(full(line.send(get(&url), within())).await, "{subject} has its share");
         }
-        let line = outgoing.line(InstanceId::random(), Subject::new("c"), &Allowed::default());
+        let line =
+            outgoing.line(InstanceId::random(), Subject::new("c"), &Allowed::default(), Pacer::default());
         assert!(full(line.send(get(&url), within())).await, "all are taken");
         assert_eq!(places.taken(), limits::OUTGOING);
         // A guest that lets go, or has ended, gives its places back, and its sockets with them.

@@ -157,7 +157,12 @@ pub(super) fn context(runtime: &Runtime, entry: &Entry, launch: Launch, seed: u6
     let held = held::Meter::new(&launch.quotas, entry.account.memory(&launch.quotas));
     Cx {
         instance: entry.instance,
-        line: parts.outgoing.line(entry.instance, launch.subject.clone(), &launch.http),
+        line: parts.outgoing.line(
+            entry.instance,
+            launch.subject.clone(),
+            &launch.http,
+            parts.workers.pacer(&launch.subject),
+        ),
         subject: launch.subject,
         arguments: launch.arguments,
         seed,

@@ -8,6 +8,7 @@ use crate::exchange::{Exchange, Mailbox};
 use crate::identity::{InstanceId, Subject};
 use crate::model::Model;
 use crate::outgoing::{Allowed, Outgoing};
+use crate::pacer::Pacer;
 use crate::program::Program;
 use crate::transfer::Call;
 use account::All;
@@ -174,6 +175,11 @@ impl Runtime {
         for entry in self.directory.all() {
             self.end_one(&entry, ending.clone());
         }
+    }
+
+    /// For what the io thread does for this subject.
+    pub fn pacer(&self, subject: &Subject) -> Pacer {
+        self.parts.workers.pacer(subject)
     }
 
     /// What everyone may have.

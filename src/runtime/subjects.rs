@@ -1,7 +1,7 @@
-//! Small numbers for subjects, and how each shares the threads for long work.
+//! Small numbers for subjects, and how each shares the threads for long work and the io thread.
 //!
-//! Owns: which number is whose, and of each subject the long turns that run and the rest after one. Never: a thread, a
-//! queue, what the work is, whether the model is busy.
+//! Owns: which number is whose, and of each subject the long turns that run, the rest after one, and what it has used of the
+//! io thread. Never: a thread, a queue, what the work is, whether the model is busy.
 //!
 //! A number is a subject's as long as somebody holds it or its rest lasts: or whoever ends its last guest would have
 //! rested.
@@ -15,6 +15,12 @@ use std::time::{Duration, Instant};
 const RESTS: u32 = 3;
 /// ... but not longer than this.
 const REST_MOST: Duration = Duration::from_secs(10);
+/// While others wait for the model a subject has one part in so many of the io thread, ...
+const IO_PART: u32 = 16;
+/// ... after it has had so much at once.
+const IO_BURST: Duration = Duration::from_millis(10);
+/// Nothing of it rests longer than this.
+const IO_REST_MOST: Duration = Duration::from_secs(1);
 /// How soon to ask again about a turn that runs.
 pub(super) const LOOK: Duration = Duration::from_millis(20);
 
@@ -35,6 +41,8 @@ struct Share {
     /// Long turns that run.
     running: usize,
     rests_until: Option<Instant>,
+    /// When its part of the io thread will have paid for what it has used of it.
+    io_paid: Option<Instant>,
 }
 
 /// A subject's number, which is nobody else's until the last of these is dropped.
@@ -91,6 +99,17 @@ impl Subjects {
         }
     }
 
+    /// Something of the subject has used so much of the io thread while others wait for the model: how long that rests there.
+    /// The more there is of the subject, the longer each.
+    pub fn io(&self, number: usize, took: Duration, now: Instant) -> Duration {
+        let share = &mut self.lock().shares[number];
+        let free = now + IO_BURST * IO_PART;
+        let paid = share.io_paid.map_or(now, |paid| paid.max(now)) + took * IO_PART;
+        let paid = paid.min(free + IO_REST_MOST);
+        share.io_paid = Some(paid);
+        paid.saturating_duration_since(free)
+    }
+
     fn lock(&self) -> MutexGuard<'_, Numbers> {
         // Whole between any two statements that can panic.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
@@ -119,7 +138,8 @@ impl Numbers {
         let Numbers { of, shares, free } = self;
         of.retain(|_, number| {
             let share = &shares[*number];
-            let kept = share.holders > 0 || share.rests_until.is_some_and(|until| until > now);
+            let rests = share.rests_until.max(share.io_paid).is_some_and(|until| until > now);
+            let kept = share.holders > 0 || rests;
             if !kept {
                 free.push(*number);
             }

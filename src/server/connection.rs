@@ -17,6 +17,7 @@ use super::{Door, House};
 use crate::clock;
 use crate::identity::{InstanceId, ProgramHash};
 use crate::limits;
+use crate::pacer::Pacer;
 use crate::runtime::{Ending, events};
 #[cfg(test)]
 use crate::simulation::plant::{Bug, planted};
@@ -35,9 +36,9 @@ use std::time::Instant;
 /// Serves one client until it, its token or the server ends.
 pub async fn serve<H: House>(
     carrier: Carrier<
-        impl Stream<Item = Result<Message, WsError>> + Unpin,
+        impl Stream<Item = Result<Message, WsError>> + Unpin + Send,
         impl Sink<Message, Error = WsError> + Unpin + Send + 'static,
-        impl Future<Output = ()>,
+        impl Future<Output = ()> + Send,
     >,
     door: &Door<H>,
     seat: Seat,
@@ -46,7 +47,7 @@ pub async fn serve<H: House>(
     let Carrier { incoming, outgoing, linger } = carrier;
     let (frames, outbox) = smol::channel::bounded(limits::FRAMES_IN_FLIGHT);
     let (ends, ended) = smol::channel::bounded(limits::INSTANCES);
-    let executor = Executor::new();
+    let (executor, pacer) = (Executor::new(), Pacer::default());
     let mut writer = executor.spawn(write(outgoing, outbox));
     let mut connection = Connection {
         session: Session::new(door.verifier.as_ref(), door.uploads.clone(), seat),
@@ -54,18 +55,19 @@ pub async fn serve<H: House>(
         ended,
         since: clock::now(),
         closing,
+        pacer: pacer.clone(),
     };
-    executor
-        .run(async {
-            let over = or(connection.converse(incoming), async {
-                (&mut writer).await;
-                Over::Gone
-            });
-            let over = over.await;
-            tracing::debug!(?over, "a connection ends");
-            connection.part(over, writer, linger).await;
-        })
-        .await;
+    connection.meet();
+    let served = executor.run(async {
+        let over = or(connection.converse(incoming), async {
+            (&mut writer).await;
+            Over::Gone
+        });
+        let over = over.await;
+        tracing::debug!(?over, "a connection ends");
+        connection.part(over, writer, linger).await;
+    });
+    pacer.pace(served).await;
 }
 
 struct Connection<'c, H: House> {
@@ -75,6 +77,8 @@ struct Connection<'c, H: House> {
     ended: Receiver<InstanceId>,
     since: Instant,
     closing: Closing,
+    /// Its subject's, once it has one.
+    pacer: Pacer,
 }
 
 /// However a connection ends, also by a panic, its instances end with it. The first ending given to one counts.
@@ -140,6 +144,7 @@ impl<H: House> Connection<'_, H> {
                     denied => denied,
                 },
             };
+            self.meet();
             let Some(effect) = effect else { continue };
             let watch = Watch { until: self.until(), closing: &self.closing };
             let perform = self.io.perform(&mut self.session, effect);
@@ -147,6 +152,13 @@ impl<H: House> Connection<'_, H> {
             if let Err(over) = or(async { perform.await.ok_or(Over::Gone) }, over).await {
                 return over;
             }
+        }
+    }
+
+    /// Whom it serves may be known now.
+    fn meet(&self) {
+        if let Some(grant) = self.session.grant() {
+            self.pacer.join(|| self.io.door.house.pacer(&grant.subject));
         }
     }
 

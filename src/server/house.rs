@@ -8,8 +8,9 @@ use crate::auth::Grant;
 use crate::clock;
 use crate::engine;
 use crate::engine::operation::{Command, Reply, Status};
-use crate::identity::{InstanceId, ProgramHash};
+use crate::identity::{InstanceId, ProgramHash, Subject};
 use crate::limits;
+use crate::pacer::Pacer;
 use crate::program::{Kinds, Program, Store};
 use crate::runtime::serve::{Serve, Server};
 use crate::runtime::{Ending, Launch, Runtime, events};
@@ -55,6 +56,8 @@ pub trait House: Send + Sync + 'static {
         let unknown = no_such_server(server);
         async { Err(unknown) }
     }
+    /// For what the io thread does for this subject.
+    fn pacer(&self, subject: &Subject) -> Pacer;
     fn signal(&self, instance: InstanceId, message: String);
     fn give_blob(&self, instance: InstanceId, blob: Arc<[u8]>);
     fn end(&self, instance: InstanceId, ending: Ending);
@@ -168,6 +171,10 @@ impl House for Served {
         found.end(Ending::Aborted);
         found.gone().await;
         Ok(())
+    }
+
+    fn pacer(&self, subject: &Subject) -> Pacer {
+        self.runtime.pacer(subject)
     }
 
     fn signal(&self, instance: InstanceId, message: String) {

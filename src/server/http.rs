@@ -80,8 +80,9 @@ impl Serving {
         };
         let launched = async {
             while let Ok(bound) = self.bound.recv().await {
+                let pacer = self.runtime.pacer(&bound.place.server.serve.subject);
                 let serving = serve(bound, self.runtime.clone(), names.clone(), connections.clone());
-                executor.spawn(serving).detach();
+                executor.spawn(pacer.pace(serving)).detach();
             }
             std::future::pending().await // nobody can launch any more; those that run go on
         };

@@ -5,6 +5,7 @@ use crate::auth::{Claims, Grant, Role, SecretKey, Token, mint};
 use crate::client::{Client, Event};
 use crate::identity::{InstanceId, ProgramHash, Subject};
 use crate::limits;
+use crate::pacer::Pacer;
 use crate::runtime::{Ending, InstanceEvent, What, events};
 use crate::wire::upload::Upload;
 use crate::wire::{ClientMessage, ServerMessage};
@@ -74,6 +75,10 @@ impl House for Script {
         self.0.guests.lock().unwrap().insert(instance, Guest { inbox, end });
         let start = move || smol::spawn(play(instance, arguments, subject, events, signals, ended)).detach();
         Ok(Ready { instance, start: Box::new(start) })
+    }
+
+    fn pacer(&self, _subject: &Subject) -> Pacer {
+        Pacer::default()
     }
 
     fn signal(&self, instance: InstanceId, message: String) {

@@ -11,7 +11,8 @@ use crate::auth::Grant;
 use crate::clock;
 use crate::engine;
 use crate::engine::simulation::fake::mix;
-use crate::identity::{InstanceId, ProgramHash};
+use crate::identity::{InstanceId, ProgramHash, Subject};
+use crate::pacer::Pacer;
 use crate::program::Program;
 use crate::runtime::{Ending, Launch, Runtime, events};
 use crate::server::{House, Ready, house};
@@ -89,6 +90,10 @@ impl House for Scripted {
             });
         };
         Ok(Ready { instance: id, start: Box::new(start) })
+    }
+
+    fn pacer(&self, _subject: &Subject) -> Pacer {
+        Pacer::default()
     }
 
     fn signal(&self, instance: InstanceId, message: String) {

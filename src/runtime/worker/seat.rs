@@ -117,15 +117,8 @@ impl Workers {
     /// A place for a guest of this subject.
     pub fn seat(&self, subject: &Subject) -> Seat {
         let shared = &self.0.shared;
-        let subject = shared.subjects.enter(subject);
+        let subject = self.enter(subject);
         let number = subject.number;
-        if subject.new {
-            let mut state = shared.lock();
-            state.begin(number);
-            shared.publish(&state);
-            drop(state);
-            self.0.aside.begin(number);
-        }
         Seat(Arc::new(Place {
             shared: Arc::downgrade(shared),
             number,
