@@ -17,7 +17,7 @@
 //! of the one below; a lower one never names an upper one: it returns a value or sends on a channel it was given.
 //!
 //! # Threads
-//! `io`: smol, sockets, sessions and HTTP. `engine`: alone owns the model's pages and device; no locks inside. `worker`, as
+//! `io`: smol, sockets, sessions and HTTP; while the model computes, no subject has much of it. `engine`: alone owns the model's pages and device; no locks inside. `worker`, as
 //! many as cores: runs slices of guests and, on the CPU backend, the shares of a batch, never both at once; while batches
 //! follow each other the engine's thread stands in for the first worker, so that no token waits for a thread to wake. Who
 //! has computed a share of a batch stays on a core of its own from then on, if the workers are as many as the cores.

@@ -66,3 +66,42 @@ impl Future for Paced<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::task::Waker;
+
+    #[test]
+    fn once_its_subject_is_known_work_rests_and_has_no_turn_however_often_it_is_woken() {
+        let (turns, told) = (AtomicUsize::new(0), Arc::new(AtomicUsize::new(0)));
+        let account: Arc<Account> = {
+            let told = told.clone();
+            Arc::new(move |_| {
+                told.fetch_add(1, Ordering::Relaxed);
+                Duration::from_secs(3600)
+            })
+        };
+        let pacer = Pacer::default();
+        let mut paced = pacer.pace(async {
+            loop {
+                turns.fetch_add(1, Ordering::Relaxed);
+                smol::future::yield_now().await;
+            }
+        });
+        let mut wake = |times: usize| {
+            for _ in 0..times {
+                let polled = Pin::new(&mut paced).poll(&mut Context::from_waker(Waker::noop()));
+                assert!(polled.is_pending());
+            }
+            turns.load(Ordering::Relaxed)
+        };
+        assert_eq!(wake(3), 3, "it is nobody's");
+        pacer.join(Pacer::default);
+        assert_eq!(wake(1), 4, "and still is");
+        pacer.join(|| Pacer::new(account));
+        pacer.join(|| unreachable!("it is somebody's"));
+        assert_eq!((wake(3), told.load(Ordering::Relaxed)), (5, 1));
+    }
+}

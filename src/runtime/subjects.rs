@@ -16,7 +16,7 @@ const RESTS: u32 = 3;
 /// ... but not longer than this.
 const REST_MOST: Duration = Duration::from_secs(10);
 /// While others wait for the model a subject has one part in so many of the io thread, ...
-const IO_PART: u32 = 16;
+const IO_PART: u32 = 32;
 /// ... after it has had so much at once.
 const IO_BURST: Duration = Duration::from_millis(10);
 /// Nothing of it rests longer than this.
@@ -180,5 +180,25 @@ mod tests {
         let (third, new) = subjects.lock().enter(&Subject::new("third"), start + Duration::from_secs(6));
         assert_eq!((third, new), (number, true));
         assert_eq!(subjects.waits(number, start), Duration::ZERO, "a newcomer has had no turn");
+    }
+
+    #[test]
+    fn of_the_io_thread_a_subject_has_a_burst_and_then_its_part_in_turn() {
+        let (subjects, start) = (Subjects::default(), Instant::now());
+        let number = subjects.enter(&Subject::new("one"));
+        let io = |took: Duration, after: Duration| subjects.io(number.number, took, start + after);
+        let (ms, part) = (Duration::from_millis(1), IO_PART * Duration::from_millis(1));
+        assert_eq!(io(IO_BURST, Duration::ZERO), Duration::ZERO);
+        assert_eq!([io(ms, Duration::ZERO), io(ms, Duration::ZERO)], [part, 2 * part], "one after the other");
+        assert_eq!(io(ms, 2 * part), part, "what rested goes on");
+        assert_eq!(io(Duration::from_secs(5), 3 * part), IO_REST_MOST, "however long it was");
+        // Who comes back with nothing left still owes.
+        let one = number.number;
+        drop(number);
+        let now = start + 3 * part + IO_REST_MOST;
+        assert_ne!(subjects.lock().enter(&Subject::new("other"), now).0, one);
+        let later = now + IO_BURST * IO_PART;
+        assert_eq!(subjects.lock().enter(&Subject::new("third"), later), (one, true));
+        assert_eq!(subjects.io(one, IO_BURST, later), Duration::ZERO, "a newcomer has its burst");
     }
 }
