@@ -17,7 +17,7 @@
 //! of the one below; a lower one never names an upper one: it returns a value or sends on a channel it was given.
 //!
 //! # Threads
-//! `io`: smol, sockets, sessions and HTTP; while the model computes, no subject has much of it. `engine`: alone owns the model's pages and device; no locks inside. `worker`, as
+//! `io`: smol, sockets, sessions and HTTP; while the model computes for others, who floods it rests. `engine`: alone owns the model's pages and device; no locks inside. `worker`, as
 //! many as cores: runs slices of guests and, on the CPU backend, the shares of a batch, never both at once; while batches
 //! follow each other the engine's thread stands in for the first worker, so that no token waits for a thread to wake. Who
 //! has computed a share of a batch stays on a core of its own from then on, if the workers are as many as the cores.
@@ -51,7 +51,7 @@
 //! | [`limits`] | every capacity, with its reason |
 //! | [`identity`], [`quota`], [`clock`] | instance, subject, program: the names; what each may use; what time it is |
 //! | [`places`] | places that subjects share, bounded for each and in all |
-//! | [`pacer`] | the rests of what takes much of the io thread |
+//! | [`pacer`] | the rests of who floods the io thread |
 //! | [`wire`], [`server`], [`client`] | the protocol, its server side, our client |
 //! | [`auth`] | PASETO tokens, what they grant |
 //! | [`program`] | the store of components; component to instantiation plan |

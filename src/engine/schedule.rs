@@ -510,6 +510,10 @@ impl Schedule {
         if let Some(share) = self.shares.get_mut(&guest.subject) {
             share.guests -= 1;
             share.seen = None;
+            // Whose guests never computed anything need not be waited for.
+            if share.guests == 0 && share.served == 0 {
+                self.shares.remove(&guest.subject);
+            }
         }
         self.guests.remove(&instance);
     }

@@ -21,6 +21,9 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+/// What one takes of the io thread.
+const TAKES: Duration = Duration::from_micros(500);
+
 /// Carries a request out, at most for [`limits::OUTGOING_WITHIN`].
 pub(super) async fn carry_out(job: Job, lookup: Lookup) {
     let late = async {
@@ -30,12 +33,17 @@ pub(super) async fn carry_out(job: Job, lookup: Lookup) {
 }
 
 async fn exchange(job: Job, lookup: &Lookup) {
-    let Job { request, target, allowed, within, promise, wanted, refusals, place, pacer: _ } = job;
+    let Job { request, target, allowed, within, promise, wanted, refusals, place, pacer } = job;
     let unwanted = async {
         let _ = wanted.recv().await; // an error: the guest has let go
         None
     };
-    let connected = async { Some(connect(&target, &allowed, lookup, within.connect, &refusals).await) };
+    let connected = async {
+        if let Some(rest) = pacer.rest(TAKES) {
+            rest.await;
+        }
+        Some(connect(&target, &allowed, lookup, within.connect, &refusals).await)
+    };
     match or(unwanted, connected).await {
         Some(Ok(stream)) => {
             let unwanted = async {

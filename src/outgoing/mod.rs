@@ -86,9 +86,7 @@ impl Sending {
         let executor = Executor::new();
         let sent = async {
             while let Ok(job) = self.jobs.recv().await {
-                let (pacer, lookup) = (job.pacer.clone(), self.lookup.clone());
-                let exchange = pacer.pace(client::carry_out(job, lookup));
-                let exchange = AssertUnwindSafe(exchange).catch_unwind();
+                let exchange = AssertUnwindSafe(client::carry_out(job, self.lookup.clone())).catch_unwind();
                 let told = async {
                     if exchange.await.is_err() {
                         tracing::error!(

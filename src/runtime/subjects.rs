@@ -99,12 +99,12 @@ impl Subjects {
         }
     }
 
-    /// Something of the subject has used so much of the io thread while others wait for the model: how long that rests there.
-    /// The more there is of the subject, the longer each.
-    pub fn io(&self, number: usize, took: Duration, now: Instant) -> Duration {
+    /// Something of the subject is going to use so much of the io thread while others wait for the model: how long that rests
+    /// before. The more there is of the subject, the longer each.
+    pub fn io(&self, number: usize, takes: Duration, now: Instant) -> Duration {
         let share = &mut self.lock().shares[number];
         let free = now + IO_BURST * IO_PART;
-        let paid = share.io_paid.map_or(now, |paid| paid.max(now)) + took * IO_PART;
+        let paid = share.io_paid.map_or(now, |paid| paid.max(now)) + takes * IO_PART;
         let paid = paid.min(free + IO_REST_MOST);
         share.io_paid = Some(paid);
         paid.saturating_duration_since(free)
@@ -186,7 +186,7 @@ mod tests {
     fn of_the_io_thread_a_subject_has_a_burst_and_then_its_part_in_turn() {
         let (subjects, start) = (Subjects::default(), Instant::now());
         let number = subjects.enter(&Subject::new("one"));
-        let io = |took: Duration, after: Duration| subjects.io(number.number, took, start + after);
+        let io = |takes: Duration, after: Duration| subjects.io(number.number, takes, start + after);
         let (ms, part) = (Duration::from_millis(1), IO_PART * Duration::from_millis(1));
         assert_eq!(io(IO_BURST, Duration::ZERO), Duration::ZERO);
         assert_eq!([io(ms, Duration::ZERO), io(ms, Duration::ZERO)], [part, 2 * part], "one after the other");

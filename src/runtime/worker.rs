@@ -213,9 +213,12 @@ impl Workers {
     pub fn pacer(&self, subject: &Subject) -> Pacer {
         let (subject, shared) = (self.enter(subject), &self.0.shared);
         let (model_is_for, subjects) = (shared.model_is_for.clone(), shared.subjects.clone());
-        Pacer::new(Arc::new(move |took| match settle::is_busy_beside(&model_is_for, subject.number) {
-            true => subjects.io(subject.number, took, clock::now()),
-            false => Duration::ZERO,
+        Pacer::new(Arc::new(move |takes| {
+            let subject: &Number = &subject; // all of it is kept, or the number would be another's
+            match settle::is_busy_beside(&model_is_for, subject.number) {
+                true => subjects.io(subject.number, takes, clock::now()),
+                false => Duration::ZERO,
+            }
         }))
     }
 

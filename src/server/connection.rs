@@ -36,18 +36,19 @@ use std::time::Instant;
 /// Serves one client until it, its token or the server ends.
 pub async fn serve<H: House>(
     carrier: Carrier<
-        impl Stream<Item = Result<Message, WsError>> + Unpin + Send,
+        impl Stream<Item = Result<Message, WsError>> + Unpin,
         impl Sink<Message, Error = WsError> + Unpin + Send + 'static,
-        impl Future<Output = ()> + Send,
+        impl Future<Output = ()>,
     >,
     door: &Door<H>,
     seat: Seat,
     closing: Closing,
+    pacer: Pacer,
 ) {
     let Carrier { incoming, outgoing, linger } = carrier;
     let (frames, outbox) = smol::channel::bounded(limits::FRAMES_IN_FLIGHT);
     let (ends, ended) = smol::channel::bounded(limits::INSTANCES);
-    let (executor, pacer) = (Executor::new(), Pacer::default());
+    let executor = Executor::new();
     let mut writer = executor.spawn(write(outgoing, outbox));
     let mut connection = Connection {
         session: Session::new(door.verifier.as_ref(), door.uploads.clone(), seat),
@@ -55,19 +56,20 @@ pub async fn serve<H: House>(
         ended,
         since: clock::now(),
         closing,
-        pacer: pacer.clone(),
+        pacer,
     };
     connection.meet();
-    let served = executor.run(async {
-        let over = or(connection.converse(incoming), async {
-            (&mut writer).await;
-            Over::Gone
-        });
-        let over = over.await;
-        tracing::debug!(?over, "a connection ends");
-        connection.part(over, writer, linger).await;
-    });
-    pacer.pace(served).await;
+    executor
+        .run(async {
+            let over = or(connection.converse(incoming), async {
+                (&mut writer).await;
+                Over::Gone
+            });
+            let over = over.await;
+            tracing::debug!(?over, "a connection ends");
+            connection.part(over, writer, linger).await;
+        })
+        .await;
 }
 
 struct Connection<'c, H: House> {
@@ -77,7 +79,7 @@ struct Connection<'c, H: House> {
     ended: Receiver<InstanceId>,
     since: Instant,
     closing: Closing,
-    /// Its subject's, once it has one.
+    /// Of its socket: its subject's, once it has one.
     pacer: Pacer,
 }
 

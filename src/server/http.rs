@@ -13,6 +13,7 @@ use super::paced::Paced;
 use super::request::Desk;
 use crate::identity::{InstanceId, Subject};
 use crate::limits;
+use crate::pacer::Pacer;
 use crate::places::Places;
 use crate::runtime::serve::{Place, Serve};
 use crate::runtime::{Ending, Runtime};
@@ -80,9 +81,8 @@ impl Serving {
         };
         let launched = async {
             while let Ok(bound) = self.bound.recv().await {
-                let pacer = self.runtime.pacer(&bound.place.server.serve.subject);
                 let serving = serve(bound, self.runtime.clone(), names.clone(), connections.clone());
-                executor.spawn(pacer.pace(serving)).detach();
+                executor.spawn(serving).detach();
             }
             std::future::pending().await // nobody can launch any more; those that run go on
         };
@@ -101,17 +101,17 @@ struct Connections {
 async fn serve(bound: Bound, runtime: Runtime, names: Arc<Names>, connections: Connections) {
     let Bound { place, listener } = bound;
     let server = place.server.clone();
-    let executor = Arc::new(Executor::new());
+    let (executor, pacer) = (Arc::new(Executor::new()), runtime.pacer(&server.serve.subject));
     let desk = Arc::new(Desk::new(runtime, server.clone(), names, Arc::downgrade(&executor)));
     let until = server.serve.expires.map_or(Until::Never, Until::Date);
     let watch = Watch { until, closing: &server.stopping };
     let enter = |stream| {
         let of_server = connections.of_server.take(&server.id)?;
         let of_subject = connections.of_subject.take(&server.serve.subject)?;
-        let desk = desk.clone();
+        let (desk, pacer) = (desk.clone(), pacer.clone());
         Ok(async move {
             let _places = (of_server, of_subject);
-            converse(stream, desk).await;
+            converse(stream, desk, pacer).await;
         })
     };
     let over = executor.run(or(watch.ring(), accept(&listener, &executor, enter))).await;
@@ -124,7 +124,7 @@ async fn serve(bound: Bound, runtime: Runtime, names: Arc<Names>, connections: C
 }
 
 /// One connection: requests and their answers, one after the other.
-async fn converse(stream: TcpStream, desk: Arc<Desk>) {
+async fn converse(stream: TcpStream, desk: Arc<Desk>, pacer: Pacer) {
     let service = service_fn(move |request| {
         let desk = desk.clone();
         async move { desk.answer(request).await }
@@ -134,7 +134,7 @@ async fn converse(stream: TcpStream, desk: Arc<Desk>) {
         .header_read_timeout(limits::HTTP_HEAD_WITHIN)
         .max_buf_size(limits::HTTP_HEAD_BYTES)
         .max_headers(limits::HTTP_HEAD_FIELDS)
-        .serve_connection(Socket::new(Paced::new(stream.clone()), limits::HTTP_READ_STALL), service);
+        .serve_connection(Socket::new(Paced::new(stream.clone(), pacer), limits::HTTP_READ_STALL), service);
     let served = async {
         if let Err(e) = connection.await {
             tracing::debug!(target: "http", "a connection ended: {e}");

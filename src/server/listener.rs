@@ -11,6 +11,7 @@ use super::upgrade::{self, Judgement};
 use super::{Door, House};
 use super::{carrier, connection};
 use crate::limits;
+use crate::pacer::Pacer;
 use async_tungstenite::WebSocketStream;
 use async_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 use smol::future::or;
@@ -63,8 +64,9 @@ async fn serve<H: House>(stream: TcpStream, door: &Door<H>, seat: Seat, closing:
         Timer::after(limits::HANDSHAKE_WITHIN).await;
         Err(io::Error::from(io::ErrorKind::TimedOut))
     };
-    match or(shake_hands(stream, door), late).await {
-        Ok(Some(socket)) => connection::serve(carrier::of(socket), door, seat, closing).await,
+    let pacer = Pacer::default();
+    match or(shake_hands(stream, door, &pacer), late).await {
+        Ok(Some(socket)) => connection::serve(carrier::of(socket), door, seat, closing, pacer).await,
         Ok(None) => {}
         Err(e) => tracing::debug!("a handshake failed: {e}"),
     }
@@ -74,6 +76,7 @@ async fn serve<H: House>(stream: TcpStream, door: &Door<H>, seat: Seat, closing:
 async fn shake_hands<H: House>(
     mut stream: TcpStream,
     door: &Door<H>,
+    pacer: &Pacer,
 ) -> io::Result<Option<WebSocketStream<Paced>>> {
     let local = stream.local_addr()?.ip();
     let mut read = Vec::with_capacity(1024);
@@ -95,7 +98,7 @@ async fn shake_hands<H: House>(
                 stream.write_all(&reply).await?;
                 let rest = read.split_off(head);
                 let socket = WebSocketStream::from_partially_read(
-                    Paced::new(stream),
+                    Paced::new(stream, pacer.clone()),
                     rest,
                     Role::Server,
                     Some(frame_limits()),

@@ -33,6 +33,7 @@ use crate::exchange::Exchange;
 use crate::limits;
 use crate::model::Model;
 use crate::model::toy::Toy;
+use crate::pacer::Pacer;
 use crate::runtime::{Name, Quotas, Runtime, RuntimeParts, Workers};
 use crate::server::{Door, connection};
 use client::{Client, Temper, Token};
@@ -346,7 +347,7 @@ impl World {
         let (door, ledger, closing) = (self.door.clone(), self.ledger.clone(), closing.clone());
         self.tasks.spawner().spawn(format!("connection {number}"), async move {
             let (seat, _) = door.seats.enter().unwrap_or_else(|full| panic!("{full}"));
-            connection::serve(link.carrier(), &door, seat, closing).await;
+            connection::serve(link.carrier(), &door, seat, closing, Pacer::default()).await;
             lock(&ledger).connection_is_over(number);
         });
     }

@@ -97,6 +97,20 @@ fn who_watches_a_device_lends_its_thread() {
     }
 }
 
+/// What the io thread does for a subject rests while the model computes for another, and only then.
+#[test]
+fn who_floods_the_io_thread_rests_while_the_model_computes_for_others() {
+    let workers = Workers::start(1).unwrap();
+    let [one, other] = ["one", "other"].map(|name| workers.pacer(&Subject::new(name)));
+    let long = Duration::from_secs(1);
+    assert!(one.rest(long).is_none(), "nobody waits for the model");
+    attend(&workers, "one");
+    assert!(one.rest(long).is_none(), "nobody else does");
+    assert!(other.rest(long).is_some());
+    workers.rest();
+    assert!(other.rest(long).is_none(), "nobody does any more");
+}
+
 /// A guest may need several slices to ask for all that a batch is to do; a batch that does not wait gets half of it.
 #[test]
 fn settling_waits_for_a_burst_of_a_few_slices() {
