@@ -477,7 +477,7 @@ pub const OUTGOING: usize = 64;
 pub const LOOKUPS: usize = 8;
 /// Addresses of one name that are tried.
 pub const ADDRESSES_TRIED: usize = 8;
-/// From a request to a connection, the lookup of the name included.
+/// From a request to a connection, the lookup of the name included; not the rest before, where a subject's programs make many.
 pub const OUTGOING_CONNECT_WITHIN: Duration = Duration::from_secs(10);
 /// From a connection to a response's head: as long as another model may think.
 pub const OUTGOING_ANSWER_WITHIN: Duration = HTTP_ANSWER_WITHIN;

@@ -1,10 +1,12 @@
-//! The io thread's time, of which no subject takes much while the model computes for others.
+//! The io thread's time, of which nobody who floods it has much while the model computes for others.
 //!
-//! Owns: the rest of whoever floods that thread, taken before it reads or begins more. Never: how long it is, which whoever
-//! makes a [`Pacer`] knows; what ends a connection, an instance or a request, which waits for nothing here.
+//! Owns: the rest of whoever floods that thread, taken before it reads or calls more. Never: how long it is, which whoever
+//! makes a [`Pacer`] knows; the end of a token, of an instance or of the server, which waits for nothing here. What a client says
+//! waits behind its own flood, a rest at most for each 64 KiB.
 //!
 //! Everybody's bytes go through one thread, which shares the cores with the batches: a flood of them, however cheap each,
-//! is paid with others' tokens. What rests takes nothing more, and so its peer waits, as for any slow reader.
+//! is paid with others' tokens. What rests takes nothing more, and so its peer waits, as for any slow reader. Paced are
+//! whoever has more to say than it is read at once, and the requests of programs; not what the server writes.
 
 use smol::Timer;
 use std::sync::{Arc, OnceLock};

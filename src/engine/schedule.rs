@@ -102,6 +102,8 @@ struct Share {
     /// [`Budget::now`] at about the end of the batch in which it was last served, or of the first since a guest of it
     /// came or went; none until that is chosen.
     seen: Option<u64>,
+    /// It has had part in a batch.
+    computed: bool,
     jobs: u32,
     /// None: it is remembered for a while, as one who runs one program after another is about to come back.
     guests: u32,
@@ -511,7 +513,7 @@ impl Schedule {
             share.guests -= 1;
             share.seen = None;
             // Whose guests never computed anything need not be waited for.
-            if share.guests == 0 && share.served == 0 {
+            if share.guests == 0 && !share.computed {
                 self.shares.remove(&guest.subject);
             }
         }

@@ -1,7 +1,7 @@
 //! Small numbers for subjects, and how each shares the threads for long work and the io thread.
 //!
-//! Owns: which number is whose, and of each subject the long turns that run, the rest after one, and what it has used of the
-//! io thread. Never: a thread, a queue, what the work is, whether the model is busy.
+//! Owns: which number is whose, and of each subject the long turns that run, the rest after one, and what its floods have used
+//! of the io thread. Never: a thread, a queue, what the work is, whether the model is busy.
 //!
 //! A number is a subject's as long as somebody holds it or its rest lasts: or whoever ends its last guest would have
 //! rested.
@@ -15,12 +15,12 @@ use std::time::{Duration, Instant};
 const RESTS: u32 = 3;
 /// ... but not longer than this.
 const REST_MOST: Duration = Duration::from_secs(10);
-/// While others wait for the model a subject has one part in so many of the io thread, ...
+/// While others wait for the model a subject's floods have one part in so many of the io thread, ...
 const IO_PART: u32 = 32;
 /// ... after it has had so much at once.
 const IO_BURST: Duration = Duration::from_millis(10);
-/// Nothing of it rests longer than this.
-const IO_REST_MOST: Duration = Duration::from_secs(1);
+/// Nothing of it rests longer than this, however much of it there is: behind it somebody may say that it wants an end.
+const IO_REST_MOST: Duration = Duration::from_millis(100);
 /// How soon to ask again about a turn that runs.
 pub(super) const LOOK: Duration = Duration::from_millis(20);
 

@@ -45,10 +45,11 @@ impl AsyncRead for Paced {
         if self.reads == READS {
             self.reads = 0;
             self.rest = self.pacer.rest(READS_TAKE);
-            match &mut self.rest {
-                Some(rest) => drop(Pin::new(rest).poll(cx)), // it wakes when it is over
-                None => cx.waker().wake_by_ref(),
+            if let Some(rest) = &mut self.rest {
+                ready!(Pin::new(rest).poll(cx));
+                self.rest = None; // so short that it is over
             }
+            cx.waker().wake_by_ref();
             return Poll::Pending;
         }
         let read = Pin::new(&mut self.stream).poll_read(cx, buf);
@@ -80,9 +81,30 @@ mod tests {
     use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
+    const READ: usize = 1000;
+
+    /// The two ends of a connection.
+    async fn pair(pacer: Pacer) -> (TcpStream, Paced) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        (client, Paced::new(listener.accept().await.unwrap().0, pacer))
+    }
+
+    #[test]
+    fn after_a_rest_however_short_it_reads_on() {
+        for rest in [Duration::from_nanos(1), Duration::from_millis(2)] {
+            smol::block_on(async {
+                let (mut client, mut socket) = pair(Pacer::new(Arc::new(move |_| rest))).await;
+                client.write_all(&[7; 100 * READ]).await.unwrap();
+                for _ in 0..100 {
+                    socket.read_exact(&mut [0; READ]).await.unwrap();
+                }
+            });
+        }
+    }
+
     #[test]
     fn who_floods_rests_once_it_is_known_whose_it_is_and_nobody_else() {
-        const READ: usize = 1000;
         let told = Arc::new(AtomicUsize::new(0));
         let account = {
             let told = told.clone();
@@ -92,10 +114,8 @@ mod tests {
             }
         };
         smol::block_on(async {
-            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-            let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
             let pacer = Pacer::default();
-            let mut socket = Paced::new(listener.accept().await.unwrap().0, pacer.clone());
+            let (mut client, mut socket) = pair(pacer.clone()).await;
             let mut read = [0; READ];
             client.write_all(&[7; 10 * READ]).await.unwrap();
             for _ in 0..10 {

@@ -155,7 +155,7 @@ impl Schedule {
             self.pace = self.pace.max(served);
             if let Some(share) = self.shares.get_mut(&lot.subject) {
                 share.served += cost;
-                share.seen = None;
+                (share.seen, share.computed) = (None, true);
             }
             order.push((Reverse(served + cost), Reverse(at)));
             done += cost;

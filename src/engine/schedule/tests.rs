@@ -313,6 +313,11 @@ fn however_much_a_subject_asks_another_has_its_row_in_every_batch_and_the_batch_
     let alone = rows(&mut w, 4 * (200_000 + (1 << 20)) + 6000);
     assert!(alone > 100, "{alone}");
     assert_eq!(w.schedule.shares.len(), 1, "and then it is forgotten");
+    // Who never computed anything is so at once.
+    let idle = InstanceId::random();
+    w.schedule.join(idle, Subject::new("2"));
+    w.schedule.leave(idle, |_, _| false);
+    assert_eq!(w.schedule.shares.len(), 1);
     // Against another crowd each has what both have apart.
     let mut w = World::of(&[vec![0; 40], vec![1; 20]].concat());
     (0..60).for_each(|guest| w.submit(guest, 1));
