@@ -21,12 +21,9 @@
 use super::aside::Aside;
 use super::fair::Fair;
 use super::paced::{Next, Paced};
-use super::subjects::{Number, Subjects};
+use super::subjects::Subjects;
 use crate::backend::crew::Crew;
-use crate::clock;
-use crate::identity::Subject;
 use crate::limits;
-use crate::pacer::Pacer;
 use async_task::Runnable;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -207,32 +204,6 @@ impl Workers {
     pub fn model_is_busy(&self) -> impl Fn() -> bool + Send + Sync + use<> {
         let model_is_for = self.0.shared.model_is_for.clone();
         move || settle::is_busy_beside(&model_is_for, NOBODY)
-    }
-
-    /// For what the io thread does for this subject.
-    pub fn pacer(&self, subject: &Subject) -> Pacer {
-        let (subject, shared) = (self.enter(subject), &self.0.shared);
-        let (model_is_for, subjects) = (shared.model_is_for.clone(), shared.subjects.clone());
-        Pacer::new(Arc::new(move |takes| {
-            let subject: &Number = &subject; // all of it is kept, or the number would be another's
-            match settle::is_busy_beside(&model_is_for, subject.number) {
-                true => subjects.io(subject.number, takes, clock::now()),
-                false => Duration::ZERO,
-            }
-        }))
-    }
-
-    fn enter(&self, subject: &Subject) -> Number {
-        let shared = &self.0.shared;
-        let subject = shared.subjects.enter(subject);
-        if subject.new {
-            let mut state = shared.lock();
-            state.begin(subject.number);
-            shared.publish(&state);
-            drop(state);
-            self.0.aside.begin(subject.number);
-        }
-        subject
     }
 
     /// Runs a future to its end. It gets a [`Slice`] to give its thread up with.

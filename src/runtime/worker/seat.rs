@@ -1,9 +1,12 @@
-//! A guest's place in the run queues, and what it has of the thread it runs on.
+//! A guest's place in the run queues, and what it has of the thread it runs on; what its subject has of the io thread.
 //!
 //! Owns: the marks that a guest's next turn is judged by. Never: the queues, or a thread; those are the parent's.
 
+use super::settle::is_busy_beside;
 use super::{BURST, COMPUTED_MOST, STARTS_AT_ONCE, Shared, TURN_MOST, WAITED_PART, Workers};
+use crate::clock;
 use crate::identity::Subject;
+use crate::pacer::Pacer;
 use crate::runtime::subjects::Number;
 use async_task::Runnable;
 use std::pin::Pin;
@@ -139,6 +142,32 @@ impl Workers {
 }
 
 impl Workers {
+    /// For what the io thread does for this subject.
+    pub fn pacer(&self, subject: &Subject) -> Pacer {
+        let (subject, shared) = (self.enter(subject), &self.0.shared);
+        let (model_is_for, subjects) = (shared.model_is_for.clone(), shared.subjects.clone());
+        Pacer::new(Arc::new(move |takes| {
+            let subject: &Number = &subject; // all of it is kept, or the number would be another's
+            match is_busy_beside(&model_is_for, subject.number) {
+                true => subjects.io(subject.number, takes, clock::now()),
+                false => Duration::ZERO,
+            }
+        }))
+    }
+
+    fn enter(&self, subject: &Subject) -> Number {
+        let shared = &self.0.shared;
+        let subject = shared.subjects.enter(subject);
+        if subject.new {
+            let mut state = shared.lock();
+            state.begin(subject.number);
+            shared.publish(&state);
+            drop(state);
+            self.0.aside.begin(subject.number);
+        }
+        subject
+    }
+
     /// A place for what is left to do for this subject when an instance of it ends: its turns are the ender's.
     pub fn ender(&self, subject: &Subject) -> Seat {
         let seat = self.seat(subject);
