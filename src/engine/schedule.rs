@@ -105,7 +105,7 @@ struct Share {
     /// It has had part in a batch.
     computed: bool,
     jobs: u32,
-    /// None: it is remembered for a while, as one who runs one program after another is about to come back.
+    /// At zero it is remembered for a while: who runs one program after another is about to come back.
     guests: u32,
 }
 
