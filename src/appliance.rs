@@ -18,6 +18,7 @@ use crate::engine::{self, Engine, NotStarted, Reuse};
 use crate::exchange::Exchange;
 use crate::host::Trap;
 use crate::identity::{ProgramHash, Subject};
+use crate::interrupts::when_interrupted;
 use crate::limits;
 use crate::model::Model;
 use crate::observe;
@@ -26,11 +27,9 @@ use crate::program::{Program, Store};
 use crate::runtime::serve::Serve;
 use crate::runtime::{Ending, Runtime, RuntimeParts, Workers};
 use crate::server::{self, Door, Names, Served};
-use async_signal::{Signal, Signals};
 use rustix::process::{Resource, getrlimit, setrlimit};
 use smol::channel::Receiver;
 use smol::net::TcpListener;
-use smol::stream::StreamExt;
 use std::io::Write;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
@@ -64,7 +63,7 @@ pub struct Appliance {
     failing: Receiver<String>,
 }
 
-/// Serves until SIGINT, SIGTERM or a device fault. The fault's status makes systemd start the process afresh.
+/// Serves until SIGINT, SIGTERM, SIGHUP or a device fault. The fault's status makes systemd start the process afresh.
 pub fn serve(config: Config) -> Result<ExitCode, Failure> {
     observe::log::start(config.log);
     claim_descriptors();
@@ -77,8 +76,10 @@ pub fn serve(config: Config) -> Result<ExitCode, Failure> {
     let appliance = Appliance::build(config)?;
     smol::block_on(async {
         let address = listener.local_addr().map_err(failed("The listener has no address"))?;
-        let mut signals =
-            Signals::new([Signal::Int, Signal::Term]).map_err(failed("Signals cannot be awaited"))?;
+        let (tell, told) = smol::channel::bounded::<()>(1);
+        // On a thread of its own: polled here, they would be asked for at each turn of the io thread.
+        let heard = when_interrupted("signals", move |_| drop(tell));
+        heard.map_err(failed("Signals cannot be awaited"))?;
         // A supervisor that closed our output may still connect.
         let mut output = std::io::stdout();
         if let Some(port) = appliance.openai {
@@ -86,7 +87,7 @@ pub fn serve(config: Config) -> Result<ExitCode, Failure> {
         }
         let _ = writeln!(output, "listening on ws://{address}").and_then(|()| output.flush());
         let told = async {
-            signals.next().await;
+            let _ = told.recv().await; // an error: closed
             tracing::info!("asked to end");
         };
         appliance.run(listener, told).await

@@ -1,4 +1,4 @@
-//! The signals that end a command before its work is done.
+//! The signals that end a command before its work is done, or a server.
 //!
 //! Owns: which they are, the thread that hears them, and how the process then ends. Never: what is removed before.
 
@@ -22,7 +22,8 @@ pub fn when_interrupted(name: &str, end: impl FnOnce(Interrupt) + Send + 'static
     let heard = |signal: &Signal| ignored & 1 << (*signal as i32 - 1) == 0;
     let mut signals = Signals::new([Signal::Int, Signal::Term, Signal::Hup].into_iter().filter(heard))?;
     let watch = move || {
-        if let Some(Ok(signal)) = smol::block_on(signals.next()) {
+        // Not `smol::block_on`, which would have this thread wait for everybody's sockets.
+        if let Some(Ok(signal)) = smol::future::block_on(signals.next()) {
             end(Interrupt(signal));
         }
     };

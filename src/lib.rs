@@ -52,7 +52,7 @@
 //! | [`limits`] | every capacity, with its reason |
 //! | [`identity`], [`quota`], [`clock`] | instance, subject, program: the names; what each may use; what time it is |
 //! | [`places`] | places that subjects share, bounded for each and in all |
-//! | [`pacer`] | the rests of who floods the io thread |
+//! | [`pacer`] | the rests of who floods the io thread, and the sockets that take them |
 //! | [`wire`], [`server`], [`client`] | the protocol, its server side, our client |
 //! | [`auth`] | PASETO tokens, what they grant |
 //! | [`program`] | the store of components; component to instantiation plan |

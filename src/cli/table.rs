@@ -69,8 +69,8 @@ pub(super) const VERBS: &[Verb] = &[
         summary: "serve a model to local apps over a WebSocket",
         about: "\
 Flags win over the configuration file. The line `listening on ws://ADDR:PORT` on standard output says that
-clients may connect, `openai on http://127.0.0.1:PORT/v1` where apps find that API; SIGINT or SIGTERM ends the
-server cleanly.
+clients may connect, `openai on http://127.0.0.1:PORT/v1` where apps find that API; SIGINT, SIGTERM or SIGHUP
+ends the server cleanly.
 
   tartlet token keygen --out box.key
   tartlet serve --model models/SmolLM2-135M-Instruct.Q4_1.gguf --public-key box.key.pub

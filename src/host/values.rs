@@ -18,6 +18,13 @@ fn not_one_value<T>() -> Result<T, Trap> {
 
 // ---- numbers ----
 
+/// Lists of numbers are copied as they lie in the guest. Number by number, they would take a build for size fifty times as long.
+const _: () = assert!(cfg!(target_endian = "little"), "a guest's numbers are little-endian");
+
+fn numbers<T: bytemuck::Pod>(from: &Source<'_>, at: usize, count: usize) -> Result<Vec<T>, Trap> {
+    Ok(bytemuck::pod_collect_to_vec(from.slice(at, count * size_of::<T>())?))
+}
+
 macro_rules! number {
     ($($type:ty: $shape:ident, $flat:ident as $wide:ty, $val:ident;)*) => {$(
         impl Value for $type {
@@ -36,8 +43,7 @@ macro_rules! number {
                 from.bytes(at).map(<$type>::from_le_bytes)
             }
             fn load_many(from: &mut Source<'_>, at: usize, count: usize) -> Result<Vec<Self>, Trap> {
-                let (items, _) = from.slice(at, count * Self::SIZE)?.as_chunks();
-                Ok(items.iter().map(|bytes| <$type>::from_le_bytes(*bytes)).collect())
+                numbers(from, at, count)
             }
         }
         impl Lower for $type {
@@ -48,8 +54,7 @@ macro_rules! number {
                 into.write(at, &self.to_le_bytes())
             }
             fn store_many(items: Vec<Self>, into: &mut Target<'_>, at: usize) -> Result<(), Trap> {
-                let bytes: Vec<u8> = items.into_iter().flat_map(<$type>::to_le_bytes).collect();
-                into.write(at, &bytes)
+                into.write(at, bytemuck::cast_slice(&items))
             }
         }
     )*};
@@ -80,6 +85,9 @@ impl Lift for f32 {
     fn load(from: &mut Source<'_>, at: usize) -> Result<f32, Trap> {
         from.bytes(at).map(f32::from_le_bytes)
     }
+    fn load_many(from: &mut Source<'_>, at: usize, count: usize) -> Result<Vec<f32>, Trap> {
+        numbers(from, at, count)
+    }
 }
 
 impl Lower for f32 {
@@ -88,6 +96,9 @@ impl Lower for f32 {
     }
     fn store(self, into: &mut Target<'_>, at: usize) -> Result<(), Trap> {
         into.write(at, &self.to_le_bytes())
+    }
+    fn store_many(items: Vec<f32>, into: &mut Target<'_>, at: usize) -> Result<(), Trap> {
+        into.write(at, bytemuck::cast_slice(&items))
     }
 }
 

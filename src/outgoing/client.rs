@@ -6,6 +6,7 @@
 use super::connect::{Lookup, connect};
 use super::{Job, timed};
 use crate::limits;
+use crate::pacer::Paced;
 use crate::socket::Socket;
 use crate::transfer::{ErrorCode, Promise, Reader, Writer, pipe};
 use bytes::Bytes;
@@ -14,7 +15,6 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::client::conn::http1;
 use smol::Timer;
 use smol::future::or;
-use smol::net::TcpStream;
 use std::future::{pending, poll_fn};
 use std::io;
 use std::pin::Pin;
@@ -50,6 +50,7 @@ async fn exchange(job: Job, lookup: &Lookup) {
                 let _ = wanted.recv().await;
                 Err(ErrorCode::ConnectionTerminated)
             };
+            let stream = Paced::new(stream, pacer);
             converse(stream, request, within.answer, within.silence, promise, unwanted).await;
         }
         Some(Err(why)) => {
@@ -64,7 +65,7 @@ async fn exchange(job: Job, lookup: &Lookup) {
 }
 
 async fn converse(
-    stream: TcpStream,
+    stream: Paced,
     request: http::Request<Reader>,
     answer: Duration,
     silence: Duration,

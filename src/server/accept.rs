@@ -9,9 +9,10 @@ use crate::places::Full;
 use rustix::net::sockopt;
 use smol::future::FutureExt;
 use smol::net::{TcpListener, TcpStream};
-use smol::{Executor, Timer};
-use std::io;
+use smol::{Async, Executor, Timer};
+use std::io::{self, ErrorKind};
 use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
 
 /// Spawns what `enter` makes of each connection, if there is a place for it. Never returns.
 pub async fn accept<F, N>(
@@ -22,9 +23,10 @@ pub async fn accept<F, N>(
 where
     F: Future<Output = ()> + Send + 'static,
 {
+    let source = listener.clone().into();
     loop {
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
+        let stream = match next(&source).await {
+            Ok(stream) => stream,
             Err(e) => {
                 // Out of file descriptors, most likely: the queue is still full of clients, so without a pause this
                 // would spin.
@@ -39,6 +41,17 @@ where
         match enter(stream.clone()) {
             Err(full) => turn_away(&stream, full),
             Ok(connection) => executor.spawn(bordered(connection)).detach(),
+        }
+    }
+}
+
+/// The next connection. `TcpListener::accept` asks the system whenever its future is polled: here that is at each turn of the io
+/// thread, and every time the system makes a socket and throws it away.
+async fn next(source: &Arc<Async<std::net::TcpListener>>) -> io::Result<TcpStream> {
+    loop {
+        match source.get_ref().accept() {
+            Err(e) if e.kind() == ErrorKind::WouldBlock => source.readable().await?,
+            accepted => return TcpStream::try_from(accepted?.0),
         }
     }
 }

@@ -3,7 +3,7 @@
 //! Owns: the three things that a connection wants of a socket ([`Carrier`]), and what they are for a WebSocket. Never: what a
 //! frame says, or when one is written. The simulation has carriers of its own, without sockets.
 
-use super::paced::Paced;
+use crate::pacer::Paced;
 use async_tungstenite::{WebSocketReceiver, WebSocketSender, WebSocketStream};
 use smol::io::AsyncReadExt;
 use smol::net::TcpStream;

@@ -9,11 +9,10 @@
 use super::accept::accept;
 use super::names::Names;
 use super::over::{Over, Until, Watch};
-use super::paced::Paced;
 use super::request::Desk;
 use crate::identity::{InstanceId, Subject};
 use crate::limits;
-use crate::pacer::Pacer;
+use crate::pacer::{Paced, Pacer};
 use crate::places::Places;
 use crate::runtime::serve::{Place, Serve};
 use crate::runtime::{Ending, Runtime};

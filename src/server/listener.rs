@@ -5,13 +5,12 @@
 
 use super::accept::accept;
 use super::over::Closing;
-use super::paced::Paced;
 use super::seats::Seat;
 use super::upgrade::{self, Judgement};
 use super::{Door, House};
 use super::{carrier, connection};
 use crate::limits;
-use crate::pacer::Pacer;
+use crate::pacer::{Paced, Pacer};
 use async_tungstenite::WebSocketStream;
 use async_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 use smol::future::or;

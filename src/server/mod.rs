@@ -2,7 +2,7 @@
 //!
 //! Owns: [`accept`] sockets, [`seats`] whose they may be and how many, [`listener`] the handshake, [`upgrade`] from an HTTP request to a WebSocket, [`session`] the
 //! pure state of one connection, [`connection`] its I/O over a [`carrier`] of frames, [`forward`] and [`download`] events and
-//! blobs to frames, [`over`] why and when a connection ends, [`paced`] fairness between sockets, [`names`] whose requests may
+//! blobs to frames, [`over`] why and when a connection ends, [`names`] whose requests may
 //! pass; [`http`] the server instances of programs and [`request`] what becomes of a request; [`house`] names all that the door needs of
 //! the box behind it. Never: how programs are kept or run.
 //!
@@ -19,7 +19,6 @@ pub mod http;
 mod listener;
 mod names;
 mod over;
-mod paced;
 mod request;
 mod seats;
 mod session;
