@@ -1,6 +1,6 @@
 //! The composition root: what is built in which order, and how it ends.
 //!
-//! Owns: the order, the signals, the exit status. Never: work; every part does its own.
+//! Owns: the order, what a signal ends, the exit status. Never: work; every part does its own.
 //!
 //! The order: the listening socket (a port that is taken shows before a large model is read; whoever connects meanwhile
 //! waits), the model's file, the key-value pairs (a state folder that another server has shows before the weights are
@@ -18,7 +18,7 @@ use crate::engine::{self, Engine, NotStarted, Reuse};
 use crate::exchange::Exchange;
 use crate::host::Trap;
 use crate::identity::{ProgramHash, Subject};
-use crate::interrupts::when_interrupted;
+use crate::interrupts::when_told_to_end;
 use crate::limits;
 use crate::model::Model;
 use crate::observe;
@@ -78,7 +78,7 @@ pub fn serve(config: Config) -> Result<ExitCode, Failure> {
         let address = listener.local_addr().map_err(failed("The listener has no address"))?;
         let (tell, told) = smol::channel::bounded::<()>(1);
         // On a thread of its own: polled here, they would be asked for at each turn of the io thread.
-        let heard = when_interrupted("signals", move |_| drop(tell));
+        let heard = when_told_to_end("signals", move |_| drop(tell));
         heard.map_err(failed("Signals cannot be awaited"))?;
         // A supervisor that closed our output may still connect.
         let mut output = std::io::stdout();

@@ -1,6 +1,7 @@
 //! The signals that end a command before its work is done, or a server.
 //!
-//! Owns: which they are, the thread that hears them, and how the process then ends. Never: what is removed before.
+//! Owns: which they are, the thread that hears them, and how a command's process then ends. Never: what is removed before, or
+//! how a server ends.
 
 use async_signal::{Signal, Signals};
 use smol::stream::StreamExt;
@@ -12,15 +13,26 @@ use std::time::Duration;
 /// Nobody may read what is said any more, and whoever waits to write it holds standard error: the end waits so long for it.
 const SAID_WITHIN: Duration = Duration::from_secs(1);
 
-/// The command is to end.
+/// The command, or the server, is to end.
 pub struct Interrupt(Signal);
 
 /// Calls `end` on a thread of this name at the first of Ctrl-C, a supervisor's word, a terminal that is gone. Not what our
 /// starter has us ignore, as `nohup` does.
 pub fn when_interrupted(name: &str, end: impl FnOnce(Interrupt) + Send + 'static) -> io::Result<()> {
-    let ignored = ignored();
-    let heard = |signal: &Signal| ignored & 1 << (*signal as i32 - 1) == 0;
-    let mut signals = Signals::new([Signal::Int, Signal::Term, Signal::Hup].into_iter().filter(heard))?;
+    hear(name, [Signal::Int, Signal::Term, Signal::Hup].into_iter().filter(heard), end)
+}
+
+/// As [`when_interrupted`], for a server: a script starts it with Ctrl-C ignored, and may still mean it to end by that signal.
+pub fn when_told_to_end(name: &str, end: impl FnOnce(Interrupt) + Send + 'static) -> io::Result<()> {
+    hear(name, [Signal::Int, Signal::Term].into_iter().chain([Signal::Hup].into_iter().filter(heard)), end)
+}
+
+fn hear(
+    name: &str,
+    signals: impl Iterator<Item = Signal>,
+    end: impl FnOnce(Interrupt) + Send + 'static,
+) -> io::Result<()> {
+    let mut signals = Signals::new(signals)?;
     let watch = move || {
         // Not `smol::block_on`, which would have this thread wait for everybody's sockets.
         if let Some(Ok(signal)) = smol::future::block_on(signals.next()) {
@@ -45,6 +57,11 @@ impl Interrupt {
         }
         std::process::exit(128 + self.0 as i32);
     }
+}
+
+/// Not ignored.
+fn heard(signal: &Signal) -> bool {
+    ignored() & 1 << (*signal as i32 - 1) == 0
 }
 
 /// A bit for each signal that is ignored, the lowest for the first.

@@ -25,7 +25,8 @@
 //! `ender`: drops what there is of those that end and tells their clients, whatever the workers do.
 //! `heavy` and two `aside`, of low priority: instructions of guests that take many slices; texts too long for a worker to
 //! tokenize.
-//! `disk`: alone writes key-value pairs, all that wait in one transaction with one sync.
+//! `disk`: alone writes key-value pairs, all that wait in one transaction with one sync. `signals`: waits for the one that ends
+//! the server.
 //! Heavy work on a program or a blob (hashes, validation, translation, its file) runs on smol's blocking pool. A
 //! panic is caught at the guest's and the session's border; one in the engine ends the process.
 //!
@@ -47,7 +48,7 @@
 //! | module | owns |
 //! |---|---|
 //! | [`cli`], [`config`], [`appliance`] | words, values, and what is built in which order |
-//! | [`interrupts`] | the signals that end a command early |
+//! | [`interrupts`] | the signals that end a command early, or a server |
 //! | `output` | standard output of a command: what counts as written |
 //! | [`limits`] | every capacity, with its reason |
 //! | [`identity`], [`quota`], [`clock`] | instance, subject, program: the names; what each may use; what time it is |

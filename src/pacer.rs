@@ -17,9 +17,9 @@ use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-/// Reads in a row before a pause: 64 KiB with a WebSocket's buffers.
+/// Reads in a row before a pause: 64 KiB with a WebSocket's buffers, 32 KiB with HTTP's.
 const READS: u8 = 4;
-/// What it takes to read so much and to do what it says.
+/// What it takes to read so much and to do what it says, about.
 const READS_TAKE: Duration = Duration::from_micros(100);
 
 /// Is told how much of the thread something of its subject takes, and says how long that rests before.
@@ -55,10 +55,11 @@ impl Pacer {
 /// a rest, if the subject has had its part of that thread: those who do not flood never have one.
 pub struct Paced {
     stream: TcpStream,
-    /// The same, for reads.
+    /// The same, which can be asked whether there is something to read without asking the system.
     source: Arc<Async<std::net::TcpStream>>,
-    /// There was nothing to read, and the system has not said since that there is. Asked all the same, as smol's own streams
-    /// are whenever anything else wakes their task, it takes the thread more time than many a message.
+    /// There was nothing to read, and the system has not said since that there is. smol's own streams ask it all the same
+    /// whenever anything else wakes their task, which takes the thread more time than many a message. (The word may come in
+    /// vain, if another thread had the reactor when this one began to wait: then it comes once more.)
     dry: bool,
     reads: u8,
     pacer: Pacer,

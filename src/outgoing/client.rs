@@ -4,9 +4,9 @@
 //! like any other: following it would be another request, which the guest makes or not. Never: who may be called.
 
 use super::connect::{Lookup, connect};
-use super::{Job, timed};
+use super::{Job, Within, timed};
 use crate::limits;
-use crate::pacer::Paced;
+use crate::pacer::{Paced, Pacer};
 use crate::socket::Socket;
 use crate::transfer::{ErrorCode, Promise, Reader, Writer, pipe};
 use bytes::Bytes;
@@ -15,14 +15,17 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::client::conn::http1;
 use smol::Timer;
 use smol::future::or;
+use smol::net::TcpStream;
 use std::future::{pending, poll_fn};
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-/// What one takes of the io thread.
+/// What one takes of the io thread, ...
 const TAKES: Duration = Duration::from_micros(500);
+/// ... and each piece of its response, of 8 KiB at most.
+const PIECE_TAKES: Duration = Duration::from_micros(25);
 
 /// Carries a request out, at most for [`limits::OUTGOING_WITHIN`].
 pub(super) async fn carry_out(job: Job, lookup: Lookup) {
@@ -50,8 +53,7 @@ async fn exchange(job: Job, lookup: &Lookup) {
                 let _ = wanted.recv().await;
                 Err(ErrorCode::ConnectionTerminated)
             };
-            let stream = Paced::new(stream, pacer);
-            converse(stream, request, within.answer, within.silence, promise, unwanted).await;
+            converse(stream, request, within, promise, unwanted, &pacer).await;
         }
         Some(Err(why)) => {
             // The guest still writes its body, and then learns the reason.
@@ -65,13 +67,16 @@ async fn exchange(job: Job, lookup: &Lookup) {
 }
 
 async fn converse(
-    stream: Paced,
+    stream: TcpStream,
     request: http::Request<Reader>,
-    answer: Duration,
-    silence: Duration,
+    within: Within,
     promise: Promise,
     unwanted: impl Future<Output = Result<http::Response<Incoming>, ErrorCode>>,
+    pacer: &Pacer,
 ) {
+    let Within { answer, silence, .. } = within;
+    // Nobody's: a rest within a read would count as the peer's silence, so it is taken between two pieces.
+    let stream = Paced::new(stream, Pacer::default());
     let handshake = http1::Builder::new()
         .max_buf_size(limits::HTTP_HEAD_BYTES)
         .max_headers(limits::HTTP_HEAD_FIELDS)
@@ -92,7 +97,7 @@ async fn converse(
                 let (writer, reader) = pipe(None);
                 promise.keep(Ok(http::Response::from_parts(head, reader)));
                 let read = async {
-                    if let Err(why) = pass_on(body, &writer, silence).await {
+                    if let Err(why) = pass_on(body, &writer, silence, pacer).await {
                         writer.fail(why);
                     }
                 };
@@ -118,10 +123,13 @@ fn acceptable(response: http::Response<Incoming>) -> Result<http::Response<Incom
 }
 
 /// Gives the body on as the guest takes it.
-async fn pass_on(mut body: Incoming, to: &Writer, silence: Duration) -> Result<(), ErrorCode> {
+async fn pass_on(mut body: Incoming, to: &Writer, silence: Duration, pacer: &Pacer) -> Result<(), ErrorCode> {
     let mut bytes = 0;
     loop {
         poll_fn(|context| to.poll_room(context)).await;
+        if let Some(rest) = pacer.rest(PIECE_TAKES) {
+            rest.await;
+        }
         let next = async {
             let next = poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await;
             next.transpose().map_err(|e| code(&e))

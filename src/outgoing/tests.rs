@@ -381,6 +381,39 @@ fn places_are_bounded_for_each_and_for_all_and_come_back() {
 }
 
 #[test]
+fn a_long_response_rests_between_its_pieces_and_its_silence_is_the_peers_alone() {
+    // Longer than what the guest waits for the peer, once for the request and once for the body.
+    const REST: Duration = Duration::from_secs(1);
+    let told = Arc::new(AtomicU32::new(0));
+    let account = {
+        let told = told.clone();
+        move |takes: Duration| {
+            assert!(!takes.is_zero());
+            let before = told.fetch_add(1, Ordering::Relaxed);
+            if before == 1 { REST } else { Duration::ZERO }
+        }
+    };
+    let body: &str = "HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n";
+    let whole = [body.as_bytes(), &[7; 100_000]].concat();
+    let (address, served) = answering(Vec::leak(whole));
+    let rig = rig(&[address.to_string()], &[]);
+    let line = rig.outgoing.line(
+        InstanceId::random(),
+        Subject::new("one"),
+        &Allowed::default(),
+        Pacer::new(Arc::new(account)),
+    );
+    rig.run(async |_| {
+        let impatient = Within::new(None, None, Some(REST / 2));
+        let sent = line.send(get(&format!("http://{address}/")), impatient);
+        let response = settled(&sent).await.unwrap();
+        assert_eq!(read(response.body()).await.unwrap().0, [7; 100_000]);
+        served.await;
+    });
+    assert!(told.load(Ordering::Relaxed) > 100_000 / 8192, "each piece of the response is told");
+}
+
+#[test]
 fn a_response_that_nobody_reads_any_more_ends_its_connection() {
     let (listener, address) = smol::block_on(listener());
     rig(&[address.to_string()], &[]).run(async |line| {

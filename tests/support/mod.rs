@@ -320,7 +320,13 @@ impl Server {
 
     /// Asks the server to stop, as systemd does, and waits for it.
     pub fn stop(&mut self) -> ExitStatus {
-        let asked = Command::new("kill").arg(self.child.id().to_string()).status().expect("kill runs");
+        self.stop_by("-TERM")
+    }
+
+    /// As [`stop`](Server::stop), by this signal.
+    pub fn stop_by(&mut self, signal: &str) -> ExitStatus {
+        let process = self.child.id().to_string();
+        let asked = Command::new("kill").args([signal, &process]).status().expect("kill runs");
         assert!(asked.success());
         self.ended()
     }
