@@ -122,6 +122,12 @@ impl Crew {
         self.shared.size()
     }
 
+    /// How often all ranks have met so far.
+    #[cfg(test)]
+    pub fn met(&self) -> u64 {
+        self.shared.meeting.state.load(Ordering::Relaxed) >> ARRIVED.count_ones()
+    }
+
     /// Calls `work(rank)` once for every rank, each on that rank's thread, and returns when all have finished. The
     /// calling thread spins for a moment, then sleeps; unless `wake` serves a rank on it. Calls from several threads take turns.
     ///

@@ -198,6 +198,37 @@ fn stays_the_same(way: (bool, KvFormat), model: &Arc<Model>, text: &Text, what: 
     assert!(bits(&got[before..before + 2]) == want[43..], "{what}: in a batch");
 }
 
+/// A layer of a small model takes a decode 70 to 280 us: every barrier more is felt.
+#[test]
+fn a_decode_has_five_barriers_a_layer() {
+    for (threads, rows) in [(1, 1), (2, 1), (2, 3), (3, 16)] {
+        let met = [2, 5].map(|layers| {
+            let model = Toy { layers, ..Toy::of(Quant::Q4_1) }.model();
+            let crew = Crew::threads(threads);
+            let options = CpuOptions {
+                pages: Some(64),
+                page_size: 16,
+                embeds: 0,
+                batch_tokens: 64,
+                kv: KvFormat::F16,
+                exact: false,
+            };
+            let mut cpu = Cpu::load(model, options, crew.clone()).unwrap_or_else(|error| panic!("{error}"));
+            let texts: Vec<Text> = (0..rows).map(|seed| Text::random(seed, 18)).collect();
+            let pass = |rows: std::ops::Range<usize>| -> Vec<Sequence> {
+                texts.iter().zip(0..).map(|(text, n)| text.pass(rows.clone(), &pages(2 * n, 2))).collect()
+            };
+            for prompt in pass(0..17) {
+                run(&mut cpu, vec![prompt]);
+            }
+            let before = crew.met();
+            run(&mut cpu, pass(17..18));
+            crew.met() - before
+        });
+        assert_eq!(met[1] - met[0], 3 * 5, "{rows} rows, {threads} threads");
+    }
+}
+
 /// Long enough for several stretches of slots, which ranks attend apart when a row is alone.
 #[test]
 fn a_long_row_is_the_same_however_it_is_cut() {
