@@ -19,20 +19,19 @@ pub struct Interrupt(Signal);
 /// Calls `end` on a thread of this name at the first of Ctrl-C, a supervisor's word, a terminal that is gone. Not what our
 /// starter has us ignore, as `nohup` does.
 pub fn when_interrupted(name: &str, end: impl FnOnce(Interrupt) + Send + 'static) -> io::Result<()> {
-    hear(name, [Signal::Int, Signal::Term, Signal::Hup].into_iter().filter(heard), end)
+    hear(name, &[], end)
 }
 
 /// As [`when_interrupted`], for a server: a script starts it with Ctrl-C ignored, and may still mean it to end by that signal.
 pub fn when_told_to_end(name: &str, end: impl FnOnce(Interrupt) + Send + 'static) -> io::Result<()> {
-    hear(name, [Signal::Int, Signal::Term].into_iter().chain([Signal::Hup].into_iter().filter(heard)), end)
+    hear(name, &[Signal::Int, Signal::Term], end)
 }
 
-fn hear(
-    name: &str,
-    signals: impl Iterator<Item = Signal>,
-    end: impl FnOnce(Interrupt) + Send + 'static,
-) -> io::Result<()> {
-    let mut signals = Signals::new(signals)?;
+/// Hears these even if they are ignored.
+fn hear(name: &str, even: &[Signal], end: impl FnOnce(Interrupt) + Send + 'static) -> io::Result<()> {
+    let ignored = ignored();
+    let heard = |signal: &Signal| even.contains(signal) || ignored & 1 << (*signal as i32 - 1) == 0;
+    let mut signals = Signals::new([Signal::Int, Signal::Term, Signal::Hup].into_iter().filter(heard))?;
     let watch = move || {
         // Not `smol::block_on`, which would have this thread wait for everybody's sockets.
         if let Some(Ok(signal)) = smol::future::block_on(signals.next()) {
@@ -57,11 +56,6 @@ impl Interrupt {
         }
         std::process::exit(128 + self.0 as i32);
     }
-}
-
-/// Not ignored.
-fn heard(signal: &Signal) -> bool {
-    ignored() & 1 << (*signal as i32 - 1) == 0
 }
 
 /// A bit for each signal that is ignored, the lowest for the first.

@@ -6,7 +6,7 @@
 //!
 //! Everybody's bytes go through one thread, which shares the cores with the batches: a flood of them, however cheap each,
 //! is paid with others' tokens. What rests takes nothing more, and so its peer waits, as for any slow reader. Paced are
-//! whoever has more to say than it is read at once, and the requests of programs; not what the server writes.
+//! whoever has more to say than it is read at once, and the requests of programs with their responses; not what the server writes.
 
 use smol::io::{AsyncRead, AsyncWrite};
 use smol::net::TcpStream;
