@@ -208,24 +208,26 @@ fn guesses_save_passes_and_change_no_token() {
         assert_eq!(ids.split_whitespace().count(), number(0), "{report:?}");
         (number(0), number(3), ids.clone(), text)
     }
-    for kv_cache in ["f32", "f16", "q8"] {
+    const USUAL: &[&str] = &[];
+    // Long drafts of one token of context are wrong most of the time, across several pages.
+    let drafts = [&["--ngram", "1", "--draft", "40"][..], &["--draft", "1"], USUAL];
+    let all = [STORY, "The capital of France is", "Water boils at", ROUND, CODE];
+    for (kv_cache, prompts) in [("f16", &all[..]), ("f32", &[STORY, ROUND]), ("q8", &[STORY, ROUND])] {
         let server = Server::configured(&format!("[engine]\nkv_cache = \"{kv_cache}\"\n"));
         smol::block_on(async {
             let mut client = Client::connect(&server).await;
-            for prompt in [STORY, "The capital of France is", "Water boils at", ROUND, CODE] {
+            for &prompt in prompts {
                 let (tokens, passes, plain, text) = speculate(&mut client, &["--plain"], prompt).await;
                 assert_eq!(passes, tokens, "{prompt:?}: a pass each");
                 assert_eq!(text, greedy(&mut client, "64", prompt).await);
-                // Long drafts of one token of context are wrong most of the time, across several pages.
-                for wild in [&["--ngram", "1", "--draft", "40"][..], &["--draft", "1"], &[]] {
-                    let (_, passes, ids, _) = speculate(&mut client, wild, prompt).await;
-                    assert_eq!(ids, plain, "{prompt:?} {wild:?} of {kv_cache}");
-                    assert!(passes <= tokens, "{prompt:?} {wild:?}: {passes} passes for {tokens} tokens");
-                    println!("{prompt:?} {wild:?} of {kv_cache}: {tokens} tokens in {passes} passes");
-                }
-                let (_, passes, _, _) = speculate(&mut client, &[], prompt).await;
-                if prompt == ROUND || prompt == CODE {
-                    assert!(2 * passes < tokens, "{prompt:?}: {passes} passes for {tokens} tokens");
+                for draft in drafts {
+                    let (_, passes, ids, _) = speculate(&mut client, draft, prompt).await;
+                    assert_eq!(ids, plain, "{prompt:?} {draft:?} of {kv_cache}");
+                    assert!(passes <= tokens, "{prompt:?} {draft:?}: {passes} passes for {tokens} tokens");
+                    println!("{prompt:?} {draft:?} of {kv_cache}: {tokens} tokens in {passes} passes");
+                    if draft == USUAL && (prompt == ROUND || prompt == CODE) {
+                        assert!(2 * passes < tokens, "{prompt:?}: {passes} passes for {tokens} tokens");
+                    }
                 }
             }
         });
