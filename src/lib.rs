@@ -24,7 +24,8 @@
 //! workers are as many as the cores.
 //! `ender`: drops what there is of those that end and tells their clients, whatever the workers do.
 //! `heavy` and two `aside`, of low priority: instructions of guests that take many slices; texts too long for a worker to
-//! tokenize.
+//! tokenize. Each computes for a thread of the usual priority (`for-heavy`, `for-aside`) and takes no lock of a queue: it loses
+//! its core anywhere, and whoever wants the lock would wait until it has one again.
 //! `disk`: alone writes key-value pairs, all that wait in one transaction with one sync. `signals`: waits for the one that ends
 //! the server.
 //! Heavy work on a program or a blob (hashes, validation, translation, its file) runs on smol's blocking pool. A

@@ -3,27 +3,24 @@
 //! Owns: these threads and the order in which they come to what waits: subjects take turns, as in the run queues. Never:
 //! guest code; what the work is.
 //!
-//! The threads are of low priority, so that guests and batches keep the cores. What nobody waits for any more is taken
-//! out of the queue; once it has begun it goes on, and its thread with it, so no more of it runs than there are threads.
+//! What computes is of low priority, so that guests and batches keep the cores, and has no hand in the queue (`low.rs`).
+//! What nobody waits for any more is taken out of the queue; once it has begun it goes on, and its thread with it, so no
+//! more of it runs than there are threads.
 
+use super::low::Low;
 use super::paced::{Next, Paced};
 use super::subjects::{Number, Subjects};
-use crate::backend::turns;
-use crate::clock;
 use crate::host::Trap;
 use crate::identity::Subject;
 use smol::channel;
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Instant;
 
-/// By so much nicer than the threads of guests and batches: beside a busy one it gets a thirtieth of a core.
-const NICER: i32 = 15;
-/// The system's greatest.
-const NICEST: i32 = 19;
+/// Of the threads that compute: the system's usual one.
+const STACK_BYTES: usize = 2 << 20;
 
 /// Cheap to clone. The threads end when the last clone is dropped.
 #[derive(Clone)]
@@ -50,9 +47,12 @@ struct State {
 
 struct Task {
     ordinal: u64,
-    work: Box<dyn FnOnce() + Send>,
+    work: Work,
     subject: Arc<Number>,
 }
+
+/// What comes of it tells whoever waits.
+type Work = Box<dyn FnOnce() -> Box<dyn FnOnce() + Send> + Send>;
 
 /// The hold of who waits for a task.
 struct Ticket {
@@ -69,7 +69,8 @@ impl Aside {
         let aside = Aside(Arc::new(Threads(Arc::new(shared))));
         for number in 0..threads {
             let shared = aside.0.0.clone();
-            thread::Builder::new().name(format!("aside-{number}")).spawn(move || shared.run())?;
+            let low = Low::start(format!("aside-{number}"), STACK_BYTES)?;
+            thread::Builder::new().name(format!("for-aside-{number}")).spawn(move || shared.run(low))?;
         }
         Ok(aside)
     }
@@ -95,8 +96,11 @@ impl Aside {
         work: impl FnOnce() -> R + Send + 'static,
     ) -> Pin<Box<dyn Future<Output = Result<R, Trap>> + Send>> {
         let (done, answer) = channel::bounded(1);
-        let work = Box::new(move || {
-            let _ = done.try_send(work()); // nobody waits any more
+        let work: Work = Box::new(move || {
+            let made = work();
+            Box::new(move || {
+                let _ = done.try_send(made); // nobody waits any more
+            })
         });
         let ticket = self.0.0.push(subject, work);
         Box::pin(async move {
@@ -113,7 +117,7 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn push(self: &Arc<Self>, subject: &Subject, work: Box<dyn FnOnce() + Send>) -> Ticket {
+    fn push(self: &Arc<Self>, subject: &Subject, work: Work) -> Ticket {
         let subject = Arc::new(self.subjects.enter(subject));
         let mut state = self.lock();
         if subject.new {
@@ -127,19 +131,19 @@ impl Shared {
         Ticket { ordinal, subject, shared: self.clone() }
     }
 
-    fn run(&self) {
-        lower_priority();
+    fn run(&self, mut low: Low) {
         let mut state = self.lock();
         while !state.ended {
             match state.waiting.next(&self.busy, Instant::now()) {
                 Next::Turn(number, task) => {
                     drop(state);
-                    let since = clock::computed();
-                    if catch_unwind(AssertUnwindSafe(task.work)).is_err() {
-                        tracing::error!(target: "runtime", "work for a guest panicked");
+                    let (made, took) = low.run(task.work);
+                    match made {
+                        Ok(tell) => tell(),
+                        Err(_) => tracing::error!(target: "runtime", "work for a guest panicked"),
                     }
                     state = self.lock();
-                    state.waiting.over(number, clock::computed().saturating_sub(since), Instant::now());
+                    state.waiting.over(number, took, Instant::now());
                     drop(task.subject); // only now may its number be another's
                 }
                 Next::Rest(least) => {
@@ -148,17 +152,6 @@ impl Shared {
                 Next::Nothing => state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner),
             }
         }
-    }
-}
-
-/// Makes the calling thread, and only that, one for long work.
-pub(super) fn lower_priority() {
-    let lower = || {
-        let nice = rustix::process::getpriority_process(None)?;
-        turns::take((nice + NICER).min(NICEST), turns::USUAL)
-    };
-    if let Err(error) = lower() {
-        tracing::warn!(target: "runtime", "a thread for long work keeps its priority: {error}");
     }
 }
 
@@ -185,6 +178,7 @@ impl Drop for Threads {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::runtime::low;
     use smol::future::or;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -245,13 +239,10 @@ mod tests {
     }
 
     #[test]
-    fn its_threads_are_nicer_than_others_and_outlive_a_panic() {
-        let niceness = || rustix::process::getpriority_process(None).unwrap();
-        let aside = Aside::alone(1);
-        let (here, everyone) = (niceness(), Subject::everyone());
+    fn its_threads_outlive_a_panic() {
+        let (aside, everyone) = (Aside::alone(1), Subject::everyone());
         let panicked = smol::block_on(aside.run(&everyone, || panic!("a mistake of the host")));
         assert_eq!(panicked, Err::<(), _>(Trap::Panicked));
-        let there = smol::block_on(aside.run(&everyone, niceness)).unwrap();
-        assert_eq!((there, niceness()), ((here + NICER).min(NICEST), here));
+        assert!(smol::block_on(aside.run(&everyone, low::is_here)).unwrap());
     }
 }

@@ -25,6 +25,7 @@ pub mod ending;
 pub mod events;
 mod fair;
 pub mod instance;
+mod low;
 pub mod pace;
 mod paced;
 #[cfg(test)]

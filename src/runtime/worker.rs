@@ -83,7 +83,7 @@ struct Shared {
     work: Condvar,
     /// The same for the first.
     first: Condvar,
-    /// A slice or a share of a batch is over: for a stand-in that waits until the woken have run.
+    /// A slice or a share of a batch is over: for the one stand-in that waits until the woken have run.
     settled: Condvar,
     /// Somebody is to be ended, or this is the end.
     ends: Condvar,
@@ -210,13 +210,7 @@ impl Workers {
     pub fn spawn<F: Future<Output = ()> + Send + 'static>(&self, seat: &Seat, make: impl FnOnce(Slice) -> F) {
         let seat = seat.0.clone();
         let future = make(Slice(seat.clone()));
-        let schedule = move |runnable| match seat.shared.upgrade() {
-            Some(shared) => {
-                let exhausted = seat.is_exhausted(shared.started.elapsed());
-                shared.push(Waiting { runnable, seat: seat.clone() }, exhausted);
-            }
-            None => std::mem::forget(runnable), // as in `push`
-        };
+        let schedule = move |runnable| Waiting { runnable, seat: seat.clone() }.schedule();
         let (runnable, task) = async_task::spawn(future, schedule);
         task.detach();
         runnable.schedule();
@@ -235,6 +229,19 @@ impl Drop for Pool {
         self.shared.work.notify_all();
         self.shared.first.notify_all();
         self.shared.settled.notify_all();
+    }
+}
+
+impl Waiting {
+    /// Into the queue that it belongs to.
+    fn queue(self) {
+        match self.seat.shared.upgrade() {
+            Some(shared) => {
+                let exhausted = self.seat.is_exhausted(shared.started.elapsed());
+                shared.push(self, exhausted);
+            }
+            None => std::mem::forget(self.runnable), // as in `push`
+        }
     }
 }
 
@@ -362,24 +369,25 @@ impl Shared {
         let ending = guest.seat.ending.load(Ordering::Relaxed);
         let heavy = !ending && guest.seat.heavy.swap(false, Ordering::Relaxed);
         state.note(&guest.seat, !(ending || heavy || exhausted));
-        if ending {
+        let apart = if ending {
             state.ending.push(number, guest);
-            self.ends.notify_one();
+            Some(&self.ends)
         } else if heavy {
             state.heavy.push(number, guest);
-            self.heavies.notify_one();
+            Some(&self.heavies)
         } else if exhausted {
             state.exhausted.push(number, guest);
+            None
         } else {
             state.woken.push(number, guest);
-        }
+            None
+        };
         self.publish(&state);
-        if state.settling {
-            self.settled.notify_all();
-        }
-        if state.queued() > state.looking() {
-            self.wake_one(&mut state);
-        }
+        let worker = (state.queued() > state.looking()).then(|| self.sleeper(&mut state)).flatten();
+        let settled = state.settling.then_some(&self.settled);
+        // Woken within the lock they would have the core of this thread, and wait for it.
+        drop(state);
+        [apart, worker, settled].into_iter().flatten().for_each(Condvar::notify_one);
     }
 
     /// After the pool's end: drops all that wait, and whom that wakes. Nobody waits as long as the lock is held.
@@ -423,30 +431,32 @@ impl Shared {
         state.waits(seat);
         state.ending.push(seat.number, guest);
         self.publish(&state);
-        if state.settling {
-            self.settled.notify_all();
-        }
-        self.ends.notify_one();
+        let settled = state.settling.then_some(&self.settled);
+        drop(state); // as in `push`
+        [Some(&self.ends), settled].into_iter().flatten().for_each(Condvar::notify_one);
     }
 
-    fn wake_one(&self, state: &mut State) {
+    /// Where one worker that sleeps is woken, if there is one.
+    fn sleeper(&self, state: &mut State) -> Option<&Condvar> {
         if state.stand_in.is_none() && std::mem::take(&mut state.first_sleeps) {
-            self.first.notify_one();
-        } else if state.sleeping > 0 {
-            self.work.notify_one();
+            Some(&self.first)
+        } else {
+            (state.sleeping > 0).then_some(&self.work)
         }
     }
 
     /// A call of the crew is open. True: the caller is to serve as the first worker; false: the first worker will.
     fn call(&self) -> bool {
-        // Under the lock, so that no worker is between its look at the crew and its sleep.
+        // Through the lock, so that no worker is between its look at the crew and its sleep.
         let mut state = self.lock();
         let stands_in = state.stand_in == Some(thread::current().id()) && !state.first_runs;
+        state.first_called |= !stands_in;
+        let sleep = state.sleeping > 0;
+        drop(state); // as in `push`
         if !stands_in {
-            state.first_called = true;
             self.first.notify_one();
         }
-        if state.sleeping > 0 {
+        if sleep {
             self.work.notify_all();
         }
         stands_in

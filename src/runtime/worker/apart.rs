@@ -1,4 +1,4 @@
-//! The threads that run guests apart from the workers: the ender, and one of low priority for long instructions.
+//! The threads that run guests apart from the workers: the ender, and one of low priority for long instructions (`low.rs`).
 //!
 //! Owns: these two, and that subjects take turns at each. Never: which guests come here, which is the queues'.
 //!
@@ -11,11 +11,28 @@
 use super::{Next, Shared, State, Waiting, run};
 use crate::clock;
 use crate::limits;
-use crate::runtime::aside;
+use crate::runtime::low::{self, Low};
+use async_task::Runnable;
+use std::cell::RefCell;
 use std::io;
 use std::sync::{Arc, Condvar, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
+
+thread_local! {
+    /// Guests that were woken on this thread of low priority, which queues nobody itself.
+    static WOKEN: RefCell<Vec<Waiting>> = const { RefCell::new(Vec::new()) };
+}
+
+impl Waiting {
+    /// Into the queue that it belongs to, once there is a thread for that.
+    pub(super) fn schedule(self) {
+        match low::is_here() {
+            true => WOKEN.with_borrow_mut(|woken| woken.push(self)),
+            false => self.queue(),
+        }
+    }
+}
 
 impl Shared {
     pub(super) fn start_apart(self: &Arc<Self>) -> io::Result<()> {
@@ -26,19 +43,34 @@ impl Shared {
                     state.ending.pop().map_or(Next::Nothing, |(subject, guest)| Next::Turn(subject, guest))
                 },
                 |state, subject, took| state.ending.over(subject, took.as_nanos() as u64),
+                |runnable| {
+                    let since = clock::computed();
+                    run(runnable);
+                    clock::computed().saturating_sub(since)
+                },
             );
         };
         self.start_thread(thread::Builder::new().name("ender".into()), end)?;
-        let heavy = |shared: &Shared| {
-            aside::lower_priority();
+        let mut low = Low::start("heavy".to_owned(), limits::WORKER_STACK_BYTES)?;
+        let heavy = move |shared: &Shared| {
             shared.run_apart(
                 &shared.heavies,
                 |state| state.heavy.next(|subject| shared.is_busy_beside(subject), Instant::now()),
                 |state, subject, took| state.heavy.over(subject, took, Instant::now()),
+                |runnable| {
+                    let turn = || {
+                        run(runnable);
+                        WOKEN.take()
+                    };
+                    let (woken, took) = low.run(turn);
+                    for guest in woken.unwrap_or_default() {
+                        guest.queue();
+                    }
+                    took
+                },
             );
         };
-        let thread = thread::Builder::new().name("heavy".into()).stack_size(limits::WORKER_STACK_BYTES);
-        self.start_thread(thread, heavy)
+        self.start_thread(thread::Builder::new().name("for-heavy".into()), heavy)
     }
 
     /// Gives those in one of the queues their turns, on this thread.
@@ -47,15 +79,14 @@ impl Shared {
         wake: &Condvar,
         next: impl Fn(&mut State) -> Next<Waiting>,
         over: impl Fn(&mut State, usize, Duration),
+        mut compute: impl FnMut(Runnable) -> Duration,
     ) {
         let mut state = self.lock();
         while !state.ended {
             match next(&mut state) {
                 Next::Turn(number, Waiting { runnable, seat }) => {
                     drop(state);
-                    let since = clock::computed();
-                    run(runnable);
-                    let took = clock::computed().saturating_sub(since);
+                    let took = compute(runnable);
                     seat.computed(took, self.started.elapsed());
                     state = self.lock();
                     over(&mut state, number, took);

@@ -10,9 +10,8 @@
 use super::{LOOKOUT, Place, Shared, State, Turn, Workers, look_out};
 use crate::engine::Settle;
 use crate::identity::Subject;
-use std::sync::MutexGuard;
-use std::sync::PoisonError;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Condvar, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -234,7 +233,9 @@ impl Shared {
         let mut state = self.lock();
         if state.stand_in.take().is_some() {
             self.publish(&state);
-            (state.looking..state.queued().min(self.size)).for_each(|_| self.wake_one(&mut state));
+            for _ in state.looking..state.queued().min(self.size) {
+                self.sleeper(&mut state).into_iter().for_each(Condvar::notify_one);
+            }
         }
     }
 }
