@@ -89,6 +89,7 @@ lint: toolchain ## check format and clippy, warnings as errors, of the server an
 	@$(CARGO) fmt --manifest-path inferlets/Cargo.toml --all --check
 	$(call say,clippy)
 	@$(CARGO) clippy --locked --quiet --workspace --all-targets -- -D warnings
+	@$(CARGO) clippy --locked --quiet --test browser --test gpu_check -- -D warnings
 	@$(CARGO) clippy --locked --quiet --manifest-path inferlets/Cargo.toml --target-dir inferlets/target \
 	  --release --target $(GUEST) -- -D warnings
 

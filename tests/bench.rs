@@ -72,7 +72,7 @@ fn every_figure_is_there_and_sane() {
         (number("server.anonymous", "median"), number("server.anonymous_beside", "median"));
     let packed = report["model"]["packed_bytes"].as_f64().expect("a number") / 1e6;
     assert!((anonymous - beside - packed).abs() < 0.01, "{anonymous} MB, {beside} MB beside {packed} MB");
-    // What README promises of an idle server.
+    // README has 3.1 and 9.7 MB; another build, beside other tests, may have some more.
     assert!(beside <= 40.0, "{beside} MB beside the packed weights");
     assert!(figure("sequences.3")["label"].as_str().is_some_and(|label| label.contains("context 64")));
     assert_eq!(report["model"]["threads"], 2);

@@ -212,7 +212,8 @@ fn guesses_save_passes_and_change_no_token() {
     // Long drafts of one token of context are wrong most of the time, across several pages.
     let drafts = [&["--ngram", "1", "--draft", "40"][..], &["--draft", "1"], USUAL];
     let all = [STORY, "The capital of France is", "Water boils at", ROUND, CODE];
-    for (kv_cache, prompts) in [("f16", &all[..]), ("f32", &[STORY, ROUND]), ("q8", &[STORY, ROUND])] {
+    let some = [STORY, ROUND, CODE];
+    for (kv_cache, prompts) in [("f16", &all[..]), ("f32", &some), ("q8", &some)] {
         let server = Server::configured(&format!("[engine]\nkv_cache = \"{kv_cache}\"\n"));
         smol::block_on(async {
             let mut client = Client::connect(&server).await;

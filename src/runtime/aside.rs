@@ -14,12 +14,13 @@ use crate::host::Trap;
 use crate::identity::Subject;
 use smol::channel;
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Instant;
 
-/// Of the threads that compute: the system's usual one.
+/// Of the threads that compute: as `std` has it.
 const STACK_BYTES: usize = 2 << 20;
 
 /// Cheap to clone. The threads end when the last clone is dropped.
@@ -97,9 +98,11 @@ impl Aside {
     ) -> Pin<Box<dyn Future<Output = Result<R, Trap>> + Send>> {
         let (done, answer) = channel::bounded(1);
         let work: Work = Box::new(move || {
-            let made = work();
-            Box::new(move || {
-                let _ = done.try_send(made); // nobody waits any more
+            // Dropping `done` tells too, which is not for this thread.
+            let made = catch_unwind(AssertUnwindSafe(work));
+            Box::new(move || match made {
+                Ok(made) => drop(done.try_send(made)), // fails if nobody waits any more
+                Err(_) => tracing::error!(target: "runtime", "work for a guest panicked"),
             })
         });
         let ticket = self.0.0.push(subject, work);
@@ -137,11 +140,8 @@ impl Shared {
             match state.waiting.next(&self.busy, Instant::now()) {
                 Next::Turn(number, task) => {
                     drop(state);
-                    let (made, took) = low.run(task.work);
-                    match made {
-                        Ok(tell) => tell(),
-                        Err(_) => tracing::error!(target: "runtime", "work for a guest panicked"),
-                    }
+                    let (tell, took) = low.run(task.work);
+                    tell();
                     state = self.lock();
                     state.waiting.over(number, took, Instant::now());
                     drop(task.subject); // only now may its number be another's
@@ -178,7 +178,7 @@ impl Drop for Threads {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::runtime::low;
+    use crate::runtime::worker::Workers;
     use smol::future::or;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -238,11 +238,21 @@ mod tests {
         assert!(order.iter().position(|who| *who == "one") <= Some(1), "{order:?}");
     }
 
+    /// The story: the panic closed the channel on the thread of low priority, which queues nobody, and its guest was in no
+    /// queue any more.
     #[test]
-    fn its_threads_outlive_a_panic() {
-        let (aside, everyone) = (Aside::alone(1), Subject::everyone());
-        let panicked = smol::block_on(aside.run(&everyone, || panic!("a mistake of the host")));
+    fn a_panic_of_the_work_is_its_guests_and_the_threads_go_on() {
+        let workers = Workers::start(1).expect("threads");
+        let (told, tells) = channel::bounded(1);
+        let aside = workers.aside().clone();
+        workers.spawn(&workers.seat(&Subject::everyone()), |_slice| async move {
+            let everyone = Subject::everyone();
+            let panicked = aside.run(&everyone, || panic!("a mistake of the host")).await;
+            let name = aside.run(&everyone, || thread::current().name().map(str::to_owned)).await;
+            told.send((panicked, name)).await.expect("the test waits");
+        });
+        let (panicked, name) = tells.recv_blocking().expect("the guest goes on");
         assert_eq!(panicked, Err::<(), _>(Trap::Panicked));
-        assert!(smol::block_on(aside.run(&everyone, low::is_here)).unwrap());
+        assert!(name.expect("no panic").is_some_and(|name| name.starts_with("aside-")));
     }
 }

@@ -109,7 +109,8 @@ pub(super) async fn run(
         Err(gone) => return Ending::ServerError(gone.to_string()),
     };
     let mut cx = context(runtime, entry, launch, seed);
-    if starting.in_a_crowd() {
+    let crowded = starting.in_a_crowd();
+    if crowded {
         cx.apart = Some(slice.heavy().await);
     }
     let end = slice.clone();
@@ -117,10 +118,17 @@ pub(super) async fn run(
         Errand::Run => &code.plan.run,
         Errand::Answer(_) => &code.plan.handle,
     };
-    let built = match start {
+    let mut built = match start {
         Some(start) => Built::new(&code, start, cx, slice),
         None => Err(missing("entry")), // whoever launches has asked for its kinds
     };
+    if crowded {
+        if let Ok(built) = &mut built {
+            built.guest.store.data_mut().apart = None; // it is made, and this is a pause
+        }
+        // What it calls, and its end, take locks that others wait for.
+        end.last().await;
+    }
     let mut guest = match built {
         Ok(guest) => guest,
         Err(trap) => return Ending::not_instantiated(trap),

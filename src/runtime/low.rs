@@ -4,24 +4,23 @@
 //!
 //! Beside a busy model such a thread has a thirtieth of a core, and loses it wherever it is. Where that is within a lock,
 //! everybody who wants the lock waits for the next time it has the core: an end that takes 0.5 ms in the median took up to
-//! 60, and both threads of a batch stood still for 5. So whoever has a queue keeps it on a thread of the usual priority,
+//! 99, and both threads of a batch stood still for 5. So whoever has a queue keeps it on a thread of the usual priority,
 //! which hands the work over and sleeps until it is done. Between the two there is a flag, and a thread to wake.
 
 use crate::backend::turns;
 use crate::clock;
 use std::any::Any;
-use std::cell::Cell;
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle, Thread};
 use std::time::Duration;
 
 /// By so much nicer than the threads of guests and batches: beside a busy one it gets a thirtieth of a core.
-pub(super) const NICER: i32 = 15;
+const NICER: i32 = 15;
 /// The system's greatest.
-pub(super) const NICEST: i32 = 19;
+const NICEST: i32 = 19;
 
 /// The thread; it ends when this is dropped.
 pub(super) struct Low {
@@ -45,15 +44,6 @@ enum Drawer {
     Done(thread::Result<Box<dyn Any + Send>>, Duration),
 }
 
-thread_local! {
-    static LOW: Cell<bool> = const { Cell::new(false) };
-}
-
-/// Whether the calling thread is one of low priority.
-pub(super) fn is_here() -> bool {
-    LOW.get()
-}
-
 impl Low {
     pub fn start(name: String, stack: usize) -> io::Result<Low> {
         let desk = Arc::new(Desk::default());
@@ -62,11 +52,11 @@ impl Low {
         Ok(Low { desk, thread: Some(thread) })
     }
 
-    /// Has the work done there and sleeps meanwhile. Answers what came of it, or its panic, and the processor time it took.
-    pub fn run<R: Send + 'static>(
-        &mut self,
-        work: impl FnOnce() -> R + Send + 'static,
-    ) -> (thread::Result<R>, Duration) {
+    /// Has the work done there and sleeps meanwhile. Answers what came of it, and the processor time it took.
+    ///
+    /// # Panics
+    /// If the work does. What it owned was dropped there then: let it catch its panics where that tells anybody anything.
+    pub fn run<R: Send + 'static>(&mut self, work: impl FnOnce() -> R + Send + 'static) -> (R, Duration) {
         let Some(low) = &self.thread else { unreachable!("it is there until it is dropped") };
         let work: Work = Box::new(move || Box::new(work()));
         *self.desk.open() = Some(Drawer::Work(work, thread::current()));
@@ -76,10 +66,8 @@ impl Low {
             thread::park();
         }
         match self.desk.open().take() {
-            Some(Drawer::Done(made, took)) => {
-                let made = made.map(|made| *made.downcast().expect("what this work makes"));
-                (made, took)
-            }
+            Some(Drawer::Done(Ok(made), took)) => (*made.downcast().expect("what this work makes"), took),
+            Some(Drawer::Done(Err(panic), _)) => resume_unwind(panic),
             _ => unreachable!("it gives the drawer back with what it has made"),
         }
     }
@@ -91,7 +79,6 @@ impl Desk {
     }
 
     fn serve(&self) {
-        LOW.set(true);
         lower_priority();
         while !self.ended.load(Ordering::Acquire) {
             if !self.handed.load(Ordering::Acquire) {
@@ -139,15 +126,14 @@ mod tests {
         let niceness = || rustix::process::getpriority_process(None).unwrap();
         let mut low = Low::start("low".to_owned(), 1 << 20).unwrap();
         let alive = Arc::downgrade(&low.desk);
-        assert!(!is_here());
         for number in 0..1000 {
-            let (made, _) = low.run(move || (number, is_here(), thread::current().name().map(str::to_owned)));
-            assert_eq!(made.unwrap(), (number, true, Some("low".to_owned())));
+            let (made, _) = low.run(move || (number, thread::current().name().map(str::to_owned)));
+            assert_eq!(made, (number, Some("low".to_owned())));
         }
-        let (made, _) = low.run(|| -> i32 { panic!("a mistake of the host") });
-        assert!(made.is_err());
+        let panics = AssertUnwindSafe(|| low.run(|| -> i32 { panic!("a mistake of the host") }));
+        assert!(catch_unwind(panics).is_err());
         let here = niceness();
-        assert_eq!(low.run(niceness).0.unwrap(), (here + NICER).min(NICEST));
+        assert_eq!(low.run(niceness).0, (here + NICER).min(NICEST));
         assert_eq!(niceness(), here);
         drop(low);
         assert!(alive.upgrade().is_none(), "its thread has ended");

@@ -11,7 +11,7 @@
 use super::{Next, Shared, State, Waiting, run};
 use crate::clock;
 use crate::limits;
-use crate::runtime::low::{self, Low};
+use crate::runtime::low::Low;
 use async_task::Runnable;
 use std::cell::RefCell;
 use std::io;
@@ -20,17 +20,21 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 thread_local! {
-    /// Guests that were woken on this thread of low priority, which queues nobody itself.
-    static WOKEN: RefCell<Vec<Waiting>> = const { RefCell::new(Vec::new()) };
+    /// Guests that were woken in a turn on the thread of low priority, which queues nobody itself.
+    static WOKEN: RefCell<Option<Vec<Waiting>>> = const { RefCell::new(None) };
 }
 
 impl Waiting {
     /// Into the queue that it belongs to, once there is a thread for that.
     pub(super) fn schedule(self) {
-        match low::is_here() {
-            true => WOKEN.with_borrow_mut(|woken| woken.push(self)),
-            false => self.queue(),
-        }
+        let here = WOKEN.with_borrow_mut(|woken| match woken {
+            Some(woken) => {
+                woken.push(self);
+                None
+            }
+            None => Some(self),
+        });
+        here.into_iter().for_each(Waiting::queue);
     }
 }
 
@@ -59,13 +63,12 @@ impl Shared {
                 |state, subject, took| state.heavy.over(subject, took, Instant::now()),
                 |runnable| {
                     let turn = || {
+                        WOKEN.set(Some(Vec::new()));
                         run(runnable);
-                        WOKEN.take()
+                        WOKEN.take().unwrap_or_default()
                     };
                     let (woken, took) = low.run(turn);
-                    for guest in woken.unwrap_or_default() {
-                        guest.queue();
-                    }
+                    woken.into_iter().for_each(Waiting::queue);
                     took
                 },
             );

@@ -186,6 +186,12 @@ impl Slice {
         EndSlice(Some(self.0.clone()))
     }
 
+    /// The same, behind all who have not used up what they may.
+    pub fn last(&self) -> impl Future<Output = ()> + Send + use<> {
+        self.0.change(|computed| computed.max(2 * BURST));
+        self.end()
+    }
+
     /// Gives the thread up for one of low priority until its next wait: for an instruction that takes many slices. It is
     /// over when what comes of this is dropped.
     pub fn heavy(&self) -> impl Future<Output = Apart> + Send + use<> {
