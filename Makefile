@@ -33,17 +33,15 @@ demo: release inferlets model ## build everything, start a server, ask it one qu
 	@inferlets/demo.sh $(TARGET)/release/tartlet $(GUESTS)/chat.wasm $(MODEL)
 
 .PHONY: test
-test: toolchain inferlets model venv ptxas ## run every test, the Python client's too
+test: toolchain inferlets model venv ptxas ## run the tests, the Python client's too
 	$(call say,tests)
 	@TARTLET_MODEL="$(abspath $(MODEL))" TARTLET_PYTHON="$(abspath $(VENV))/bin/python" \
 	  TARTLET_PTXAS="$(abspath $(PTXAS))" $(CARGO) test --locked --no-fail-fast --workspace
 
-# gpu_check runs that binary's self-test, in two orders of warps; once more is a minute.
 .PHONY: test-release
 test-release: release inferlets model ## run the tests of the GPU's path against target/release/tartlet, on the stand-in driver
 	$(call say,tests of the release binary)
-	@TARTLET_BIN="$(abspath $(TARGET))/release/tartlet" TARTLET_MODEL="$(abspath $(MODEL))" $(CARGO) test --locked --test cuda --test gpu_check --test gpu_serve \
-	  -- --skip the_selftest_passes_on_the_stand_in_driver
+	@TARTLET_BIN="$(abspath $(TARGET))/release/tartlet" TARTLET_MODEL="$(abspath $(MODEL))" $(CARGO) test --locked --test cuda --test gpu_check --test gpu_serve
 
 # The suite has a small one; this takes minutes.
 LAUNCHES  ?= 10000
