@@ -1,28 +1,35 @@
-//! The io thread's time, of which nobody who floods it has much while the model computes for others.
+//! The io thread's time, of which nobody has much for long while the model computes for others.
 //!
-//! Owns: the rest of whoever floods that thread, taken before it reads or calls more; [`Paced`], the socket that so lets others
-//! have their turn. Never: how long a rest is, which whoever makes a [`Pacer`] knows; frames; the end of a token, of an instance or
-//! of the server, which waits for nothing here. What a client says waits behind its own flood, a rest at most for each few reads.
+//! Owns: the count of what each subject uses of that thread ([`Pacer::counted`]), and the rests of whoever has used more than its
+//! part: before a read or a write of its sockets ([`Paced`]), and where else it asks for one. Never: what a subject's part is, which
+//! whoever makes a [`Pacer`] knows; frames; the end of a token, of an instance or of the server, which waits for nothing here.
 //!
 //! Everybody's bytes go through one thread, which shares the cores with the batches: a flood of them, however cheap each,
-//! is paid with others' tokens. What rests takes nothing more, and so its peer waits, as for any slow reader. Paced are
-//! whoever has more to say than it is read at once, and the requests of programs with their responses; not what the server writes.
+//! is paid with others' tokens. What rests takes nothing more, and so its peer waits, as for any slow reader. A rest is short
+//! where somebody may be about to say that it wants an end, or to be told of one; what a client says waits behind its own flood.
 
 use smol::io::{AsyncRead, AsyncWrite};
 use smol::net::TcpStream;
 use smol::{Async, Timer};
+use std::future::poll_fn;
 use std::io::{self, ErrorKind, Read as _};
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Reads in a row before a pause: 64 KiB with a WebSocket's buffers, 32 KiB with HTTP's.
 const READS: u8 = 4;
-/// What it takes to read so much and to do what it says, about.
-const READS_TAKE: Duration = Duration::from_micros(100);
+/// The longest rest of what nothing waits behind, ...
+const TURN_REST: Duration = Duration::from_secs(1);
+/// ... of a flood, ...
+const FLOOD_REST: Duration = Duration::from_millis(100);
+/// ... and of everything else: an end is asked for and told of through these too.
+const REST: Duration = Duration::from_millis(10);
+/// What one poll counts as at most: longer ones have waited for a core.
+const POLL_MOST: Duration = Duration::from_millis(1);
 
-/// Is told how much of the thread something of its subject takes, and says how long that rests before.
+/// Is told how much of the thread something of its subject takes, and says how long it is until its part has paid for that.
 type Account = dyn Fn(Duration) -> Duration + Send + Sync;
 
 /// One subject's, or nobody's yet. Clones stay the same one.
@@ -43,16 +50,34 @@ impl Pacer {
         }
     }
 
-    /// The rest before something that takes about so much; none: it may begin. Nobody never rests.
-    pub fn rest(&self, takes: Duration) -> Option<Timer> {
-        let rest = self.0.get()?(takes);
+    /// The rest before something behind which nothing waits and that takes so much at least: one after the other. None: it may go
+    /// on. Nobody never rests.
+    pub fn turn(&self, takes: Duration) -> Option<Timer> {
+        self.rest(takes, TURN_REST)
+    }
+
+    fn rest(&self, takes: Duration, most: Duration) -> Option<Timer> {
+        let rest = self.0.get()?(takes).min(most);
         (!rest.is_zero()).then(|| Timer::after(rest))
+    }
+
+    /// The same future, whose time on this thread counts as its subject's. A box: a large one would be held twice.
+    pub async fn counted<R>(&self, mut future: Pin<Box<impl Future<Output = R>>>) -> R {
+        poll_fn(|context| {
+            let since = Instant::now();
+            let polled = future.as_mut().poll(context);
+            if let Some(account) = self.0.get() {
+                account(since.elapsed().min(POLL_MOST));
+            }
+            polled
+        })
+        .await
     }
 }
 
-/// A socket with a pause after a few reads in a row. A WebSocket reader asks for more until it has a message, and a client that
-/// sends empty fragments without end never completes one; without the pause it alone would have the io thread. It is
-/// a rest, if the subject has had its part of that thread: those who do not flood never have one.
+/// A socket that rests before it reads or writes if its subject has used more of the io thread than its part, and has a pause
+/// after a few reads in a row. A WebSocket reader asks for more until it has a message, and a client that sends empty
+/// fragments without end never completes one; without the pause it alone would have the io thread.
 pub struct Paced {
     stream: TcpStream,
     /// The same, which can be asked whether there is something to read without asking the system.
@@ -63,59 +88,68 @@ pub struct Paced {
     dry: bool,
     reads: u8,
     pacer: Pacer,
-    rest: Option<Timer>,
+    read_rest: Option<Timer>,
+    write_rest: Option<Timer>,
 }
 
 impl Paced {
     pub fn new(stream: TcpStream, pacer: Pacer) -> Paced {
         let source = stream.clone().into();
-        Paced { stream, source, dry: false, reads: 0, pacer, rest: None }
+        Paced { stream, source, dry: false, reads: 0, pacer, read_rest: None, write_rest: None }
     }
 
     /// The socket itself.
     pub fn stream(&self) -> &TcpStream {
         &self.stream
     }
+}
 
-    fn poll_source(&mut self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
-        loop {
-            if self.dry {
-                ready!(self.source.poll_readable(cx))?;
-                self.dry = false;
-            }
-            match self.source.get_ref().read(buf) {
-                Err(e) if e.kind() == ErrorKind::WouldBlock => self.dry = true,
-                read => return Poll::Ready(read),
-            }
-        }
+/// Whether the rest that was begun, if one was, is over. A short one may be at once.
+fn poll_rest(rest: &mut Option<Timer>, cx: &mut Context<'_>) -> Poll<()> {
+    if let Some(timer) = rest {
+        ready!(Pin::new(timer).poll(cx));
+        *rest = None;
     }
+    Poll::Ready(())
 }
 
 impl AsyncRead for Paced {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
-        if let Some(rest) = &mut self.rest {
-            ready!(Pin::new(rest).poll(cx));
-            self.rest = None;
-        }
-        if self.reads == READS {
-            self.reads = 0;
-            self.rest = self.pacer.rest(READS_TAKE);
-            if let Some(rest) = &mut self.rest {
-                ready!(Pin::new(rest).poll(cx));
-                self.rest = None; // so short that it is over
-            }
+        let this = &mut *self;
+        ready!(poll_rest(&mut this.read_rest, cx));
+        if this.reads == READS {
+            this.reads = 0;
+            this.read_rest = this.pacer.rest(Duration::ZERO, FLOOD_REST);
+            ready!(poll_rest(&mut this.read_rest, cx));
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
-        let read = self.poll_source(cx, buf);
-        self.reads = if read.is_ready() { self.reads + 1 } else { 0 };
-        read
+        loop {
+            if this.dry {
+                ready!(this.source.poll_readable(cx))?;
+                this.dry = false;
+                this.read_rest = this.pacer.rest(Duration::ZERO, REST);
+                ready!(poll_rest(&mut this.read_rest, cx));
+            }
+            match this.source.get_ref().read(buf) {
+                Err(e) if e.kind() == ErrorKind::WouldBlock => (this.dry, this.reads) = (true, 0),
+                read => {
+                    this.reads += 1;
+                    return Poll::Ready(read);
+                }
+            }
+        }
     }
 }
 
 impl AsyncWrite for Paced {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+        let this = &mut *self;
+        if this.write_rest.is_none() {
+            this.write_rest = this.pacer.rest(Duration::ZERO, REST);
+        }
+        ready!(poll_rest(&mut this.write_rest, cx));
+        Pin::new(&mut this.stream).poll_write(cx, buf)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -130,7 +164,6 @@ impl AsyncWrite for Paced {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use smol::future::or;
     use smol::io::{AsyncReadExt, AsyncWriteExt};
     use smol::net::TcpListener;
     use std::sync::Arc;
@@ -158,49 +191,70 @@ mod tests {
         }
     }
 
+    /// Lower bounds alone: a loaded machine is late.
     #[test]
-    fn who_floods_rests_once_it_is_known_whose_it_is_and_nobody_else() {
-        let told = Arc::new(AtomicUsize::new(0));
-        let account = {
-            let told = told.clone();
-            move |_takes: Duration| {
-                told.fetch_add(1, Ordering::Relaxed);
-                Duration::from_secs(3600)
-            }
-        };
+    fn who_has_used_too_much_rests_before_a_read_or_write_and_longer_in_a_flood() {
         smol::block_on(async {
             let pacer = Pacer::default();
             let (mut client, mut socket) = pair(pacer.clone()).await;
-            let mut read = [0; READ];
             client.write_all(&[7; 10 * READ]).await.unwrap();
+            let mut read = [0; READ];
             for _ in 0..10 {
                 socket.read_exact(&mut read).await.unwrap();
             }
+            let asked = Arc::new(AtomicUsize::new(0));
+            let account = {
+                let asked = asked.clone();
+                move |_takes: Duration| {
+                    asked.fetch_add(1, Ordering::Relaxed);
+                    Duration::from_secs(3600)
+                }
+            };
+            assert_eq!(asked.load(Ordering::Relaxed), 0, "nobody's");
             pacer.join(|| Pacer::new(Arc::new(account)));
-            // One message after another is no flood, ...
+
+            let since = Instant::now();
             for _ in 0..10 {
                 let waited = async {
                     smol::future::yield_now().await;
                     client.write_all(&[7]).await.unwrap();
                 };
                 smol::future::zip(waited, socket.read_exact(&mut read[..1])).await.1.unwrap();
+                socket.write_all(&[7]).await.unwrap();
             }
-            assert_eq!(told.load(Ordering::Relaxed), 0);
-            // ... and this is one.
+            assert!(since.elapsed() >= 20 * REST, "{:?}", since.elapsed());
+            let rests = asked.swap(0, Ordering::Relaxed);
+            assert!((20..30).contains(&rests), "{rests}");
+
+            let since = Instant::now();
             client.write_all(&[7; 10 * READ]).await.unwrap();
-            let all = async {
-                for reads in 0..10 {
-                    socket.read_exact(&mut read).await.unwrap();
-                    assert!(reads <= usize::from(READS), "it does not rest");
-                }
-                true
-            };
-            let late = async {
-                Timer::after(Duration::from_millis(100)).await;
-                false
-            };
-            assert!(!or(all, late).await);
-            assert_eq!(told.load(Ordering::Relaxed), 1);
+            for _ in 0..10 {
+                socket.read_exact(&mut read).await.unwrap();
+            }
+            let floods = 10 / u32::from(READS);
+            assert!(since.elapsed() >= floods * FLOOD_REST, "{:?}", since.elapsed());
         });
+    }
+
+    #[test]
+    fn what_a_future_takes_of_the_thread_is_its_subjects() {
+        let told = Arc::new(std::sync::Mutex::new(vec![]));
+        let account = {
+            let told = told.clone();
+            move |takes: Duration| {
+                told.lock().unwrap().push(takes);
+                Duration::from_secs(3600)
+            }
+        };
+        let pacer = Pacer::new(Arc::new(account));
+        let work = async {
+            std::thread::sleep(POLL_MOST / 2);
+            smol::future::yield_now().await;
+            std::thread::sleep(2 * POLL_MOST);
+            7
+        };
+        assert_eq!(smol::block_on(pacer.counted(Box::pin(work))), 7);
+        let told = told.lock().unwrap();
+        assert!(told.len() == 2 && told[0] >= POLL_MOST / 2 && told[1] == POLL_MOST, "{told:?}");
     }
 }

@@ -22,17 +22,16 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-/// What one takes of the io thread, ...
-const TAKES: Duration = Duration::from_micros(500);
-/// ... and each piece of its response, of 8 KiB at most.
-const PIECE_TAKES: Duration = Duration::from_micros(25);
+/// What one takes of the io thread at least.
+const TAKES: Duration = Duration::from_micros(100);
 
 /// Carries a request out, at most for [`limits::OUTGOING_WITHIN`].
 pub(super) async fn carry_out(job: Job, lookup: Lookup) {
     let late = async {
         Timer::after(limits::OUTGOING_WITHIN).await;
     };
-    or(exchange(job, &lookup), late).await;
+    let pacer = job.pacer.clone();
+    pacer.counted(Box::pin(or(exchange(job, &lookup), late))).await;
 }
 
 async fn exchange(job: Job, lookup: &Lookup) {
@@ -42,7 +41,7 @@ async fn exchange(job: Job, lookup: &Lookup) {
         None
     };
     let connected = async {
-        if let Some(rest) = pacer.rest(TAKES) {
+        if let Some(rest) = pacer.turn(TAKES) {
             rest.await;
         }
         Some(connect(&target, &allowed, lookup, within.connect, &refusals).await)
@@ -127,7 +126,7 @@ async fn pass_on(mut body: Incoming, to: &Writer, silence: Duration, pacer: &Pac
     let mut bytes = 0;
     loop {
         poll_fn(|context| to.poll_room(context)).await;
-        if let Some(rest) = pacer.rest(PIECE_TAKES) {
+        if let Some(rest) = pacer.turn(Duration::ZERO) {
             rest.await;
         }
         let next = async {

@@ -19,7 +19,7 @@ mod types;
 
 pub use rejected::Rejected;
 pub use store::{Store, StoreError};
-pub use translate::Code;
+pub use translate::{Code, Translation};
 
 /// What a program is for; one of the two at least.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,7 +64,7 @@ impl Program {
                 Ok(component) => Code::of(&component),
                 Err(error) => Err(Rejected::NotKept(format!("{}: {error}", path.display()))),
             };
-            Code::translate(translation).await.map(Arc::new)
+            Code::translate(Box::new(translation)).await.map(Arc::new)
         };
         self.code.get_or_try_init(load).await.cloned()
     }

@@ -7,7 +7,7 @@
 //! after a power cut it is there whole or not at all; what it left unfinished is swept at the next start. A file
 //! whose content is not what its name says is moved aside, never run.
 
-use super::{Code, Program, Rejected};
+use super::{Code, Program, Rejected, Translation};
 use crate::identity::{ProgramHash, Subject};
 use crate::limits;
 use smol::lock::OnceCell;
@@ -104,10 +104,17 @@ impl Store {
 
     /// Checks, translates and keeps a subject's program; it is on the disk when this answers. One that is there already is
     /// answered at once. What is begun goes on when nobody waits for it any more: until then it holds `component`,
-    /// with whatever counts its bytes, and its place among those that translate or write.
-    pub async fn put<B>(&self, subject: &Subject, component: B) -> Result<ProgramHash, Rejected>
+    /// with whatever counts its bytes, and its place among those that translate or write. `translate` has the translation done:
+    /// [`Code::translate`], when it is the subject's turn.
+    pub async fn put<B, T>(
+        &self,
+        subject: &Subject,
+        component: B,
+        translate: impl FnOnce(Translation) -> T,
+    ) -> Result<ProgramHash, Rejected>
     where
         B: AsRef<[u8]> + Send + Sync + 'static,
+        T: Future<Output = Result<Code, Rejected>>,
     {
         let component = Arc::new(component);
         let bytes = component.clone();
@@ -119,7 +126,7 @@ impl Store {
         // Also before the work: a full share is asked for in vain as often as somebody likes.
         self.0.lock().room(owner.as_ref(), (*component).as_ref().len())?;
         let bytes = component.clone();
-        let code = Code::translate(move || Code::of((*bytes).as_ref())).await?;
+        let code = translate(Box::new(move || Code::of((*bytes).as_ref()))).await?;
         let (shared, alone) = (self.0.clone(), self.0.writing.lock_arc().await);
         smol::unblock(move || {
             let _alone = alone;
@@ -249,8 +256,8 @@ mod tests {
         let nobody = Subject::everyone();
         let component = wat::parse_str(MINIMAL).unwrap();
         let store = Store::open(&dir).unwrap();
-        let hash = smol::block_on(store.put(&nobody, component.clone())).unwrap();
-        assert_eq!(smol::block_on(store.put(&nobody, component.clone())), Ok(hash));
+        let hash = smol::block_on(store.put(&nobody, component.clone(), Code::translate)).unwrap();
+        assert_eq!(smol::block_on(store.put(&nobody, component.clone(), Code::translate)), Ok(hash));
         assert!(store.contains(&hash));
 
         fs::write(dir.join("half.unfinished"), b"...").unwrap();
@@ -263,7 +270,11 @@ mod tests {
         fs::write(dir.join(format!("{hash}.wasm")), b"\0asm something else").unwrap();
         let store = Store::open(&dir).unwrap();
         assert!(!store.contains(&hash), "a damaged program is not offered");
-        assert_eq!(smol::block_on(store.put(&nobody, component)), Ok(hash), "and can be uploaded again");
+        assert_eq!(
+            smol::block_on(store.put(&nobody, component, Code::translate)),
+            Ok(hash),
+            "and can be uploaded again"
+        );
         fs::remove_dir_all(&dir).unwrap();
     }
 
@@ -277,8 +288,9 @@ mod tests {
             component.extend(number.to_le_bytes());
             component
         };
-        let put =
-            |store: &Store, who: &str, number| smol::block_on(store.put(&Subject::new(who), program(number)));
+        let put = |store: &Store, who: &str, number| {
+            smol::block_on(store.put(&Subject::new(who), program(number), Code::translate))
+        };
         let store = Store::open(&dir).unwrap();
         let by_hand = ProgramHash::of(&program(0));
         fs::write(dir.join(format!("{by_hand}.wasm")), program(0)).unwrap();
@@ -328,7 +340,7 @@ mod tests {
         let (free, until) = smol::channel::bounded(1);
         let watched = Watched { bytes: wat::parse_str(MINIMAL).unwrap(), read, free: until };
         smol::block_on(async {
-            let put = async { drop(store.put(&Subject::everyone(), watched).await) };
+            let put = async { drop(store.put(&Subject::everyone(), watched, Code::translate).await) };
             smol::future::or(put, async { reading.recv().await.unwrap() }).await;
             assert!(!reading.is_closed(), "dropped while it is read");
             free.close();
@@ -342,7 +354,7 @@ mod tests {
         let dir = folder("refused");
         let store = Store::open(&dir).unwrap();
         assert_eq!(
-            smol::block_on(store.put(&Subject::everyone(), b"hello".to_vec())),
+            smol::block_on(store.put(&Subject::everyone(), b"hello".to_vec(), Code::translate)),
             Err(Rejected::NotWasm)
         );
         assert_eq!(fs::read_dir(&dir).unwrap().count(), 0);

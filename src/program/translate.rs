@@ -17,13 +17,14 @@ pub struct Code {
     pub modules: Vec<Module>,
 }
 
+/// Reads a component and makes [`Code::of`] it.
+pub type Translation = Box<dyn FnOnce() -> Result<Code, Rejected> + Send>;
+
 impl Code {
-    /// Runs `translation`, which reads a component and makes [`Code::of`] it, off the caller's thread and a few at a
+    /// Runs `translation` off the caller's thread and a few at a
     /// time: uploads must not take all the cores. One that is begun goes on when nobody waits for it any more, and
     /// keeps its place until it is over.
-    pub async fn translate(
-        translation: impl FnOnce() -> Result<Code, Rejected> + Send + 'static,
-    ) -> Result<Code, Rejected> {
+    pub async fn translate(translation: Translation) -> Result<Code, Rejected> {
         static PLACES: Semaphore = Semaphore::new(limits::TRANSLATIONS);
         let place = PLACES.acquire().await;
         smol::unblock(move || {
@@ -107,11 +108,11 @@ mod tests {
         let (over, ends) = bounded::<()>(1);
         let held_up = || {
             let (begun, ends) = (begun.clone(), ends.clone());
-            Code::translate(move || {
+            Code::translate(Box::new(move || {
                 begun.send_blocking(()).expect("the test listens");
                 let _closed = ends.recv_blocking();
                 Code::of(&wat::parse_str(MINIMAL).expect("a component"))
-            })
+            }))
         };
         smol::block_on(async {
             for _ in 0..limits::TRANSLATIONS {

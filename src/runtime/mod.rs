@@ -43,6 +43,7 @@ pub use directory::Directory;
 pub use ending::Ending;
 pub use quota::{Name, Quota, Quotas};
 pub use serve::Servers;
+pub use subjects::Turn;
 pub use worker::Workers;
 
 /// What one instance is launched with.
@@ -181,6 +182,11 @@ impl Runtime {
     /// For what the io thread does for this subject.
     pub fn pacer(&self, subject: &Subject) -> Pacer {
         self.parts.workers.pacer(subject)
+    }
+
+    /// Waits until it is the subject's turn to have something long done.
+    pub async fn turn(&self, subject: &Subject) -> Turn {
+        self.parts.workers.turn(subject).await
     }
 
     /// What everyone may have.

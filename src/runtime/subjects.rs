@@ -1,11 +1,12 @@
 //! Small numbers for subjects, and how each shares the threads for long work and the io thread.
 //!
-//! Owns: which number is whose, and of each subject the long turns that run, the rest after one, and what its floods have used
-//! of the io thread. Never: a thread, a queue, what the work is, whether the model is busy.
+//! Owns: which number is whose, and of each subject the long turns that run, the rest after one, and what it has used of the
+//! io thread. Never: a thread, a queue, what the work is, whether the model is busy.
 //!
 //! A number is a subject's as long as somebody holds it or its rest lasts: or whoever ends its last guest would have
 //! rested.
 
+use crate::clock;
 use crate::identity::Subject;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,12 +16,14 @@ use std::time::{Duration, Instant};
 const RESTS: u32 = 3;
 /// ... but not longer than this.
 const REST_MOST: Duration = Duration::from_secs(10);
-/// While others wait for the model a subject's floods have one part in so many of the io thread, ...
+/// A thread of the usual priority has its core by so much longer than one of low priority.
+const USUAL: u32 = 10;
+/// While others wait for the model a subject has one part in so many of the io thread, ...
 const IO_PART: u32 = 32;
 /// ... after it has had so much at once.
 const IO_BURST: Duration = Duration::from_millis(10);
-/// Nothing of it rests longer than this, however much of it there is: behind it somebody may say that it wants an end.
-const IO_REST_MOST: Duration = Duration::from_millis(100);
+/// After so long everything is paid for.
+const IO_OWED_MOST: Duration = Duration::from_secs(1);
 /// How soon to ask again about a turn that runs.
 pub(super) const LOOK: Duration = Duration::from_millis(20);
 
@@ -53,6 +56,28 @@ pub(super) struct Number {
     subjects: Subjects,
 }
 
+/// A long turn on a thread of the usual priority; it is over when this is dropped.
+pub struct Turn {
+    number: Number,
+    took: Duration,
+}
+
+impl Turn {
+    /// What the turn is for, on the calling thread.
+    pub fn of<R>(mut self, work: impl FnOnce() -> R) -> R {
+        let since = clock::computed();
+        let made = work();
+        self.took = clock::computed().saturating_sub(since);
+        made
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.number.subjects.over(self.number.number, self.took * USUAL, clock::now());
+    }
+}
+
 impl Subjects {
     pub fn enter(&self, subject: &Subject) -> Number {
         let (number, new) = self.lock().enter(subject, Instant::now());
@@ -81,6 +106,12 @@ impl Subjects {
         self.lock().shares[number].running += 1;
     }
 
+    /// One begins.
+    pub fn turn(&self, number: Number) -> Turn {
+        self.begin(number.number);
+        Turn { number, took: Duration::ZERO }
+    }
+
     /// One is over and has computed for so long.
     pub fn over(&self, number: usize, took: Duration, now: Instant) {
         let mut numbers = self.lock();
@@ -99,13 +130,13 @@ impl Subjects {
         }
     }
 
-    /// Something of the subject is going to use so much of the io thread while others wait for the model: how long that rests
-    /// before. The more there is of the subject, the longer each.
+    /// Something of the subject uses so much of the io thread while others wait for the model: how long until its part has paid
+    /// for that.
     pub fn io(&self, number: usize, takes: Duration, now: Instant) -> Duration {
         let share = &mut self.lock().shares[number];
         let free = now + IO_BURST * IO_PART;
         let paid = share.io_paid.map_or(now, |paid| paid.max(now)) + takes * IO_PART;
-        let paid = paid.min(free + IO_REST_MOST);
+        let paid = paid.min(free + IO_OWED_MOST);
         share.io_paid = Some(paid);
         paid.saturating_duration_since(free)
     }
@@ -183,6 +214,25 @@ mod tests {
     }
 
     #[test]
+    fn a_turn_at_usual_priority_is_paid_for_with_a_longer_rest_and_a_panic_ends_it_too() {
+        let subjects = Subjects::default();
+        let enter = || subjects.enter(&Subject::new("one"));
+        let held = enter();
+        let turn = subjects.turn(enter());
+        assert_eq!(subjects.waits(held.number, clock::now()), LOOK);
+        turn.of(|| {
+            let since = clock::computed();
+            while clock::computed() - since < Duration::from_millis(10) {}
+        });
+        let rest = subjects.waits(held.number, clock::now() - Duration::from_secs(1));
+        assert!(rest >= Duration::from_millis(10) * RESTS * USUAL, "{rest:?}");
+        let turn = subjects.turn(enter());
+        let panics = std::panic::AssertUnwindSafe(|| turn.of(|| panic!("a mistake of the host")));
+        assert!(std::panic::catch_unwind(panics).is_err());
+        assert_ne!(subjects.waits(held.number, clock::now() + REST_MOST), LOOK, "it does not run any more");
+    }
+
+    #[test]
     fn of_the_io_thread_a_subject_has_a_burst_and_then_its_part_in_turn() {
         let (subjects, start) = (Subjects::default(), Instant::now());
         let number = subjects.enter(&Subject::new("one"));
@@ -191,11 +241,11 @@ mod tests {
         assert_eq!(io(IO_BURST, Duration::ZERO), Duration::ZERO);
         assert_eq!([io(ms, Duration::ZERO), io(ms, Duration::ZERO)], [part, 2 * part], "one after the other");
         assert_eq!(io(ms, 2 * part), part, "what rested goes on");
-        assert_eq!(io(Duration::from_secs(5), 3 * part), IO_REST_MOST, "however long it was");
+        assert_eq!(io(Duration::from_secs(5), 3 * part), IO_OWED_MOST, "however long it was");
         // Who comes back with nothing left still owes.
         let one = number.number;
         drop(number);
-        let now = start + 3 * part + IO_REST_MOST;
+        let now = start + 3 * part + IO_OWED_MOST;
         assert_ne!(subjects.lock().enter(&Subject::new("other"), now).0, one);
         let later = now + IO_BURST * IO_PART;
         assert_eq!(subjects.lock().enter(&Subject::new("third"), later), (one, true));

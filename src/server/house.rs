@@ -11,7 +11,7 @@ use crate::engine::operation::{Command, Reply, Status};
 use crate::identity::{InstanceId, ProgramHash, Subject};
 use crate::limits;
 use crate::pacer::Pacer;
-use crate::program::{Kinds, Program, Store};
+use crate::program::{Code, Kinds, Program, Store, Translation};
 use crate::runtime::serve::{Serve, Server};
 use crate::runtime::{Ending, Launch, Runtime, events};
 use crate::wire::ServerInstance;
@@ -115,7 +115,12 @@ impl House for Served {
     }
 
     async fn put(&self, program: Upload) -> Result<ProgramHash, String> {
-        self.store.put(&program.who().clone(), program).await.map_err(|rejected| rejected.to_string())
+        let subject = program.who().clone();
+        let translate = async |translation: Translation| {
+            let turn = self.runtime.turn(&subject).await;
+            Code::translate(Box::new(move || turn.of(translation))).await
+        };
+        self.store.put(&subject, program, translate).await.map_err(|rejected| rejected.to_string())
     }
 
     async fn prepare(

@@ -113,7 +113,8 @@ async fn serve(bound: Bound, runtime: Runtime, names: Arc<Names>, connections: C
             converse(stream, desk, pacer).await;
         })
     };
-    let over = executor.run(or(watch.ring(), accept(&listener, &executor, enter))).await;
+    let served = executor.run(or(watch.ring(), accept(&listener, &executor, enter)));
+    let over = pacer.counted(Box::pin(served)).await;
     let ending = match over {
         Over::TokenExpired => Ending::Expired,
         _ => Ending::Aborted,

@@ -65,7 +65,10 @@ async fn serve<H: House>(stream: TcpStream, door: &Door<H>, seat: Seat, closing:
     };
     let pacer = Pacer::default();
     match or(shake_hands(stream, door, &pacer), late).await {
-        Ok(Some(socket)) => connection::serve(carrier::of(socket), door, seat, closing, pacer).await,
+        Ok(Some(socket)) => {
+            let served = connection::serve(carrier::of(socket), door, seat, closing, pacer.clone());
+            pacer.counted(Box::pin(served)).await;
+        }
         Ok(None) => {}
         Err(e) => tracing::debug!("a handshake failed: {e}"),
     }

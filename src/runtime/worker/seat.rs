@@ -7,7 +7,7 @@ use super::{BURST, COMPUTED_MOST, STARTS_AT_ONCE, Shared, TURN_MOST, WAITED_PART
 use crate::clock;
 use crate::identity::Subject;
 use crate::pacer::Pacer;
-use crate::runtime::subjects::Number;
+use crate::runtime::subjects::{LOOK, Number, Turn};
 use async_task::Runnable;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
@@ -153,6 +153,21 @@ impl Workers {
                 false => Duration::ZERO,
             }
         }))
+    }
+
+    /// Waits for the subject's next long turn, on whatever thread its holder chooses.
+    pub async fn turn(&self, subject: &Subject) -> Turn {
+        let (number, shared) = (self.enter(subject), &self.0.shared);
+        loop {
+            let wait = match shared.is_busy_beside(number.number) {
+                true => shared.subjects.waits(number.number, clock::now()),
+                false => Duration::ZERO,
+            };
+            if wait.is_zero() {
+                return shared.subjects.turn(number);
+            }
+            clock::after(wait.min(LOOK)).await; // by then the rest may no longer be needed
+        }
     }
 
     fn enter(&self, subject: &Subject) -> Number {

@@ -103,12 +103,12 @@ fn who_floods_the_io_thread_rests_while_the_model_computes_for_others() {
     let workers = Workers::start(1).unwrap();
     let [one, other] = ["one", "other"].map(|name| workers.pacer(&Subject::new(name)));
     let long = Duration::from_secs(1);
-    assert!(one.rest(long).is_none(), "nobody waits for the model");
+    assert!(one.turn(long).is_none(), "nobody waits for the model");
     attend(&workers, "one");
-    assert!(one.rest(long).is_none(), "nobody else does");
-    assert!(other.rest(long).is_some());
+    assert!(one.turn(long).is_none(), "nobody else does");
+    assert!(other.turn(long).is_some());
     workers.rest();
-    assert!(other.rest(long).is_none(), "nobody does any more");
+    assert!(other.turn(long).is_none(), "nobody does any more");
 }
 
 /// A guest may need several slices to ask for all that a batch is to do; a batch that does not wait gets half of it.
