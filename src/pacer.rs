@@ -53,10 +53,15 @@ impl Pacer {
     /// The rest before something behind which nothing waits and that takes so much at least: one after the other. None: it may go
     /// on. Nobody never rests.
     pub fn turn(&self, takes: Duration) -> Option<Timer> {
-        self.rest(takes, TURN_REST)
+        self.before(takes, TURN_REST)
     }
 
-    fn rest(&self, takes: Duration, most: Duration) -> Option<Timer> {
+    /// The rest before more of what floods; none: it may go on.
+    pub fn rest(&self) -> Option<Timer> {
+        self.before(Duration::ZERO, FLOOD_REST)
+    }
+
+    fn before(&self, takes: Duration, most: Duration) -> Option<Timer> {
         let rest = self.0.get()?(takes).min(most);
         (!rest.is_zero()).then(|| Timer::after(rest))
     }
@@ -119,7 +124,7 @@ impl AsyncRead for Paced {
         ready!(poll_rest(&mut this.read_rest, cx));
         if this.reads == READS {
             this.reads = 0;
-            this.read_rest = this.pacer.rest(Duration::ZERO, FLOOD_REST);
+            this.read_rest = this.pacer.rest();
             ready!(poll_rest(&mut this.read_rest, cx));
             cx.waker().wake_by_ref();
             return Poll::Pending;
@@ -128,7 +133,7 @@ impl AsyncRead for Paced {
             if this.dry {
                 ready!(this.source.poll_readable(cx))?;
                 this.dry = false;
-                this.read_rest = this.pacer.rest(Duration::ZERO, REST);
+                this.read_rest = this.pacer.before(Duration::ZERO, REST);
                 ready!(poll_rest(&mut this.read_rest, cx));
             }
             match this.source.get_ref().read(buf) {
@@ -146,7 +151,7 @@ impl AsyncWrite for Paced {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = &mut *self;
         if this.write_rest.is_none() {
-            this.write_rest = this.pacer.rest(Duration::ZERO, REST);
+            this.write_rest = this.pacer.before(Duration::ZERO, REST);
         }
         ready!(poll_rest(&mut this.write_rest, cx));
         Pin::new(&mut this.stream).poll_write(cx, buf)

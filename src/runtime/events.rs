@@ -11,7 +11,7 @@ use crate::simulation::plant::{Bug, planted};
 use event_listener::Event;
 use smol::channel::{self, RecvError, TryRecvError, TrySendError};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// A channel with room for [`EVENTS_IN_FLIGHT`] events and [`EVENT_BYTES_IN_FLIGHT`].
 pub fn channel() -> (Sender, Receiver) {
@@ -21,7 +21,8 @@ pub fn channel() -> (Sender, Receiver) {
 /// One with room for fewer events.
 pub fn bounded(events: usize) -> (Sender, Receiver) {
     let (sender, receiver) = channel::bounded(events);
-    (Sender { events: sender, scale: Arc::default() }, Receiver(receiver))
+    let scale = Arc::<Scale>::default();
+    (Sender { events: sender, scale: scale.clone() }, Receiver { events: receiver, scale })
 }
 
 /// The guest's end. Cheap to clone.
@@ -32,13 +33,18 @@ pub struct Sender {
 }
 
 /// The reader's end, the only one.
-pub struct Receiver(channel::Receiver<Weighed>);
+pub struct Receiver {
+    events: channel::Receiver<Weighed>,
+    scale: Arc<Scale>,
+}
 
-/// Bytes on their way.
+/// Bytes on their way, and whether the last event is, or waits for room.
 #[derive(Default)]
 struct Scale {
     bytes: AtomicUsize,
     freed: Event,
+    ending: AtomicBool,
+    ends: Event,
 }
 
 /// An event on its way.
@@ -81,7 +87,11 @@ impl Sender {
         let bytes = match &event.what {
             What::Message(text) => text.len(),
             What::Blob(blob) => blob.len(),
-            What::Ended(_) => 0, // one in an instance's life
+            What::Ended(_) => {
+                self.scale.ending.store(true, Ordering::Release);
+                self.scale.ends.notify(usize::MAX);
+                0 // one in an instance's life
+            }
         };
         let fits = |held: usize| held == 0 || held.saturating_add(bytes) <= EVENT_BYTES_IN_FLIGHT;
         #[cfg(test)]
@@ -99,25 +109,33 @@ impl Sender {
 impl Receiver {
     /// The next event; an error when there is none left and no sender.
     pub async fn recv(&self) -> Result<InstanceEvent, RecvError> {
-        self.0.recv().await.map(|weighed| weighed.event)
+        self.events.recv().await.map(|weighed| weighed.event)
     }
 
     pub fn try_recv(&self) -> Result<InstanceEvent, TryRecvError> {
-        self.0.try_recv().map(|weighed| weighed.event)
+        self.events.try_recv().map(|weighed| weighed.event)
+    }
+
+    /// Returns once nothing but the last event can follow what is on its way.
+    pub async fn ending(&self) {
+        let ends = self.scale.ends.listen();
+        if !self.scale.ending.load(Ordering::Acquire) {
+            ends.await;
+        }
     }
 
     /// Whether the next event is the last one for sure.
     #[cfg(test)]
     pub fn is_at_its_last(&self) -> bool {
-        self.0.len() == 1 && self.0.sender_count() == 0
+        self.events.len() == 1 && self.events.sender_count() == 0
     }
 }
 
 impl Drop for Receiver {
     fn drop(&mut self) {
         // The channel keeps what was not read for as long as there is a sender, who may be waiting for that room.
-        self.0.close();
-        while self.0.try_recv().is_ok() {}
+        self.events.close();
+        while self.events.try_recv().is_ok() {}
     }
 }
 
@@ -134,6 +152,8 @@ impl Drop for Weight {
 mod tests {
     use super::*;
     use crate::identity::InstanceId;
+    use crate::runtime::Ending;
+    use smol::future::poll_once;
 
     fn message(bytes: usize) -> InstanceEvent {
         InstanceEvent { instance: InstanceId::from_bits(1), what: What::Message("x".repeat(bytes)) }
@@ -152,6 +172,27 @@ mod tests {
         assert!(sender.try_send(message(1)).is_err() && sender.try_send(message(0)).is_err());
         assert!(receiver.try_recv().is_ok() && sender.try_send(message(EVENT_BYTES_IN_FLIGHT)).is_ok());
         assert!(sender.try_send(message(1)).is_err());
+    }
+
+    #[test]
+    fn the_end_is_known_before_there_is_room_for_it() {
+        let (sender, receiver) = bounded(1);
+        assert!(sender.try_send(message(1)).is_ok());
+        let end = InstanceEvent { instance: InstanceId::from_bits(1), what: What::Ended(Ending::Aborted) };
+        smol::block_on(async {
+            assert!(poll_once(receiver.ending()).await.is_none());
+            let mut ended = Box::pin(sender.send(end));
+            let mut ending = Box::pin(receiver.ending());
+            assert!(
+                poll_once(&mut ending).await.is_none() && poll_once(&mut ended).await.is_none(),
+                "no room"
+            );
+            ending.await;
+            receiver.ending().await;
+            assert!(matches!(receiver.recv().await.unwrap().what, What::Message(_)));
+            ended.await.unwrap();
+            assert!(matches!(receiver.recv().await.unwrap().what, What::Ended(_)));
+        });
     }
 
     #[test]

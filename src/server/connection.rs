@@ -52,11 +52,17 @@ pub async fn serve<H: House>(
     let mut writer = executor.spawn(write(outgoing, outbox));
     let mut connection = Connection {
         session: Session::new(door.verifier.as_ref(), door.uploads.clone(), seat),
-        io: Io { door, frames, ends: Some(ends), shared: Shared::of_one_connection(), executor: &executor },
+        io: Io {
+            door,
+            frames,
+            ends: Some(ends),
+            shared: Shared::of_one_connection(),
+            pacer,
+            executor: &executor,
+        },
         ended,
         since: clock::now(),
         closing,
-        pacer,
     };
     connection.meet();
     executor
@@ -79,8 +85,6 @@ struct Connection<'c, H: House> {
     ended: Receiver<InstanceId>,
     since: Instant,
     closing: Closing,
-    /// Of its socket: its subject's, once it has one.
-    pacer: Pacer,
 }
 
 /// However a connection ends, also by a panic, its instances end with it. The first ending given to one counts.
@@ -160,7 +164,7 @@ impl<H: House> Connection<'_, H> {
     /// Whom it serves may be known now.
     fn meet(&self) {
         if let Some(grant) = self.session.grant() {
-            self.pacer.join(|| self.io.door.house.pacer(&grant.subject));
+            self.io.pacer.join(|| self.io.door.house.pacer(&grant.subject));
         }
     }
 
@@ -211,6 +215,8 @@ struct Io<'c, H> {
     /// A clone for each forwarder; none when no more will be started.
     ends: Option<Sender<InstanceId>>,
     shared: Arc<Shared>,
+    /// Its subject's, once it has one.
+    pacer: Pacer,
     executor: &'c Executor<'static>,
 }
 
@@ -307,11 +313,12 @@ impl<H: House> Io<'_, H> {
 
     /// From now on the instance's events become frames.
     fn forward(&self, instance: InstanceId, received: events::Receiver) -> Option<()> {
-        let (frames, ends, shared) = (self.frames.clone(), self.ends.clone()?, self.shared.clone());
+        let (frames, ends) = (self.frames.clone(), self.ends.clone()?);
+        let (shared, pacer) = (self.shared.clone(), self.pacer.clone());
         self.executor
             .spawn(async move {
                 // None: nobody reads any more, and the connection is ending.
-                let _ = forward(instance, received, &frames, &ends, &shared).await;
+                let _ = forward(instance, received, &frames, &ends, &shared, &pacer).await;
             })
             .detach();
         Some(())

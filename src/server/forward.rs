@@ -1,24 +1,29 @@
 //! From an instance's events to its client's frames.
 //!
-//! Owns: their order: as the guest made them, a blob's chunks together, the last event exactly once; and the pause before
-//! an instance's first blob. Never: writing to the socket; frames go into the connection's bounded queue, which is
-//! how a slow reader holds back its guests.
+//! Owns: their order: as the guest made them, a blob's chunks together, the last event exactly once; the pause before an
+//! instance's first blob; and the rests of one that floods. Never: writing to the socket; frames go into the connection's bounded
+//! queue, which is how a slow reader holds back its guests.
 
 use super::download;
 use crate::clock;
 use crate::identity::InstanceId;
 use crate::limits;
+use crate::pacer::Pacer;
 use crate::runtime::{Ending, What, events};
 #[cfg(test)]
 use crate::simulation::plant::{Bug, planted};
 use crate::wire::ServerMessage;
 use async_tungstenite::tungstenite::protocol::Message;
 use event_listener::Event;
-use smol::channel::Sender;
+use smol::channel::{RecvError, Sender, TryRecvError};
 use smol::future::or;
 use smol::lock::Semaphore;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Messages in a row before a rest, if the subject has used more of the io thread than its part. One that comes now and then
+/// never rests.
+const ROW: usize = 8;
 
 /// Turns the events of one instance into frames, in order, the last one always. None: nobody reads any more.
 pub async fn forward(
@@ -27,15 +32,37 @@ pub async fn forward(
     frames: &Sender<Message>,
     ends: &Sender<InstanceId>,
     shared: &Shared,
+    pacer: &Pacer,
 ) -> Option<()> {
+    let rest = async || {
+        if let Some(rest) = pacer.rest() {
+            let over = async {
+                rest.await;
+            };
+            or(over, events.ending()).await; // of one that ends nothing more can come
+        }
+    };
     let event = |event, message| {
         let instance_id = instance.to_string();
         Message::Binary(ServerMessage::InstanceEvent { instance_id, event, message }.encode().into())
     };
-    let mut introduced = false;
+    let (mut introduced, mut row) = (false, 0);
     loop {
+        let next = match events.try_recv() {
+            Err(TryRecvError::Empty) => {
+                row = 0;
+                events.recv().await
+            }
+            next => {
+                row += 1;
+                if row % ROW == 0 {
+                    rest().await;
+                }
+                next.map_err(|_| RecvError)
+            }
+        };
         // A channel that closes without a last event still makes one: clients wait for it.
-        let what = events.recv().await.map_or_else(
+        let what = next.map_or_else(
             |_| What::Ended(Ending::ServerError("The server lost the instance".to_owned())),
             |event| event.what,
         );
@@ -67,6 +94,7 @@ pub async fn forward(
                 #[cfg(test)]
                 let turn = (!planted(Bug::BlobsInterleave)).then_some(turn);
                 for frame in download::frames(instance, &blob, hash) {
+                    rest().await;
                     #[cfg(test)]
                     if planted(Bug::TornBlobs)
                         && let Ok(What::Message(text)) = events.try_recv().map(|next| next.what)
@@ -152,5 +180,70 @@ impl Shared {
             self.pongs.fetch_max(number, Ordering::Release);
             self.answered.notify(usize::MAX);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runtime::InstanceEvent;
+    use smol::Timer;
+    use std::time::{Duration, Instant};
+
+    /// Lower bounds of time, and one that is a tenth of what the rests would take.
+    #[test]
+    fn a_flood_rests_unless_its_instance_ends() {
+        const MESSAGES: usize = 64;
+        let instance = InstanceId::from_bits(1);
+        let pacer = Pacer::new(Arc::new(|_| Duration::from_secs(3600)));
+        let message = |text: &str| InstanceEvent { instance, what: What::Message(text.to_owned()) };
+        let forwarded = |rounds: usize, ends: bool| {
+            let (sender, events) = events::bounded(rounds * MESSAGES + 1);
+            for _ in 0..rounds * MESSAGES {
+                sender.try_send(message("more")).expect("there is room");
+            }
+            if ends {
+                let what = What::Ended(Ending::Aborted);
+                sender.try_send(InstanceEvent { instance, what }).expect("there is room");
+            }
+            let (frames, outbox) = smol::channel::unbounded();
+            let (told, _ended) = smol::channel::unbounded();
+            let pacer = pacer.clone();
+            async move {
+                let shared = Shared::default();
+                let forward =
+                    async { drop(forward(instance, events, &frames, &told, &shared, &pacer).await) };
+                let all = async {
+                    for _ in 0..rounds * MESSAGES + usize::from(ends) {
+                        outbox.recv().await.expect("a frame");
+                    }
+                };
+                or(all, async {
+                    forward.await;
+                    std::future::pending().await
+                })
+                .await;
+                drop(sender);
+            }
+        };
+        smol::block_on(async {
+            let since = Instant::now();
+            forwarded(1, false).await;
+            let flood = since.elapsed();
+            assert!(flood >= Duration::from_millis(100) * (MESSAGES / ROW - 1) as u32, "{flood:?}");
+            let late = async { drop(Timer::after(flood * 2).await) };
+            let ended = async {
+                forwarded(20, true).await;
+                true
+            };
+            assert!(
+                or(ended, async {
+                    late.await;
+                    false
+                })
+                .await,
+                "a twentieth of it, with rests, took {flood:?}"
+            );
+        });
     }
 }
