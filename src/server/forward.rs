@@ -207,7 +207,7 @@ mod tests {
                 sender.try_send(InstanceEvent { instance, what }).expect("there is room");
             }
             let (frames, outbox) = smol::channel::unbounded();
-            let (told, _ended) = smol::channel::unbounded();
+            let (told, ended) = smol::channel::unbounded();
             let pacer = pacer.clone();
             async move {
                 let shared = Shared::default();
@@ -223,7 +223,7 @@ mod tests {
                     std::future::pending().await
                 })
                 .await;
-                drop(sender);
+                drop((sender, ended)); // until now, or nobody would read any more
             }
         };
         smol::block_on(async {
