@@ -17,8 +17,8 @@
 //! of the one below; a lower one never names an upper one: it returns a value or sends on a channel it was given.
 //!
 //! # Threads
-//! `io`: smol, sockets, sessions and HTTP; while the model computes for others, who floods it rests. `engine`: alone owns the
-//! model's pages and device; no locks inside. `worker`, as many as cores: runs slices of guests and, on the CPU backend, the
+//! `io`: smol, sockets, sessions and HTTP; while the model computes for others, who has used more than its part of it rests.
+//! `engine`: alone owns the model's pages and device; no locks inside. `worker`, as many as cores: runs slices of guests and, on the CPU backend, the
 //! shares of a batch, never both at once; while batches follow each other the engine's thread stands in for the first worker, so
 //! that no token waits for a thread to wake. Who has computed a share of a batch stays on a core of its own from then on, if the
 //! workers are as many as the cores.
@@ -28,7 +28,8 @@
 //! its core anywhere, and whoever wants the lock would wait until it has one again.
 //! `disk`: alone writes key-value pairs, all that wait in one transaction with one sync. `signals`: waits for the one that ends
 //! the server.
-//! Heavy work on a program or a blob (hashes, validation, translation, its file) runs on smol's blocking pool. A
+//! Heavy work on a program or a blob (hashes, validation, translation, its file) runs on smol's blocking pool; while the model
+//! computes for others, the programs that a subject uploads are translated one at a time and with rests between. A
 //! panic is caught at the guest's and the session's border; one in the engine ends the process.
 //!
 //! # The life of a request
@@ -54,7 +55,7 @@
 //! | [`limits`] | every capacity, with its reason |
 //! | [`identity`], [`quota`], [`clock`] | instance, subject, program: the names; what each may use; what time it is |
 //! | [`places`] | places that subjects share, bounded for each and in all |
-//! | [`pacer`] | the rests of who floods the io thread, and the sockets that take them |
+//! | [`pacer`] | what each subject uses of the io thread, the rests of who has used more than its part, the sockets that take them |
 //! | [`wire`], [`server`], [`client`] | the protocol, its server side, our client |
 //! | [`auth`] | PASETO tokens, what they grant |
 //! | [`program`] | the store of components; component to instantiation plan |

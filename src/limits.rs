@@ -516,7 +516,8 @@ pub const PROGRAM_GLOBALS: usize = 10_000;
 pub const PROGRAM_IMPORTS: usize = 4096;
 /// Exports of a program's modules.
 pub const PROGRAM_EXPORTS: usize = 10_000;
-/// Programs that are validated and translated at a time, each up to 0.3 s of one core: guests keep the others.
+/// Programs that are validated and translated at a time, each up to 0.3 s of one core: guests keep the others. (Of one subject's
+/// uploads, while the model computes for others: one, with rests.)
 pub const TRANSLATIONS: usize = 2;
 /// Programs in the store.
 pub const PROGRAMS: usize = 1024;

@@ -6,7 +6,7 @@
 use super::connect::{Lookup, connect};
 use super::{Job, Within, timed};
 use crate::limits;
-use crate::pacer::{Paced, Pacer};
+use crate::pacer::{Paced, Pacer, poll_rest};
 use crate::socket::Socket;
 use crate::transfer::{ErrorCode, Promise, Reader, Writer, pipe};
 use bytes::Bytes;
@@ -19,10 +19,10 @@ use smol::net::TcpStream;
 use std::future::{pending, poll_fn};
 use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-/// What one takes of the io thread at least.
+/// What one takes of the io thread at least, beside what it is seen to.
 const TAKES: Duration = Duration::from_micros(100);
 
 /// Carries a request out, at most for [`limits::OUTGOING_WITHIN`].
@@ -75,7 +75,7 @@ async fn converse(
 ) {
     let Within { answer, silence, .. } = within;
     // Nobody's: a rest within a read would count as the peer's silence, so it is taken between two pieces.
-    let stream = Paced::new(stream, Pacer::default());
+    let stream = Paced::new(stream, Pacer::default(), Pacer::default());
     let handshake = http1::Builder::new()
         .max_buf_size(limits::HTTP_HEAD_BYTES)
         .max_headers(limits::HTTP_HEAD_FIELDS)
@@ -85,7 +85,7 @@ async fn converse(
         Ok(parts) => parts,
         Err(e) => return promise.keep(Err(code(&e))),
     };
-    let request = request.map(|body| Counted { body, bytes: 0 });
+    let request = request.map(|body| Bounded { body, bytes: 0, pacer: pacer.clone(), rest: None });
     let exchanged = async {
         let answered = async { sender.send_request(request).await.map_err(|e| code(&e)) };
         let answered = timed(answer, ErrorCode::HttpResponseTimeout, answered);
@@ -152,13 +152,15 @@ async fn pass_on(mut body: Incoming, to: &Writer, silence: Duration, pacer: &Pac
     Ok(())
 }
 
-/// A request's body, up to its bound.
-struct Counted {
+/// A request's body, up to its bound, with a rest before each piece.
+struct Bounded {
     body: Reader,
     bytes: u64,
+    pacer: Pacer,
+    rest: Option<Timer>,
 }
 
-impl Body for Counted {
+impl Body for Bounded {
     type Data = Bytes;
     type Error = ErrorCode;
 
@@ -166,11 +168,16 @@ impl Body for Counted {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, ErrorCode>>> {
-        let frame = Pin::new(&mut self.body).poll_frame(context);
+        let this = &mut *self;
+        ready!(poll_rest(&mut this.rest, context));
+        let frame = Pin::new(&mut this.body).poll_frame(context);
+        if frame.is_ready() {
+            this.rest = this.pacer.turn(Duration::ZERO);
+        }
         if let Poll::Ready(Some(Ok(frame))) = &frame {
-            self.bytes += frame.data_ref().map_or(0, |data| data.len() as u64);
-            if self.bytes > limits::OUTGOING_BODY_BYTES {
-                return Poll::Ready(Some(Err(ErrorCode::HttpRequestBodySize(Some(self.bytes)))));
+            this.bytes += frame.data_ref().map_or(0, |data| data.len() as u64);
+            if this.bytes > limits::OUTGOING_BODY_BYTES {
+                return Poll::Ready(Some(Err(ErrorCode::HttpRequestBodySize(Some(this.bytes)))));
             }
         }
         frame

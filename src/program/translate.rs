@@ -21,9 +21,8 @@ pub struct Code {
 pub type Translation = Box<dyn FnOnce() -> Result<Code, Rejected> + Send>;
 
 impl Code {
-    /// Runs `translation` off the caller's thread and a few at a
-    /// time: uploads must not take all the cores. One that is begun goes on when nobody waits for it any more, and
-    /// keeps its place until it is over.
+    /// Runs `translation` off the caller's thread and a few at a time: uploads must not take all the cores. One that is
+    /// begun goes on when nobody waits for it any more, and keeps its place until it is over.
     pub async fn translate(translation: Translation) -> Result<Code, Rejected> {
         static PLACES: Semaphore = Semaphore::new(limits::TRANSLATIONS);
         let place = PLACES.acquire().await;

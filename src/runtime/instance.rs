@@ -13,7 +13,7 @@ use super::quota::{Allowance, Name, Quotas};
 use super::slice::Guest;
 use super::table::Table;
 use super::worker::{Slice, Starting};
-use super::{Ending, Errand, InstanceEvent, Launch, Runtime, What};
+use super::{Ending, Errand, InstanceEvent, Launch, Runtime, Traffic, What};
 use crate::clock;
 use crate::engine::Gone;
 use crate::engine::credit::Credits;
@@ -169,7 +169,7 @@ pub(super) fn context(runtime: &Runtime, entry: &Entry, launch: Launch, seed: u6
             entry.instance,
             launch.subject.clone(),
             &launch.http,
-            parts.workers.pacer(&launch.subject),
+            parts.workers.pacer(&launch.subject, Traffic::Own),
         ),
         subject: launch.subject,
         arguments: launch.arguments,

@@ -43,7 +43,7 @@ pub use directory::Directory;
 pub use ending::Ending;
 pub use quota::{Name, Quota, Quotas};
 pub use serve::Servers;
-pub use subjects::Turn;
+pub use subjects::{Traffic, Turn};
 pub use worker::Workers;
 
 /// What one instance is launched with.
@@ -180,13 +180,13 @@ impl Runtime {
     }
 
     /// For what the io thread does for this subject.
-    pub fn pacer(&self, subject: &Subject) -> Pacer {
-        self.parts.workers.pacer(subject)
+    pub fn pacer(&self, subject: &Subject, traffic: Traffic) -> Pacer {
+        self.parts.workers.pacer(subject, traffic)
     }
 
-    /// Waits until it is the subject's turn to have something long done.
-    pub async fn turn(&self, subject: &Subject) -> Turn {
-        self.parts.workers.turn(subject).await
+    /// Waits until a program of the subject may be translated.
+    pub async fn translation(&self, subject: &Subject) -> Turn {
+        self.parts.workers.translation(subject).await
     }
 
     /// What everyone may have.

@@ -1,7 +1,7 @@
 //! Small numbers for subjects, and how each shares the threads for long work and the io thread.
 //!
-//! Owns: which number is whose, and of each subject the long turns that run, the rest after one, and what it has used of the
-//! io thread. Never: a thread, a queue, what the work is, whether the model is busy.
+//! Owns: which number is whose, and of each subject the long turns and translations that run, the rest after one, and what it
+//! has used of the io thread. Never: a thread, a queue, what the work is, whether the model is busy.
 //!
 //! A number is a subject's as long as somebody holds it or its rest lasts: or whoever ends its last guest would have
 //! rested.
@@ -9,6 +9,7 @@
 use crate::clock;
 use crate::identity::Subject;
 use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -16,8 +17,10 @@ use std::time::{Duration, Instant};
 const RESTS: u32 = 3;
 /// ... but not longer than this.
 const REST_MOST: Duration = Duration::from_secs(10);
-/// A thread of the usual priority has its core by so much longer than one of low priority.
-const USUAL: u32 = 10;
+/// After a program of it was translated, at the usual priority, a subject's next one waits so many times as long, ...
+const TRANSLATION_RESTS: u32 = 30;
+/// ... but not longer than this: its connection waits meanwhile.
+const TRANSLATION_REST_MOST: Duration = Duration::from_secs(2);
 /// While others wait for the model a subject has one part in so many of the io thread, ...
 const IO_PART: u32 = 32;
 /// ... after it has had so much at once.
@@ -44,8 +47,19 @@ struct Share {
     /// Long turns that run.
     running: usize,
     rests_until: Option<Instant>,
+    /// Translations that run, ...
+    translating: usize,
+    /// ... and until when none does.
+    translates_at: Option<Instant>,
     /// When its part of the io thread will have paid for what it has used of it.
-    io_paid: Option<Instant>,
+    io_paid: [Option<Instant>; 2], // [Traffic]
+}
+
+/// Who uses the io thread for a subject: it itself, or whoever visits its server instances, which it may not be able to help.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Traffic {
+    Own,
+    Visitors,
 }
 
 /// A subject's number, which is nobody else's until the last of these is dropped.
@@ -56,7 +70,7 @@ pub(super) struct Number {
     subjects: Subjects,
 }
 
-/// A long turn on a thread of the usual priority; it is over when this is dropped.
+/// A subject's turn to have a program translated, on a thread of the usual priority; over when this is dropped.
 pub struct Turn {
     number: Number,
     took: Duration,
@@ -66,15 +80,20 @@ impl Turn {
     /// What the turn is for, on the calling thread.
     pub fn of<R>(mut self, work: impl FnOnce() -> R) -> R {
         let since = clock::computed();
-        let made = work();
+        let made = catch_unwind(AssertUnwindSafe(work));
         self.took = clock::computed().saturating_sub(since);
-        made
+        made.unwrap_or_else(|panic| resume_unwind(panic))
     }
 }
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        self.number.subjects.over(self.number.number, self.took * USUAL, clock::now());
+        let mut numbers = self.number.subjects.lock();
+        let share = &mut numbers.shares[self.number.number];
+        share.translating -= 1;
+        let now = clock::now();
+        let after = share.translates_at.map_or(now, |at| at.max(now)) + self.took * TRANSLATION_RESTS;
+        share.translates_at = Some(after.min(now + TRANSLATION_REST_MOST));
     }
 }
 
@@ -106,10 +125,19 @@ impl Subjects {
         self.lock().shares[number].running += 1;
     }
 
-    /// One begins.
-    pub fn turn(&self, number: Number) -> Turn {
-        self.begin(number.number);
+    /// A translation of the subject begins.
+    pub fn translates(&self, number: Number) -> Turn {
+        self.lock().shares[number.number].translating += 1;
         Turn { number, took: Duration::ZERO }
+    }
+
+    /// How long its next one has to wait while others wait for the model.
+    pub fn translation_waits(&self, number: usize, now: Instant) -> Duration {
+        let share = &self.lock().shares[number];
+        match share.translating {
+            0 => share.translates_at.map_or(Duration::ZERO, |at| at.saturating_duration_since(now)),
+            _ => LOOK,
+        }
     }
 
     /// One is over and has computed for so long.
@@ -132,12 +160,12 @@ impl Subjects {
 
     /// Something of the subject uses so much of the io thread while others wait for the model: how long until its part has paid
     /// for that.
-    pub fn io(&self, number: usize, takes: Duration, now: Instant) -> Duration {
-        let share = &mut self.lock().shares[number];
+    pub fn io(&self, number: usize, traffic: Traffic, takes: Duration, now: Instant) -> Duration {
+        let io_paid = &mut self.lock().shares[number].io_paid[traffic as usize];
         let free = now + IO_BURST * IO_PART;
-        let paid = share.io_paid.map_or(now, |paid| paid.max(now)) + takes * IO_PART;
+        let paid = io_paid.map_or(now, |paid| paid.max(now)) + takes * IO_PART;
         let paid = paid.min(free + IO_OWED_MOST);
-        share.io_paid = Some(paid);
+        *io_paid = Some(paid);
         paid.saturating_duration_since(free)
     }
 
@@ -169,7 +197,9 @@ impl Numbers {
         let Numbers { of, shares, free } = self;
         of.retain(|_, number| {
             let share = &shares[*number];
-            let rests = share.rests_until.max(share.io_paid).is_some_and(|until| until > now);
+            let [own, visitors] = share.io_paid;
+            let until = [share.rests_until, share.translates_at, own, visitors].into_iter().max().flatten();
+            let rests = until.is_some_and(|until| until > now);
             let kept = share.holders > 0 || rests;
             if !kept {
                 free.push(*number);
@@ -214,34 +244,45 @@ mod tests {
     }
 
     #[test]
-    fn a_turn_at_usual_priority_is_paid_for_with_a_longer_rest_and_a_panic_ends_it_too() {
+    fn translations_wait_for_each_other_and_for_what_they_took_together_also_if_one_panics() {
         let subjects = Subjects::default();
         let enter = || subjects.enter(&Subject::new("one"));
         let held = enter();
-        let turn = subjects.turn(enter());
-        assert_eq!(subjects.waits(held.number, clock::now()), LOOK);
-        turn.of(|| {
+        let (ms, start) = (Duration::from_millis(1), clock::now());
+        let compute = || {
             let since = clock::computed();
-            while clock::computed() - since < Duration::from_millis(10) {}
+            while clock::computed() - since < 5 * ms {}
+        };
+        let [first, second] = [subjects.translates(enter()), subjects.translates(enter())];
+        first.of(compute);
+        assert_eq!(subjects.translation_waits(held.number, start), LOOK, "the second runs");
+        let panics = AssertUnwindSafe(|| {
+            second.of(|| {
+                compute();
+                panic!("a mistake of the translator")
+            })
         });
-        let rest = subjects.waits(held.number, clock::now() - Duration::from_secs(1));
-        assert!(rest >= Duration::from_millis(10) * RESTS * USUAL, "{rest:?}");
-        let turn = subjects.turn(enter());
-        let panics = std::panic::AssertUnwindSafe(|| turn.of(|| panic!("a mistake of the host")));
-        assert!(std::panic::catch_unwind(panics).is_err());
-        assert_ne!(subjects.waits(held.number, clock::now() + REST_MOST), LOOK, "it does not run any more");
+        assert!(catch_unwind(panics).is_err());
+        let now = clock::now();
+        let waits = subjects.translation_waits(held.number, now);
+        assert!(waits + (now - start) >= 10 * ms * TRANSLATION_RESTS && waits <= TRANSLATION_REST_MOST);
+        assert_eq!(subjects.waits(held.number, now), Duration::ZERO, "its guests' long work may go on");
+        assert_eq!(subjects.translation_waits(held.number, now + TRANSLATION_REST_MOST), Duration::ZERO);
     }
 
     #[test]
     fn of_the_io_thread_a_subject_has_a_burst_and_then_its_part_in_turn() {
         let (subjects, start) = (Subjects::default(), Instant::now());
         let number = subjects.enter(&Subject::new("one"));
-        let io = |takes: Duration, after: Duration| subjects.io(number.number, takes, start + after);
+        let io =
+            |takes: Duration, after: Duration| subjects.io(number.number, Traffic::Own, takes, start + after);
         let (ms, part) = (Duration::from_millis(1), IO_PART * Duration::from_millis(1));
         assert_eq!(io(IO_BURST, Duration::ZERO), Duration::ZERO);
         assert_eq!([io(ms, Duration::ZERO), io(ms, Duration::ZERO)], [part, 2 * part], "one after the other");
         assert_eq!(io(ms, 2 * part), part, "what rested goes on");
         assert_eq!(io(Duration::from_secs(5), 3 * part), IO_OWED_MOST, "however long it was");
+        let visitors = subjects.io(number.number, Traffic::Visitors, IO_BURST, start + 3 * part);
+        assert_eq!(visitors, Duration::ZERO, "they have a part of their own");
         // Who comes back with nothing left still owes.
         let one = number.number;
         drop(number);
@@ -249,6 +290,10 @@ mod tests {
         assert_ne!(subjects.lock().enter(&Subject::new("other"), now).0, one);
         let later = now + IO_BURST * IO_PART;
         assert_eq!(subjects.lock().enter(&Subject::new("third"), later), (one, true));
-        assert_eq!(subjects.io(one, IO_BURST, later), Duration::ZERO, "a newcomer has its burst");
+        assert_eq!(
+            subjects.io(one, Traffic::Own, IO_BURST, later),
+            Duration::ZERO,
+            "a newcomer has its burst"
+        );
     }
 }

@@ -63,6 +63,7 @@ pub async fn serve<H: House>(
         ended,
         since: clock::now(),
         closing,
+        met: false,
     };
     connection.meet();
     executor
@@ -85,6 +86,8 @@ struct Connection<'c, H: House> {
     ended: Receiver<InstanceId>,
     since: Instant,
     closing: Closing,
+    /// Its pacer is its subject's.
+    met: bool,
 }
 
 /// However a connection ends, also by a panic, its instances end with it. The first ending given to one counts.
@@ -129,12 +132,16 @@ impl<H: House> Connection<'_, H> {
                     corr_id: None,
                     reason: "Text frames are not read; send MessagePack in binary frames".to_owned(),
                 }),
-                Input::Frame(Some(Ok(Message::Pong(payload)))) => {
-                    self.io.shared.pong(&payload);
-                    continue;
-                }
                 // Pings are answered by the carrier; a close is, too, on the next read, which then ends the stream.
-                Input::Frame(Some(Ok(_))) => continue,
+                Input::Frame(Some(Ok(other))) => {
+                    if let Message::Pong(payload) = other {
+                        self.io.shared.pong(&payload);
+                    }
+                    match self.rest(&watch).await {
+                        Some(over) => return over,
+                        None => continue,
+                    }
+                }
                 Input::Frame(Some(Err(e))) => return refused(&e),
                 Input::Frame(None) => return Over::Gone,
                 Input::Ended(instance) => {
@@ -143,6 +150,12 @@ impl<H: House> Connection<'_, H> {
                 }
                 Input::Over(over) => return over,
             };
+            // An end waits for nothing that need not be.
+            if !matches!(message, Ok(ClientMessage::TerminateInstance { .. }))
+                && let Some(over) = self.rest(&watch).await
+            {
+                return over;
+            }
             let effect = match message {
                 Ok(message) => self.session.step(message, clock::date()),
                 Err(undecodable) => match self.session.unreadable(undecodable, clock::now()) {
@@ -162,10 +175,21 @@ impl<H: House> Connection<'_, H> {
     }
 
     /// Whom it serves may be known now.
-    fn meet(&self) {
-        if let Some(grant) = self.session.grant() {
-            self.io.pacer.join(|| self.io.door.house.pacer(&grant.subject));
+    fn meet(&mut self) {
+        if let Some(grant) = self.session.grant().filter(|_| !self.met) {
+            self.io.pacer.join(&self.io.door.house.pacer(&grant.subject));
+            self.met = true;
         }
+    }
+
+    /// After a message, if its subject has used more of the io thread than its part. The end of the rest, or of all.
+    async fn rest(&self, watch: &Watch<'_>) -> Option<Over> {
+        let rest = self.io.pacer.rest()?;
+        let rested = async {
+            rest.await;
+            None
+        };
+        or(rested, async { Some(watch.ring().await) }).await
     }
 
     fn end_instances(&self, ending: Ending) {
@@ -192,6 +216,7 @@ impl<H: House> Connection<'_, H> {
         let ending = if planted(Bug::WrongWord) { Ending::Disconnected } else { ending };
         self.end_instances(ending);
         let Some((code, reason)) = farewell else { return };
+        let _hurry = self.io.pacer.hurry();
         self.io.ends = None;
         // Closed once every forwarder has sent the last event of its instance.
         let last_events = async { while self.ended.recv().await.is_ok() {} };
@@ -317,8 +342,13 @@ impl<H: House> Io<'_, H> {
         let (shared, pacer) = (self.shared.clone(), self.pacer.clone());
         self.executor
             .spawn(async move {
+                let ending = async {
+                    received.ending().await;
+                    let _hurry = pacer.hurry(); // until its end is on its way
+                    std::future::pending().await
+                };
                 // None: nobody reads any more, and the connection is ending.
-                let _ = forward(instance, received, &frames, &ends, &shared, &pacer).await;
+                let _ = or(forward(instance, &received, &frames, &ends, &shared, &pacer), ending).await;
             })
             .detach();
         Some(())

@@ -28,7 +28,7 @@ const ROW: usize = 8;
 /// Turns the events of one instance into frames, in order, the last one always. None: nobody reads any more.
 pub async fn forward(
     instance: InstanceId,
-    events: events::Receiver,
+    events: &events::Receiver,
     frames: &Sender<Message>,
     ends: &Sender<InstanceId>,
     shared: &Shared,
@@ -39,7 +39,7 @@ pub async fn forward(
             let over = async {
                 rest.await;
             };
-            or(over, events.ending()).await; // of one that ends nothing more can come
+            or(over, pacer.hurried()).await;
         }
     };
     let event = |event, message| {
@@ -211,18 +211,22 @@ mod tests {
             let pacer = pacer.clone();
             async move {
                 let shared = Shared::default();
-                let forward =
-                    async { drop(forward(instance, events, &frames, &told, &shared, &pacer).await) };
+                let forward = async { _ = forward(instance, &events, &frames, &told, &shared, &pacer).await };
+                let ending = async {
+                    events.ending().await;
+                    let _hurry = pacer.hurry();
+                    std::future::pending().await
+                };
                 let all = async {
                     for _ in 0..rounds * MESSAGES + usize::from(ends) {
                         outbox.recv().await.expect("a frame");
                     }
                 };
-                or(all, async {
-                    forward.await;
+                let forwards = async {
+                    or(forward, ending).await;
                     std::future::pending().await
-                })
-                .await;
+                };
+                or(all, forwards).await;
                 drop((sender, ended)); // until now, or nobody would read any more
             }
         };
@@ -231,7 +235,7 @@ mod tests {
             forwarded(1, false).await;
             let flood = since.elapsed();
             assert!(flood >= Duration::from_millis(100) * (MESSAGES / ROW - 1) as u32, "{flood:?}");
-            let late = async { drop(Timer::after(flood * 2).await) };
+            let late = async { _ = Timer::after(flood * 2).await };
             let ended = async {
                 forwarded(20, true).await;
                 true

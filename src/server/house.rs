@@ -13,7 +13,7 @@ use crate::limits;
 use crate::pacer::Pacer;
 use crate::program::{Code, Kinds, Program, Store, Translation};
 use crate::runtime::serve::{Serve, Server};
-use crate::runtime::{Ending, Launch, Runtime, events};
+use crate::runtime::{Ending, Launch, Runtime, Traffic, events};
 use crate::wire::ServerInstance;
 use crate::wire::upload::Upload;
 use std::collections::BTreeMap;
@@ -117,7 +117,7 @@ impl House for Served {
     async fn put(&self, program: Upload) -> Result<ProgramHash, String> {
         let subject = program.who().clone();
         let translate = async |translation: Translation| {
-            let turn = self.runtime.turn(&subject).await;
+            let turn = self.runtime.translation(&subject).await;
             Code::translate(Box::new(move || turn.of(translation))).await
         };
         self.store.put(&subject, program, translate).await.map_err(|rejected| rejected.to_string())
@@ -179,7 +179,7 @@ impl House for Served {
     }
 
     fn pacer(&self, subject: &Subject) -> Pacer {
-        self.runtime.pacer(subject)
+        self.runtime.pacer(subject, Traffic::Own)
     }
 
     fn signal(&self, instance: InstanceId, message: String) {

@@ -15,7 +15,7 @@ use crate::limits;
 use crate::pacer::{Paced, Pacer};
 use crate::places::Places;
 use crate::runtime::serve::{Place, Serve};
-use crate::runtime::{Ending, Runtime};
+use crate::runtime::{Ending, Runtime, Traffic};
 use crate::socket::{Clock, Socket};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -100,8 +100,9 @@ struct Connections {
 async fn serve(bound: Bound, runtime: Runtime, names: Arc<Names>, connections: Connections) {
     let Bound { place, listener } = bound;
     let server = place.server.clone();
-    let (executor, pacer) = (Arc::new(Executor::new()), runtime.pacer(&server.serve.subject));
-    let desk = Arc::new(Desk::new(runtime, server.clone(), names, Arc::downgrade(&executor)));
+    let (executor, pacer) =
+        (Arc::new(Executor::new()), runtime.pacer(&server.serve.subject, Traffic::Visitors));
+    let desk = Arc::new(Desk::new(runtime, server.clone(), names, Arc::downgrade(&executor), pacer.clone()));
     let until = server.serve.expires.map_or(Until::Never, Until::Date);
     let watch = Watch { until, closing: &server.stopping };
     let enter = |stream| {
@@ -110,11 +111,10 @@ async fn serve(bound: Bound, runtime: Runtime, names: Arc<Names>, connections: C
         let (desk, pacer) = (desk.clone(), pacer.clone());
         Ok(async move {
             let _places = (of_server, of_subject);
-            converse(stream, desk, pacer).await;
+            pacer.counted(Box::pin(converse(stream, desk, pacer.clone()))).await;
         })
     };
-    let served = executor.run(or(watch.ring(), accept(&listener, &executor, enter)));
-    let over = pacer.counted(Box::pin(served)).await;
+    let over = executor.run(or(watch.ring(), accept(&listener, &executor, enter))).await;
     let ending = match over {
         Over::TokenExpired => Ending::Expired,
         _ => Ending::Aborted,
@@ -129,12 +129,13 @@ async fn converse(stream: TcpStream, desk: Arc<Desk>, pacer: Pacer) {
         let desk = desk.clone();
         async move { desk.answer(request).await }
     });
+    let socket = Paced::new(stream.clone(), pacer.clone(), pacer);
     let connection = http1::Builder::new()
         .timer(Clock)
         .header_read_timeout(limits::HTTP_HEAD_WITHIN)
         .max_buf_size(limits::HTTP_HEAD_BYTES)
         .max_headers(limits::HTTP_HEAD_FIELDS)
-        .serve_connection(Socket::new(Paced::new(stream.clone(), pacer), limits::HTTP_READ_STALL), service);
+        .serve_connection(Socket::new(socket, limits::HTTP_READ_STALL), service);
     let served = async {
         if let Err(e) = connection.await {
             tracing::debug!(target: "http", "a connection ended: {e}");

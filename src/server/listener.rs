@@ -9,6 +9,7 @@ use super::seats::Seat;
 use super::upgrade::{self, Judgement};
 use super::{Door, House};
 use super::{carrier, connection};
+use crate::identity::Subject;
 use crate::limits;
 use crate::pacer::{Paced, Pacer};
 use async_tungstenite::WebSocketStream;
@@ -63,7 +64,9 @@ async fn serve<H: House>(stream: TcpStream, door: &Door<H>, seat: Seat, closing:
         Timer::after(limits::HANDSHAKE_WITHIN).await;
         Err(io::Error::from(io::ErrorKind::TimedOut))
     };
+    // All who have not said who they are share what everyone has.
     let pacer = Pacer::default();
+    pacer.join(&door.house.pacer(&Subject::everyone()));
     match or(shake_hands(stream, door, &pacer), late).await {
         Ok(Some(socket)) => {
             let served = connection::serve(carrier::of(socket), door, seat, closing, pacer.clone());
@@ -100,7 +103,8 @@ async fn shake_hands<H: House>(
                 stream.write_all(&reply).await?;
                 let rest = read.split_off(head);
                 let socket = WebSocketStream::from_partially_read(
-                    Paced::new(stream, pacer.clone()),
+                    // Forwarders rest, not what they have made: an end may be behind it.
+                    Paced::new(stream, pacer.clone(), Pacer::default()),
                     rest,
                     Role::Server,
                     Some(frame_limits()),

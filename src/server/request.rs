@@ -8,6 +8,7 @@
 
 use super::names::Names;
 use crate::limits;
+use crate::pacer::Pacer;
 use crate::runtime::serve::{Answering, Leash, Server};
 use crate::runtime::{Ending, Runtime};
 use crate::transfer::{self, Call, ErrorCode, Promised, Reader, Writer};
@@ -37,6 +38,8 @@ pub struct Desk {
     places: Arc<Semaphore>,
     /// Weak: what runs on it holds this desk.
     executor: Weak<Executor<'static>>,
+    /// Of its visitors.
+    pacer: Pacer,
 }
 
 /// An answer that is not the program's.
@@ -54,9 +57,10 @@ impl Desk {
         server: Arc<Server>,
         names: Arc<Names>,
         executor: Weak<Executor<'static>>,
+        pacer: Pacer,
     ) -> Desk {
         let places = Arc::new(Semaphore::new(limits::HTTP_REQUESTS));
-        Desk { runtime, server, names, places, executor }
+        Desk { runtime, server, names, places, executor, pacer }
     }
 
     pub async fn answer(&self, request: Request<Incoming>) -> Result<Response<Answer>, Infallible> {
@@ -64,6 +68,9 @@ impl Desk {
     }
 
     async fn respond(&self, request: Request<Incoming>) -> Result<Response<Answer>, Refusal> {
+        if let Some(rest) = self.pacer.turn(Duration::ZERO) {
+            rest.await;
+        }
         self.admit(&request)?;
         let (mut head, mut body) = request.into_parts();
         let declared = body.size_hint().exact();
@@ -163,7 +170,9 @@ impl Desk {
         future: impl Future<Output = T> + Send + 'static,
     ) -> Result<Task<T>, Refusal> {
         let stopping = || Refusal(StatusCode::SERVICE_UNAVAILABLE, "The server instance is ending.".into());
-        Ok(self.executor.upgrade().ok_or_else(stopping)?.spawn(future))
+        let (pacer, future) = (self.pacer.clone(), Box::pin(future));
+        let counted = async move { pacer.counted(future).await };
+        Ok(self.executor.upgrade().ok_or_else(stopping)?.spawn(counted))
     }
 }
 

@@ -7,7 +7,7 @@ use super::{BURST, COMPUTED_MOST, STARTS_AT_ONCE, Shared, TURN_MOST, WAITED_PART
 use crate::clock;
 use crate::identity::Subject;
 use crate::pacer::Pacer;
-use crate::runtime::subjects::{LOOK, Number, Turn};
+use crate::runtime::subjects::{LOOK, Number, Traffic, Turn};
 use async_task::Runnable;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
@@ -143,28 +143,28 @@ impl Workers {
 
 impl Workers {
     /// For what the io thread does for this subject.
-    pub fn pacer(&self, subject: &Subject) -> Pacer {
+    pub fn pacer(&self, subject: &Subject, traffic: Traffic) -> Pacer {
         let (subject, shared) = (self.enter(subject), &self.0.shared);
         let (model_is_for, subjects) = (shared.model_is_for.clone(), shared.subjects.clone());
         Pacer::new(Arc::new(move |takes| {
             let subject: &Number = &subject; // all of it is kept, or the number would be another's
             match is_busy_beside(&model_is_for, subject.number) {
-                true => subjects.io(subject.number, takes, clock::now()),
+                true => subjects.io(subject.number, traffic, takes, clock::now()),
                 false => Duration::ZERO,
             }
         }))
     }
 
-    /// Waits for the subject's next long turn, on whatever thread its holder chooses.
-    pub async fn turn(&self, subject: &Subject) -> Turn {
+    /// Waits until a program of the subject may be translated.
+    pub async fn translation(&self, subject: &Subject) -> Turn {
         let (number, shared) = (self.enter(subject), &self.0.shared);
         loop {
             let wait = match shared.is_busy_beside(number.number) {
-                true => shared.subjects.waits(number.number, clock::now()),
+                true => shared.subjects.translation_waits(number.number, clock::now()),
                 false => Duration::ZERO,
             };
             if wait.is_zero() {
-                return shared.subjects.turn(number);
+                return shared.subjects.translates(number);
             }
             clock::after(wait.min(LOOK)).await; // by then the rest may no longer be needed
         }

@@ -1,10 +1,12 @@
 //! The run queues from outside: who runs, who waits for whom, and that nobody starves.
 
 use super::*;
+use crate::clock;
 use crate::engine::Settle;
 use crate::identity::Subject;
+use crate::runtime::Traffic;
 use smol::channel;
-use smol::future::or;
+use smol::future::{or, poll_once};
 use std::sync::atomic::AtomicBool;
 use std::task::Poll;
 
@@ -97,17 +99,30 @@ fn who_watches_a_device_lends_its_thread() {
     }
 }
 
-/// What the io thread does for a subject rests while the model computes for another, and only then.
+/// What the io thread does for a subject, and its programs' translation, rest while the model computes for another, and only then.
 #[test]
-fn who_floods_the_io_thread_rests_while_the_model_computes_for_others() {
+fn who_floods_the_io_thread_or_uploads_without_pause_rests_while_the_model_computes_for_others() {
     let workers = Workers::start(1).unwrap();
-    let [one, other] = ["one", "other"].map(|name| workers.pacer(&Subject::new(name)));
+    let [one, other] = ["one", "other"].map(|name| workers.pacer(&Subject::new(name), Traffic::Own));
     let long = Duration::from_secs(1);
     assert!(one.turn(long).is_none(), "nobody waits for the model");
     attend(&workers, "one");
     assert!(one.turn(long).is_none(), "nobody else does");
     assert!(other.turn(long).is_some());
+    let translates =
+        |name: &'static str| smol::block_on(poll_once(Box::pin(workers.translation(&Subject::new(name)))));
+    let first = translates("other").expect("it has had none");
+    assert!(
+        translates("other").is_none() && translates("one").is_some(),
+        "one at a time of whoever does not compute"
+    );
+    first.of(|| {
+        let since = clock::computed();
+        while clock::computed() - since < Duration::from_millis(10) {}
+    });
+    assert!(translates("other").is_none(), "it rests");
     workers.rest();
+    assert!(translates("other").is_some());
     assert!(other.turn(long).is_none(), "nobody does any more");
 }
 
