@@ -6,7 +6,7 @@
 use super::connect::{Lookup, connect};
 use super::{Job, Within, timed};
 use crate::limits;
-use crate::pacer::{Paced, Pacer, poll_rest};
+use crate::pacer::{Paced, Pacer};
 use crate::socket::Socket;
 use crate::transfer::{ErrorCode, Promise, Reader, Writer, pipe};
 use bytes::Bytes;
@@ -19,7 +19,7 @@ use smol::net::TcpStream;
 use std::future::{pending, poll_fn};
 use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 /// What one takes of the io thread at least, beside what it is seen to.
@@ -85,7 +85,7 @@ async fn converse(
         Ok(parts) => parts,
         Err(e) => return promise.keep(Err(code(&e))),
     };
-    let request = request.map(|body| Bounded { body, bytes: 0, pacer: pacer.clone(), rest: None });
+    let request = request.map(|body| Bounded { body, bytes: 0 });
     let exchanged = async {
         let answered = async { sender.send_request(request).await.map_err(|e| code(&e)) };
         let answered = timed(answer, ErrorCode::HttpResponseTimeout, answered);
@@ -126,7 +126,7 @@ async fn pass_on(mut body: Incoming, to: &Writer, silence: Duration, pacer: &Pac
     let mut bytes = 0;
     loop {
         poll_fn(|context| to.poll_room(context)).await;
-        if let Some(rest) = pacer.turn(Duration::ZERO) {
+        if let Some(rest) = pacer.rest() {
             rest.await;
         }
         let next = async {
@@ -152,12 +152,10 @@ async fn pass_on(mut body: Incoming, to: &Writer, silence: Duration, pacer: &Pac
     Ok(())
 }
 
-/// A request's body, up to its bound, with a rest before each piece.
+/// A request's body, up to its bound. It does not rest: its time counts as the peer's.
 struct Bounded {
     body: Reader,
     bytes: u64,
-    pacer: Pacer,
-    rest: Option<Timer>,
 }
 
 impl Body for Bounded {
@@ -168,16 +166,11 @@ impl Body for Bounded {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, ErrorCode>>> {
-        let this = &mut *self;
-        ready!(poll_rest(&mut this.rest, context));
-        let frame = Pin::new(&mut this.body).poll_frame(context);
-        if frame.is_ready() {
-            this.rest = this.pacer.turn(Duration::ZERO);
-        }
+        let frame = Pin::new(&mut self.body).poll_frame(context);
         if let Poll::Ready(Some(Ok(frame))) = &frame {
-            this.bytes += frame.data_ref().map_or(0, |data| data.len() as u64);
-            if this.bytes > limits::OUTGOING_BODY_BYTES {
-                return Poll::Ready(Some(Err(ErrorCode::HttpRequestBodySize(Some(this.bytes)))));
+            self.bytes += frame.data_ref().map_or(0, |data| data.len() as u64);
+            if self.bytes > limits::OUTGOING_BODY_BYTES {
+                return Poll::Ready(Some(Err(ErrorCode::HttpRequestBodySize(Some(self.bytes)))));
             }
         }
         frame

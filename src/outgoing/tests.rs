@@ -382,14 +382,17 @@ fn places_are_bounded_for_each_and_for_all_and_come_back() {
 
 #[test]
 fn a_long_response_rests_between_its_pieces_and_its_silence_is_the_peers_alone() {
-    // Longer than what the guest waits for the peer, once for the request and once for the body.
-    const REST: Duration = Duration::from_secs(1);
+    // Shorter than a rest. The peer has sent all before the first one is over, so its silence is never as long.
+    const PATIENCE: Duration = Duration::from_millis(50);
     let told = Arc::new(AtomicU32::new(0));
     let account = {
         let told = told.clone();
         // A piece asks before it, and takes what it takes.
-        move |takes: Duration| match takes.is_zero() && told.fetch_add(1, Ordering::Relaxed) == 0 {
-            true => REST,
+        move |takes: Duration| match takes.is_zero() {
+            true => {
+                told.fetch_add(1, Ordering::Relaxed);
+                Duration::from_secs(3600)
+            }
             false => Duration::ZERO,
         }
     };
@@ -404,7 +407,7 @@ fn a_long_response_rests_between_its_pieces_and_its_silence_is_the_peers_alone()
         Pacer::new(Arc::new(account)),
     );
     rig.run(async |_| {
-        let impatient = Within::new(None, None, Some(REST / 2));
+        let impatient = Within::new(None, None, Some(PATIENCE));
         let sent = line.send(get(&format!("http://{address}/")), impatient);
         let response = settled(&sent).await.unwrap();
         assert_eq!(read(response.body()).await.unwrap().0, [7; 100_000]);

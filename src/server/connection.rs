@@ -150,10 +150,8 @@ impl<H: House> Connection<'_, H> {
                 }
                 Input::Over(over) => return over,
             };
-            // An end waits for nothing that need not be.
-            if !matches!(message, Ok(ClientMessage::TerminateInstance { .. }))
-                && let Some(over) = self.rest(&watch).await
-            {
+            let urgent = message.as_ref().is_ok_and(|message| self.session.is_urgent(message));
+            if !urgent && let Some(over) = self.rest(&watch).await {
                 return over;
             }
             let effect = match message {
@@ -182,7 +180,7 @@ impl<H: House> Connection<'_, H> {
         }
     }
 
-    /// After a message, if its subject has used more of the io thread than its part. The end of the rest, or of all.
+    /// Before what a message asks for, if its subject has used more of the io thread than its part. What ended all meanwhile.
     async fn rest(&self, watch: &Watch<'_>) -> Option<Over> {
         let rest = self.io.pacer.rest()?;
         let rested = async {

@@ -21,8 +21,8 @@ use smol::lock::Semaphore;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Messages in a row before a rest, if the subject has used more of the io thread than its part. One that comes now and then
-/// never rests.
+/// Messages in a row before a rest, if the subject has used more of the io thread than its part. A message that comes now and
+/// then never rests, each piece of a blob does.
 const ROW: usize = 8;
 
 /// Turns the events of one instance into frames, in order, the last one always. None: nobody reads any more.

@@ -57,6 +57,7 @@ pub trait House: Send + Sync + 'static {
         async { Err(unknown) }
     }
     /// For what the io thread does for this subject.
+    /// For a connection of the subject; each has its own.
     fn pacer(&self, subject: &Subject) -> Pacer;
     fn signal(&self, instance: InstanceId, message: String);
     fn give_blob(&self, instance: InstanceId, blob: Arc<[u8]>);

@@ -65,16 +65,16 @@ async fn serve<H: House>(stream: TcpStream, door: &Door<H>, seat: Seat, closing:
         Err(io::Error::from(io::ErrorKind::TimedOut))
     };
     // All who have not said who they are share what everyone has.
-    let pacer = Pacer::default();
-    pacer.join(&door.house.pacer(&Subject::everyone()));
-    match or(shake_hands(stream, door, &pacer), late).await {
-        Ok(Some(socket)) => {
-            let served = connection::serve(carrier::of(socket), door, seat, closing, pacer.clone());
-            pacer.counted(Box::pin(served)).await;
+    let pacer = door.house.pacer(&Subject::everyone());
+    let own = pacer.clone();
+    let served = async move {
+        match or(shake_hands(stream, door, &own), late).await {
+            Ok(Some(socket)) => connection::serve(carrier::of(socket), door, seat, closing, own).await,
+            Ok(None) => {}
+            Err(e) => tracing::debug!("a handshake failed: {e}"),
         }
-        Ok(None) => {}
-        Err(e) => tracing::debug!("a handshake failed: {e}"),
-    }
+    };
+    pacer.counted(Box::pin(served)).await;
 }
 
 /// None: the request was refused.

@@ -219,6 +219,16 @@ impl<'v> Session<'v> {
         }
     }
 
+    /// Whether a message waits for nothing that need not be: the end of an instance of its own; and who the client is, which
+    /// strangers have no time to say.
+    pub fn is_urgent(&self, message: &ClientMessage) -> bool {
+        match message {
+            ClientMessage::TerminateInstance { instance_id } => self.own_instance(instance_id).is_ok(),
+            ClientMessage::Authenticate { .. } => self.grant.is_none(),
+            _ => false,
+        }
+    }
+
     /// A frame that is no message: answered where it can be, else told about, a bounded number of times. None: there were
     /// so many that the conversation had better end.
     pub fn unreadable(&mut self, what: Undecodable, now: Instant) -> Option<Effect> {
