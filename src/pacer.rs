@@ -10,6 +10,7 @@
 //! was sent before, so while one is under way nobody of its connection rests who sends ([`Pacer::hurry`]).
 
 use event_listener::Event;
+use smol::future::or;
 use smol::io::{AsyncRead, AsyncWrite};
 use smol::net::TcpStream;
 use smol::{Async, Timer};
@@ -102,17 +103,31 @@ impl Pacer {
         }
     }
 
-    /// The same future, whose time on this thread counts as its subject's. A box: a large one would be held twice.
-    pub async fn counted<R>(&self, mut future: Pin<Box<impl Future<Output = R>>>) -> R {
+    /// Rests from what floods, unless something hurries.
+    pub async fn rested(&self) {
+        if let Some(rest) = self.rest() {
+            let over = async {
+                rest.await;
+            };
+            or(over, self.hurried()).await;
+        }
+    }
+
+    /// The same future, whose time on this thread counts as its subject's. In a box: a large one would be held twice.
+    pub async fn counted<R>(&self, mut future: Pin<Box<dyn Future<Output = R> + Send + '_>>) -> R {
         poll_fn(|context| {
             let since = Instant::now();
             let polled = future.as_mut().poll(context);
-            if let Some(account) = self.account() {
-                account(since.elapsed().min(POLL_MOST));
-            }
+            self.used(since.elapsed());
             polled
         })
         .await
+    }
+
+    fn used(&self, time: Duration) {
+        if let Some(account) = self.account() {
+            account(time.min(POLL_MOST));
+        }
     }
 }
 

@@ -127,20 +127,17 @@ impl<H: House> Connection<'_, H> {
                 self.session.ended(instance);
             }
             let message = match input {
-                Input::Frame(Some(Ok(Message::Binary(frame)))) => ClientMessage::decode(&frame),
-                Input::Frame(Some(Ok(Message::Text(_)))) => Err(Undecodable {
+                Input::Frame(Some(Ok(Message::Binary(frame)))) => Some(ClientMessage::decode(&frame)),
+                Input::Frame(Some(Ok(Message::Text(_)))) => Some(Err(Undecodable {
                     corr_id: None,
                     reason: "Text frames are not read; send MessagePack in binary frames".to_owned(),
-                }),
+                })),
                 // Pings are answered by the carrier; a close is, too, on the next read, which then ends the stream.
                 Input::Frame(Some(Ok(other))) => {
                     if let Message::Pong(payload) = other {
                         self.io.shared.pong(&payload);
                     }
-                    match self.rest(&watch).await {
-                        Some(over) => return over,
-                        None => continue,
-                    }
+                    None
                 }
                 Input::Frame(Some(Err(e))) => return refused(&e),
                 Input::Frame(None) => return Over::Gone,
@@ -150,10 +147,11 @@ impl<H: House> Connection<'_, H> {
                 }
                 Input::Over(over) => return over,
             };
-            let urgent = message.as_ref().is_ok_and(|message| self.session.is_urgent(message));
+            let urgent = matches!(&message, Some(Ok(message)) if self.session.is_urgent(message));
             if !urgent && let Some(over) = self.rest(&watch).await {
                 return over;
             }
+            let Some(message) = message else { continue };
             let effect = match message {
                 Ok(message) => self.session.step(message, clock::date()),
                 Err(undecodable) => match self.session.unreadable(undecodable, clock::now()) {

@@ -34,14 +34,6 @@ pub async fn forward(
     shared: &Shared,
     pacer: &Pacer,
 ) -> Option<()> {
-    let rest = async || {
-        if let Some(rest) = pacer.rest() {
-            let over = async {
-                rest.await;
-            };
-            or(over, pacer.hurried()).await;
-        }
-    };
     let event = |event, message| {
         let instance_id = instance.to_string();
         Message::Binary(ServerMessage::InstanceEvent { instance_id, event, message }.encode().into())
@@ -56,7 +48,7 @@ pub async fn forward(
             next => {
                 row += 1;
                 if row % ROW == 0 {
-                    rest().await;
+                    pacer.rested().await;
                 }
                 next.map_err(|_| RecvError)
             }
@@ -94,7 +86,7 @@ pub async fn forward(
                 #[cfg(test)]
                 let turn = (!planted(Bug::BlobsInterleave)).then_some(turn);
                 for frame in download::frames(instance, &blob, hash) {
-                    rest().await;
+                    pacer.rested().await;
                     #[cfg(test)]
                     if planted(Bug::TornBlobs)
                         && let Ok(What::Message(text)) = events.try_recv().map(|next| next.what)

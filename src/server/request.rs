@@ -170,9 +170,7 @@ impl Desk {
         future: impl Future<Output = T> + Send + 'static,
     ) -> Result<Task<T>, Refusal> {
         let stopping = || Refusal(StatusCode::SERVICE_UNAVAILABLE, "The server instance is ending.".into());
-        let (pacer, future) = (self.pacer.clone(), Box::pin(future));
-        let counted = async move { pacer.counted(future).await };
-        Ok(self.executor.upgrade().ok_or_else(stopping)?.spawn(counted))
+        Ok(self.executor.upgrade().ok_or_else(stopping)?.spawn(future))
     }
 }
 
