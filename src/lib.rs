@@ -18,10 +18,10 @@
 //!
 //! # Threads
 //! `io`: smol, sockets, sessions and HTTP; while the model computes for others, who has used more than its part of it rests.
-//! `engine`: alone owns the model's pages and device; no locks inside. `worker`, as many as cores: runs slices of guests and, on the CPU backend, the
-//! shares of a batch, never both at once; while batches follow each other the engine's thread stands in for the first worker, so
-//! that no token waits for a thread to wake. Who has computed a share of a batch stays on a core of its own from then on, if the
-//! workers are as many as the cores.
+//! `engine`: alone owns the model's pages and device; no locks inside. `worker`, as many as cores: runs slices of guests and, on
+//! the CPU backend, the shares of a batch, never both at once; while batches follow each other the engine's thread stands in for
+//! the first worker, so that no token waits for a thread to wake. Who has computed a share of a batch stays on a core of its own
+//! from then on, if the workers are as many as the cores.
 //! `ender`: drops what there is of those that end and tells their clients, whatever the workers do.
 //! `heavy` and two `aside`, of low priority: instructions of guests that take many slices; texts too long for a worker to
 //! tokenize. Each computes for a thread of the usual priority (`for-heavy`, `for-aside`) and takes no lock of a queue: it loses

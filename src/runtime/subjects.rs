@@ -44,15 +44,27 @@ struct Numbers {
 #[derive(Default)]
 struct Share {
     holders: usize,
-    /// Long turns that run.
-    running: usize,
-    rests_until: Option<Instant>,
-    /// Translations that run, ...
-    translating: usize,
-    /// ... and until when none does.
-    translates_at: Option<Instant>,
+    /// On threads of low priority.
+    long: Turns,
+    translations: Turns,
     /// When its part of the io thread will have paid for what it has used of it.
     io_paid: [Option<Instant>; 2], // [Traffic]
+}
+
+#[derive(Default)]
+struct Turns {
+    running: usize,
+    rests_until: Option<Instant>,
+}
+
+impl Turns {
+    /// How long the next one has to wait while others wait for the model. Zero: no longer.
+    fn wait(&self, now: Instant) -> Duration {
+        match self.running {
+            0 => self.rests_until.map_or(Duration::ZERO, |until| until.saturating_duration_since(now)),
+            _ => LOOK,
+        }
+    }
 }
 
 /// Who uses the io thread for a subject: it itself, or whoever visits its server instances, which it may not be able to help.
@@ -89,11 +101,11 @@ impl Turn {
 impl Drop for Turn {
     fn drop(&mut self) {
         let mut numbers = self.number.subjects.lock();
-        let share = &mut numbers.shares[self.number.number];
-        share.translating -= 1;
+        let turns = &mut numbers.shares[self.number.number].translations;
+        turns.running -= 1;
         let now = clock::now();
-        let after = share.translates_at.map_or(now, |at| at.max(now)) + self.took * TRANSLATION_RESTS;
-        share.translates_at = Some(after.min(now + TRANSLATION_REST_MOST));
+        let after = turns.rests_until.map_or(now, |until| until.max(now)) + self.took * TRANSLATION_RESTS;
+        turns.rests_until = Some(after.min(now + TRANSLATION_REST_MOST));
     }
 }
 
@@ -122,40 +134,32 @@ impl Subjects {
 
     /// A long turn of the subject begins; [`Subjects::over`] ends it.
     pub fn begin(&self, number: usize) {
-        self.lock().shares[number].running += 1;
+        self.lock().shares[number].long.running += 1;
     }
 
     /// A translation of the subject begins.
     pub fn translates(&self, number: Number) -> Turn {
-        self.lock().shares[number.number].translating += 1;
+        self.lock().shares[number.number].translations.running += 1;
         Turn { number, took: Duration::ZERO }
     }
 
     /// How long its next one has to wait while others wait for the model.
     pub fn translation_waits(&self, number: usize, now: Instant) -> Duration {
-        let share = &self.lock().shares[number];
-        match share.translating {
-            0 => share.translates_at.map_or(Duration::ZERO, |at| at.saturating_duration_since(now)),
-            _ => LOOK,
-        }
+        self.lock().shares[number].translations.wait(now)
     }
 
     /// One is over and has computed for so long.
     pub fn over(&self, number: usize, took: Duration, now: Instant) {
         let mut numbers = self.lock();
-        let share = &mut numbers.shares[number];
-        share.running -= 1;
+        let turns = &mut numbers.shares[number].long;
+        turns.running -= 1;
         // Another thread's turn of it may have been longer.
-        share.rests_until = share.rests_until.max(Some(now + (took * RESTS).min(REST_MOST)));
+        turns.rests_until = turns.rests_until.max(Some(now + (took * RESTS).min(REST_MOST)));
     }
 
     /// How long the subject has to wait for its next long turn while others wait for the model. Zero: no longer.
     pub fn waits(&self, number: usize, now: Instant) -> Duration {
-        let share = &self.lock().shares[number];
-        match share.running {
-            0 => share.rests_until.map_or(Duration::ZERO, |until| until.saturating_duration_since(now)),
-            _ => LOOK,
-        }
+        self.lock().shares[number].long.wait(now)
     }
 
     /// Something of the subject uses so much of the io thread while others wait for the model: how long until its part has paid
@@ -198,8 +202,8 @@ impl Numbers {
         of.retain(|_, number| {
             let share = &shares[*number];
             let [own, visitors] = share.io_paid;
-            let until = [share.rests_until, share.translates_at, own, visitors].into_iter().max().flatten();
-            let rests = until.is_some_and(|until| until > now);
+            let debts = [share.long.rests_until, share.translations.rests_until, own, visitors];
+            let rests = debts.into_iter().flatten().any(|until| until > now);
             let kept = share.holders > 0 || rests;
             if !kept {
                 free.push(*number);

@@ -63,9 +63,7 @@ pub async fn serve<H: House>(
         ended,
         since: clock::now(),
         closing,
-        met: false,
     };
-    connection.meet();
     executor
         .run(async {
             let over = or(connection.converse(incoming), async {
@@ -86,8 +84,6 @@ struct Connection<'c, H: House> {
     ended: Receiver<InstanceId>,
     since: Instant,
     closing: Closing,
-    /// Its pacer is its subject's.
-    met: bool,
 }
 
 /// However a connection ends, also by a panic, its instances end with it. The first ending given to one counts.
@@ -152,6 +148,7 @@ impl<H: House> Connection<'_, H> {
                 return over;
             }
             let Some(message) = message else { continue };
+            let stranger = self.session.grant().is_none();
             let effect = match message {
                 Ok(message) => self.session.step(message, clock::date()),
                 Err(undecodable) => match self.session.unreadable(undecodable, clock::now()) {
@@ -159,7 +156,9 @@ impl<H: House> Connection<'_, H> {
                     denied => denied,
                 },
             };
-            self.meet();
+            if stranger {
+                self.meet();
+            }
             let Some(effect) = effect else { continue };
             let watch = Watch { until: self.until(), closing: &self.closing };
             let perform = self.io.perform(&mut self.session, effect);
@@ -171,10 +170,9 @@ impl<H: House> Connection<'_, H> {
     }
 
     /// Whom it serves may be known now.
-    fn meet(&mut self) {
-        if let Some(grant) = self.session.grant().filter(|_| !self.met) {
+    fn meet(&self) {
+        if let Some(grant) = self.session.grant() {
             self.io.pacer.join(&self.io.door.house.pacer(&grant.subject));
-            self.met = true;
         }
     }
 
@@ -236,7 +234,7 @@ struct Io<'c, H> {
     /// A clone for each forwarder; none when no more will be started.
     ends: Option<Sender<InstanceId>>,
     shared: Arc<Shared>,
-    /// Its subject's, once it has one.
+    /// Everyone's, until it is known whose.
     pacer: Pacer,
     executor: &'c Executor<'static>,
 }
@@ -338,13 +336,8 @@ impl<H: House> Io<'_, H> {
         let (shared, pacer) = (self.shared.clone(), self.pacer.clone());
         self.executor
             .spawn(async move {
-                let ending = async {
-                    received.ending().await;
-                    let _hurry = pacer.hurry(); // until its end is on its way
-                    std::future::pending().await
-                };
                 // None: nobody reads any more, and the connection is ending.
-                let _ = or(forward(instance, &received, &frames, &ends, &shared, &pacer), ending).await;
+                let _ = forward(instance, received, &frames, &ends, &shared, &pacer).await;
             })
             .detach();
         Some(())

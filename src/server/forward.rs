@@ -25,8 +25,25 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// then never rests, each piece of a blob does.
 const ROW: usize = 8;
 
-/// Turns the events of one instance into frames, in order, the last one always. None: nobody reads any more.
+/// Turns the events of one instance into frames, in order, the last one always; once that one is known, nobody of the connection
+/// rests before it is on its way. None: nobody reads any more.
 pub async fn forward(
+    instance: InstanceId,
+    events: events::Receiver,
+    frames: &Sender<Message>,
+    ends: &Sender<InstanceId>,
+    shared: &Shared,
+    pacer: &Pacer,
+) -> Option<()> {
+    let ending = async {
+        events.ending().await;
+        let _hurry = pacer.hurry();
+        std::future::pending().await
+    };
+    or(pass_on(instance, &events, frames, ends, shared, pacer), ending).await
+}
+
+async fn pass_on(
     instance: InstanceId,
     events: &events::Receiver,
     frames: &Sender<Message>,
@@ -203,19 +220,13 @@ mod tests {
             let pacer = pacer.clone();
             async move {
                 let shared = Shared::default();
-                let forward = async { _ = forward(instance, &events, &frames, &told, &shared, &pacer).await };
-                let ending = async {
-                    events.ending().await;
-                    let _hurry = pacer.hurry();
-                    std::future::pending().await
-                };
                 let all = async {
                     for _ in 0..rounds * MESSAGES + usize::from(ends) {
                         outbox.recv().await.expect("a frame");
                     }
                 };
                 let forwards = async {
-                    or(forward, ending).await;
+                    forward(instance, events, &frames, &told, &shared, &pacer).await;
                     std::future::pending().await
                 };
                 or(all, forwards).await;
