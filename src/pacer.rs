@@ -105,12 +105,26 @@ impl Pacer {
 
     /// Rests from what floods, unless something hurries.
     pub async fn rested(&self) {
-        if let Some(rest) = self.rest() {
+        self.rested_for(FLOOD_REST).await;
+    }
+
+    /// The same, but so briefly that an end may wait behind it.
+    pub async fn rested_briefly(&self) {
+        self.rested_for(REST).await;
+    }
+
+    async fn rested_for(&self, most: Duration) {
+        if let Some(rest) = self.before(Duration::ZERO, most) {
             let over = async {
                 rest.await;
             };
             or(over, self.hurried()).await;
         }
+    }
+
+    /// Whether it would rest now.
+    pub fn owes(&self) -> bool {
+        self.account().is_some_and(|account| !account(Duration::ZERO).is_zero())
     }
 
     /// The same future, whose time on this thread counts as its subject's. In a box: a large one would be held twice.

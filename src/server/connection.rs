@@ -9,7 +9,7 @@
 //! reader holds back its own instances and its own requests, nobody else's.
 
 use super::carrier::Carrier;
-use super::forward::{Shared, forward};
+use super::forward::{ROW, Shared, forward};
 use super::over::{Closing, Over, Until, Watch, refused};
 use super::seats::Seat;
 use super::session::{Effect, Session};
@@ -49,7 +49,7 @@ pub async fn serve<H: House>(
     let (frames, outbox) = smol::channel::bounded(limits::FRAMES_IN_FLIGHT);
     let (ends, ended) = smol::channel::bounded(limits::INSTANCES);
     let executor = Executor::new();
-    let mut writer = executor.spawn(write(outgoing, outbox));
+    let mut writer = executor.spawn(write(outgoing, outbox, pacer.clone()));
     let mut connection = Connection {
         session: Session::new(door.verifier.as_ref(), door.uploads.clone(), seat),
         io: Io {
@@ -368,9 +368,14 @@ fn no_such_program(program: &str) -> String {
 
 /// Writes frames as they come; those that are ready together go out together. Ends when there are no more, when the
 /// client is gone, or when it does not read.
-async fn write(mut outgoing: impl Sink<Message, Error = WsError> + Unpin, outbox: Receiver<Message>) {
+async fn write(
+    mut outgoing: impl Sink<Message, Error = WsError> + Unpin,
+    outbox: Receiver<Message>,
+    pacer: Pacer,
+) {
     while let Ok(frame) = outbox.recv().await {
-        let mut ready = Some(frame);
+        pacer.rested_briefly().await;
+        let (mut ready, mut row) = (Some(frame), 0);
         while let Some(frame) = ready {
             #[cfg(test)]
             if planted(Bug::WrittenTwice) && !outbox.is_empty() && !taken(outgoing.feed(frame.clone())).await
@@ -383,7 +388,8 @@ async fn write(mut outgoing: impl Sink<Message, Error = WsError> + Unpin, outbox
             if outbox.is_empty() {
                 smol::future::yield_now().await; // to those who have more frames and waited for room
             }
-            ready = outbox.try_recv().ok();
+            row += 1;
+            ready = if row % ROW == 0 && pacer.owes() { None } else { outbox.try_recv().ok() };
         }
         if !taken(outgoing.flush()).await {
             return;

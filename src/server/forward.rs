@@ -21,9 +21,9 @@ use smol::lock::Semaphore;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Messages in a row before a rest, if the subject has used more of the io thread than its part. A message that comes now and
-/// then never rests, each piece of a blob does.
-const ROW: usize = 8;
+/// Messages in a row, or frames of a connection, before a rest, if the subject has used more of the io thread than its part. A
+/// message that comes now and then never rests here, each piece of a blob does.
+pub const ROW: usize = 8;
 
 /// Turns the events of one instance into frames, in order, the last one always; once that one is known, nobody of the connection
 /// rests before it is on its way. None: nobody reads any more.

@@ -103,7 +103,7 @@ async fn shake_hands<H: House>(
                 stream.write_all(&reply).await?;
                 let rest = read.split_off(head);
                 let socket = WebSocketStream::from_partially_read(
-                    // Forwarders rest, not what they have made: an end may be behind it.
+                    // Whoever writes frames rests, but for ends.
                     Paced::new(stream, pacer.clone(), Pacer::default()),
                     rest,
                     Role::Server,
