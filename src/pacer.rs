@@ -27,9 +27,9 @@ const READS: u8 = 4;
 /// The longest rest of what nothing waits behind, ...
 const TURN_REST: Duration = Duration::from_secs(1);
 /// ... of a flood, ...
-pub const FLOOD_REST: Duration = Duration::from_millis(100);
-/// ... and of everything else: an end is asked for, and told, through these too.
-pub const REST: Duration = Duration::from_millis(10);
+const FLOOD_REST: Duration = Duration::from_millis(100);
+/// ... and of everything else: an end is asked for through these too.
+const REST: Duration = Duration::from_millis(10);
 /// What one poll counts as at most. One that took longer has run many tasks, or more likely has waited for its core; the thread's
 /// own clock would know, but each look at that is a call of the system.
 const POLL_MOST: Duration = Duration::from_millis(1);
@@ -98,26 +98,19 @@ impl Pacer {
     /// Returns at once while something hurries, else when it begins to. Whoever has made what may be in its way rests no longer.
     pub async fn hurried(&self) {
         let hurried = self.0.hurried.listen();
-        if !self.hurries() {
+        if self.0.hurries.load(Ordering::Acquire) == 0 {
             hurried.await;
         }
     }
 
-    /// Rests for so long at most, unless something hurries.
-    pub async fn rested(&self, most: Duration) {
-        if self.hurries() {
-            return;
-        }
-        if let Some(rest) = self.before(Duration::ZERO, most) {
+    /// Rests from what floods, unless something hurries.
+    pub async fn rested(&self) {
+        if let Some(rest) = self.rest() {
             let over = async {
                 rest.await;
             };
             or(over, self.hurried()).await;
         }
-    }
-
-    fn hurries(&self) -> bool {
-        self.0.hurries.load(Ordering::Acquire) > 0
     }
 
     /// The same future, whose time on this thread counts as its subject's. In a box: a large one would be held twice.

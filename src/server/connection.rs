@@ -17,7 +17,7 @@ use super::{Door, House};
 use crate::clock;
 use crate::identity::{InstanceId, ProgramHash};
 use crate::limits;
-use crate::pacer::{self, Pacer};
+use crate::pacer::Pacer;
 use crate::runtime::{Ending, events};
 #[cfg(test)]
 use crate::simulation::plant::{Bug, planted};
@@ -49,7 +49,7 @@ pub async fn serve<H: House>(
     let (frames, outbox) = smol::channel::bounded(limits::FRAMES_IN_FLIGHT);
     let (ends, ended) = smol::channel::bounded(limits::INSTANCES);
     let executor = Executor::new();
-    let mut writer = executor.spawn(write(outgoing, outbox, pacer.clone()));
+    let mut writer = executor.spawn(write(outgoing, outbox));
     let mut connection = Connection {
         session: Session::new(door.verifier.as_ref(), door.uploads.clone(), seat),
         io: Io {
@@ -350,8 +350,6 @@ impl<H: House> Io<'_, H> {
     }
 
     async fn send(&self, message: ServerMessage) -> Option<()> {
-        // What fills the queue must not hold up what else the client says, an end perhaps: while this waits the queue is emptied.
-        let _hurry = self.pacer.hurry();
         self.frames.send(Message::Binary(message.encode().into())).await.ok()
     }
 }
@@ -368,19 +366,11 @@ fn no_such_program(program: &str) -> String {
     format!("No such program with hash={program}")
 }
 
-/// Frames that go out together at most.
-const TOGETHER: usize = 16;
-
-/// Writes frames as they come; those that are ready together go out together. Whoever owes rests before, briefly: what is there
-/// then may be an end. Ends when there are no more, when the client is gone, or when it does not read.
-async fn write(
-    mut outgoing: impl Sink<Message, Error = WsError> + Unpin,
-    outbox: Receiver<Message>,
-    pacer: Pacer,
-) {
+/// Writes frames as they come; those that are ready together go out together. Ends when there are no more, when the
+/// client is gone, or when it does not read.
+async fn write(mut outgoing: impl Sink<Message, Error = WsError> + Unpin, outbox: Receiver<Message>) {
     while let Ok(frame) = outbox.recv().await {
-        pacer.rested(pacer::REST).await;
-        let (mut ready, mut more) = (Some(frame), TOGETHER);
+        let mut ready = Some(frame);
         while let Some(frame) = ready {
             #[cfg(test)]
             if planted(Bug::WrittenTwice) && !outbox.is_empty() && !taken(outgoing.feed(frame.clone())).await
@@ -393,8 +383,7 @@ async fn write(
             if outbox.is_empty() {
                 smol::future::yield_now().await; // to those who have more frames and waited for room
             }
-            more -= 1;
-            ready = if more > 0 { outbox.try_recv().ok() } else { None };
+            ready = outbox.try_recv().ok();
         }
         if !taken(outgoing.flush()).await {
             return;
@@ -422,46 +411,4 @@ async fn taken(write: impl Future<Output = Result<(), WsError>>) -> bool {
         tracing::info!("a client does not read; it is disconnected");
     }
     sent && in_time
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::sync::atomic::{AtomicUsize, Ordering};
-    use std::time::Duration;
-
-    #[test]
-    fn who_owes_rests_before_it_writes_unless_something_hurries() {
-        let asked = Arc::new(AtomicUsize::new(0));
-        let account = {
-            let asked = asked.clone();
-            move |_takes: Duration| {
-                asked.fetch_add(1, Ordering::Relaxed);
-                Duration::from_secs(3600)
-            }
-        };
-        let pacer = Pacer::new(Arc::new(account));
-        let written = || {
-            let (frames, outbox) = smol::channel::unbounded();
-            for number in 0..4 * TOGETHER as u8 {
-                frames.try_send(Message::Binary(vec![number].into())).unwrap();
-            }
-            drop(frames);
-            let mut written = Vec::new();
-            let sink = futures_util::sink::unfold(&mut written, |written, message: Message| async move {
-                written.push(message.into_data()[0]);
-                Ok(written)
-            });
-            smol::block_on(write(Box::pin(sink), outbox, pacer.clone()));
-            assert_eq!(written, (0..4 * TOGETHER as u8).collect::<Vec<_>>());
-            asked.swap(0, Ordering::Relaxed)
-        };
-        let since = Instant::now();
-        assert_eq!(written(), 4);
-        assert!(since.elapsed() >= 4 * pacer::REST, "{:?}", since.elapsed());
-        let hurry = pacer.hurry();
-        assert_eq!(written(), 0, "something ends");
-        drop(hurry);
-        assert_eq!(written(), 4);
-    }
 }

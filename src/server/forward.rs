@@ -8,7 +8,7 @@ use super::download;
 use crate::clock;
 use crate::identity::InstanceId;
 use crate::limits;
-use crate::pacer::{FLOOD_REST, Pacer};
+use crate::pacer::Pacer;
 use crate::runtime::{Ending, What, events};
 #[cfg(test)]
 use crate::simulation::plant::{Bug, planted};
@@ -22,11 +22,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Messages in a row before a rest, if the subject has used more of the io thread than its part. A message that comes now and
-/// then never rests here, each piece of a blob does.
+/// then never rests, each piece of a blob does.
 const ROW: usize = 8;
 
 /// Turns the events of one instance into frames, in order, the last one always; once that one is known, nobody of the connection
-/// rests before it is about to be written. None: nobody reads any more.
+/// rests before it is on its way. None: nobody reads any more.
 pub async fn forward(
     instance: InstanceId,
     events: events::Receiver,
@@ -65,7 +65,7 @@ async fn pass_on(
             next => {
                 row += 1;
                 if row % ROW == 0 {
-                    pacer.rested(FLOOD_REST).await;
+                    pacer.rested().await;
                 }
                 next.map_err(|_| RecvError)
             }
@@ -103,7 +103,7 @@ async fn pass_on(
                 #[cfg(test)]
                 let turn = (!planted(Bug::BlobsInterleave)).then_some(turn);
                 for frame in download::frames(instance, &blob, hash) {
-                    pacer.rested(FLOOD_REST).await;
+                    pacer.rested().await;
                     #[cfg(test)]
                     if planted(Bug::TornBlobs)
                         && let Ok(What::Message(text)) = events.try_recv().map(|next| next.what)

@@ -103,7 +103,7 @@ async fn shake_hands<H: House>(
                 stream.write_all(&reply).await?;
                 let rest = read.split_off(head);
                 let socket = WebSocketStream::from_partially_read(
-                    // Whoever writes whole frames rests, not this: an end may be among them.
+                    // Forwarders rest, not what they have made: an end may be behind it.
                     Paced::new(stream, pacer.clone(), Pacer::default()),
                     rest,
                     Role::Server,
