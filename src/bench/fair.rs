@@ -6,7 +6,7 @@
 //! `fair.lost` at most 15 %, `fair.gap` at most 2.
 
 use super::measure::{Measure, Unit, quantile};
-use super::rig::{PROMPT, Rig, TOKENS, milliseconds};
+use super::rig::{PROMPT, Rig, TOKENS, claims, milliseconds};
 use super::{BenchError, Programs, within};
 use crate::auth::{Claims, Role};
 use crate::client::{Client, ClientError, Event};
@@ -41,7 +41,9 @@ impl Rig {
             let rogue = self.upload(&programs.rogue).await?;
             let completion = self.upload(&programs.completion).await?;
             let endless = ["--max-tokens", "1000000", PROMPT];
-            let loops = self.begin(&rogue, &["spin"], 2).await?;
+            // On a connection of their own: the victim's has nothing to wait for, and need not keep what comes meanwhile.
+            let mut others = self.another(&claims()).await?;
+            let loops = begin(&mut others, &rogue, &["spin"], 2).await?;
             let (mut measures, mut ends, mut slowest) = (Vec::new(), 0, (0.0, ""));
             for (name, label, program, arguments, way) in [
                 ("loop", "in a tight loop", &rogue, &["spin"][..], Way::Asked),
@@ -55,7 +57,7 @@ impl Rig {
                 let mut times = Vec::new();
                 for run in 0..=KILLS {
                     let mut victim = self.victim(way, program, arguments).await?;
-                    smol::Timer::after(UNDER_WAY).await;
+                    self.wait(&victim, UNDER_WAY).await?;
                     if let Victim::Other(_, _, expires) = &victim {
                         let left =
                             Duration::try_from(*expires - OffsetDateTime::now_utc()).unwrap_or_default();
@@ -63,12 +65,12 @@ impl Rig {
                     }
                     // Another prompt each time, or it would be found.
                     let prompt = format!("{name} {run} {}", "one two ".repeat(LONG / 2));
-                    let beside = self.begin(&completion, &["--max-tokens", "1", &prompt], 1).await?.remove(0);
-                    smol::Timer::after(UNDER_WAY / 2).await;
+                    let beside = launch(&mut others, &completion, &["--max-tokens", "1", &prompt]).await?;
+                    self.wait(&victim, UNDER_WAY / 2).await?;
                     let took = match &mut victim {
                         Victim::Own(instance) => {
                             let since = Instant::now();
-                            self.end(instance).await?;
+                            end(&mut self.client, instance).await?;
                             since.elapsed()
                         }
                         Victim::Other(other, instance, expires) => {
@@ -88,7 +90,7 @@ impl Rig {
                     if run > 0 {
                         times.push(milliseconds(took));
                     }
-                    self.end(&beside).await?;
+                    end(&mut others, &beside).await?;
                 }
                 ends += times.len();
                 let slow: Vec<f64> = times.chunks(KILLS_OF).map(longest).collect();
@@ -107,7 +109,7 @@ impl Rig {
                 ));
             }
             for instance in &loops {
-                self.end(instance).await?;
+                end(&mut others, instance).await?;
             }
             let (took, state) = slowest;
             Ok((measures, format!("Of {ends} instances the slowest was ended in {took:.1} ms, {state}.")))
@@ -123,10 +125,10 @@ impl Rig {
             for run in 0..=RUNS {
                 // In turn, so that what else the machine does falls on both.
                 let first = self.generate(&completion, 1, TOKENS).await?.intervals;
-                let loops = self.begin(&rogue, &["spin"], LOOPS).await?;
+                let loops = begin(&mut self.client, &rogue, &["spin"], LOOPS).await?;
                 let second = self.generate(&completion, 1, TOKENS).await?.intervals;
                 for instance in &loops {
-                    self.end(instance).await?;
+                    end(&mut self.client, instance).await?;
                 }
                 if run > 0 {
                     alone.push(first.into_iter().map(|(_, interval)| interval).collect::<Vec<_>>());
@@ -151,10 +153,27 @@ impl Rig {
         })
     }
 
+    /// Waits so long, and reads meanwhile what the victim sends, as any client does.
+    async fn wait(&mut self, victim: &Victim, time: Duration) -> Result<(), BenchError> {
+        let since = Instant::now();
+        let over = async {
+            smol::Timer::after(time).await;
+            Ok(())
+        };
+        let Victim::Own(instance) = victim else { return over.await };
+        let read = async {
+            while since.elapsed() < time {
+                self.client.next_event(instance).await?;
+            }
+            Ok(())
+        };
+        smol::future::or(over, read).await
+    }
+
     /// One that is to end in this way.
     async fn victim(&mut self, way: Way, program: &str, arguments: &[&str]) -> Result<Victim, BenchError> {
         if way == Way::Asked {
-            return Ok(Victim::Own(self.begin(program, arguments, 1).await?.remove(0)));
+            return Ok(Victim::Own(launch(&mut self.client, program, arguments).await?));
         }
         let mut claims = Claims::new("another", Role::User, A_MINUTE);
         claims.quotas = Caps::read(["subject_instances=1"]).map_err(BenchError::Server)?;
@@ -164,32 +183,11 @@ impl Rig {
             claims.exp = text.map_err(|error| BenchError::Server(error.to_string()))?;
         }
         let mut other = self.another(&claims).await?;
-        let arguments = arguments.iter().map(|argument| argument.to_string()).collect();
-        let instance = within(other.launch(program, arguments)).await?;
+        let instance = launch(&mut other, program, arguments).await?;
         Ok(match way {
             Way::Left => Victim::Left(Some(other), self.another(&claims).await?),
             _ => Victim::Other(other, instance, expires),
         })
-    }
-
-    async fn begin(
-        &mut self,
-        program: &str,
-        arguments: &[&str],
-        count: usize,
-    ) -> Result<Vec<String>, BenchError> {
-        let mut instances = Vec::new();
-        for _ in 0..count {
-            let arguments = arguments.iter().map(|argument| argument.to_string()).collect();
-            instances.push(within(self.client.launch(program, arguments)).await?);
-        }
-        Ok(instances)
-    }
-
-    /// Ends it and waits until its last event is there.
-    async fn end(&mut self, instance: &str) -> Result<(), BenchError> {
-        within(self.client.terminate(instance)).await?;
-        last_event(&mut self.client, instance).await
     }
 }
 
@@ -208,6 +206,30 @@ enum Victim {
     Other(Client, String, OffsetDateTime),
     /// Its client, and another of the same subject, which may have no instance beside that one.
     Left(Option<Client>, Client),
+}
+
+async fn launch(client: &mut Client, program: &str, arguments: &[&str]) -> Result<String, BenchError> {
+    let arguments = arguments.iter().map(|argument| argument.to_string()).collect();
+    within(client.launch(program, arguments)).await
+}
+
+async fn begin(
+    client: &mut Client,
+    program: &str,
+    arguments: &[&str],
+    count: usize,
+) -> Result<Vec<String>, BenchError> {
+    let mut instances = Vec::new();
+    for _ in 0..count {
+        instances.push(launch(client, program, arguments).await?);
+    }
+    Ok(instances)
+}
+
+/// Ends it and waits until its last event is there.
+async fn end(client: &mut Client, instance: &str) -> Result<(), BenchError> {
+    within(client.terminate(instance)).await?;
+    last_event(client, instance).await
 }
 
 async fn last_event(client: &mut Client, instance: &str) -> Result<(), BenchError> {

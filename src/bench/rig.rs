@@ -70,7 +70,7 @@ impl Rig {
             })
             .map_err(system("start a thread"))?;
         let url = format!("ws://{address}");
-        let client = smol::block_on(connect(&url, &key, &Claims::new("bench", Role::User, A_DAY)))?;
+        let client = smol::block_on(connect(&url, &key, &claims()))?;
         Ok(Rig { client, url, key, tell, server, ended })
     }
 
@@ -279,6 +279,11 @@ fn clock_note(nanoseconds: f64, marks: f64) -> String {
         "A stage mark costs {nanoseconds:.0} ns and a token has {marks:.0}: {:.1} µs of the tax are the clock's own.",
         nanoseconds * marks / 1e3
     )
+}
+
+/// Whom the rig's own connection speaks for.
+pub(super) fn claims() -> Claims {
+    Claims::new("bench", Role::User, A_DAY)
 }
 
 /// The component with a custom section more: the same program under another hash, so a server does not know it.
