@@ -5,10 +5,10 @@
 
 use super::outline;
 use crate::limits;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// From a client to the server.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum ClientMessage {
     Authenticate {
@@ -69,7 +69,7 @@ pub enum ClientMessage {
 }
 
 /// From the server to a client.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum ServerMessage {
     Response {
@@ -125,7 +125,7 @@ pub struct Undecodable {
 impl ClientMessage {
     /// Decodes one frame of at most [`limits::CLIENT_FRAME_BYTES`].
     pub fn decode(frame: &[u8]) -> Result<ClientMessage, Undecodable> {
-        decode(frame)
+        decode(frame, from_client)
     }
 
     pub fn encode(&self) -> Vec<u8> {
@@ -136,7 +136,7 @@ impl ClientMessage {
 impl ServerMessage {
     /// Decodes one frame; for clients.
     pub fn decode(frame: &[u8]) -> Result<ServerMessage, Undecodable> {
-        decode(frame)
+        decode(frame, from_server)
     }
 
     /// One frame of at most [`limits::SERVER_FRAME_BYTES`]; a longer text is cut, and says so.
@@ -153,14 +153,122 @@ impl ServerMessage {
     }
 }
 
-fn decode<'a, T: Deserialize<'a>>(frame: &'a [u8]) -> Result<T, Undecodable> {
+/// The fields of all messages, of which each has some. Serde's own way to a tagged map goes through a tree of it, and needs ten
+/// times the code.
+#[derive(Deserialize)]
+struct Fields<'a> {
+    #[serde(rename = "type")]
+    kind: &'a str,
+    #[serde(default, deserialize_with = "some")]
+    corr_id: Option<u32>,
+    #[serde(default, deserialize_with = "some")]
+    token: Option<String>,
+    #[serde(default, deserialize_with = "some")]
+    subject: Option<String>,
+    #[serde(default, deserialize_with = "some")]
+    record: Option<String>,
+    #[serde(default, deserialize_with = "some")]
+    program_hash: Option<String>,
+    #[serde(default, deserialize_with = "some")]
+    blob_hash: Option<String>,
+    #[serde(default, deserialize_with = "some")]
+    chunk_index: Option<u64>,
+    #[serde(default, deserialize_with = "some")]
+    total_chunks: Option<u64>,
+    #[serde(default, deserialize_with = "some_bytes")]
+    chunk_data: Option<Vec<u8>>,
+    #[serde(default, deserialize_with = "some")]
+    arguments: Option<Vec<String>>,
+    #[serde(default, deserialize_with = "some")]
+    port: Option<u32>,
+    #[serde(default, deserialize_with = "some")]
+    instance_id: Option<String>,
+    #[serde(default, deserialize_with = "some")]
+    server_id: Option<String>,
+    #[serde(default, deserialize_with = "some")]
+    endpoint: Option<String>,
+    #[serde(default, deserialize_with = "some")]
+    service_type: Option<String>,
+    #[serde(default, deserialize_with = "some")]
+    service_name: Option<String>,
+    #[serde(default, deserialize_with = "some")]
+    successful: Option<bool>,
+    #[serde(default, deserialize_with = "some")]
+    result: Option<String>,
+    #[serde(default, deserialize_with = "some")]
+    event: Option<u32>,
+    #[serde(default, deserialize_with = "some")]
+    message: Option<String>,
+}
+
+/// What is there is no nil.
+fn some<'de, D: Deserializer<'de>, T: Deserialize<'de>>(from: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(from).map(Some)
+}
+
+fn some_bytes<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Vec<u8>>, D::Error> {
+    serde_bytes::deserialize(from).map(Some)
+}
+
+/// The message that has these of the fields.
+macro_rules! message {
+    ($of:ident::$kind:ident, $fields:ident: $($field:ident)*) => {
+        $of::$kind { $($field: $fields.$field.ok_or(concat!("missing field `", stringify!($field), "`"))?),* }
+    };
+}
+
+fn from_client(fields: Fields) -> Result<ClientMessage, String> {
+    use ClientMessage as Message;
+    Ok(match fields.kind {
+        "authenticate" => message!(Message::Authenticate, fields: corr_id token),
+        "query" => message!(Message::Query, fields: corr_id subject record),
+        "upload_program" => {
+            message!(Message::UploadProgram, fields: corr_id program_hash chunk_index total_chunks chunk_data)
+        }
+        "launch_instance" => message!(Message::LaunchInstance, fields: corr_id program_hash arguments),
+        "launch_server_instance" => {
+            message!(Message::LaunchServerInstance, fields: corr_id port program_hash arguments)
+        }
+        "signal_instance" => message!(Message::SignalInstance, fields: instance_id message),
+        "upload_blob" => message!(
+            Message::UploadBlob,
+            fields: corr_id instance_id blob_hash chunk_index total_chunks chunk_data
+        ),
+        "terminate_instance" => message!(Message::TerminateInstance, fields: instance_id),
+        "stop_server_instance" => message!(Message::StopServerInstance, fields: corr_id server_id),
+        "attach_remote_service" => {
+            message!(Message::AttachRemoteService, fields: corr_id endpoint service_type service_name)
+        }
+        other => return Err(unknown(other)),
+    })
+}
+
+fn from_server(fields: Fields) -> Result<ServerMessage, String> {
+    use ServerMessage as Message;
+    Ok(match fields.kind {
+        "response" => message!(Message::Response, fields: corr_id successful result),
+        "instance_event" => message!(Message::InstanceEvent, fields: instance_id event message),
+        "download_blob" => message!(
+            Message::DownloadBlob,
+            fields: corr_id instance_id blob_hash chunk_index total_chunks chunk_data
+        ),
+        "server_event" => message!(Message::ServerEvent, fields: message),
+        other => return Err(unknown(other)),
+    })
+}
+
+fn unknown(kind: &str) -> String {
+    format!("unknown variant `{kind}` in the field `type`")
+}
+
+fn decode<T>(frame: &[u8], of: fn(Fields) -> Result<T, String>) -> Result<T, Undecodable> {
     let mut corr_id = None;
-    // The outline comes first: serde buffers a tagged map before it knows its type, and would do so for any map.
+    // The outline comes first, which bounds what is decoded.
     let failed = match outline::check(frame, &mut corr_id) {
         Err(what) => format!("the frame is {what}"),
-        Ok(()) => match rmp_serde::from_slice(frame) {
+        Ok(()) => match rmp_serde::from_slice(frame).map_err(|e| e.to_string()).and_then(of) {
             Ok(message) => return Ok(message),
-            Err(e) => first_words(&e.to_string()),
+            Err(e) => first_words(&e),
         },
     };
     Err(Undecodable { corr_id, reason: format!("Undecodable message: {failed}") })
