@@ -9,8 +9,8 @@
 //! the end of the batch. So one that has it alone takes no more than that either, or than the [`Budget::pause_part`]th part of
 //! the time for which nobody else was served, came or went: who comes back after a pause waits a small part of it. Both bounds
 //! give way to [`Budget::lesson`]. A subject with more
-//! guests that wait than another has less still, down to a [`CROWD`]th: a crowd makes others' steps a quarter longer, not twice as
-//! long. Priorities are a subject's own: they order its passes and nobody else's.
+//! guests that wait than another has less still, down to a [`CROWD`]th: a crowd makes others' steps an eighth longer, not twice
+//! as long. Priorities are a subject's own: they order its passes and nobody else's.
 //!
 //! Among the passes of one subject higher priority goes first (one that gets nothing rises a level every
 //! [`AGE_BATCHES`] batches), short before long, the instance served least recently first; of one instance's passes that
@@ -31,8 +31,8 @@ use std::collections::{BinaryHeap, HashMap};
 pub(super) const SHORT_ROWS: u32 = 8;
 /// Batches without service after which a pass counts as one priority level higher.
 pub(super) const AGE_BATCHES: u64 = 16;
-/// The part of [`Budget::apart`] that a subject has, however few guests of another wait.
-const CROWD: usize = 4;
+/// One part in so many of [`Budget::apart`] is what a subject has at least, however few guests of another wait.
+const CROWD: usize = 8;
 /// One part in so many of a batch is kept for a long pass; else decodes, each a whole batch's work deep in its context
 /// or as many as a batch has rows, would leave it nothing.
 const KEPT: u32 = 4;
@@ -74,6 +74,12 @@ impl Budget {
     /// The part that one may take of the pause of another who was last seen then.
     fn pause(&self, seen: u64) -> u64 {
         self.now.saturating_sub(seen) / self.pause_part
+    }
+
+    /// Work of a subject's passes when so many of them are ready, and so many of another's, which has the fewest.
+    fn apart_of(&self, passes: usize, fewest: usize) -> u64 {
+        let crowd = passes.min(CROWD * fewest);
+        (u128::from(self.apart) * fewest as u128 / crowd as u128) as u64
     }
 
     /// Rows behind `context` slots that cost at most `work`: the root of [`Budget::cost`], rounded down.
@@ -193,10 +199,9 @@ impl Schedule {
         let fewest = lots.iter().map(|lot| lot.passes).min().unwrap_or_default();
         for (at, lot) in lots.iter_mut().enumerate() {
             (lot.rows, lot.work) = match parts {
-                1 => (budget.rows, budget.work.min(self.alone(&lot.subject, budget))),
+                1 => (budget.rows, budget.work.min(self.alone(lot, budget))),
                 _ => {
-                    let crowd = lot.passes.min(CROWD * fewest);
-                    let apart = (u128::from(budget.apart) * fewest as u128 / crowd as u128) as u64;
+                    let apart = budget.apart_of(lot.passes, fewest);
                     let lesson = if at == 0 { budget.lesson } else { 0 };
                     ((budget.rows / parts).max(1), budget.work.min(apart.max(lesson)))
                 }
@@ -276,13 +281,14 @@ impl Schedule {
         self.guests.get(&instance)?.ready.after(class, id)
     }
 
-    /// Work of a batch that one subject has to itself, as nobody else has anything ready.
-    fn alone(&self, subject: &Subject, budget: Budget) -> u64 {
+    /// Work of a batch that the lot's subject has to itself, as nobody else has anything ready.
+    fn alone(&self, lot: &Lot, budget: Budget) -> u64 {
+        let (subject, apart) = (&lot.subject, budget.apart_of(lot.passes, 1));
         let others = self.shares.iter().filter(|(other, _)| *other != subject);
         let beside = others.map(|(_, share)| {
             let most = if share.guests > 0 { budget.shared } else { budget.work };
             let pause = share.seen.map_or(0, |seen| budget.pause(seen));
-            most.min(budget.apart.max(budget.lesson).max(pause))
+            most.min(apart.max(budget.lesson).max(pause))
         });
         beside.min().unwrap_or(budget.work)
     }
