@@ -12,6 +12,7 @@ use crate::auth::Verifier;
 use crate::backend::choice::{self, NotLoaded, Options};
 use crate::backend::{heap, turns};
 use crate::cli::{EXIT_DEVICE, Failure};
+use crate::clock;
 use crate::config::{Config, OpenaiConfig};
 use crate::engine::operation::Notice;
 use crate::engine::{self, Engine, NotStarted, Reuse};
@@ -100,6 +101,7 @@ impl Appliance {
     pub fn build(config: Config) -> Result<Appliance, Failure> {
         heap::keep_one();
         hurry();
+        clock::start();
         let name = config.model.name.as_deref();
         let model = Arc::new(
             Model::open(&config.model.path, name, config.model.template.as_deref())

@@ -3,11 +3,21 @@
 //! Owns: the way to the clocks of the machine, for whatever a connection or an instance does by the clock. Never: how
 //! long anything may take, which `limits` says. In tests a thread can have a clock of its own, which stands still until
 //! it is moved (`fake`): the simulation's hours pass in milliseconds, and the same every time.
+//!
+//! Most waits are bounds that nobody comes to: one for each message, one for each instance. smol's timers wake the io thread
+//! when they begin, from whatever thread, and that one then often its helper, ten times: twice as often as there was
+//! anything to read, and each time a batch stood still. So who waits for long waits in a list (`far.rs`).
 
 use rustix::time::{ClockId, clock_gettime};
 use smol::Timer;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 use time::OffsetDateTime;
+
+mod far;
+
+pub use far::{Far, start};
 
 /// The clock that never goes back.
 pub fn now() -> Instant {
@@ -47,7 +57,30 @@ pub async fn at(then: Instant) {
     if fake::now().is_some() {
         return fake::at(then).await;
     }
-    Timer::at(then).await;
+    Wait::until(then).await;
+}
+
+/// Waits by the machine's clock, whatever a test has its thread believe.
+pub enum Wait {
+    Near(Timer),
+    Far(Far),
+}
+
+impl Wait {
+    pub fn until(then: Instant) -> Wait {
+        far::at(then).map_or_else(|| Wait::Near(Timer::at(then)), Wait::Far)
+    }
+}
+
+impl Future for Wait {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        match self.get_mut() {
+            Wait::Near(timer) => Pin::new(timer).poll(context).map(drop),
+            Wait::Far(far) => Pin::new(far).poll(context),
+        }
+    }
 }
 
 /// A clock of this thread alone.

@@ -18,7 +18,7 @@ use std::future::poll_fn;
 use std::io::{self, ErrorKind, Read as _};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
@@ -30,6 +30,9 @@ const TURN_REST: Duration = Duration::from_secs(1);
 const FLOOD_REST: Duration = Duration::from_millis(100);
 /// ... and of everything else: an end is asked for through these too.
 const REST: Duration = Duration::from_millis(10);
+/// Rests end together, at multiples of this: each time that the thread wakes it takes a core from a batch, whose other threads
+/// wait for that one.
+const BEAT: Duration = Duration::from_millis(5);
 /// What one poll counts as at most. One that took longer has run many tasks, or more likely has waited for its core; the thread's
 /// own clock would know, but each look at that is a call of the system.
 const POLL_MOST: Duration = Duration::from_millis(1);
@@ -85,7 +88,7 @@ impl Pacer {
 
     fn before(&self, takes: Duration, most: Duration) -> Option<Timer> {
         let rest = self.account()?(takes).min(most);
-        (!rest.is_zero()).then(|| Timer::after(rest))
+        (!rest.is_zero()).then(|| Timer::at(beat(Instant::now() + rest)))
     }
 
     /// Something begins to end.
@@ -129,6 +132,14 @@ impl Pacer {
             account(time.min(POLL_MOST));
         }
     }
+}
+
+/// The first beat at that time or later.
+fn beat(then: Instant) -> Instant {
+    static FIRST: OnceLock<Instant> = OnceLock::new();
+    let first = *FIRST.get_or_init(Instant::now);
+    let beats = then.saturating_duration_since(first).as_nanos().div_ceil(BEAT.as_nanos());
+    first + BEAT * beats as u32
 }
 
 impl Drop for Hurry {

@@ -3,6 +3,7 @@
 //! Owns: the adapter from smol's traits to hyper's, and the end of a peer that takes nothing. Never: HTTP, or whose socket
 //! it is.
 
+use crate::clock::Wait;
 use hyper::rt::{Read, ReadBufCursor, Sleep, Timer, Write};
 use smol::io::{AsyncRead, AsyncWrite};
 use std::io;
@@ -67,28 +68,18 @@ impl<S: AsyncWrite + Unpin> Write for Socket<S> {
     }
 }
 
-/// smol's timers.
+/// The timers of `clock`.
 #[derive(Clone, Copy, Debug)]
 pub struct Clock;
 
 impl Timer for Clock {
     fn sleep(&self, duration: Duration) -> Pin<Box<dyn Sleep>> {
-        Box::pin(Sleeping(smol::Timer::after(duration)))
+        self.sleep_until(Instant::now() + duration)
     }
 
     fn sleep_until(&self, deadline: Instant) -> Pin<Box<dyn Sleep>> {
-        Box::pin(Sleeping(smol::Timer::at(deadline)))
+        Box::pin(Wait::until(deadline))
     }
 }
 
-struct Sleeping(smol::Timer);
-
-impl Future for Sleeping {
-    type Output = ();
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
-        Pin::new(&mut self.0).poll(context).map(drop)
-    }
-}
-
-impl Sleep for Sleeping {}
+impl Sleep for Wait {}
