@@ -5,8 +5,8 @@
 //! it is moved (`fake`): the simulation's hours pass in milliseconds, and the same every time.
 //!
 //! Most waits are bounds that nobody comes to: one for each message, one for each instance. smol's timers wake the io thread
-//! when they begin, from whatever thread, and that one then often its helper, ten times: twice as often as there was
-//! anything to read, and each time a batch stood still. So who waits for long waits in a list (`far.rs`).
+//! when they begin, from whatever thread, and that one then often its helper, ten times: as often as there was anything to
+//! read, and each time a batch stood still. So who waits for long here waits in a list (`far.rs`).
 
 use rustix::time::{ClockId, clock_gettime};
 use smol::Timer;

@@ -30,8 +30,8 @@ const TURN_REST: Duration = Duration::from_secs(1);
 const FLOOD_REST: Duration = Duration::from_millis(100);
 /// ... and of everything else: an end is asked for through these too.
 const REST: Duration = Duration::from_millis(10);
-/// Rests end together, at multiples of this: each time that the thread wakes it takes a core from a batch, whose other threads
-/// wait for that one.
+/// Rests end together, at multiples of this, and so up to this much later: each time that the thread wakes it takes a core from a
+/// batch, whose other threads wait for that one.
 const BEAT: Duration = Duration::from_millis(5);
 /// What one poll counts as at most. One that took longer has run many tasks, or more likely has waited for its core; the thread's
 /// own clock would know, but each look at that is a call of the system.
@@ -78,7 +78,7 @@ impl Pacer {
     /// The rest before something behind which nothing waits and that takes so much at least: one after the other, as far as
     /// their rests are not the longest. None: it may go on. Nobody never rests.
     pub fn turn(&self, takes: Duration) -> Option<Timer> {
-        self.before(takes, TURN_REST)
+        self.owes(takes, TURN_REST).map(Timer::after)
     }
 
     /// The rest before more of what floods; none: it may go on.
@@ -87,8 +87,12 @@ impl Pacer {
     }
 
     fn before(&self, takes: Duration, most: Duration) -> Option<Timer> {
+        self.owes(takes, most).map(|rest| Timer::at(beat(Instant::now() + rest)))
+    }
+
+    fn owes(&self, takes: Duration, most: Duration) -> Option<Duration> {
         let rest = self.account()?(takes).min(most);
-        (!rest.is_zero()).then(|| Timer::at(beat(Instant::now() + rest)))
+        (!rest.is_zero()).then_some(rest)
     }
 
     /// Something begins to end.
@@ -139,7 +143,7 @@ fn beat(then: Instant) -> Instant {
     static FIRST: OnceLock<Instant> = OnceLock::new();
     let first = *FIRST.get_or_init(Instant::now);
     let beats = then.saturating_duration_since(first).as_nanos().div_ceil(BEAT.as_nanos());
-    first + BEAT * beats as u32
+    first + Duration::from_nanos((beats * BEAT.as_nanos()) as u64)
 }
 
 impl Drop for Hurry {

@@ -166,14 +166,14 @@ fn honest_apps_lose_nothing_beside_one_that_tries_everything() {
     for phase in 0..=2 * TURNS as u64 {
         let besieged = phase % 2 == 1;
         let stop = Arc::new(AtomicBool::new(false));
-        let firsts: Vec<Round> = honest.iter().map(|(_, first)| first.clone()).collect();
-        let running: Vec<_> =
-            honest.drain(..).map(|(honest, first)| honest.go_on(first, stop.clone())).collect();
         let seeds = phase * ATTACKERS..(phase + 1) * ATTACKERS;
         let attackers = besieged.then(|| {
             println!("attackers with the seeds {seeds:?}");
             Attackers::start(&server, seeds, &told)
         });
+        let firsts: Vec<Round> = honest.iter().map(|(_, first)| first.clone()).collect();
+        let running: Vec<_> =
+            honest.drain(..).map(|(honest, first)| honest.go_on(first, stop.clone())).collect();
         let processor = || {
             let attackers = attackers.as_ref().map(|attackers| seconds_of(attackers.id()));
             [attackers.unwrap_or_default(), seconds_of(server.id())]

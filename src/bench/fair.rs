@@ -163,7 +163,9 @@ impl Rig {
         let Victim::Own(instance) = victim else { return over.await };
         let read = async {
             while since.elapsed() < time {
-                self.client.next_event(instance).await?;
+                if let Event::Ended { text, .. } = self.client.next_event(instance).await? {
+                    return Err(BenchError::Server(format!("a program that should go on ended: {text}")));
+                }
             }
             Ok(())
         };

@@ -3,9 +3,11 @@
 //! Owns: their fields, encoding, and decoding of frames that anybody may have sent: bounded, never a panic, and with
 //! the `corr_id` to answer to where one can be read. Never: what a message does.
 
-use super::outline;
+use super::outline::{self, Outline};
 use crate::limits;
+use serde::de::{Error as _, IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
+use std::fmt;
 
 /// From a client to the server.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -153,125 +155,135 @@ impl ServerMessage {
     }
 }
 
-/// The fields of all messages, of which each has some. Serde's own way to a tagged map goes through a tree of it, and needs ten
-/// times the code.
-#[derive(Deserialize)]
-struct Fields<'a> {
-    #[serde(rename = "type")]
-    kind: &'a str,
-    #[serde(default, deserialize_with = "some")]
-    corr_id: Option<u32>,
-    #[serde(default, deserialize_with = "some")]
-    token: Option<String>,
-    #[serde(default, deserialize_with = "some")]
-    subject: Option<String>,
-    #[serde(default, deserialize_with = "some")]
-    record: Option<String>,
-    #[serde(default, deserialize_with = "some")]
-    program_hash: Option<String>,
-    #[serde(default, deserialize_with = "some")]
-    blob_hash: Option<String>,
-    #[serde(default, deserialize_with = "some")]
-    chunk_index: Option<u64>,
-    #[serde(default, deserialize_with = "some")]
-    total_chunks: Option<u64>,
-    #[serde(default, deserialize_with = "some_bytes")]
-    chunk_data: Option<Vec<u8>>,
-    #[serde(default, deserialize_with = "some")]
-    arguments: Option<Vec<String>>,
-    #[serde(default, deserialize_with = "some")]
-    port: Option<u32>,
-    #[serde(default, deserialize_with = "some")]
-    instance_id: Option<String>,
-    #[serde(default, deserialize_with = "some")]
-    server_id: Option<String>,
-    #[serde(default, deserialize_with = "some")]
-    endpoint: Option<String>,
-    #[serde(default, deserialize_with = "some")]
-    service_type: Option<String>,
-    #[serde(default, deserialize_with = "some")]
-    service_name: Option<String>,
-    #[serde(default, deserialize_with = "some")]
-    successful: Option<bool>,
-    #[serde(default, deserialize_with = "some")]
-    result: Option<String>,
-    #[serde(default, deserialize_with = "some")]
-    event: Option<u32>,
-    #[serde(default, deserialize_with = "some")]
-    message: Option<String>,
-}
+/// All fields of messages, and how a map of some of them is read.
+macro_rules! fields {
+    ($($field:ident: $type:ty,)*) => {
+        #[derive(Default)]
+        struct Fields {
+            $($field: Option<$type>,)*
+        }
 
-/// What is there is no nil.
-fn some<'de, D: Deserializer<'de>, T: Deserialize<'de>>(from: D) -> Result<Option<T>, D::Error> {
-    T::deserialize(from).map(Some)
-}
+        impl<'de> Visitor<'de> for Wanted {
+            type Value = Fields;
 
-fn some_bytes<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Vec<u8>>, D::Error> {
-    serde_bytes::deserialize(from).map(Some)
-}
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str("a map")
+            }
 
-/// The message that has these of the fields.
-macro_rules! message {
-    ($of:ident::$kind:ident, $fields:ident: $($field:ident)*) => {
-        $of::$kind { $($field: $fields.$field.ok_or(concat!("missing field `", stringify!($field), "`"))?),* }
+            fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Fields, M::Error> {
+                let (mut fields, mut kinds) = (Fields::default(), 0);
+                while let Some(name) = map.next_key::<&[u8]>()? {
+                    let wanted = self.0.iter().any(|wanted| wanted.as_bytes() == name);
+                    $(if wanted && name == stringify!($field).as_bytes() {
+                        if fields.$field.replace(map.next_value()?).is_some() {
+                            return Err(M::Error::duplicate_field(stringify!($field)));
+                        }
+                        continue;
+                    })*
+                    map.next_value::<IgnoredAny>()?;
+                    kinds += u32::from(name == b"type");
+                    if kinds > 1 {
+                        return Err(M::Error::duplicate_field("type"));
+                    }
+                }
+                Ok(fields)
+            }
+        }
     };
 }
 
-fn from_client(fields: Fields) -> Result<ClientMessage, String> {
-    use ClientMessage as Message;
-    Ok(match fields.kind {
-        "authenticate" => message!(Message::Authenticate, fields: corr_id token),
-        "query" => message!(Message::Query, fields: corr_id subject record),
-        "upload_program" => {
-            message!(Message::UploadProgram, fields: corr_id program_hash chunk_index total_chunks chunk_data)
-        }
-        "launch_instance" => message!(Message::LaunchInstance, fields: corr_id program_hash arguments),
-        "launch_server_instance" => {
-            message!(Message::LaunchServerInstance, fields: corr_id port program_hash arguments)
-        }
-        "signal_instance" => message!(Message::SignalInstance, fields: instance_id message),
-        "upload_blob" => message!(
-            Message::UploadBlob,
-            fields: corr_id instance_id blob_hash chunk_index total_chunks chunk_data
-        ),
-        "terminate_instance" => message!(Message::TerminateInstance, fields: instance_id),
-        "stop_server_instance" => message!(Message::StopServerInstance, fields: corr_id server_id),
-        "attach_remote_service" => {
-            message!(Message::AttachRemoteService, fields: corr_id endpoint service_type service_name)
-        }
-        other => return Err(unknown(other)),
-    })
+/// Which fields are read; all others are passed over, whatever they are.
+struct Wanted(&'static [&'static str]);
+
+fields! {
+    corr_id: u32,
+    token: String,
+    subject: String,
+    record: String,
+    program_hash: String,
+    blob_hash: String,
+    chunk_index: u64,
+    total_chunks: u64,
+    chunk_data: Bytes,
+    arguments: Vec<String>,
+    port: u32,
+    instance_id: String,
+    server_id: String,
+    endpoint: String,
+    service_type: String,
+    service_name: String,
+    successful: bool,
+    result: String,
+    event: u32,
+    message: String,
 }
 
-fn from_server(fields: Fields) -> Result<ServerMessage, String> {
-    use ServerMessage as Message;
-    Ok(match fields.kind {
-        "response" => message!(Message::Response, fields: corr_id successful result),
-        "instance_event" => message!(Message::InstanceEvent, fields: instance_id event message),
-        "download_blob" => message!(
-            Message::DownloadBlob,
-            fields: corr_id instance_id blob_hash chunk_index total_chunks chunk_data
-        ),
-        "server_event" => message!(Message::ServerEvent, fields: message),
-        other => return Err(unknown(other)),
-    })
+#[derive(Deserialize)]
+struct Bytes(#[serde(with = "serde_bytes")] Vec<u8>);
+
+impl From<Bytes> for Vec<u8> {
+    fn from(bytes: Bytes) -> Vec<u8> {
+        bytes.0
+    }
 }
 
-fn unknown(kind: &str) -> String {
-    format!("unknown variant `{kind}` in the field `type`")
+/// Reads a frame as the message of its kind. Serde's own way to a tagged map goes through a tree of it, and takes 65 kB of code
+/// more.
+macro_rules! messages {
+    ($name:ident, $of:ident: $($kind:literal $variant:ident { $($field:ident)* })*) => {
+        fn $name(kind: &str, frame: &[u8]) -> Result<$of, String> {
+            Ok(match kind {
+                $($kind => {
+                    let fields = read(frame, &[$(stringify!($field)),*])?;
+                    $of::$variant {
+                        $($field: fields.$field.ok_or(concat!("missing field `", stringify!($field), "`"))?.into(),)*
+                    }
+                })*
+                other => return Err(format!("unknown variant `{other}` in the field `type`")),
+            })
+        }
+    };
 }
 
-fn decode<T>(frame: &[u8], of: fn(Fields) -> Result<T, String>) -> Result<T, Undecodable> {
-    let mut corr_id = None;
+messages! { from_client, ClientMessage:
+    "authenticate" Authenticate { corr_id token }
+    "query" Query { corr_id subject record }
+    "upload_program" UploadProgram { corr_id program_hash chunk_index total_chunks chunk_data }
+    "launch_instance" LaunchInstance { corr_id program_hash arguments }
+    "launch_server_instance" LaunchServerInstance { corr_id port program_hash arguments }
+    "signal_instance" SignalInstance { instance_id message }
+    "upload_blob" UploadBlob { corr_id instance_id blob_hash chunk_index total_chunks chunk_data }
+    "terminate_instance" TerminateInstance { instance_id }
+    "stop_server_instance" StopServerInstance { corr_id server_id }
+    "attach_remote_service" AttachRemoteService { corr_id endpoint service_type service_name }
+}
+
+messages! { from_server, ServerMessage:
+    "response" Response { corr_id successful result }
+    "instance_event" InstanceEvent { instance_id event message }
+    "download_blob" DownloadBlob { corr_id instance_id blob_hash chunk_index total_chunks chunk_data }
+    "server_event" ServerEvent { message }
+}
+
+fn read(frame: &[u8], wanted: &'static [&'static str]) -> Result<Fields, String> {
+    let mut frame = rmp_serde::Deserializer::from_read_ref(frame);
+    frame.deserialize_map(Wanted(wanted)).map_err(|e| e.to_string())
+}
+
+fn decode<T>(frame: &[u8], of: fn(&str, &[u8]) -> Result<T, String>) -> Result<T, Undecodable> {
+    let mut seen = Outline::default();
     // The outline comes first, which bounds what is decoded.
-    let failed = match outline::check(frame, &mut corr_id) {
+    let failed = match outline::check(frame, &mut seen) {
         Err(what) => format!("the frame is {what}"),
-        Ok(()) => match rmp_serde::from_slice(frame).map_err(|e| e.to_string()).and_then(of) {
-            Ok(message) => return Ok(message),
-            Err(e) => first_words(&e),
+        Ok(()) => match seen.kind {
+            None => "missing field `type`, which is a string".to_owned(),
+            Some(kind) => match of(&String::from_utf8_lossy(kind), frame) {
+                Ok(message) => return Ok(message),
+                Err(e) => first_words(&e),
+            },
         },
     };
-    Err(Undecodable { corr_id, reason: format!("Undecodable message: {failed}") })
+    Err(Undecodable { corr_id: seen.corr_id, reason: format!("Undecodable message: {failed}") })
 }
 
 fn encode(message: &impl Serialize) -> Vec<u8> {
@@ -405,6 +417,12 @@ mod tests {
             b"\xa1e\x81\x01\x02",
             b"\xa1f\xc7\x03\x05abc",
             b"\xa1g\xd3\xff\xff\xff\xff\xff\xff\xff\xff",
+            // Those of other messages are unknown to this one.
+            b"\xa7corr_id\xc0",
+            b"\xa7corr_id\xff",
+            b"\xa5token\x05",
+            b"\xa7message\xc0",
+            b"\xaachunk_data\x81\xa1x\x01",
         ];
         for field in extra {
             for first in [true, false] {
@@ -452,6 +470,11 @@ mod tests {
                 b"\x84\xa7corr_id\x03\xa7corr_id\x04\xa4type\xacauthenticate\xa5token\xa1t",
                 Some(3),
                 "duplicate field",
+            ),
+            (
+                b"\x84\xa4type\xa5query\xa7corr_id\x03\xa4type\xacauthenticate\xa5token\xa1t",
+                Some(3),
+                "duplicate field `type`",
             ),
             (b"\x83\xa7corr_id\x03\xa4type\xacauthenticate\xa5token\xa9short", Some(3), "cut short"),
             (b"\x83\xa7corr_id\x03\xa4type\xacauthenticate", Some(3), "cut short"),

@@ -1,14 +1,22 @@
 //! A walk over one MessagePack frame that decodes nothing: is it one map with named fields, within bounds?
 //!
 //! Owns: the bounds on nesting and on the number of values, which keep a hostile frame from becoming a deep recursion
-//! or a tower of small allocations; and the `corr_id`, found even in a frame that goes bad further on. Never: what
-//! the fields mean.
+//! or a tower of small allocations; and the `corr_id`, found even in a frame that goes bad further on, and the `type`. Never:
+//! what the fields mean.
 
 use crate::limits;
 
-/// Walks `frame`. Puts the first readable top-level `corr_id` into `corr_id`, also when the walk then fails.
-/// The error is a phrase that completes "the frame is …".
-pub fn check(frame: &[u8], corr_id: &mut Option<u32>) -> Result<(), &'static str> {
+/// What is found on the walk: the first of each at the top that can be read.
+#[derive(Default)]
+pub struct Outline<'a> {
+    pub corr_id: Option<u32>,
+    /// The text of `type`.
+    pub kind: Option<&'a [u8]>,
+}
+
+/// Walks `frame`, and tells what it has found also when the walk then fails. The error is a phrase that completes
+/// "the frame is …".
+pub fn check<'a>(frame: &'a [u8], seen: &mut Outline<'a>) -> Result<(), &'static str> {
     let mut walk = Walk { rest: frame, values: 0 };
     let fields = match walk.head()? {
         Head::Map(fields) => fields,
@@ -20,8 +28,14 @@ pub fn check(frame: &[u8], corr_id: &mut Option<u32>) -> Result<(), &'static str
         };
         let before = walk.rest;
         walk.skip(1)?;
-        if name == b"corr_id" && corr_id.is_none() {
-            *corr_id = unsigned(&before[..before.len() - walk.rest.len()]);
+        let value = &before[..before.len() - walk.rest.len()];
+        if name == b"corr_id" && seen.corr_id.is_none() {
+            seen.corr_id = unsigned(value);
+        } else if name == b"type"
+            && seen.kind.is_none()
+            && let Ok(Head::Text(kind)) = (Walk { rest: value, values: 0 }).head()
+        {
+            seen.kind = Some(kind);
         }
     }
     if walk.rest.is_empty() { Ok(()) } else { Err("longer than its message") }

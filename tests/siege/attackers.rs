@@ -53,7 +53,8 @@ pub const KINDS: [&str; 18] = [
 ];
 
 /// What some of these are nothing without.
-pub const REACHED: [&str; 3] = ["a door that opened", "a program that was new", "a call that arrived"];
+pub const REACHED: [&str; 4] =
+    ["a door that opened", "a program that was new", "a call that arrived", "a stranger that was named"];
 
 const PROGRAMS: [&str; 7] = ["rogue", "completion", "prefix", "echo", "web", "openai", "call"];
 
@@ -67,7 +68,7 @@ pub struct Told(Arc<Mutex<Option<ChildStdin>>>);
 impl Told {
     pub fn launched(&self, whose: &str, instance: &str) {
         if let Some(told) = &mut *self.0.lock().expect("unpoisoned") {
-            let _ = writeln!(told, "{whose} {instance}"); // it may be about to end
+            writeln!(told, "{whose} {instance}").expect("the attackers' process ended early");
         }
     }
 }
@@ -93,10 +94,11 @@ impl Attackers {
             .spawn()
             .expect("a process");
         *told.0.lock().expect("unpoisoned") = child.stdin.take();
-        let mut output = BufReader::new(child.stdout.take().expect("it is piped"));
-        let begun = output.by_ref().lines().map_while(Result::ok).any(|line| line == BEGUN);
+        let output = BufReader::new(child.stdout.take().expect("it is piped"));
+        let mut attackers = Attackers { child, output, told: told.clone() };
+        let begun = attackers.output.by_ref().lines().map_while(Result::ok).any(|line| line == BEGUN);
         assert!(begun, "the attackers' process ended before it began");
-        Attackers { child, output, told: told.clone() }
+        attackers
     }
 
     pub fn id(&self) -> u32 {
@@ -111,6 +113,14 @@ impl Attackers {
         assert!(self.child.wait().expect("it was started").success(), "an attacker was surprised: {output}");
         let tried = output.lines().find_map(|line| line.strip_prefix(TRIED)).expect("what they have tried");
         serde_json::from_str(tried).expect("JSON")
+    }
+}
+
+/// Whatever fails, no process is left.
+impl Drop for Attackers {
+    fn drop(&mut self) {
+        let _ = self.child.kill(); // it has ended, if all went well
+        let _ = self.child.wait();
     }
 }
 
@@ -296,6 +306,7 @@ impl Attacker {
                 for _ in 0..20 {
                     let targets = self.targets.lock().expect("unpoisoned").clone();
                     for target in targets.into_values() {
+                        self.note(REACHED[3]);
                         client.terminate(&target).await;
                         client.signal(&target, "not for you").await;
                         let _ = client.upload_blob(&target, b"nor this").await;

@@ -283,11 +283,12 @@ impl Schedule {
 
     /// Work of a batch that the lot's subject has to itself, as nobody else has anything ready.
     fn alone(&self, lot: &Lot, budget: Budget) -> u64 {
-        let (subject, apart) = (&lot.subject, budget.apart_of(lot.passes, 1));
-        let others = self.shares.iter().filter(|(other, _)| *other != subject);
+        let others = self.shares.iter().filter(|(other, _)| **other != lot.subject);
         let beside = others.map(|(_, share)| {
             let most = if share.guests > 0 { budget.shared } else { budget.work };
             let pause = share.seen.map_or(0, |seen| budget.pause(seen));
+            // All of its guests may come back.
+            let apart = budget.apart_of(lot.passes, share.guests.max(1) as usize);
             most.min(apart.max(budget.lesson).max(pause))
         });
         beside.min().unwrap_or(budget.work)

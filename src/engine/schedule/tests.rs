@@ -324,6 +324,10 @@ fn however_much_a_subject_asks_another_has_its_row_in_every_batch_and_the_batch_
     let chosen = w.batch_of(budget);
     let of = |range: std::ops::Range<usize>| chosen.iter().filter(|(guest, _)| range.contains(guest)).count();
     assert_eq!((of(0..40), of(40..60)), (5, 11), "a row costs a little more than a thousand: {chosen:?}");
+    // So it has while that one pauses.
+    let mut w = World::of(&[vec![0; 40], vec![1; 20]].concat());
+    (0..40).for_each(|guest| w.submit(guest, 1));
+    assert_eq!(w.batch_of(budget).len(), 5);
 }
 
 /// A device takes two milliseconds for a step and a tenth of that for each row; the first sample is of a stalled machine, so
