@@ -53,7 +53,7 @@
 //! | [`interrupts`] | the signals that end a command early, or a server |
 //! | `output` | standard output of a command: what counts as written |
 //! | [`limits`] | every capacity, with its reason |
-//! | [`identity`], [`quota`], [`clock`] | instance, subject, program: the names; what each may use; what time it is |
+//! | [`identity`], [`quota`], [`clock`] | instance, subject, program: the names; what each may use; what time it is, and waiting for another |
 //! | [`places`] | places that subjects share, bounded for each and in all |
 //! | [`pacer`] | what each subject uses of the io thread, the rests of who has used more than its part, the sockets that take them |
 //! | [`wire`], [`server`], [`client`] | the protocol, its server side, our client |

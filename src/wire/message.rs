@@ -239,7 +239,10 @@ macro_rules! messages {
                         $($field: fields.$field.ok_or(concat!("missing field `", stringify!($field), "`"))?.into(),)*
                     }
                 })*
-                other => return Err(format!("unknown variant `{other}` in the field `type`")),
+                other => {
+                    let kinds = [$(concat!("`", $kind, "`")),*].join(", ");
+                    return Err(format!("unknown variant `{other}`, expected one of {kinds}"));
+                }
             })
         }
     };
@@ -450,7 +453,11 @@ mod tests {
             (b"\x93\xacauthenticate\x01\xa1t", None, "no map"),
             (b"hello", None, "no map"),
             (b"\x80", None, "missing field `type`"),
-            (b"\x81\xa4type\xa4nope", None, "unknown variant `nope`"),
+            (
+                b"\x81\xa4type\xa4nope",
+                None,
+                "unknown variant `nope`, expected one of `authenticate`, `query`",
+            ),
             (b"\x82\xa7corr_id\x09\xa4type\xa4nope", Some(9), "unknown variant `nope`"),
             (b"\x82\xa7corr_id\x09\xa4type\x05", Some(9), "Undecodable"),
             (
