@@ -43,8 +43,12 @@ struct Accesses {
     writes: Spans,
 }
 
+/// Room that a page keeps for accesses to come: as many as most pages ever have at a time.
+const SPANS_KEPT: usize = 16;
+
 /// Accesses of one kind to one page, by job: one of each at the most. Thousands may read a page, and leave in any order;
-/// so one that leaves is only marked, and they are swept out together once they are more than half.
+/// so one that leaves is only marked, and they are swept out together once they are more than half. The room of
+/// thousands goes with them: there are thousands of pages, too.
 #[derive(Clone, Default)]
 struct Spans {
     all: Vec<Span>,
@@ -83,6 +87,10 @@ impl Spans {
         if self.left as usize * 2 > self.all.len() {
             self.all.retain(|span| !span.has_left());
             self.left = 0;
+            let room = SPANS_KEPT.max(2 * self.all.len());
+            if self.all.capacity() > 2 * room {
+                self.all.shrink_to(room);
+            }
         }
     }
 }
@@ -194,6 +202,8 @@ mod tests {
             hazards.leave(job, &read);
             let spans = &hazards.pages[0].reads;
             assert!(spans.left as usize * 2 <= spans.all.len(), "those that left are swept out, ...");
+            let room = spans.all.capacity();
+            assert!(room <= 2 * SPANS_KEPT.max(2 * spans.all.len()), "their room goes too: {room}");
             sweeps += usize::from(spans.left == 0);
         }
         assert!(sweeps <= 14, "... {sweeps} times and not each time");
