@@ -42,6 +42,8 @@ where
             Err(full) => turn_away(&stream, full),
             Ok(connection) => executor.spawn(bordered(connection)).detach(),
         }
+        // Whoever connects faster than this accepts must not have the thread to himself; and one that made room has to go.
+        smol::future::yield_now().await;
     }
 }
 
@@ -85,4 +87,50 @@ fn turn_away(stream: &TcpStream, full: Full) {
         &reply,
         rustix::net::SendFlags::NOSIGNAL | rustix::net::SendFlags::DONTWAIT,
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Mutex;
+
+    /// Neither one that has a place nor one that is turned away.
+    #[test]
+    fn between_two_that_come_all_others_have_a_turn() {
+        const COME: usize = 32;
+        for full in [false, true] {
+            let told = Arc::new(Mutex::new(String::new()));
+            let executor = Executor::new();
+            let other = told.clone();
+            let others = executor.spawn(async move {
+                loop {
+                    other.lock().unwrap().push('o');
+                    smol::future::yield_now().await;
+                }
+            });
+            smol::block_on(async {
+                let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+                let address = listener.local_addr().unwrap();
+                let _waiting: Vec<_> =
+                    (0..COME).map(|_| std::net::TcpStream::connect(address).unwrap()).collect();
+                let (all, come) = smol::channel::bounded(COME);
+                let enter = |_| {
+                    told.lock().unwrap().push('a');
+                    all.try_send(()).unwrap();
+                    if full { Err(Full::All(0)) } else { Ok(async {}) }
+                };
+                let accepts = accept::<_, ()>(&listener, &executor, enter);
+                let over = async {
+                    for _ in 0..COME {
+                        come.recv().await.unwrap();
+                    }
+                };
+                executor.run(over.or(accepts)).await;
+            });
+            drop(others);
+            let told = told.lock().unwrap();
+            assert_eq!(told.matches('a').count(), COME);
+            assert!(!told.contains("aa"), "{told}");
+        }
+    }
 }
