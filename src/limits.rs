@@ -427,6 +427,8 @@ pub const FIELDS: usize = 256;
 pub const SERVERS: usize = 64;
 /// Server instances of one subject: an app has one or two, a developer a few more.
 pub const SERVERS_PER_SUBJECT: usize = 16;
+/// The least port of a server instance: those below are the system's services', one of which may be down just now.
+pub const SERVER_PORT_LEAST: u32 = 1024;
 /// Connections to all server instances, idle ones that are kept alive included.
 pub const HTTP_CONNECTIONS: usize = 512;
 /// Connections to the server instances of one subject: half of all, so that none takes them all.

@@ -7,7 +7,8 @@ use std::net::{TcpListener, TcpStream};
 use std::sync::mpsc;
 use std::thread;
 use support::client::{Client, Event};
-use support::{Server, mint};
+use support::frame::Outgoing;
+use support::{Server, guest_bytes, mint};
 
 /// A server on loopback that answers by the path of a request; each request's head is told to the test.
 struct Peer {
@@ -164,6 +165,25 @@ fn a_token_may_allow_more_to_its_bearer_alone() {
         assert!(told.contains("HttpRequestDenied"), "{told}");
     });
     assert_eq!(peer.requests().len(), 1);
+}
+
+/// While whoever is called there is down, all that programs send him would be a stranger's.
+#[test]
+fn no_program_answers_where_programs_may_call_the_box() {
+    let closed = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port");
+    let server = Server::small_with(&format!("[http]\nallow = [\"{closed}\"]\n"));
+    smol::block_on(async {
+        let mut client = Client::connect(&server).await;
+        let hash = client.upload(&guest_bytes("hello")).await.expect("a good program");
+        for (port, part) in
+            [(closed.port(), "is somebody's whom programs may call"), (80, "between 1024 and")]
+        {
+            let launch = Outgoing::new("launch_server_instance").with("program_hash", &*hash);
+            let launch = launch.with("port", i64::from(port)).with("arguments", &[] as &[&str]);
+            let refused = client.ask(launch).await.expect_err("a port that is another's");
+            assert!(refused.contains(part) && refused.contains(&port.to_string()), "{refused}");
+        }
+    });
 }
 
 #[test]

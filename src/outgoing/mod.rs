@@ -148,6 +148,11 @@ pub struct Line {
 }
 
 impl Outgoing {
+    /// Whether every program may call the box itself at this port: then none of them may be who answers there.
+    pub fn calls_own_port(&self, port: u16) -> bool {
+        self.allowed.is_own_port(port)
+    }
+
     /// For one instance, which may call whom the token that launched it allows, too.
     pub fn line(&self, instance: InstanceId, subject: Subject, more: &Allowed, pacer: Pacer) -> Line {
         let allowed = self.allowed.and(more);

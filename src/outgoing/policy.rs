@@ -137,6 +137,12 @@ impl Allowed {
         self.0.contains(target)
     }
 
+    /// Whether somebody on the box itself is called at this port.
+    pub fn is_own_port(&self, port: u16) -> bool {
+        let own = |host: &Host| matches!(host, Host::Address(address) if is_loopback(*address));
+        self.0.iter().any(|target| target.port == port && own(&target.host))
+    }
+
     /// Whether a host that may be called may be at this address.
     pub fn address(&self, address: SocketAddr) -> bool {
         is_public(address.ip()) || self.host(&Target::literal(address))
@@ -153,6 +159,17 @@ impl<'de> Deserialize<'de> for Allowed {
 impl Serialize for Allowed {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
         to.collect_seq(self.0.iter().map(Target::to_string))
+    }
+}
+
+/// Whether an address leads to the box itself, whatever else it has: the unspecified one does, too.
+fn is_loopback(address: IpAddr) -> bool {
+    let v4 = |address: Ipv4Addr| address.is_loopback() || address.is_unspecified();
+    match address {
+        IpAddr::V4(address) => v4(address),
+        IpAddr::V6(address) => {
+            address.is_loopback() || address.is_unspecified() || embedded(address).is_some_and(v4)
+        }
     }
 }
 
@@ -223,6 +240,17 @@ mod tests {
 
     fn target(text: &str) -> Target {
         text.parse().unwrap_or_else(|what| panic!("{text} {what}"))
+    }
+
+    #[test]
+    fn a_port_of_the_box_is_one_at_any_of_its_own_addresses() {
+        for own in ["127.0.0.1:9000", "127.8.0.1:9000", "0.0.0.0:9000", "[::1]:9000", "[::]:9000"] {
+            let own = allowed(&["api.example.com:9001", own]);
+            assert!(own.is_own_port(9000) && !own.is_own_port(9001), "{own:?}");
+        }
+        assert!(allowed(&["[::ffff:127.0.0.1]:9000"]).is_own_port(9000));
+        let others = ["api.example.com:9000", "192.168.1.20:9000", "[fd00::1]:9000", "8.8.8.8:9000"];
+        assert!(!allowed(&others).is_own_port(9000));
     }
 
     #[test]

@@ -194,6 +194,10 @@ impl Runtime {
         &self.parts.quotas
     }
 
+    pub fn outgoing(&self) -> &Outgoing {
+        &self.parts.outgoing
+    }
+
     pub fn directory(&self) -> &Directory {
         &self.directory
     }

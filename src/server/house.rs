@@ -161,6 +161,12 @@ impl House for Served {
                 program.hash
             ));
         }
+        if self.runtime.outgoing().calls_own_port(port) {
+            return Err(format!(
+                "Port {port} is somebody's whom programs may call, by [http] allow: what they send there is not for a \
+                 program; choose another"
+            ));
+        }
         let quotas = self.runtime.quotas().lowered(&grant.quotas);
         let (subject, http, expires) = (grant.subject.clone(), grant.http.clone(), grant.expires);
         self.hall.open(Serve { program, arguments, subject, quotas, http, port, expires }).await?;

@@ -206,8 +206,13 @@ impl<'v> Session<'v> {
                 Some(Effect::Launch { corr_id, program, arguments })
             }
             M::LaunchServerInstance { corr_id, port, program_hash: program, arguments } => match port {
-                1..=65_535 => Some(Effect::LaunchServer { corr_id, program, arguments, port: port as u16 }),
-                _ => answer(corr_id, Err(format!("Port {port} is not between 1 and 65535"))),
+                limits::SERVER_PORT_LEAST..=65_535 => {
+                    Some(Effect::LaunchServer { corr_id, program, arguments, port: port as u16 })
+                }
+                _ => {
+                    let least = limits::SERVER_PORT_LEAST;
+                    answer(corr_id, Err(format!("Port {port} is not between {least} and 65535")))
+                }
             },
             M::StopServerInstance { corr_id, server_id: server } => {
                 Some(Effect::StopServer { corr_id, server })
@@ -347,13 +352,13 @@ mod tests {
             },
             ClientMessage::LaunchServerInstance {
                 corr_id: 1,
-                port: 80,
+                port: 8080,
                 program_hash: program_hash.clone(),
                 arguments: vec![],
             },
             ClientMessage::LaunchServerInstance {
                 corr_id: 1,
-                port: 0,
+                port: 1023,
                 program_hash: program_hash.clone(),
                 arguments: vec![],
             },
@@ -399,8 +404,8 @@ mod tests {
             "Store",
             "Launch",
             "LaunchServer",
-            "false: Port 0 is not between 1 and 65535",
-            "false: Port 65536 is not between 1 and 65535",
+            "false: Port 1023 is not between 1024 and 65535",
+            "false: Port 65536 is not between 1024 and 65535",
         ];
         let after = ["false: Failed to attach to model backend", "false: Unknown service type: toaster"];
         let expect = |instance: [&str; 3]| {
