@@ -7,6 +7,7 @@ use crate::engine::operation::Kind;
 use crate::engine::pages::Physical;
 #[cfg(test)]
 use crate::simulation::plant::{Bug, planted};
+use smallvec::SmallVec;
 
 /// Submission number: operations are ordered by it, and it is never given twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -43,15 +44,15 @@ struct Accesses {
     writes: Spans,
 }
 
-/// Room that a page keeps for accesses to come: as many as most pages ever have at a time.
-const SPANS_KEPT: usize = 16;
+/// Accesses that a page has room for by itself. More are allocated, and freed with the last of them: a few bytes kept for each
+/// of thousands of pages, from whenever it first had that many, would lie all over the heap and hold it apart.
+const SPANS: usize = 2;
 
 /// Accesses of one kind to one page, by job: one of each at the most. Thousands may read a page, and leave in any order;
-/// so one that leaves is only marked, and they are swept out together once they are more than half. The room of
-/// thousands goes with them: there are thousands of pages, too.
+/// so one that leaves is only marked, and they are swept out together once they are more than half.
 #[derive(Clone, Default)]
 struct Spans {
-    all: Vec<Span>,
+    all: SmallVec<[Span; SPANS]>,
     left: u32,
 }
 
@@ -87,9 +88,11 @@ impl Spans {
         if self.left as usize * 2 > self.all.len() {
             self.all.retain(|span| !span.has_left());
             self.left = 0;
-            let room = SPANS_KEPT.max(2 * self.all.len());
-            if self.all.capacity() > 2 * room {
-                self.all.shrink_to(room);
+            let room = (2 * self.all.len()).next_power_of_two();
+            if self.all.len() <= SPANS {
+                self.all.shrink_to_fit();
+            } else if self.all.capacity() > 2 * room {
+                self.all.grow(room);
             }
         }
     }
@@ -203,11 +206,12 @@ mod tests {
             let spans = &hazards.pages[0].reads;
             assert!(spans.left as usize * 2 <= spans.all.len(), "those that left are swept out, ...");
             let room = spans.all.capacity();
-            assert!(room <= 2 * SPANS_KEPT.max(2 * spans.all.len()), "their room goes too: {room}");
+            assert!(room <= SPANS.max(8 * spans.all.len()), "their room goes too: {room}");
             sweeps += usize::from(spans.left == 0);
         }
         assert!(sweeps <= 14, "... {sweeps} times and not each time");
         assert_eq!(hazards.readers(Kind::Page, Physical(0)).collect::<Vec<_>>(), [JobId(77)]);
+        assert!(!hazards.pages[0].reads.all.spilled(), "the page has room for one by itself");
         assert_eq!(hazards.enter(JobId(9000), &[touch(0, 1, true)]).len(), 1);
     }
 }
