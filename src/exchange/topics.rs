@@ -60,6 +60,13 @@ impl Log {
         self.bytes -= post.len();
         post.len()
     }
+
+    /// Forgets all posts, and the room for them, and says how many bytes that freed.
+    fn forget_all(&mut self) -> usize {
+        self.first = self.end();
+        self.posts = VecDeque::new();
+        std::mem::take(&mut self.bytes)
+    }
 }
 
 /// What a broadcast came to.
@@ -118,10 +125,10 @@ impl Topics {
         scope.subscribers += 1;
         let mut log = lock(&topic.log);
         log.subscribers += 1;
-        let place = Place { next: log.end(), dropped: 0, ended: false };
+        let place = Place { name: Some(name.to_owned()), next: log.end(), dropped: 0 };
         drop(log);
-        let (shared, subject, name) = (self.0.clone(), subject.clone(), name.to_owned());
-        Ok(Subscription { shared, subject, name, topic, place: Mutex::new(place) })
+        let (shared, subject) = (self.0.clone(), subject.clone());
+        Ok(Subscription { shared, subject, topic, place: Mutex::new(place) })
     }
 
     /// Reaches every live subscriber of the topic; with none the post is gone. Answers the work that it was.
@@ -197,22 +204,22 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub struct Subscription {
     shared: Arc<Shared>,
     subject: Subject,
-    name: String,
     topic: Arc<Topic>,
     place: Mutex<Place>,
 }
 
 struct Place {
+    /// The topic's; none once it has unsubscribed.
+    name: Option<String>,
     next: u64,
     dropped: u64,
-    ended: bool,
 }
 
 impl Subscription {
     /// True when [`take`](Subscription::take) has something to give, or never will again.
     pub fn ready(&self) -> bool {
         let place = lock(&self.place);
-        place.ended || place.next < lock(&self.topic.log).end()
+        place.name.is_none() || place.next < lock(&self.topic.log).end()
     }
 
     pub async fn wait(&self) {
@@ -228,9 +235,7 @@ impl Subscription {
     /// The oldest post not yet taken that the log still has.
     pub fn take(&self) -> Option<Arc<str>> {
         let mut place = lock(&self.place);
-        if place.ended {
-            return None;
-        }
+        place.name.as_ref()?;
         let log = lock(&self.topic.log);
         if place.next < log.first {
             let lost = log.first - place.next;
@@ -248,19 +253,18 @@ impl Subscription {
         lock(&self.place).dropped
     }
 
-    /// Yields nothing from here on and wakes who waits on it.
+    /// Yields nothing from here on and wakes who waits on it. What is kept of it afterwards (a pollable) keeps no post: those
+    /// of a topic without subscribers count with nobody.
     pub fn unsubscribe(&self) {
-        if std::mem::replace(&mut lock(&self.place).ended, true) {
-            return;
-        }
+        let Some(name) = lock(&self.place).name.take() else { return };
         let mut scopes = self.shared.lock();
         if let Some(scope) = scopes.get_mut(&self.subject) {
             scope.subscribers -= 1;
             let mut log = lock(&self.topic.log);
             log.subscribers -= 1;
             if log.subscribers == 0 {
-                scope.bytes -= log.bytes;
-                scope.topics.remove(&self.name);
+                scope.bytes -= log.forget_all();
+                scope.topics.remove(&name);
             }
             if scope.subscribers == 0 {
                 scopes.remove(&self.subject);
@@ -375,6 +379,35 @@ mod tests {
         assert_eq!(subscription.take(), None);
         assert_eq!(topics.broadcast(&me, "t", "to nobody").map(|work| work.reached), Ok(0));
         assert!(topics.0.lock().is_empty());
+    }
+
+    /// The story: a guest kept a pollable of each subscription that it gave up, and with it all posts of a topic that
+    /// counted no more.
+    #[test]
+    fn a_topic_without_subscribers_keeps_no_post_whoever_keeps_a_subscription() {
+        let (topics, me) = (Topics::default(), Subject::everyone());
+        let kept = [0, 1].map(|_| topics.subscribe(&me, "t").unwrap());
+        let post = "x".repeat(limits::MESSAGE_BYTES);
+        topics.broadcast(&me, "t", &post).unwrap();
+        let topic = kept[0].topic.clone();
+        let posts = || {
+            let log = lock(&topic.log);
+            (log.posts.capacity() > 0, log.bytes)
+        };
+        kept[0].unsubscribe();
+        assert_eq!(posts(), (true, post.len()), "the other may still read it");
+        kept[1].unsubscribe();
+        assert_eq!(posts(), (false, 0));
+        // As before: it is ready, and yields nothing, whatever comes under the name.
+        let next = topics.subscribe(&me, "t").unwrap();
+        topics.broadcast(&me, "t", "another").unwrap();
+        for kept in kept {
+            kept.unsubscribe();
+            block_on(kept.wait());
+            assert_eq!((kept.take(), kept.dropped()), (None, 0));
+        }
+        assert_eq!(next.take().as_deref(), Some("another"));
+        assert_eq!(topics.0.lock()[&me].bytes, "another".len());
     }
 
     #[test]
