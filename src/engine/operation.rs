@@ -8,7 +8,9 @@ use crate::engine::credit::Credit;
 use crate::identity::{InstanceId, Subject};
 use crate::quota::{Name, Quota, Quotas};
 use smol::lock::OnceCell;
+use std::any::Any;
 use std::fmt;
+use std::ops::Deref;
 use std::sync::Arc;
 
 /// A guest's name for a page or an embedding slot: per instance and kind, stable under copy on write.
@@ -39,7 +41,50 @@ pub enum Priority {
 }
 
 /// Written once by the engine, awaited (`wait`) or looked at (`get`) by the guest. Dropping it loses nothing.
-pub type Reply<T> = Arc<OnceCell<T>>;
+/// It may carry whoever counts its bytes, which are there until the last that knows the reply lets go of it: a guest's result,
+/// a pollable, or the engine.
+pub struct Reply<T> {
+    written: Arc<OnceCell<T>>,
+    carried: Option<Arc<dyn Any + Send + Sync>>,
+}
+
+impl<T> Reply<T> {
+    /// One that keeps something until it is gone.
+    pub fn carrying(what: impl Any + Send + Sync) -> Reply<T> {
+        Reply { carried: Some(Arc::new(what)), ..Reply::default() }
+    }
+
+    /// The same, without what it carries.
+    pub fn bare(self) -> Reply<T> {
+        Reply { carried: None, ..self }
+    }
+}
+
+impl<T> Clone for Reply<T> {
+    fn clone(&self) -> Reply<T> {
+        Reply { written: self.written.clone(), carried: self.carried.clone() }
+    }
+}
+
+impl<T> Default for Reply<T> {
+    fn default() -> Reply<T> {
+        Reply { written: Arc::default(), carried: None }
+    }
+}
+
+impl<T> From<T> for Reply<T> {
+    /// Written already.
+    fn from(value: T) -> Reply<T> {
+        Reply { written: Arc::new(OnceCell::from(value)), carried: None }
+    }
+}
+
+impl<T> Deref for Reply<T> {
+    type Target = OnceCell<T>;
+    fn deref(&self) -> &OnceCell<T> {
+        &self.written
+    }
+}
 
 /// Why the engine did not do as asked. `Display` is a sentence for the guest.
 #[derive(Clone, Debug, PartialEq, Eq)]

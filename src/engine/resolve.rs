@@ -217,7 +217,7 @@ impl State {
             queue,
             pass.clone(),
             found.known,
-            reply.clone(),
+            reply.clone().bare(),
         ));
         let rows = pass.rows();
         let (known, context) = (found.known as usize, pass.len - rows as u32 + found.known);

@@ -426,7 +426,8 @@ impl State {
             match job.work {
                 Work::Pass(_, pass) => {
                     let yielded = pass.yielded.into_iter().flatten().collect();
-                    self.answer(&pass.reply, Ok(yielded));
+                    let reply = pass.reply.bare(); // Before the guest runs, too: what it drops counts no more.
+                    self.answer(&reply, Ok(yielded));
                 }
                 Work::Synchronize(reply) => self.answer(&reply, true),
                 Work::Move(_) => {}

@@ -8,7 +8,6 @@ use crate::host::wasi::io::Pollable;
 use crate::host::{Cx, Interface, Later, Trap};
 use crate::observe::stages::{self, Stage};
 use crate::runtime::table::Resource;
-use smol::lock::OnceCell;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -69,7 +68,7 @@ impl Resource for DebugQueryResult {
 impl DebugQueryResult {
     /// There already.
     pub fn now(answer: String, held: Charge) -> DebugQueryResult {
-        DebugQueryResult { answer, after: Arc::new(OnceCell::from(true)), _held: held }
+        DebugQueryResult { answer, after: Reply::from(true), _held: held }
     }
 }
 
@@ -196,7 +195,7 @@ fn synchronization_pollable(
     cx: &mut Cx,
     result: Borrow<SynchronizationResult>,
 ) -> Result<Own<Pollable>, Trap> {
-    Ok(Own(Pollable::new(cx.table.get(&result)?.0.clone())))
+    Ok(Own(Pollable::new(Arc::new(cx.table.get(&result)?.0.clone()))))
 }
 
 fn synchronization_get(cx: &mut Cx, result: Borrow<SynchronizationResult>) -> Result<Option<bool>, Trap> {
@@ -204,7 +203,7 @@ fn synchronization_get(cx: &mut Cx, result: Borrow<SynchronizationResult>) -> Re
 }
 
 fn debug_pollable(cx: &mut Cx, result: Borrow<DebugQueryResult>) -> Result<Own<Pollable>, Trap> {
-    Ok(Own(Pollable::new(cx.table.get(&result)?.after.clone())))
+    Ok(Own(Pollable::new(Arc::new(cx.table.get(&result)?.after.clone()))))
 }
 
 fn debug_get(cx: &mut Cx, result: Borrow<DebugQueryResult>) -> Result<Option<String>, Trap> {

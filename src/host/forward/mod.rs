@@ -62,10 +62,8 @@ impl Resource for ForwardPass {
     const NAME: &'static str = "forward-pass";
 }
 
-struct ForwardPassResult {
-    reply: Reply<PassResult>,
-    _held: Charge,
-}
+/// The reply carries the charge for what the pass yields.
+struct ForwardPassResult(Reply<PassResult>);
 
 impl Resource for ForwardPassResult {
     const NAME: &'static str = "forward-pass-result";
@@ -208,13 +206,12 @@ fn execute(cx: &mut Cx, pass: Borrow<ForwardPass>) -> Result<Later<Option<Own<Fo
     cx.owe(pass.rows() + pass.outputs.len(), FUEL_PER_ROW);
     cx.owe(pass.pages.len(), FUEL_PER_PAGE);
     cx.owe(runs, FUEL_PER_RUN);
-    let reply = Reply::default();
-    let result = match draft::yields(&pass) {
+    let (reply, result) = match draft::yields(&pass) {
         true => {
-            let held = cx.held.charge(result_bytes)?;
-            Some(Own(ForwardPassResult { reply: reply.clone(), _held: held }))
+            let reply = Reply::carrying(cx.held.charge(result_bytes)?);
+            (reply.clone(), Some(Own(ForwardPassResult(reply))))
         }
-        false => None,
+        false => (Reply::default(), None),
     };
     Ok(submit(cx, queue, Operation::Pass(pass, reply), result))
 }
@@ -234,7 +231,7 @@ fn check_names(names: &Names, pass: &Pass) -> Result<(), Trap> {
 }
 
 fn pollable(cx: &mut Cx, result: Borrow<ForwardPassResult>) -> Result<Own<Pollable>, Trap> {
-    Ok(Own(Pollable::new(cx.table.get(&result)?.reply.clone())))
+    Ok(Own(Pollable::new(Arc::new(cx.table.get(&result)?.0.clone()))))
 }
 
 /// What the pass produced, seen through `pick`; none while it has not run.
@@ -243,7 +240,7 @@ fn read<R: Send + 'static>(
     result: &Borrow<ForwardPassResult>,
     pick: impl Fn(&Produced) -> Option<R>,
 ) -> Result<Later<Option<Vec<R>>>, Trap> {
-    match cx.table.get(result)?.reply.get() {
+    match cx.table.get(result)?.0.get() {
         None => Ok(Later::ready(None)),
         Some(Ok(produced)) => Ok(Later::ready(Some(produced.iter().filter_map(pick).collect()))),
         Some(Err(lost)) => Ok(Later::wait(given_up(lost.to_string()))),

@@ -3,6 +3,7 @@
 use super::{COMMON, FORWARD, POLL, held, queue};
 use crate::backend::cpu::{Cpu, CpuOptions, KvFormat};
 use crate::backend::crew::Crew;
+use crate::engine::operation::Reply;
 use crate::host::Trap;
 use crate::host::bed::{Bed, House, PAGES, float, number};
 use crate::identity::Subject;
@@ -77,6 +78,48 @@ fn a_pass_answers_tokens_and_distributions_in_the_order_of_the_calls() {
     assert_eq!(bed.list_at(distribution + 8), [0.5f32.to_bits(); 2]);
     assert_eq!(tokens(&mut bed, &result), Some(vec![3, 1, 5]));
     assert_eq!(tokens(&mut bed, &result), Some(vec![3, 1, 5]), "a result may be read again");
+}
+
+/// The story: a guest took a pollable of each result and dropped the result. The charge went with that, and the
+/// distributions stayed, as many as there may be handles.
+#[test]
+fn what_a_pass_yields_counts_until_nobody_has_it() {
+    let mut bed = Bed::new();
+    let queue = queue(&mut bed);
+    let pages = allocate(&mut bed, &queue, 1);
+    let pass = pass(&mut bed, &queue, &pages, 1, 1);
+    let first = bed.list(&[0]);
+    bed.call(FORWARD, "output-distributions", &[&pass, &first, &float(1.0), &[Val::I32(1), Val::I32(300)]])
+        .unwrap();
+    let result = execute(&mut bed, &pass).unwrap().expect("outputs were asked for");
+    wait(&mut bed, &result); // takes a pollable of its own
+    let pollable = number(bed.call(FORWARD, "[method]forward-pass-result.pollable", &[&result]).unwrap());
+    let bytes = held(&mut bed);
+    assert!(bytes >= 8 * 300, "{bytes}");
+    let [Val::I32(result), Val::I32(pollable)] = [result[0].clone(), pollable[0].clone()] else {
+        panic!("handles")
+    };
+    bed.drop_handle(FORWARD, "forward-pass-result", result as u32).unwrap();
+    assert_eq!(held(&mut bed), bytes, "the pollables know the reply");
+    bed.drop_handle(POLL, "pollable", pollable as u32).unwrap();
+    assert_eq!(held(&mut bed), bytes, "one is left");
+    bed.drop_handle(POLL, "pollable", pollable as u32 - 1).unwrap();
+    assert_eq!(held(&mut bed), 0);
+}
+
+/// Also if the guest has dropped the result before the pass ran: what it yields comes to be all the same.
+#[test]
+fn what_a_pass_will_yield_counts_while_the_engine_has_it() {
+    let mut bed = Bed::new();
+    let mut charge = bed.cx().held.nothing();
+    charge.set(1000).unwrap();
+    let reply: Reply<bool> = Reply::carrying(charge);
+    let of_the_engine = reply.clone();
+    drop(reply);
+    assert_eq!(held(&mut bed), 1000);
+    of_the_engine.set_blocking(true).unwrap();
+    drop(of_the_engine);
+    assert_eq!(held(&mut bed), 0);
 }
 
 #[test]

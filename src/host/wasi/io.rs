@@ -3,12 +3,12 @@
 //! Owns: [`Pollable`], the one type behind every `pollable` of every interface and version. Never: what becomes ready,
 //! which is whatever implements [`Readiness`]; streams, which are in `streams.rs`.
 
+use crate::engine::operation::Reply;
 use crate::host::abi::Borrow;
 use crate::host::{Cx, Interface, Later, Trap};
 use crate::limits;
 use crate::runtime::table::Resource;
 use crate::transfer::ErrorCode;
-use smol::lock::OnceCell;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -29,7 +29,8 @@ pub fn interfaces() -> Vec<Interface> {
 
 // ---- poll ----
 
-/// Something that becomes ready and then stays so until the guest takes what is there.
+/// Something that becomes ready and then stays so until the guest takes what is there. A pollable may outlive what it is of:
+/// the bytes that it keeps so are counted in here, or dropped with that.
 pub trait Readiness: Send + Sync + 'static {
     fn ready(&self) -> bool;
     /// Resolves once it is ready. Dropping the future loses nothing.
@@ -37,13 +38,13 @@ pub trait Readiness: Send + Sync + 'static {
 }
 
 /// An engine's reply: ready once it is written.
-impl<T: Send + Sync + 'static> Readiness for OnceCell<T> {
+impl<T: Send + Sync + 'static> Readiness for Reply<T> {
     fn ready(&self) -> bool {
         self.get().is_some()
     }
     fn wait(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
         Box::pin(async {
-            OnceCell::wait(self).await;
+            (**self).wait().await;
         })
     }
 }

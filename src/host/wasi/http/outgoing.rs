@@ -91,7 +91,7 @@ fn handle(
         Ok(request) => request,
         Err(why) => return Ok(Err(why)),
     };
-    let charge = cx.held.charge(limits::BODY_BYTES_IN_FLIGHT)?;
+    let charge = cx.held.charge(limits::HTTP_HEAD_BYTES + limits::BODY_BYTES_IN_FLIGHT)?;
     let within = Within::new(options.connect, options.first_byte, options.between_bytes);
     let Sent { promised, hold } = cx.line.send(request, within);
     Ok(Ok(Own(FutureIncomingResponse { promised, waiting: Some(Waiting { charge, _hold: hold }) })))
@@ -425,13 +425,20 @@ pub struct FutureIncomingResponse {
 }
 
 struct Waiting {
-    /// For the response's body.
+    /// For the response's head and body.
     charge: Charge,
     _hold: Hold,
 }
 
 impl Resource for FutureIncomingResponse {
     const NAME: &'static str = "future-incoming-response";
+}
+
+impl Drop for FutureIncomingResponse {
+    fn drop(&mut self) {
+        // A pollable of it may outlive it, and the charge does not.
+        self.promised.abandon();
+    }
 }
 
 impl Readiness for Promised {
@@ -458,14 +465,43 @@ fn response(
     if !future.promised.is_settled() {
         return Ok(None);
     }
-    let Some(Waiting { charge, .. }) = future.waiting.take() else { return Ok(Some(Err(()))) };
+    let Some(Waiting { mut charge, .. }) = future.waiting.take() else { return Ok(Some(Err(()))) };
     let outcome = future.promised.take().unwrap_or(Err(ErrorCode::ConnectionTerminated));
     let response = match outcome {
         Ok(response) => {
+            charge.set(limits::BODY_BYTES_IN_FLIGHT)?; // the head counts as fields
             response.body().carry(Box::new(charge));
             Ok(Own(IncomingResponse::new(&cx.held, response)?))
         }
         Err(why) => Err(why),
     };
     Ok(Some(Ok(response)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::bed::{Bed, number};
+    use crate::transfer::promise;
+    use wasmi::Val;
+
+    const TYPES: &str = "wasi:http/types@0.2.4";
+    const POLL: &str = "wasi:io/poll@0.2.4";
+
+    /// The story: a guest let responses come, took a pollable of each and dropped the future. The charge went with that; the
+    /// pollable kept head and body, as many as there may be handles.
+    #[test]
+    fn a_response_that_was_not_taken_goes_with_its_future_whoever_waits_for_it() {
+        let mut bed = Bed::new();
+        let ((promise, promised), (writer, reader)) = (promise(), pipe(None));
+        let future = bed.cx().table.insert(FutureIncomingResponse { promised, waiting: None }).unwrap();
+        let subscribed =
+            bed.call(TYPES, "[method]future-incoming-response.subscribe", &[&number(future.into())]);
+        let pollable: [Val; 1] = number(subscribed.unwrap());
+        promise.keep(Ok(http::Response::new(reader)));
+        assert!(writer.room().is_some());
+        bed.drop_handle(TYPES, "future-incoming-response", future).unwrap();
+        assert_eq!(writer.room(), None, "nobody will read it");
+        assert_eq!(bed.call(POLL, "[method]pollable.ready", &[&pollable]), Ok(1));
+    }
 }
