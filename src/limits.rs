@@ -76,7 +76,8 @@ pub const FRAMES_IN_FLIGHT: usize = 4;
 /// guest that sends faster waits.
 pub const EVENTS_IN_FLIGHT: usize = 256;
 /// Bytes of these events: one of the longest messages, or all of a flood of short ones. With all instances' a quarter of
-/// a GB that no client reads. A blob may be larger, up to [`HELD_BYTES`]; then it is the only one on its way.
+/// a GB that no client reads. A blob may be larger, up to [`HELD_BYTES`]; then it is the only one on its way, and its guest
+/// waits until its last frame is made. Blobs count with what the host holds for their guest until then.
 pub const EVENT_BYTES_IN_FLIGHT: usize = MESSAGE_BYTES;
 /// How long one frame may wait for a client that does not read before the client is disconnected.
 pub const READ_STALL: Duration = Duration::from_secs(15);
@@ -322,7 +323,8 @@ pub const ASIDE_THREADS: usize = 2;
 /// Bytes that the tokens of one call may stand for: four times as many as in common text. As text it is at most three times
 /// this, should nothing of it be UTF-8.
 pub const DETOKENIZED_BYTES: usize = 4 * TOKENIZED_BYTES;
-/// Bytes that the host keeps for one guest behind handles (blobs, half-built passes, results): two full mailboxes.
+/// Bytes that the host keeps for one guest behind handles (blobs, also those on their way to its client; half-built passes,
+/// results): two full mailboxes.
 pub const HELD_BYTES: usize = 2 * MAILBOX_BLOB_BYTES;
 /// Characters of an unknown debug query that its answer repeats.
 pub const DEBUG_QUERY_ECHO: usize = 256;

@@ -95,7 +95,7 @@ quotas! {
     LogBytes: "log_bytes", "log bytes", limits::LOG_BYTES as u64, ANY, Ends;
     /// Handles of all kinds.
     Handles: "handles", "handles", limits::HANDLES as u64, limits::HANDLES as u64, Ends;
-    /// What the host keeps for them and behind them: blobs, half-built passes, results.
+    /// What the host keeps for them and behind them: blobs, also those on their way to the client, half-built passes, results.
     HeldBytes: "held_bytes", "bytes held by the host", limits::HELD_BYTES as u64, 1 << 32, Ends;
 
     /// Instances, those included whose last event is not sent yet, or whose last instruction is not over.

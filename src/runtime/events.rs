@@ -48,13 +48,13 @@ struct Scale {
 }
 
 /// An event on its way.
-struct Weighed {
-    event: InstanceEvent,
-    _weight: Weight,
+pub struct Weighed {
+    pub event: InstanceEvent,
+    pub weight: Weight,
 }
 
 /// An event's bytes, counted until this is dropped.
-struct Weight {
+pub struct Weight {
     bytes: usize,
     scale: Arc<Scale>,
 }
@@ -86,7 +86,7 @@ impl Sender {
     fn weigh(&self, event: InstanceEvent) -> Result<Weighed, InstanceEvent> {
         let bytes = match &event.what {
             What::Message(text) => text.len(),
-            What::Blob(blob) => blob.len(),
+            What::Blob(blob) => blob.bytes.len(),
             What::Ended(_) => {
                 self.scale.ending.store(true, Ordering::Release);
                 self.scale.ends.notify(usize::MAX);
@@ -100,20 +100,45 @@ impl Sender {
             fits(held).then(|| held.saturating_add(bytes))
         });
         match counted {
-            Ok(_) => Ok(Weighed { event, _weight: Weight { bytes, scale: self.scale.clone() } }),
+            Ok(_) => Ok(Weighed { event, weight: Weight { bytes, scale: self.scale.clone() } }),
             Err(_) => Err(event),
+        }
+    }
+
+    /// Whether an event that is larger than all the room is on its way.
+    pub fn is_overfull(&self) -> bool {
+        self.scale.bytes.load(Ordering::Acquire) > EVENT_BYTES_IN_FLIGHT
+    }
+
+    /// Returns once there is none.
+    pub async fn caught_up(&self) {
+        loop {
+            let freed = self.scale.freed.listen();
+            if !self.is_overfull() {
+                return;
+            }
+            freed.await;
         }
     }
 }
 
 impl Receiver {
-    /// The next event; an error when there is none left and no sender.
+    /// The next event; an error when there is none left and no sender. It is on its way no more.
     pub async fn recv(&self) -> Result<InstanceEvent, RecvError> {
-        self.events.recv().await.map(|weighed| weighed.event)
+        self.recv_weighed().await.map(|weighed| weighed.event)
     }
 
     pub fn try_recv(&self) -> Result<InstanceEvent, TryRecvError> {
-        self.events.try_recv().map(|weighed| weighed.event)
+        self.try_recv_weighed().map(|weighed| weighed.event)
+    }
+
+    /// The same for whoever carries it on: it is on its way for as long as its weight is kept.
+    pub async fn recv_weighed(&self) -> Result<Weighed, RecvError> {
+        self.events.recv().await
+    }
+
+    pub fn try_recv_weighed(&self) -> Result<Weighed, TryRecvError> {
+        self.events.try_recv()
     }
 
     /// Returns once nothing but the last event can follow what is on its way.
@@ -172,6 +197,22 @@ mod tests {
         assert!(sender.try_send(message(1)).is_err() && sender.try_send(message(0)).is_err());
         assert!(receiver.try_recv().is_ok() && sender.try_send(message(EVENT_BYTES_IN_FLIGHT)).is_ok());
         assert!(sender.try_send(message(1)).is_err());
+    }
+
+    #[test]
+    fn an_event_is_on_its_way_for_as_long_as_its_weight_is_kept() {
+        let (sender, receiver) = channel();
+        assert!(sender.try_send(message(EVENT_BYTES_IN_FLIGHT + 1)).is_ok() && sender.is_overfull());
+        let Ok(Weighed { event, weight }) = receiver.try_recv_weighed() else { panic!("it was sent") };
+        drop(event);
+        let mut caught_up = Box::pin(sender.caught_up());
+        smol::block_on(async {
+            assert!(poll_once(&mut caught_up).await.is_none() && sender.try_send(message(0)).is_err());
+            drop(weight);
+            caught_up.await;
+        });
+        assert!(!sender.is_overfull() && sender.try_send(message(EVENT_BYTES_IN_FLIGHT)).is_ok());
+        assert!(!sender.is_overfull(), "as many as fit");
     }
 
     #[test]

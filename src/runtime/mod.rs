@@ -5,6 +5,7 @@
 
 use crate::engine;
 use crate::exchange::{Exchange, Mailbox};
+use crate::host::common::Blob;
 use crate::identity::{InstanceId, Subject};
 use crate::model::Model;
 use crate::outgoing::{Allowed, Outgoing};
@@ -60,16 +61,17 @@ pub struct Launch {
 }
 
 /// An event of one instance, in the order the guest made them.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct InstanceEvent {
     pub instance: InstanceId,
     pub what: What,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub enum What {
     Message(String),
-    Blob(Arc<[u8]>),
+    /// Counted with what the host holds for its guest, until it is dropped.
+    Blob(Blob),
     /// The last event, exactly once, however the instance ends.
     Ended(Ending),
 }

@@ -9,7 +9,8 @@ use crate::clock;
 use crate::identity::InstanceId;
 use crate::limits;
 use crate::pacer::Pacer;
-use crate::runtime::{Ending, What, events};
+use crate::runtime::events::{self, Weighed};
+use crate::runtime::{Ending, What};
 #[cfg(test)]
 use crate::simulation::plant::{Bug, planted};
 use crate::wire::ServerMessage;
@@ -57,10 +58,10 @@ async fn pass_on(
     };
     let (mut introduced, mut row) = (false, 0);
     loop {
-        let next = match events.try_recv() {
+        let next = match events.try_recv_weighed() {
             Err(TryRecvError::Empty) => {
                 row = 0;
-                events.recv().await
+                events.recv_weighed().await
             }
             next => {
                 row += 1;
@@ -70,11 +71,14 @@ async fn pass_on(
                 next.map_err(|_| RecvError)
             }
         };
-        // A channel that closes without a last event still makes one: clients wait for it.
-        let what = next.map_or_else(
-            |_| What::Ended(Ending::ServerError("The server lost the instance".to_owned())),
-            |event| event.what,
-        );
+        // On its way until its last frame is: its guest waits, and its instance keeps its place.
+        let (what, _weight) = match next {
+            Ok(Weighed { event, weight }) => (event.what, Some(weight)),
+            // A channel that closes without a last event still makes one: clients wait for it.
+            Err(RecvError) => {
+                (What::Ended(Ending::ServerError("The server lost the instance".to_owned())), None)
+            }
+        };
         match what {
             #[cfg(test)]
             What::Message(text) if planted(Bug::EndOvertakes) && events.is_at_its_last() => {
@@ -98,11 +102,11 @@ async fn pass_on(
                     shared.settle(frames).await?;
                     introduced = true;
                 }
-                let hash = download::hash(&blob).await;
+                let hash = download::hash(&blob.bytes).await;
                 let turn = shared.downloads.acquire().await;
                 #[cfg(test)]
                 let turn = (!planted(Bug::BlobsInterleave)).then_some(turn);
-                for frame in download::frames(instance, &blob, hash) {
+                for frame in download::frames(instance, &blob.bytes, hash) {
                     pacer.rested().await;
                     #[cfg(test)]
                     if planted(Bug::TornBlobs)
@@ -195,9 +199,55 @@ impl Shared {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::common::Blob;
+    use crate::host::held::Meter;
+    use crate::quota::Quotas;
     use crate::runtime::InstanceEvent;
+    use crate::runtime::account::Account;
     use smol::Timer;
+    use smol::future::poll_once;
     use std::time::{Duration, Instant};
+
+    /// The story: blobs of many instances of one client waited for their turn, each 64 MiB and none counted, and more of each
+    /// instance behind it.
+    #[test]
+    fn a_blob_counts_until_its_last_frame_is_made() {
+        const BYTES: usize = 3 * limits::EVENT_BYTES_IN_FLIGHT;
+        let (instance, quotas) = (InstanceId::from_bits(1), Quotas::default());
+        let account = Account::alone();
+        let meter = Meter::new(&quotas, account.memory(&quotas));
+        let (sender, events) = events::channel();
+        let blob = Blob::new(vec![7; BYTES].into(), &meter).expect("it is small enough");
+        sender.try_send(InstanceEvent { instance, what: What::Blob(blob) }).expect("there is room");
+        let (frames, outbox) = smol::channel::bounded(1);
+        let (told, ended) = smol::channel::unbounded();
+        let (shared, pacer) = (Shared::default(), Pacer::default());
+        smol::block_on(async {
+            let forwards = async {
+                forward(instance, events, &frames, &told, &shared, &pacer).await;
+            };
+            let reads = async {
+                let end = InstanceEvent { instance, what: What::Ended(Ending::Aborted) };
+                let mut ends = Box::pin(sender.send(end));
+                assert!(matches!(outbox.recv().await, Ok(Message::Ping(_))));
+                shared.pong(&1u64.to_be_bytes());
+                // One more is in the queue, and one waits for room.
+                for _ in 0..BYTES.div_ceil(limits::CHUNK_BYTES) - 1 {
+                    assert!(matches!(outbox.recv().await, Ok(Message::Binary(_))));
+                    assert!(poll_once(&mut ends).await.is_none(), "the instance keeps its place");
+                    assert_eq!(meter.held(), BYTES);
+                }
+                for _ in 0..2 {
+                    assert!(matches!(outbox.recv().await, Ok(Message::Binary(_))));
+                }
+                ends.await.expect("somebody reads");
+                assert_eq!(meter.held(), 0);
+                assert!(matches!(outbox.recv().await, Ok(Message::Binary(_))), "the last event");
+            };
+            smol::future::zip(forwards, reads).await;
+        });
+        drop(ended); // until now, or nobody would read any more
+    }
 
     /// Lower bounds of time, and one that is a tenth of what the rests would take.
     #[test]

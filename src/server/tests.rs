@@ -3,6 +3,7 @@
 use super::*;
 use crate::auth::{Claims, Grant, Role, SecretKey, Token, mint};
 use crate::client::{Client, Event};
+use crate::host::common::Blob;
 use crate::identity::{InstanceId, ProgramHash, Subject};
 use crate::limits;
 use crate::pacer::Pacer;
@@ -125,7 +126,7 @@ async fn play(
             match verb {
                 "say" => drop(send(What::Message(rest.to_owned())).await),
                 "whose" => drop(send(What::Message(subject.as_str().to_owned())).await),
-                "blob" => drop(send(What::Blob(blob(rest.parse().unwrap()).into())).await),
+                "blob" => drop(send(What::Blob(Blob::nobodys(blob(rest.parse().unwrap())))).await),
                 "hear" => drop(send(What::Message(signals.recv().await.unwrap())).await),
                 "flood" => while send(What::Message("x".repeat(100_000))).await {},
                 "wait" => std::future::pending().await,

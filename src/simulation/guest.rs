@@ -13,6 +13,7 @@ use crate::engine::operation::{
 };
 use crate::engine::simulation::random::{Held, Random};
 use crate::host::Trap;
+use crate::host::common::Blob;
 use crate::identity::InstanceId;
 use crate::limits;
 use crate::runtime::directory::Entry;
@@ -142,7 +143,7 @@ impl Guest {
         self.said += 1;
         let what = match &said {
             Said::Message(text) => What::Message(text.clone()),
-            Said::Blob(blob) => What::Blob(blob.clone()),
+            Said::Blob(blob) => What::Blob(Blob::nobodys(blob.clone())),
         };
         let event = InstanceEvent { instance: self.instance, what };
         if let Err(event) = self.events.try_send(event)

@@ -10,6 +10,7 @@ use crate::runtime::table::Resource;
 use std::sync::Arc;
 
 /// Immutable bytes on the host's side.
+#[derive(Debug)]
 pub struct Blob {
     pub bytes: Arc<[u8]>,
     _held: Charge,
@@ -23,6 +24,14 @@ impl Blob {
     pub fn new(bytes: Arc<[u8]>, meter: &Meter) -> Result<Blob, Trap> {
         let held = meter.charge(bytes.len())?;
         Ok(Blob { bytes, _held: held })
+    }
+
+    /// One that counts with nobody's.
+    #[cfg(test)]
+    pub fn nobodys(bytes: impl Into<Arc<[u8]>>) -> Blob {
+        let quotas = crate::quota::Quotas::default();
+        let meter = Meter::new(&quotas, crate::runtime::account::Account::alone().memory(&quotas));
+        Blob::new(bytes.into(), &meter).expect("it is small enough")
     }
 }
 

@@ -5,6 +5,7 @@ mod crowd;
 mod passes;
 
 use super::bed::{Bed, House, float, number};
+use super::common;
 use crate::identity::Subject;
 use crate::limits;
 use crate::runtime::{What, events};
@@ -160,7 +161,8 @@ fn blobs_read_what_there_is() {
     }
     assert_eq!(held(&mut bed), 10);
     bed.call(MESSAGE, "send-blob", &[&blob]).unwrap();
-    assert!(matches!(bed.events.try_recv().unwrap().what, What::Blob(bytes) if &*bytes == b"0123456789"));
+    assert_eq!(held(&mut bed), 10, "nobody has read it");
+    assert!(matches!(bed.events.try_recv().unwrap().what, What::Blob(blob) if &*blob.bytes == b"0123456789"));
     assert_eq!(held(&mut bed), 0, "a blob that was sent is not held");
     let sentence = bed.sentence(COMMON, "[method]blob.size", &[&blob]);
     assert!(sentence.contains("blob"), "{sentence}");
@@ -218,6 +220,33 @@ fn a_slow_client_makes_the_guest_wait_and_loses_nothing() {
     let long = bed.text(&"x".repeat(limits::MESSAGE_BYTES + 1));
     let sentence = bed.sentence(MESSAGE, "send", &[&long]);
     assert!(sentence.contains(&limits::MESSAGE_BYTES.to_string()), "{sentence}");
+}
+
+/// Each is more than half of what the host may hold for it: the next one fits once the one before has gone out.
+#[test]
+fn a_guest_that_sends_one_large_blob_after_the_other_has_each_counted_until_it_is_out() {
+    const BYTES: usize = limits::HELD_BYTES / 2 + 1;
+    const BLOBS: usize = 3;
+    let mut bed = Bed::new();
+    let events = std::mem::replace(&mut bed.events, events::bounded(1).1);
+    let meter = bed.cx().held.clone();
+    let client = std::thread::spawn(move || {
+        smol::block_on(async {
+            for _ in 0..BLOBS {
+                let events::Weighed { event, weight } = events.recv_weighed().await.expect("the guest lives");
+                assert!(matches!(&event.what, What::Blob(blob) if blob.bytes.len() == BYTES));
+                assert!(meter.held() > BYTES, "and its handles");
+                drop((event, weight));
+            }
+        })
+    });
+    for _ in 0..BLOBS {
+        let blob = common::Blob::new(vec![7; BYTES].into(), &bed.cx().held.clone()).expect("there is room");
+        let blob = bed.cx().table.insert(blob).unwrap();
+        bed.call(MESSAGE, "send-blob", &[&number(blob.into())]).unwrap();
+        assert_eq!(held(&mut bed), 0);
+    }
+    client.join().unwrap();
 }
 
 #[test]
