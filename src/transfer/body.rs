@@ -72,7 +72,7 @@ struct State {
     unread: bool,
     /// The reader wants only the end.
     discarding: bool,
-    carried: Option<Box<dyn Any + Send>>,
+    carried: Vec<Box<dyn Any + Send>>,
     reader: Option<Waker>,
     writer: Option<Waker>,
 }
@@ -146,6 +146,11 @@ impl Writer {
         }
     }
 
+    /// As [`Reader::carry`].
+    pub fn carry(&self, what: Box<dyn Any + Send>) {
+        self.0.lock().carried.push(what);
+    }
+
     /// The body is broken, and this is why.
     pub fn fail(&self, why: ErrorCode) {
         end(self.0.lock(), Err(why));
@@ -207,7 +212,7 @@ impl Reader {
 
     /// Keeps something until both ends are gone: whoever counts the bytes of bodies.
     pub fn carry(&self, what: Box<dyn Any + Send>) {
-        self.0.lock().carried = Some(what);
+        self.0.lock().carried.push(what);
     }
 
     /// Only the end is still wanted; bytes are dropped as they come.

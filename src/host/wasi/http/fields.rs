@@ -96,6 +96,11 @@ impl Fields {
         self.map
     }
 
+    /// With what counts them, for whoever keeps them on.
+    pub fn into_parts(self) -> (HeaderMap, Charge) {
+        (self.map, self.charge)
+    }
+
     /// Adds values under a name, after taking the old ones away if `replace`.
     fn put(&mut self, name: HeaderName, values: Vec<HeaderValue>, replace: bool) -> Result<(), Trap> {
         if replace {

@@ -407,7 +407,11 @@ fn finish(
     trailers: Option<Own<Fields>>,
 ) -> Result<Result<(), ErrorCode>, Trap> {
     body.finished = true;
-    let trailers = trailers.map(|Own(fields)| fields.into_map());
+    let trailers = trailers.map(|Own(fields)| {
+        let (map, charge) = fields.into_parts();
+        body.body.carry(Box::new(charge)); // of a message that may never be sent
+        map
+    });
     Ok(match body.body.finish(trailers) {
         Err(Refused::Length(bytes)) => Err(ErrorCode::HttpResponseBodySize(Some(bytes))),
         // Somebody who has stopped reading wants no end either.
@@ -487,6 +491,26 @@ mod tests {
 
     const TYPES: &str = "wasi:http/types@0.2.4";
     const POLL: &str = "wasi:io/poll@0.2.4";
+
+    #[test]
+    fn trailers_count_for_as_long_as_their_body() {
+        let mut bed = Bed::new();
+        let held = |bed: &mut Bed| bed.cx().held.held() - bed.cx().table.bytes();
+        let new = |bed: &mut Bed| number(bed.call(TYPES, "[constructor]fields", &[]).unwrap());
+        let fields = new(&mut bed);
+        let response = bed.call(TYPES, "[constructor]outgoing-response", &[&fields]).unwrap();
+        let at = bed.call(TYPES, "[method]outgoing-response.body", &[&number(response)]).unwrap();
+        let body = number(bed.u32_at(at + 4).into());
+        let before = held(&mut bed);
+        let trailers = new(&mut bed);
+        let (name, value) = (bed.text("x"), bed.bytes(&[b'y'; 10_000]));
+        bed.call(TYPES, "[method]fields.append", &[&trailers, &name, &value]).unwrap();
+        let some = [Val::I32(1), trailers[0].clone()];
+        bed.call(TYPES, "[static]outgoing-body.finish", &[&body, &some]).unwrap();
+        assert!(held(&mut bed) >= before + 10_000, "{before}");
+        bed.drop_handle(TYPES, "outgoing-response", response as u32).unwrap();
+        assert_eq!(held(&mut bed), 0);
+    }
 
     /// The story: a guest let responses come, took a pollable of each and dropped the future. The charge went with that; the
     /// pollable kept head and body, as many as there may be handles.
