@@ -3,9 +3,9 @@
 //! Owns: the counters. Never: a value to hold them to, which each instance brings along ([`Quotas`]): two tokens of one
 //! subject may let their bearers have different shares of the same count.
 //!
-//! An account lives as long as an instance of its subject, whose part in it is given back before it leaves the directory,
-//! and until the seconds have paid for the fuel that its subject has used: a row of short lives has no more of a second
-//! than one long one.
+//! An account lives as long as an instance of its subject, whose part in it is given back before it leaves the directory but
+//! for results that the engine still makes; and until these are gone, and the seconds have paid for the fuel that its subject
+//! has used: a row of short lives has no more of a second, or of the memory, than one long one.
 
 use super::pace::Window;
 use crate::clock;
@@ -95,6 +95,11 @@ impl Account {
     /// Whether seconds to come have to pay for what was used.
     pub(super) fn owes(&self) -> bool {
         self.paid() > self.all.second()
+    }
+
+    /// Whether something counts that may have outlived its instance.
+    pub(super) fn holds(&self) -> bool {
+        self.memory.load(Ordering::Relaxed) > 0
     }
 
     pub fn fuel(&self, quotas: &Quotas) -> Share {

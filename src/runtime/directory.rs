@@ -71,7 +71,7 @@ impl Lists {
             return account.clone();
         }
         let in_use = |account: &Arc<Account>| Arc::strong_count(account) > 1;
-        self.accounts.retain(|_, account| in_use(account) || account.owes());
+        self.accounts.retain(|_, account| in_use(account) || account.owes() || account.holds());
         if self.accounts.len() >= limits::ACCOUNTS {
             // Whoever owes least is forgiven.
             let idle = self.accounts.iter().filter(|(_, account)| !in_use(account));
@@ -154,6 +154,20 @@ impl Directory {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_account_is_kept_until_what_outlived_its_instances_is_gone() {
+        let (all, _leaving) = All::new();
+        let (mut lists, quotas) = (Lists::default(), Quotas::default());
+        let gone = Subject::new("gone");
+        let memory = lists.account(&gone, &all).memory(&quotas);
+        memory.take(quotas.get(Name::SubjectMemoryBytes)).expect("it is the subject's");
+        drop(lists.account(&Subject::new("other"), &all));
+        assert!(lists.account(&gone, &all).memory(&quotas).take(1).is_err(), "all of it is taken");
+        memory.give(quotas.get(Name::SubjectMemoryBytes));
+        drop(lists.account(&Subject::new("third"), &all));
+        assert!(!lists.accounts.contains_key(&gone));
+    }
 
     /// The story: a subject whose programs live shortly began each second's fuel anew with every one of them.
     #[test]
