@@ -119,6 +119,25 @@ fn messages_and_blobs_that_nobody_reads_end_who_does_not_read_them() {
     server.assert_alive();
 }
 
+/// Two of them are more than may be held for it: each has gone out before the guest has the next.
+#[test]
+fn an_echo_of_large_blobs_stays_within_what_is_held_for_it() {
+    let mut server = Server::guarded_with(small_model(), "[engine]\nkv_tokens = 8192\n");
+    smol::block_on(async {
+        let mut client = client(&server, "echo", &["held_bytes=2500000"]).await;
+        let blobs: Vec<Vec<u8>> = (0..4).map(|i| vec![i; 1_300_000]).collect();
+        let echo = client.launch("echo", &["--blobs", "4"]).await;
+        for blob in &blobs {
+            client.upload_blob(&echo, blob).await.expect("it is taken");
+        }
+        for blob in blobs {
+            assert!(client.event(&echo).await == Event::Blob(blob));
+        }
+        assert_eq!(client.end(&echo).await.text, "4");
+    });
+    server.assert_alive();
+}
+
 #[test]
 fn more_connections_do_not_help_a_subject() {
     let server = Server::guarded_with(small_model(), "[quotas]\ntotal_instances = 5\n");
