@@ -1,10 +1,14 @@
-//! Whether the bodies of a program's functions are sound, before anybody runs them.
+//! Whether the bodies of a program's functions are sound, and what it will take to translate them.
 //!
-//! Owns: their validation, one body at a time. Never: what is around them, which `component.rs` reads, nor their
-//! translation. The interpreter could validate them too, but takes twice as long: it makes ready to translate each.
+//! Owns: their validation, one body at a time, and the counts of what few bytes can say much of. Never: what is around
+//! them, which `component.rs` reads, nor their translation. The interpreter validates them too, as it translates them;
+//! by then it is too late to refuse one that 12 KB make 67 MB of.
 
 use super::rejected::Rejected;
-use wasmparser::{FuncToValidate, FuncValidatorAllocations, FunctionBody, ValidatorResources, WasmFeatures};
+use wasmparser::{
+    BinaryReaderError, FuncToValidate, FuncValidatorAllocations, FunctionBody, Operator, ValidatorResources,
+    WasmFeatures,
+};
 
 /// What a body may use: the interpreter's features, to which a test holds it.
 fn features() -> WasmFeatures {
@@ -20,9 +24,18 @@ fn features() -> WasmFeatures {
         | WasmFeatures::FLOATS
 }
 
+/// Values that an instruction takes and gives, together, before it counts: a branch if so, with one value, has 3.
+const FEW: usize = 4;
+
 /// Validates bodies; keeps what it has allocated for the next one.
 #[derive(Default)]
-pub struct Bodies(FuncValidatorAllocations);
+pub struct Bodies {
+    allocations: FuncValidatorAllocations,
+    /// Parameters and locals of all bodies so far.
+    pub locals: usize,
+    /// Values beyond a few that their instructions take and give; those of a branch by table once for each way.
+    pub moved: usize,
+}
 
 impl Bodies {
     pub fn check(
@@ -31,9 +44,25 @@ impl Bodies {
         body: &FunctionBody<'_>,
     ) -> Result<(), Rejected> {
         function.features = features();
-        let mut validator = function.into_validator(std::mem::take(&mut self.0));
-        validator.validate(body).map_err(|error| Rejected::Untranslatable(error.to_string()))?;
-        self.0 = validator.into_allocations();
+        let mut validator = function.into_validator(std::mem::take(&mut self.allocations));
+        let refused = |error: BinaryReaderError| Rejected::Untranslatable(error.to_string());
+        let mut reader = body.get_binary_reader();
+        validator.read_locals(&mut reader).map_err(refused)?;
+        self.locals += validator.len_locals() as usize;
+        while !reader.eof() {
+            let offset = reader.original_position();
+            let operator = reader.read_operator().map_err(refused)?;
+            // Before the operator changes what it is counted by.
+            let (takes, gives) = operator.operator_arity(&validator.visitor(offset)).unwrap_or_default();
+            validator.op(offset, &operator).map_err(refused)?;
+            let values = takes as usize + gives as usize;
+            self.moved += match operator {
+                Operator::BrTable { targets } => values.saturating_sub(1) * targets.len() as usize,
+                _ => values.saturating_sub(FEW),
+            };
+        }
+        validator.finish(reader.original_position()).map_err(refused)?;
+        self.allocations = validator.into_allocations();
         Ok(())
     }
 }

@@ -84,7 +84,13 @@ impl Reader {
             section.clone().into_iter().try_for_each(|canon| synchronous(&canon?))?;
         }
         if let ValidPayload::Func(function, body) = self.validator.payload(&payload)? {
-            return self.bodies.check(function, &body);
+            self.bodies.check(function, &body)?;
+            bounded("locals in its functions", self.bodies.locals, limits::PROGRAM_LOCALS)?;
+            return bounded(
+                "values that instructions take and give beyond 4 each",
+                self.bodies.moved,
+                limits::PROGRAM_MOVED,
+            );
         }
         match payload {
             Payload::Version { .. } if !self.in_module => self.frames.push(Frame::default()),
@@ -442,8 +448,9 @@ impl Reader {
         bounded("globals", of(|module| module.globals), limits::PROGRAM_GLOBALS)?;
         bounded("core imports", of(|module| module.imports.len()), limits::PROGRAM_IMPORTS)?;
         bounded("core exports", of(|module| module.exports), limits::PROGRAM_EXPORTS)?;
+        let functions = self.modules.iter().map(|module| module.functions).sum();
         let modules = self.modules.into_iter().map(|module| module.range).collect();
-        Ok(Plan { modules, steps: self.steps, run, handle })
+        Ok(Plan { modules, functions, steps: self.steps, run, handle })
     }
 }
 

@@ -1,13 +1,12 @@
 //! The interpreter and its settings; core modules translated for it.
 //!
-//! Owns: the one wasmi engine of the process. Never: fuel amounts or memory quotas; those belong to an instance.
+//! Owns: the interpreter's settings, and [`Code`]. Never: fuel amounts or memory quotas; those belong to an instance.
 
 use super::plan::{Plan, Step};
 use super::rejected::Rejected;
 use crate::limits;
 use smol::lock::Semaphore;
 use std::collections::HashMap;
-use std::sync::LazyLock;
 use wasmi::{CompilationMode, Config, CustomFuelCosts, Engine, Module, OperatorCost};
 
 /// A component ready to be instantiated any number of times.
@@ -15,6 +14,8 @@ pub struct Code {
     pub plan: Plan,
     /// As in [`Plan::modules`].
     pub modules: Vec<Module>,
+    /// The program's own: an engine keeps what was translated for it until its end.
+    pub engine: Engine,
 }
 
 /// Reads a component and makes [`Code::of`] it.
@@ -33,12 +34,13 @@ impl Code {
         .await
     }
 
-    /// Validates and translates. Takes milliseconds per megabyte: not for the io thread.
+    /// Validates and translates, all of it. Takes tens of milliseconds per megabyte: not for the io thread.
     pub fn of(component: &[u8]) -> Result<Code, Rejected> {
         let mut plan = super::component::read(component)?;
+        let engine = Engine::new(&config());
         let modules = plan.modules.iter().map(|range| {
             let bytes = component.get(range.clone()).unwrap_or_default();
-            Module::new(interpreter(), bytes).map_err(|error| Rejected::Untranslatable(error.to_string()))
+            Module::new(&engine, bytes).map_err(|error| Rejected::Untranslatable(error.to_string()))
         });
         let modules: Vec<Module> = modules.collect::<Result<_, _>>()?;
         for step in &mut plan.steps {
@@ -46,7 +48,7 @@ impl Code {
                 arrange(step, module);
             }
         }
-        Ok(Code { plan, modules })
+        Ok(Code { plan, modules, engine })
     }
 }
 
@@ -60,19 +62,11 @@ fn arrange(step: &mut Step, module: &Module) {
     step.imports.sort_by_key(|import| places.get(&(import.name.0.as_str(), import.name.1.as_str())).copied());
 }
 
-/// The wasmi engine that all programs share.
-pub fn interpreter() -> &'static Engine {
-    static INTERPRETER: LazyLock<Engine> = LazyLock::new(|| Engine::new(&config()));
-    &INTERPRETER
-}
-
 pub(super) fn config() -> Config {
     let mut config = Config::default();
     config
         .consume_fuel(true)
-        // Translation is free: running dry while a function is translated at its first call would lose the
-        // call, and what an instance pays must not depend on who called first. The size of programs is bounded
-        // instead.
+        // Nothing is translated while a guest runs; see the mode below.
         .fuel_cost(CustomFuelCosts {
             bytes_copied_per_fuel: 64,
             fuel_per_bytes_translated: 0,
@@ -81,10 +75,14 @@ pub(super) fn config() -> Config {
         // The dearest there are, and the two whose code keeps a frame on the native stack until the slice ends:
         // at this price a slice has some hundreds of them.
         .operator_cost(OperatorCost { memory_grow: u8::MAX, table_grow: u8::MAX, ..OperatorCost::default() })
-        // Validated at upload by `component.rs`; translated at a function's first call: a stock program uses a
-        // tenth of its functions, and keeps a third of the memory this way. The interpreter validates once more
-        // what it translates, which is little.
-        .compilation_mode(CompilationMode::Lazy)
+        // Before anybody runs it, on a thread that nobody waits for. A function translated at its first call is
+        // translated within a slice, which nothing can interrupt, and a few fuel call them all: a program of 16 MiB
+        // held a worker for half a second. That could not be charged either: a call that lacks the fuel for it is
+        // lost, and what an instance pays must not depend on who called first. It takes a stock program's upload 30 ms
+        // more, once, and three times the memory.
+        .compilation_mode(CompilationMode::Eager)
+        // One for the calls of the allocator while a guest waits. What ran has a stack of its own.
+        .set_max_cached_stacks(1)
         .set_max_recursion_depth(limits::CALL_DEPTH)
         .set_max_stack_height(limits::VALUE_STACK_BYTES)
         .ignore_custom_sections(true)
@@ -95,10 +93,33 @@ pub(super) fn config() -> Config {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock;
     use crate::program::component::tests::MINIMAL;
     use smol::channel::bounded;
     use smol::future::{or, poll_once};
     use std::time::Duration;
+    use wasmi::{Instance, Store};
+
+    /// The story: functions were translated at their first calls, so a few fuel held a worker for as long as that took.
+    #[test]
+    fn a_call_translates_nothing() {
+        let long = "(local.set 0 (i32.add (local.get 0) (i32.const 1))) ".repeat(15_000);
+        let long = format!("(func (param i32) (if (local.get 0) (then {long})))");
+        let calls: String = (0..8).map(|index| format!("(call {index} (i32.const 0)) ")).collect();
+        let all = format!("(core module $main {} (func (export \"all\") {calls})", long.repeat(8));
+        let component = wat::parse_str(MINIMAL.replace("(core module $main", &all)).expect("a component");
+        let since = clock::computed();
+        let code = Code::of(&component).expect("a sound one");
+        let translated = clock::computed() - since;
+        let mut store = Store::new(&code.engine, ());
+        store.set_fuel(1000).expect("fuel is counted");
+        let instance = Instance::new(&mut store, &code.modules[0], &[]).expect("it has no imports");
+        let all = instance.get_typed_func::<(), ()>(&store, "all").expect("its export");
+        let since = clock::computed();
+        all.call(&mut store, ()).expect("with this fuel");
+        let called = clock::computed() - since;
+        assert!(called * 20 < translated, "{called:?} to call what it took {translated:?} to translate");
+    }
 
     /// A client that leaves, or ends its instance, while its program is translated: the work goes on, and counts.
     #[test]

@@ -24,7 +24,7 @@ use crate::host::wasi::{cli::Log, random::Insecure};
 use crate::host::{Cx, Trap, common, held};
 use crate::limits;
 use crate::program::plan::Item;
-use crate::program::translate::interpreter;
+
 use crate::program::{self, Code};
 #[cfg(test)]
 use crate::simulation::plant::{Bug, planted};
@@ -198,8 +198,8 @@ pub(super) fn context(runtime: &Runtime, entry: &Entry, launch: Launch, seed: u6
     }
 }
 
-pub(super) fn store(cx: Cx) -> Store<Cx> {
-    let mut store = Store::new(interpreter(), cx);
+pub(super) fn store(code: &Code, cx: Cx) -> Store<Cx> {
+    let mut store = Store::new(&code.engine, cx);
     store.limiter(|cx| &mut cx.allowance);
     store
 }
@@ -220,7 +220,7 @@ impl Built {
         cx: Cx,
         slice: Slice,
     ) -> Result<Built, Trap> {
-        Built::in_guest(code, start, Guest::new(store(cx), slice))
+        Built::in_guest(code, start, Guest::new(store(code, cx), slice))
     }
 
     pub(super) fn in_guest(

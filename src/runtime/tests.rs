@@ -397,7 +397,7 @@ fn slices_of_any_size_give_the_same_result() {
         let code = smol::block_on(program.code()).unwrap();
         let seat = bench.runtime.parts.workers.seat(&Subject::everyone());
         bench.runtime.parts.workers.spawn(&seat, move |slice| async move {
-            let guest = Guest::with_slices(instance::store(cx), slice, fuel);
+            let guest = Guest::with_slices(instance::store(&code, cx), slice, fuel);
             let mut built = Built::in_guest(&code, code.plan.run.as_ref().unwrap(), guest).unwrap();
             let outcome = built.run().await;
             done.send((outcome, built.returned())).await.unwrap();

@@ -99,6 +99,37 @@ fn shapes_that_are_not_run_are_named() {
     assert!(refusal(&modules).contains("17 core modules"));
 }
 
+/// What a few bytes say much of, and translation takes seconds or gigabytes for.
+#[test]
+fn what_takes_too_much_to_translate_is_refused() {
+    let with = |functions: &str| {
+        let functions = format!("(core module $main {functions}");
+        wat::parse_str(MINIMAL.replace("(core module $main", &functions)).unwrap()
+    };
+    let refused = |what: &str, functions: &str| match read(&with(functions)) {
+        Err(Rejected::TooLarge(is, ..)) => assert_eq!(is, what),
+        other => panic!("{:?}", other.err()),
+    };
+    let locals = format!("(func (local {}))", "i32 ".repeat(40_000));
+    let few = limits::PROGRAM_LOCALS / 40_000;
+    assert!(read(&with(&locals.repeat(few))).is_ok());
+    refused("locals in its functions", &locals.repeat(few + 1));
+
+    let values = "values that instructions take and give beyond 4 each";
+    let branching = |branches: &str| {
+        let (results, before, after) =
+            ("i32 ".repeat(1000), "(local.get 0) ".repeat(1000), "(drop) ".repeat(1000));
+        format!("(func (local i32) (block (result {results}) {before} {branches}) {after})")
+    };
+    let perhaps = "(br_if 0 (local.get 0)) ";
+    assert!(read(&with(&branching(&perhaps.repeat(500)))).is_ok());
+    refused(values, &branching(&perhaps.repeat(600)));
+    let table = format!("(br_table {} (local.get 0)) ", "0 ".repeat(1100));
+    refused(values, &branching(&table));
+    let plain = format!("(func (block (br_table {} (i32.const 0))))", "0 ".repeat(50_000));
+    assert!(read(&with(&plain.repeat(30))).is_ok(), "ways without values cost what their bytes do");
+}
+
 /// Cut anywhere, or with any byte changed, a component is refused or read; it never panics.
 #[test]
 fn damage_never_panics() {
