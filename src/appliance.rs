@@ -18,13 +18,13 @@ use crate::engine::operation::Notice;
 use crate::engine::{self, Engine, NotStarted, Reuse};
 use crate::exchange::Exchange;
 use crate::host::Trap;
-use crate::identity::{ProgramHash, Subject};
+use crate::identity::Subject;
 use crate::interrupts::when_told_to_end;
 use crate::limits;
 use crate::model::Model;
 use crate::observe;
 use crate::outgoing;
-use crate::program::{Program, Store};
+use crate::program::{Code, Program, Store};
 use crate::runtime::serve::Serve;
 use crate::runtime::{Ending, Runtime, RuntimeParts, Workers};
 use crate::server::{self, Door, Names, Served};
@@ -203,10 +203,10 @@ async fn open_openai(
             path.display()
         ))
     })?;
-    let program = Arc::new(Program::on_disk(ProgramHash::of(&bytes), path.clone()));
     let refused = |why: &str| Failure::config(format!("The program of --openai, {}: {why}.", path.display()));
-    let kinds = program.kinds().await.map_err(|rejected| refused(&rejected.to_string()))?;
-    if !kinds.answers {
+    let program = Code::translate(Box::new(move || Program::of(&bytes))).await;
+    let program = program.map_err(|rejected| refused(&rejected.to_string()))?;
+    if !program.kinds().answers {
         return Err(refused("it does not export wasi:http/incoming-handler, so it answers no requests"));
     }
     let quotas = *runtime.quotas();

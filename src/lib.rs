@@ -29,13 +29,13 @@
 //! `disk`: alone writes key-value pairs, all that wait in one transaction with one sync. `signals`: waits for the one that ends
 //! the server.
 //! Heavy work on a program or a blob (hashes, validation, translation, its file) runs on smol's blocking pool; while the model
-//! computes for others, the programs that a subject uploads are translated one at a time and with rests between. A
+//! computes for others, the programs that a subject uploads or launches are translated one at a time and with rests between. A
 //! panic is caught at the guest's and the session's border; one in the engine ends the process.
 //!
 //! # The life of a request
 //! 1. A frame arrives and is decoded ([`wire`], [`server`]).
 //! 2. The session checks what the token allows ([`auth`]).
-//! 3. The program store hands over the validated component, translated once ([`program`]).
+//! 3. The program store hands over the validated component, translated once for as long as there is room ([`program`]).
 //! 4. An instance starts: its own store, fuel, memory limit, handle table ([`runtime`]).
 //! 5. The guest calls the host; a call that must wait suspends the guest and frees the worker ([`host`]).
 //! 6. The operation is validated completely, its pages are found, rows that were computed before fall away; then it enters

@@ -527,8 +527,8 @@ pub const PROGRAM_LOCALS: usize = 1 << 20;
 /// makes 130,000 in the largest. Every way of a branch may copy all its values, 24 bytes of code each, however few bytes the
 /// branch has: 12 KB made 67 MB.
 pub const PROGRAM_MOVED: usize = 1 << 20;
-/// Programs that are validated and translated at a time, each up to 1.5 s of one core: guests keep the others. (Of one subject's
-/// uploads, while the model computes for others: one, with rests.)
+/// Programs that are validated and translated at a time, each up to 1.5 s of one core: guests keep the others. (Of one
+/// subject's, while the model computes for others: one, with rests.)
 pub const TRANSLATIONS: usize = 2;
 /// Programs in the store.
 pub const PROGRAMS: usize = 1024;
@@ -538,6 +538,21 @@ pub const PROGRAM_STORE_BYTES: usize = 512 * 1024 * 1024;
 pub const PROGRAMS_PER_SUBJECT: usize = PROGRAMS / 2;
 /// ... and their bytes.
 pub const PROGRAM_STORE_BYTES_PER_SUBJECT: usize = PROGRAM_STORE_BYTES / 2;
+/// Bytes that translated programs take in memory: 170 small ones, or 60 of a megabyte. Those that nobody runs go for others.
+pub const PROGRAM_CODE_BYTES: usize = 1 << 30;
+/// One part in so many of them may be of programs that one subject runs, where there are several.
+pub const PROGRAM_CODE_SHARE: usize = 2;
+/// Bytes of memory that a program counts for by each of its component's: code of nothing but calls or branches takes so many;
+/// stock programs take 5.
+pub const PROGRAM_CODE_BYTES_PER_BYTE: usize = 12;
+/// Bytes that each function takes besides: its place, and its code's allocation.
+pub const PROGRAM_CODE_BYTES_PER_FUNCTION: usize = 128;
+const _: () = assert!(
+    PROGRAM_BYTES * PROGRAM_CODE_BYTES_PER_BYTE
+        + PROGRAM_FUNCTIONS * PROGRAM_CODE_BYTES_PER_FUNCTION
+        + VALUE_STACK_BYTES
+        <= PROGRAM_CODE_BYTES / PROGRAM_CODE_SHARE
+);
 /// Calls within calls in one guest: a recursive-descent parser on hostile input stays inside, endless recursion ends soon.
 pub const CALL_DEPTH: usize = 8192;
 /// Bytes of a guest's value stack, beside its linear memory; grows as needed.

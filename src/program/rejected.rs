@@ -32,6 +32,10 @@ pub enum Rejected {
     StoreFull,
     /// Its subject brought so many.
     ShareFull,
+    /// The programs that run take all the memory there is for their code.
+    CodeFull,
+    /// Those of one subject take its part.
+    CodeShareFull,
     /// The disk failed.
     NotKept(String),
 }
@@ -90,6 +94,18 @@ impl fmt::Display for Rejected {
                 "Your share of the program store is full ({} programs or {} bytes): have its operator remove some of yours",
                 limits::PROGRAMS_PER_SUBJECT,
                 limits::PROGRAM_STORE_BYTES_PER_SUBJECT
+            ),
+            Rejected::CodeFull => write!(
+                f,
+                "The programs that run now take all the memory there is for the code of programs ({} bytes): try again when \
+                 some of their instances have ended",
+                limits::PROGRAM_CODE_BYTES
+            ),
+            Rejected::CodeShareFull => write!(
+                f,
+                "The programs that you run now take your part of the memory for the code of programs ({} bytes): end the \
+                 instances of some",
+                limits::PROGRAM_CODE_BYTES / limits::PROGRAM_CODE_SHARE
             ),
             Rejected::NotKept(what) => write!(f, "The program could not be stored: {what}"),
         }

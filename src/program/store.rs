@@ -7,10 +7,10 @@
 //! after a power cut it is there whole or not at all; what it left unfinished is swept at the next start. A file
 //! whose content is not what its name says is moved aside, never run.
 
+use super::shelf::Shelf;
 use super::{Code, Program, Rejected, Translation};
 use crate::identity::{ProgramHash, Subject};
 use crate::limits;
-use smol::lock::OnceCell;
 use std::collections::HashMap;
 use std::fmt;
 use std::fs::{self, File};
@@ -44,6 +44,7 @@ pub struct Store(Arc<Shared>);
 struct Shared {
     dir: PathBuf,
     index: Mutex<Index>,
+    shelf: Shelf,
     /// Held while a program is written, so that the bounds hold and nothing is written twice.
     writing: Arc<smol::lock::Mutex<()>>,
 }
@@ -54,7 +55,9 @@ struct Index {
 }
 
 struct Kept {
-    program: Arc<Program>,
+    path: PathBuf,
+    /// Held while it is translated: others wait and find it.
+    translating: Arc<Mutex<()>>,
     bytes: usize,
     owner: Option<Owner>,
 }
@@ -99,7 +102,8 @@ impl Store {
             }
         }
         tracing::info!(target: "program", "{} programs in {}", index.programs.len(), dir.display());
-        Ok(Store(Arc::new(Shared { dir: dir.to_owned(), index: Mutex::new(index), writing: Arc::default() })))
+        let (dir, index) = (dir.to_owned(), Mutex::new(index));
+        Ok(Store(Arc::new(Shared { dir, index, shelf: Shelf::default(), writing: Arc::default() })))
     }
 
     /// Checks, translates and keeps a subject's program; it is on the disk when this answers. One that is there already is
@@ -114,7 +118,7 @@ impl Store {
     ) -> Result<ProgramHash, Rejected>
     where
         B: AsRef<[u8]> + Send + Sync + 'static,
-        T: Future<Output = Result<Code, Rejected>>,
+        T: Future<Output = Result<Arc<Program>, Rejected>>,
     {
         let component = Arc::new(component);
         let bytes = component.clone();
@@ -125,18 +129,57 @@ impl Store {
         let owner = Owner::of(subject);
         // Also before the work: a full share is asked for in vain as often as somebody likes.
         self.0.lock().room(owner.as_ref(), (*component).as_ref().len())?;
-        let bytes = component.clone();
-        let code = translate(Box::new(move || Code::of((*bytes).as_ref()))).await?;
+        let (bytes, shared, brings) = (component.clone(), self.0.clone(), subject.clone());
+        let translation = move || {
+            let program = Program::of((*bytes).as_ref())?;
+            // Before it is written: however many wait for that, what is in memory is bounded.
+            let _no_room = shared.shelf.keep(program.clone(), &brings);
+            Ok(program)
+        };
+        let program = translate(Box::new(translation)).await?;
+        smol::unblock(move || drop(program)).await; // which takes milliseconds where there was no room for it
         let (shared, alone) = (self.0.clone(), self.0.writing.lock_arc().await);
         smol::unblock(move || {
             let _alone = alone;
-            shared.keep(hash, owner, (*component).as_ref(), code)
+            shared.keep(hash, owner, (*component).as_ref())
         })
         .await
     }
 
-    pub fn get(&self, hash: &ProgramHash) -> Option<Arc<Program>> {
-        self.0.lock().programs.get(hash).map(|kept| kept.program.clone())
+    /// A program for a subject to run, which is translated first unless it is in memory; as in [`Store::put`]. It stays
+    /// there as long as anybody has it.
+    pub async fn get<T>(
+        &self,
+        subject: &Subject,
+        hash: &ProgramHash,
+        translate: impl FnOnce(Translation) -> T,
+    ) -> Result<Option<Arc<Program>>, Rejected>
+    where
+        T: Future<Output = Result<Arc<Program>, Rejected>>,
+    {
+        let (path, bytes, translating) = match self.0.lock().programs.get(hash) {
+            Some(kept) => (kept.path.clone(), kept.bytes, kept.translating.clone()),
+            None => return Ok(None),
+        };
+        if let Some(program) = self.0.shelf.find(hash, subject)? {
+            return Ok(Some(program));
+        }
+        self.0.shelf.has_room(subject, Code::bytes_of(bytes))?;
+        let (shared, hash, subject) = (self.0.clone(), *hash, subject.clone());
+        let translation = move || {
+            let _alone = translating.lock().unwrap_or_else(PoisonError::into_inner); // it guards nothing
+            if let Some(program) = shared.shelf.find(&hash, &subject)? {
+                return Ok(program);
+            }
+            let not_kept = |why: &str| Rejected::NotKept(format!("{}: {why}", path.display()));
+            let component = fs::read(&path).map_err(|error| not_kept(&error.to_string()))?;
+            let found = ProgramHash::of(&component);
+            if found != hash {
+                return Err(not_kept("it is damaged; upload it again after the server's next start"));
+            }
+            shared.shelf.keep(Program::of(&component)?, &subject)
+        };
+        translate(Box::new(translation)).await.map(Some)
     }
 
     pub fn contains(&self, hash: &ProgramHash) -> bool {
@@ -161,7 +204,6 @@ impl Shared {
         hash: ProgramHash,
         owner: Option<Owner>,
         component: &[u8],
-        code: Code,
     ) -> Result<ProgramHash, Rejected> {
         {
             let index = self.lock();
@@ -175,9 +217,8 @@ impl Shared {
             None => self.dir.join(format!("{hash}{SUFFIX}")),
         };
         write_durably(&path, component).map_err(|e| Rejected::NotKept(e.to_string()))?;
-        let code = OnceCell::from(Arc::new(code));
-        let program = Arc::new(Program { hash, path, code });
-        self.lock().programs.insert(hash, Kept { program, bytes: component.len(), owner });
+        let kept = Kept { path, translating: Arc::default(), bytes: component.len(), owner };
+        self.lock().programs.insert(hash, kept);
         Ok(hash)
     }
 }
@@ -216,11 +257,11 @@ impl Index {
             return fs::rename(path, path.with_extension("damaged"));
         }
         // Of two files of one program the same counts at each start, whatever the order of the folder.
-        if self.programs.get(&found).is_some_and(|kept| *kept.program.path < *path) {
+        if self.programs.get(&found).is_some_and(|kept| *kept.path < *path) {
             return Ok(());
         }
-        let program = Arc::new(Program::on_disk(found, path.to_owned()));
-        self.programs.insert(found, Kept { program, bytes: len as usize, owner });
+        let kept = Kept { path: path.to_owned(), translating: Arc::default(), bytes: len as usize, owner };
+        self.programs.insert(found, kept);
         Ok(())
     }
 }
@@ -250,6 +291,34 @@ mod tests {
         dir
     }
 
+    /// The same store with this shelf, on which there may be nothing yet.
+    fn with_shelf(store: Store, shelf: Shelf) -> Store {
+        let index = Mutex::new(std::mem::take(&mut *store.0.lock()));
+        Store(Arc::new(Shared { dir: store.0.dir.clone(), index, shelf, writing: Arc::default() }))
+    }
+
+    #[test]
+    fn a_program_that_went_for_another_is_translated_again() {
+        let dir = folder("shelf");
+        let nobody = Subject::everyone();
+        let programs = [MINIMAL.to_owned(), MINIMAL.replace("const 16", "const 32")];
+        let programs = programs.map(|text| wat::parse_str(text).unwrap());
+        let one = Code::of(&programs[0]).unwrap().bytes;
+        let store = with_shelf(Store::open(&dir).unwrap(), Shelf::of(one + one / 2));
+        let put = |program: &Vec<u8>| smol::block_on(store.put(&nobody, program.clone(), Code::translate));
+        let hashes = [put(&programs[0]).unwrap(), put(&programs[1]).unwrap()];
+        let get = |of: usize| smol::block_on(store.get(&nobody, &hashes[of], Code::translate));
+        let first = get(0).unwrap().expect("it is kept");
+        assert_eq!(get(1).err(), Some(Rejected::CodeFull), "while an instance has the other");
+        let (hash, gone) = (first.hash, Arc::downgrade(&first));
+        drop(first);
+        assert!(hash == hashes[0] && gone.upgrade().is_some(), "nobody needs its room");
+        assert!(get(1).unwrap().is_some_and(|program| program.kinds().runs));
+        assert!(gone.upgrade().is_none());
+        assert!(get(0).unwrap().is_some());
+        fs::remove_dir_all(&dir).unwrap();
+    }
+
     #[test]
     fn programs_survive_a_restart_and_damage_is_noticed() {
         let dir = folder("restart");
@@ -263,11 +332,20 @@ mod tests {
         fs::write(dir.join("half.unfinished"), b"...").unwrap();
         fs::write(dir.join("notes.txt"), b"not ours").unwrap();
         let store = Store::open(&dir).unwrap();
-        let program = store.get(&hash).expect("found again");
-        assert!(smol::block_on(program.code()).is_ok());
+        let get = |store: &Store| smol::block_on(store.get(&nobody, &hash, Code::translate));
+        let program = get(&store).unwrap().expect("found again");
+        assert!(
+            program.kinds().runs && Arc::ptr_eq(&program, &get(&store).unwrap().unwrap()),
+            "translated once"
+        );
         assert!(!dir.join("half.unfinished").exists() && dir.join("notes.txt").exists());
 
         fs::write(dir.join(format!("{hash}.wasm")), b"\0asm something else").unwrap();
+        let once_more = with_shelf(store, Shelf::default());
+        assert!(
+            matches!(get(&once_more), Err(Rejected::NotKept(_))),
+            "nor is it run if that happens meanwhile"
+        );
         let store = Store::open(&dir).unwrap();
         assert!(!store.contains(&hash), "a damaged program is not offered");
         assert_eq!(

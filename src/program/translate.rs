@@ -2,11 +2,13 @@
 //!
 //! Owns: the interpreter's settings, and [`Code`]. Never: fuel amounts or memory quotas; those belong to an instance.
 
+use super::Program;
 use super::plan::{Plan, Step};
 use super::rejected::Rejected;
 use crate::limits;
 use smol::lock::Semaphore;
 use std::collections::HashMap;
+use std::sync::Arc;
 use wasmi::{CompilationMode, Config, CustomFuelCosts, Engine, Module, OperatorCost};
 
 /// A component ready to be instantiated any number of times.
@@ -16,15 +18,17 @@ pub struct Code {
     pub modules: Vec<Module>,
     /// The program's own: an engine keeps what was translated for it until its end.
     pub engine: Engine,
+    /// What it counts for, [`Code::bytes_of`] at least.
+    pub bytes: usize,
 }
 
-/// Reads a component and makes [`Code::of`] it.
-pub type Translation = Box<dyn FnOnce() -> Result<Code, Rejected> + Send>;
+/// Reads a component and makes a program of it.
+pub type Translation = Box<dyn FnOnce() -> Result<Arc<Program>, Rejected> + Send>;
 
 impl Code {
     /// Runs `translation` off the caller's thread and a few at a time: uploads must not take all the cores. One that is
     /// begun goes on when nobody waits for it any more, and keeps its place until it is over.
-    pub async fn translate(translation: Translation) -> Result<Code, Rejected> {
+    pub async fn translate(translation: Translation) -> Result<Arc<Program>, Rejected> {
         static PLACES: Semaphore = Semaphore::new(limits::TRANSLATIONS);
         let place = PLACES.acquire().await;
         smol::unblock(move || {
@@ -48,7 +52,20 @@ impl Code {
                 arrange(step, module);
             }
         }
-        Ok(Code { plan, modules, engine })
+        let bytes =
+            Code::bytes_of(component.len()) + plan.functions * limits::PROGRAM_CODE_BYTES_PER_FUNCTION;
+        Ok(Code { plan, modules, engine, bytes })
+    }
+
+    /// What a component of so many bytes counts for in memory.
+    pub fn bytes_of(component: usize) -> usize {
+        component * limits::PROGRAM_CODE_BYTES_PER_BYTE + limits::VALUE_STACK_BYTES
+    }
+
+    #[cfg(test)]
+    pub(super) fn none() -> Code {
+        let plan = Plan { modules: vec![], functions: 0, steps: vec![], run: None, handle: None };
+        Code { plan, modules: vec![], engine: Engine::new(&config()), bytes: 0 }
     }
 }
 
@@ -131,7 +148,7 @@ mod tests {
             Code::translate(Box::new(move || {
                 begun.send_blocking(()).expect("the test listens");
                 let _closed = ends.recv_blocking();
-                Code::of(&wat::parse_str(MINIMAL).expect("a component"))
+                Program::of(&wat::parse_str(MINIMAL).expect("a component"))
             }))
         };
         smol::block_on(async {

@@ -100,10 +100,8 @@ pub(super) async fn run(
     errand: Errand,
     (slice, starting): (Slice, Starting),
 ) -> Ending {
-    let code = match launch.program.code().await {
-        Ok(code) => code,
-        Err(rejected) => return Ending::ServerError(rejected.to_string()),
-    };
+    let program = launch.program.clone();
+    let code = &program.code;
     let seed = match join(runtime, entry, &launch.quotas).await {
         Ok(seed) => seed,
         Err(gone) => return Ending::ServerError(gone.to_string()),
@@ -119,7 +117,7 @@ pub(super) async fn run(
         Errand::Answer(_) => &code.plan.handle,
     };
     let mut built = match start {
-        Some(start) => Built::new(&code, start, cx, slice),
+        Some(start) => Built::new(code, start, cx, slice),
         None => Err(missing("entry")), // whoever launches has asked for its kinds
     };
     if crowded {

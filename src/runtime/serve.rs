@@ -224,7 +224,7 @@ mod tests {
 
     fn serve(subject: &str, port: u16) -> Serve {
         Serve {
-            program: Arc::new(Program::on_disk(ProgramHash::of(b"x"), Default::default())),
+            program: Program::named(ProgramHash::of(b"x")),
             arguments: vec![],
             subject: Subject::new(subject),
             quotas: Quotas::default(),

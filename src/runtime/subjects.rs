@@ -20,7 +20,7 @@ const REST_MOST: Duration = Duration::from_secs(10);
 /// After a program of it was translated, at the usual priority, a subject's next one waits so many times as long, ...
 const TRANSLATION_RESTS: u32 = 30;
 /// ... but not longer than this: its connection waits meanwhile.
-const TRANSLATION_REST_MOST: Duration = Duration::from_secs(2);
+const TRANSLATION_REST_MOST: Duration = Duration::from_secs(8);
 /// While others wait for the model a subject has one part in so many of the io thread, ...
 const IO_PART: u32 = 32;
 /// ... after it has had so much at once.

@@ -111,7 +111,7 @@ impl Bench {
 
     pub fn launch(&self, component: &[u8], arguments: &[&str]) -> (InstanceId, events::Receiver) {
         let (events, receiver) = events::bounded(4);
-        let program = Program::in_memory(component).unwrap_or_else(|rejected| panic!("{rejected}"));
+        let program = Program::of(component).unwrap_or_else(|rejected| panic!("{rejected}"));
         let arguments = arguments.iter().map(|argument| argument.to_string()).collect();
         let quotas = *self.runtime.quotas();
         let launch = Launch {
@@ -130,7 +130,7 @@ impl Bench {
 
     fn prepare(&self, subject: &str, quotas: Quotas) -> Result<(Prepared, events::Receiver), LaunchRefusal> {
         let (events, receiver) = events::bounded(1);
-        let program = Program::in_memory(&simple(&[], "")).unwrap();
+        let program = Program::of(&simple(&[], "")).unwrap();
         let (subject, http) = (Subject::new(subject), Default::default());
         let launch = Launch { program, arguments: vec![], subject, quotas, http, events };
         self.runtime.prepare(launch).map(|prepared| (prepared, receiver))
@@ -374,7 +374,7 @@ fn slices_of_any_size_give_the_same_result() {
             (call $set-return (i32.const 1024) (i32.const 1))
             (i32.const 16))"#;
     let wasm = component(&[SET_RETURN, ARGUMENTS, SEND], ALLOCATOR, body);
-    let program = Program::in_memory(&wasm).unwrap();
+    let program = Program::of(&wasm).unwrap();
     let bench = bench();
     let run = |fuel: u64| {
         let (events, messages) = events::bounded(2);
@@ -394,11 +394,12 @@ fn slices_of_any_size_give_the_same_result() {
             .clone();
         let cx = instance::context(&bench.runtime, &entry, launch, 1);
         let (done, finished) = bounded(1);
-        let code = smol::block_on(program.code()).unwrap();
+        let program = program.clone();
         let seat = bench.runtime.parts.workers.seat(&Subject::everyone());
         bench.runtime.parts.workers.spawn(&seat, move |slice| async move {
-            let guest = Guest::with_slices(instance::store(&code, cx), slice, fuel);
-            let mut built = Built::in_guest(&code, code.plan.run.as_ref().unwrap(), guest).unwrap();
+            let guest = Guest::with_slices(instance::store(&program.code, cx), slice, fuel);
+            let mut built =
+                Built::in_guest(&program.code, program.code.plan.run.as_ref().unwrap(), guest).unwrap();
             let outcome = built.run().await;
             done.send((outcome, built.returned())).await.unwrap();
         });

@@ -11,7 +11,7 @@ use crate::engine::operation::{Command, Reply, Status};
 use crate::identity::{InstanceId, ProgramHash, Subject};
 use crate::limits;
 use crate::pacer::Pacer;
-use crate::program::{Code, Kinds, Program, Store, Translation};
+use crate::program::{Code, Kinds, Program, Rejected, Store, Translation};
 use crate::runtime::serve::{Serve, Server};
 use crate::runtime::{Ending, Launch, Runtime, Traffic, events};
 use crate::wire::ServerInstance;
@@ -102,11 +102,20 @@ fn shown(server: &Server) -> ServerInstance {
 }
 
 impl Served {
-    /// The program, and what it is for. Of one that was found on the disk this takes its translation.
-    async fn program(&self, hash: &ProgramHash) -> Result<(Arc<Program>, Kinds), String> {
-        let program = self.store.get(hash).ok_or_else(|| format!("No such program with hash={hash}"))?;
-        let kinds = program.kinds().await.map_err(|rejected| rejected.to_string())?;
+    /// The program, and what it is for. Of one that is not in memory this takes its translation.
+    async fn program(&self, subject: &Subject, hash: &ProgramHash) -> Result<(Arc<Program>, Kinds), String> {
+        let translate = |translation| self.translate(subject, translation);
+        let found =
+            self.store.get(subject, hash, translate).await.map_err(|rejected| rejected.to_string())?;
+        let program = found.ok_or_else(|| format!("No such program with hash={hash}"))?;
+        let kinds = program.kinds();
         Ok((program, kinds))
+    }
+
+    /// When it is the subject's turn.
+    async fn translate(&self, subject: &Subject, translation: Translation) -> Result<Arc<Program>, Rejected> {
+        let turn = self.runtime.translation(subject).await;
+        Code::translate(Box::new(move || turn.of(translation))).await
     }
 }
 
@@ -117,10 +126,7 @@ impl House for Served {
 
     async fn put(&self, program: Upload) -> Result<ProgramHash, String> {
         let subject = program.who().clone();
-        let translate = async |translation: Translation| {
-            let turn = self.runtime.translation(&subject).await;
-            Code::translate(Box::new(move || turn.of(translation))).await
-        };
+        let translate = |translation| self.translate(&subject, translation);
         self.store.put(&subject, program, translate).await.map_err(|rejected| rejected.to_string())
     }
 
@@ -131,7 +137,7 @@ impl House for Served {
         grant: &Grant,
         events: events::Sender,
     ) -> Result<Ready, String> {
-        let (program, kinds) = self.program(program).await?;
+        let (program, kinds) = self.program(&grant.subject, program).await?;
         if !kinds.runs {
             return Err(format!(
                 "The program {} exports wasi:http/incoming-handler and no inferlet:core/run: it answers HTTP; launch it \
@@ -153,7 +159,7 @@ impl House for Served {
         grant: &Grant,
         port: u16,
     ) -> Result<(), String> {
-        let (program, kinds) = self.program(program).await?;
+        let (program, kinds) = self.program(&grant.subject, program).await?;
         if !kinds.answers {
             return Err(format!(
                 "The program {} does not export wasi:http/incoming-handler: it is no server; launch it with \

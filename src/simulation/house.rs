@@ -63,7 +63,7 @@ impl House for Scripted {
         };
         // In no order, as real ones are.
         let id = InstanceId::from_bits(u128::from(mix(self.seed, number)) << 32);
-        let program = Arc::new(Program::on_disk(*program, Default::default()));
+        let program = Program::named(*program);
         let quotas = self.runtime.quotas().lowered(&grant.quotas);
         let launch = Launch {
             program,

@@ -1,0 +1,170 @@
+//! The translated programs that are in memory: bounded, whatever the store holds.
+//!
+//! Owns: which they are, and which goes for another. Never: the folder, or a translation.
+//!
+//! A program that nobody runs goes when its room is needed, the one that was asked for longest ago first; it is translated
+//! again when it is launched. One that has instances stays: who runs so many that there is no room is refused another.
+
+use super::{Program, Rejected};
+use crate::identity::{ProgramHash, Subject};
+use crate::limits;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+pub(super) struct Shelf {
+    most: usize,
+    held: Mutex<Held>,
+}
+
+#[derive(Default)]
+struct Held {
+    programs: HashMap<ProgramHash, Entry>,
+    /// How often somebody has asked for a program.
+    asked: u64,
+}
+
+struct Entry {
+    program: Arc<Program>,
+    bytes: usize,
+    /// Who began to run it when nobody did.
+    by: Subject,
+    asked: u64,
+}
+
+impl Entry {
+    /// Whether anybody has it. Who does not can get it only here, under the lock.
+    fn runs(&self) -> bool {
+        Arc::strong_count(&self.program) > 1
+    }
+}
+
+impl Default for Shelf {
+    fn default() -> Shelf {
+        Shelf::of(limits::PROGRAM_CODE_BYTES)
+    }
+}
+
+impl Shelf {
+    pub fn of(most: usize) -> Shelf {
+        Shelf { most, held: Mutex::default() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Held> {
+        // Every change under the lock is complete before anything can panic.
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The program for the subject to run, if it is here.
+    pub fn find(&self, hash: &ProgramHash, subject: &Subject) -> Result<Option<Arc<Program>>, Rejected> {
+        let mut held = self.lock();
+        let Some(entry) = held.programs.get(hash) else { return Ok(None) };
+        let (begins, bytes) = (!entry.runs(), entry.bytes);
+        if begins {
+            self.room(&held, subject, bytes)?;
+        }
+        held.asked += 1;
+        let asked = held.asked;
+        Ok(held.programs.get_mut(hash).map(|entry| {
+            entry.asked = asked;
+            if begins {
+                entry.by = subject.clone();
+            }
+            entry.program.clone()
+        }))
+    }
+
+    /// Whether the subject may run a program more, of so many bytes.
+    pub fn has_room(&self, subject: &Subject, bytes: usize) -> Result<(), Rejected> {
+        self.room(&self.lock(), subject, bytes)
+    }
+
+    fn room(&self, held: &Held, subject: &Subject, bytes: usize) -> Result<(), Rejected> {
+        let running = || held.programs.values().filter(|entry| entry.runs());
+        let own: usize = running().filter(|entry| entry.by == *subject).map(|entry| entry.bytes).sum();
+        let all: usize = running().map(|entry| entry.bytes).sum();
+        if *subject != Subject::everyone() && own + bytes > self.most / limits::PROGRAM_CODE_SHARE {
+            return Err(Rejected::CodeShareFull);
+        }
+        if all + bytes > self.most { Err(Rejected::CodeFull) } else { Ok(()) }
+    }
+
+    /// Puts a program here that has just been translated for the subject, and makes room for it. Answers the one that is
+    /// here already, if there is one.
+    pub fn keep(&self, program: Arc<Program>, subject: &Subject) -> Result<Arc<Program>, Rejected> {
+        if let Some(kept) = self.find(&program.hash, subject)? {
+            return Ok(kept);
+        }
+        let bytes = program.code.bytes;
+        let mut gone = Vec::new();
+        let mut held = self.lock();
+        self.room(&held, subject, bytes)?;
+        let mut all: usize = held.programs.values().map(|entry| entry.bytes).sum();
+        while all + bytes > self.most {
+            let idle = held.programs.iter().filter(|(_, entry)| !entry.runs());
+            let Some(hash) = idle.min_by_key(|(_, entry)| entry.asked).map(|(hash, _)| *hash) else { break };
+            let Some(entry) = held.programs.remove(&hash) else { break };
+            all -= entry.bytes;
+            gone.push(entry);
+        }
+        held.asked += 1;
+        let entry = Entry { program: program.clone(), bytes, by: subject.clone(), asked: held.asked };
+        gone.extend(held.programs.insert(program.hash, entry));
+        drop(held);
+        drop(gone); // takes milliseconds
+        Ok(program)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::program::component::tests::MINIMAL;
+
+    fn program(number: usize) -> Arc<Program> {
+        let mut component = wat::parse_str(MINIMAL).unwrap();
+        component.extend([0, 10, 1, b'n']); // a custom section: a name of one byte and eight of data
+        component.extend(number.to_le_bytes());
+        Program::of(&component).unwrap()
+    }
+
+    #[test]
+    fn who_was_asked_for_longest_ago_goes_first_unless_it_runs() {
+        let one = program(0).code.bytes;
+        let (shelf, nobody) = (Shelf::of(3 * one), Subject::everyone());
+        let programs: Vec<_> = (0..5).map(|number| program(number).hash).collect();
+        let keep = |number| shelf.keep(program(number), &nobody).map(|kept| Arc::downgrade(&kept));
+        let gone: Vec<_> = (0..3).map(|number| keep(number).unwrap()).collect();
+        let runs = shelf.find(&programs[0], &nobody).unwrap().unwrap();
+        let _ = shelf.find(&programs[1], &nobody).unwrap().unwrap();
+        let third = keep(3).unwrap();
+        assert!(gone[2].upgrade().is_none() && gone[1].upgrade().is_some(), "2 was asked for before 1");
+        keep(4).unwrap();
+        keep(2).unwrap();
+        assert!(gone[1].upgrade().is_none() && third.upgrade().is_none());
+        assert!(Arc::ptr_eq(&runs, &shelf.find(&programs[0], &nobody).unwrap().unwrap()), "it runs");
+        drop(runs);
+        for number in [1, 3, 4] {
+            assert!(gone[0].upgrade().is_some(), "it was asked for last");
+            keep(number).unwrap();
+        }
+        assert!(gone[0].upgrade().is_none(), "it does not run any more");
+    }
+
+    #[test]
+    fn one_subject_runs_its_share_and_all_what_there_is() {
+        let one = program(0).code.bytes;
+        let (shelf, greedy, modest) = (Shelf::of(4 * one), Subject::new("greedy"), Subject::new("modest"));
+        let mut run: Vec<_> = (0..2).map(|number| shelf.keep(program(number), &greedy).unwrap()).collect();
+        assert_eq!(shelf.keep(program(2), &greedy).err(), Some(Rejected::CodeShareFull));
+        assert!(shelf.find(&run[0].hash, &greedy).is_ok(), "it runs already");
+        run.extend((2..4).map(|number| shelf.keep(program(number), &modest).unwrap()));
+        let other = Subject::new("other");
+        assert_eq!(shelf.has_room(&other, one), Err(Rejected::CodeFull));
+        assert_eq!(shelf.keep(program(4), &other).err(), Some(Rejected::CodeFull));
+        run.clear();
+        let idle = shelf.keep(program(4), &other).unwrap().hash;
+        let _run: Vec<_> = (0..2).map(|number| shelf.keep(program(number), &greedy).unwrap()).collect();
+        assert_eq!(shelf.find(&idle, &greedy).err(), Some(Rejected::CodeShareFull), "nor one that is here");
+        assert!(shelf.find(&idle, &modest).unwrap().is_some());
+    }
+}
