@@ -523,6 +523,9 @@ pub const PROGRAM_EXPORTS: usize = 10_000;
 /// Parameters and locals of all functions of a program: stock ones have one in 70 bytes or less, which makes 240,000 in the
 /// largest. A few bytes declare 50,000, and translation takes some 6 to 10 ns for each.
 pub const PROGRAM_LOCALS: usize = 1 << 20;
+/// Of one function: stock ones have 74 at most. Each call clears them all, 3 to 4 ns each, for the fuel of a call: so many make a
+/// slice of nothing but calls 7 ms long, 30,000 made it 100.
+pub const FUNCTION_LOCALS: usize = 2048;
 /// Values that the instructions of a program take and give, beyond 4 of each: stock ones have one in 130 bytes or less, which
 /// makes 130,000 in the largest. Every way of a branch may copy all its values, 24 bytes of code each, however few bytes the
 /// branch has: 12 KB made 67 MB.

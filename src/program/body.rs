@@ -31,8 +31,10 @@ const FEW: usize = 4;
 #[derive(Default)]
 pub struct Bodies {
     allocations: FuncValidatorAllocations,
-    /// Parameters and locals of all bodies so far.
+    /// Parameters and locals of all bodies so far, ...
     pub locals: usize,
+    /// ... and of the one that has the most.
+    pub locals_of_one: usize,
     /// Values beyond a few that their instructions take and give; those of a branch by table once for each way.
     pub moved: usize,
 }
@@ -48,7 +50,9 @@ impl Bodies {
         let refused = |error: BinaryReaderError| Rejected::Untranslatable(error.to_string());
         let mut reader = body.get_binary_reader();
         validator.read_locals(&mut reader).map_err(refused)?;
-        self.locals += validator.len_locals() as usize;
+        let locals = validator.len_locals() as usize;
+        self.locals += locals;
+        self.locals_of_one = self.locals_of_one.max(locals);
         while !reader.eof() {
             let offset = reader.original_position();
             let operator = reader.read_operator().map_err(refused)?;

@@ -86,6 +86,7 @@ impl Reader {
         if let ValidPayload::Func(function, body) = self.validator.payload(&payload)? {
             self.bodies.check(function, &body)?;
             bounded("locals in its functions", self.bodies.locals, limits::PROGRAM_LOCALS)?;
+            bounded("locals in one function", self.bodies.locals_of_one, limits::FUNCTION_LOCALS)?;
             return bounded(
                 "values that instructions take and give beyond 4 each",
                 self.bodies.moved,

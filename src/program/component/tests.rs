@@ -110,10 +110,12 @@ fn what_takes_too_much_to_translate_is_refused() {
         Err(Rejected::TooLarge(is, ..)) => assert_eq!(is, what),
         other => panic!("{:?}", other.err()),
     };
-    let locals = format!("(func (local {}))", "i32 ".repeat(40_000));
-    let few = limits::PROGRAM_LOCALS / 40_000;
-    assert!(read(&with(&locals.repeat(few))).is_ok());
-    refused("locals in its functions", &locals.repeat(few + 1));
+    let locals = |count: usize| format!("(func (local {}))", "i32 ".repeat(count));
+    let (most, few) = (locals(limits::FUNCTION_LOCALS), limits::PROGRAM_LOCALS / limits::FUNCTION_LOCALS);
+    let one = read(&with(&most.repeat(few - 1)));
+    assert!(one.is_ok(), "with those that it has besides");
+    refused("locals in its functions", &most.repeat(few + 1));
+    refused("locals in one function", &locals(limits::FUNCTION_LOCALS + 1));
 
     let values = "values that instructions take and give beyond 4 each";
     let branching = |branches: &str| {
