@@ -288,11 +288,14 @@ impl Pool {
         scope.exports.iter().map(|(name, e)| (name.clone(), e.pages.len() as u32)).collect()
     }
 
-    /// Withdraws the exports made by an instance that hold a page for which `unwritten` says yes; their names.
+    /// Withdraws the exports made by an instance that hold a page for which `unwritten` says yes; their names. It is asked
+    /// once about each page: exports may list one a quarter of a million times, and the answer may be hundreds of jobs away.
     pub fn withdraw(&mut self, by: InstanceId, unwritten: impl Fn(Physical) -> bool) -> Vec<String> {
         let Some(holder) = self.holders.get(&by) else { return Vec::new() };
         let subject = holder.subject.clone();
         let Some(scope) = self.scopes.get(&subject) else { return Vec::new() };
+        let mut known: HashMap<Physical, bool, BuildHasherDefault<IdHasher>> = HashMap::default();
+        let mut unwritten = |page| *known.entry(page).or_insert_with(|| unwritten(page));
         let exports = scope.exports.iter();
         let doomed: Vec<String> = exports
             .filter(|(_, e)| e.by == by && e.pages.iter().any(|&page| unwritten(page)))
@@ -533,6 +536,26 @@ mod tests {
         assert_eq!(w.pool.export(maker, &ids[2..4], "z".into()), Ok(Ok(())));
         let other = w.join("b", 1);
         assert_eq!(w.pool.export(other, &[VirtualId(0)], "x".into()), Ok(Ok(())), "a half of its own");
+        w.pool.check(&HashMap::new());
+    }
+
+    /// The story: exports listed one page 262,144 times, 256 passes were queued that wrote it, and a kill looked through all
+    /// of them for each entry.
+    #[test]
+    fn what_is_to_become_of_exports_is_asked_once_about_each_page() {
+        let mut w = World::new(8);
+        let maker = w.join("a", 3);
+        let names: Vec<VirtualId> = (0..3).map(VirtualId).collect();
+        for (name, ids) in [("x", vec![names[0]; 1000]), ("y", names.clone()), ("z", vec![names[0]; 9])] {
+            assert_eq!(w.pool.export(maker, &ids, name.into()), Ok(Ok(())));
+        }
+        let (asked, last) = (std::cell::Cell::new(0), w.pool.find(maker, names[2]));
+        let unwritten = |page| {
+            asked.set(asked.get() + 1);
+            Some(page) == last
+        };
+        assert_eq!(w.pool.withdraw(maker, unwritten), ["y"]);
+        assert_eq!(asked.get(), 3);
         w.pool.check(&HashMap::new());
     }
 
