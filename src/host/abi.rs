@@ -54,6 +54,12 @@ pub trait Lift: Value {
 
 /// A value that a guest can be given.
 pub trait Lower: Value {
+    /// Fuel of the work that it was to make it, where nobody knew how much before it was there. It is charged first, so
+    /// that a guest pays that cannot take the answer.
+    fn fuel(&self) -> u64 {
+        0
+    }
+
     /// As one core value. Only asked of types whose [`Value::FLAT`] is 1.
     fn lower(self, into: &mut Target<'_>) -> Result<Val, Trap>;
 
@@ -63,6 +69,34 @@ pub trait Lower: Value {
     /// Writes all of them in a row; one copy for types of one size everywhere.
     fn store_many(items: Vec<Self>, into: &mut Target<'_>, at: usize) -> Result<(), Trap> {
         items.into_iter().enumerate().try_for_each(|(i, item)| item.store(into, at + i * Self::SIZE))
+    }
+}
+
+/// An answer whose guest pays so much for it.
+pub struct Charged<R> {
+    pub answer: R,
+    pub fuel: u64,
+}
+
+impl<R: Value> Value for Charged<R> {
+    const SIZE: usize = R::SIZE;
+    const ALIGN: usize = R::ALIGN;
+    const FLAT: usize = R::FLAT;
+    const NESTED: bool = R::NESTED;
+    fn shape() -> Shape {
+        R::shape()
+    }
+}
+
+impl<R: Lower> Lower for Charged<R> {
+    fn fuel(&self) -> u64 {
+        self.fuel
+    }
+    fn lower(self, into: &mut Target<'_>) -> Result<Val, Trap> {
+        self.answer.lower(into)
+    }
+    fn store(self, into: &mut Target<'_>, at: usize) -> Result<(), Trap> {
+        self.answer.store(into, at)
     }
 }
 

@@ -352,6 +352,7 @@ fn lower<R: Lower>(
     answer: R,
     pointer: Option<u32>,
 ) -> Result<Lowered, Trap> {
+    charge(&mut ctx, answer.fuel());
     let mut target = Target::new(ctx.as_context_mut(), canon);
     let value = match pointer {
         Some(pointer) => target.store_at(answer, pointer).map(|()| None)?,

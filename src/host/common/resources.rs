@@ -3,7 +3,7 @@
 use super::queue::{COMMAND_FUEL, ask, given_up, tell};
 use super::{Names, Queue, check_name};
 use crate::engine::operation::{Command, Kind, Refusal, VirtualId};
-use crate::host::abi::Borrow;
+use crate::host::abi::{Borrow, Charged, fuel_of_bytes};
 use crate::host::{Cx, Interface, Later, Trap};
 use crate::limits;
 
@@ -17,9 +17,11 @@ pub(super) fn functions(interface: Interface) -> Interface {
         .wait("import-resources", import)
 }
 
-/// Fuel for each name that is given, given back or exported: some 60 ns of the engine's thread. An import is paid for when
-/// what it gave is given back, without which there is no other.
+/// Fuel for each name that is given, given back or exported: some 60 ns of the engine's thread.
 const FUEL_PER_NAME: u64 = 32;
+/// Fuel for each name that an import gives: as much, and again for the end of a guest that does not give it back. There may
+/// be 65,536, whatever the guest holds itself.
+const FUEL_PER_IMPORTED: u64 = 2 * FUEL_PER_NAME;
 
 /// Charges a command and the names in it.
 fn owe(cx: &mut Cx, names: usize) {
@@ -103,11 +105,19 @@ fn deallocate(
     Ok(tell(cx, Command::Deallocate { instance, kind, ids }))
 }
 
-fn exports(cx: &mut Cx, queue: Borrow<Queue>, resource_type: u32) -> Result<Later<Vec<(String, u32)>>, Trap> {
+type Exports = Vec<(String, u32)>;
+
+/// Paid for by the names and their bytes, which are copied twice.
+fn exports(cx: &mut Cx, queue: Borrow<Queue>, resource_type: u32) -> Result<Later<Charged<Exports>>, Trap> {
     cx.table.get(&queue)?;
     owe(cx, 0);
     let (kind, instance, engine) = (kind(resource_type)?, cx.instance, cx.engine.clone());
-    Ok(Later::wait(async move { ask(&engine, |reply| Command::Exports { instance, kind, reply }).await }))
+    Ok(Later::wait(async move {
+        let answer = ask(&engine, |reply| Command::Exports { instance, kind, reply }).await?;
+        let bytes = answer.iter().map(|(name, _)| name.len()).sum::<usize>();
+        let fuel = answer.len() as u64 * FUEL_PER_NAME + fuel_of_bytes(2 * bytes);
+        Ok(Charged { answer, fuel })
+    }))
 }
 
 fn release(cx: &mut Cx, queue: Borrow<Queue>, resource_type: u32, name: String) -> Result<Later<()>, Trap> {
@@ -142,7 +152,7 @@ fn import(
     queue: Borrow<Queue>,
     resource_type: u32,
     name: String,
-) -> Result<Later<Vec<u32>>, Trap> {
+) -> Result<Later<Charged<Vec<u32>>>, Trap> {
     cx.table.get(&queue)?;
     check_name(&name, limits::EXPORT_NAME_BYTES)?;
     owe(cx, 0);
@@ -150,6 +160,8 @@ fn import(
     let names = cx.names.clone();
     Ok(Later::wait(async move {
         let reply = ask(&engine, |reply| Command::Import { instance, kind, name, reply }).await?;
-        Ok(given(&names, kind, answer(reply).await?))
+        let answer = given(&names, kind, answer(reply).await?);
+        let fuel = answer.len() as u64 * FUEL_PER_IMPORTED;
+        Ok(Charged { answer, fuel })
     }))
 }

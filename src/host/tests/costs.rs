@@ -50,6 +50,25 @@ fn work_of_the_host_is_charged_in_proportion() {
     let spent = fuel(&mut bed, COMMON, "allocate-resources", &[&queue, &kind, &count]);
     told_of("allocate", PAGES as usize, 32, spent);
     let pages: Vec<u32> = (0..PAGES).collect();
+    // An import costs by what it gives, of which the call says nothing; the list by its names and their bytes.
+    let (names, name) = (bed.list(&[0; 3_000]), bed.text("x"));
+    bed.call(COMMON, "export-resources", &[&queue, &kind, &names, &name]).unwrap();
+    let name = bed.text("x");
+    let spent = fuel(&mut bed, COMMON, "import-resources", &[&queue, &kind, &name]);
+    told_of("import", 3_000, 64, spent);
+    let imported: Vec<u32> = (PAGES..PAGES + 3_000).collect();
+    let names = bed.list(&imported);
+    bed.call(COMMON, "deallocate-resources", &[&queue, &kind, &names]).unwrap();
+    for i in 0..200 {
+        let (names, name) = (bed.list(&[]), bed.text(&format!("{i:01000}")));
+        bed.call(COMMON, "export-resources", &[&queue, &kind, &names, &name]).unwrap();
+    }
+    let spent = fuel(&mut bed, COMMON, "get-all-exported-resources", &[&queue, &kind]);
+    told_of("exports", 200_000, 3, 16 * spent);
+    for name in (0..200).map(|i| format!("{i:01000}")).chain(["x".to_owned()]) {
+        let name = bed.text(&name);
+        bed.call(COMMON, "release-exported-resources", &[&queue, &kind, &name]).unwrap();
+    }
     let names = bed.list(&pages);
     let spent = fuel(&mut bed, FORWARD, "kv-cache", &[&pass, &names, &number(4)]);
     told_of("kv-cache", 1, 64, spent);
