@@ -65,6 +65,10 @@ const SETTLE_LEAST: Duration = Duration::from_micros(500);
 /// ... and never long enough to be felt.
 const SETTLE_MOST: Duration = Duration::from_millis(10);
 
+/// Commands are carried out for so long before the thread looks after its batches again. Most take half a microsecond; a
+/// few hundred that name 65,536 pages each would keep the device idle for half a second.
+const COLLECT: Duration = Duration::from_millis(1);
+
 /// How soon an idle engine tries again to tell what found the channel upward full.
 const UNTOLD_WAIT: Duration = Duration::from_millis(5);
 
@@ -235,8 +239,9 @@ impl Engine {
                 self.begin(plan)?;
             }
             if self.under_way.is_empty() {
-                if begins {
-                    continue; // There was something to move, and nothing to compute.
+                // There was something to move, and nothing to compute; or there is more to carry out.
+                if begins || !self.inbox.is_empty() {
+                    continue;
                 }
                 self.settle.rest();
                 if !self.untold.is_empty() {
@@ -260,13 +265,17 @@ impl Engine {
         self.under_way.len() < self.backend.depth() && !self.under_way.iter().any(|batch| batch.plan.wakes)
     }
 
-    /// Takes what is in the inbox now; true if that woke a guest or may have.
+    /// Takes what is in the inbox now, as far as it comes in [`COLLECT`]; true if that woke a guest or may have.
     fn collect(&mut self) -> bool {
         let waiting = self.inbox.len(); // Not until it is empty: senders must not be able to hold us here.
+        let since = Instant::now();
         for _ in 0..waiting {
             match self.inbox.try_recv() {
                 Ok(command) => self.state.apply(command),
                 Err(_) => break,
+            }
+            if since.elapsed() >= COLLECT {
+                break; // What is left stays in the inbox, in its order.
             }
         }
         self.untold.extend(self.state.take_notices());

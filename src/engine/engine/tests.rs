@@ -348,3 +348,44 @@ fn the_chunks_of_a_prompt_follow_each_other_without_a_pause() {
     }
     assert_eq!(batches(), 2, "of one who is gone nothing more is begun");
 }
+
+/// The story: 128 commands that named 65,536 pages each were carried out in one go of half a second, in which no batch began.
+#[test]
+fn a_heap_of_heavy_commands_is_carried_out_in_turns_and_in_order() {
+    let backend = Fake::new(info(), 1);
+    let (handle, inbox) = Handle::to_nobody(info());
+    let (notices, _notices) = smol::channel::bounded(8);
+    let state = State::new(&info(), &Reuse::default());
+    let (untold, under_way, ended) = (VecDeque::new(), VecDeque::new(), Instant::now());
+    let pace = Pace::new(info().batch_tokens, 1);
+    let (backend, settle) = (Box::new(backend), Box::new(()));
+    let mut engine = Engine { backend, settle, inbox, notices, untold, state, pace, under_way, ended };
+
+    let (kind, pages) = (Kind::Page, PageQuotas::default());
+    let join = |instance| Command::Join { instance, subject: Subject::everyone(), pages, seed: 1 };
+    let send = |command| assert!(handle.try_send(command).is_ok());
+    let [maker, importer] = [1, 2].map(InstanceId::from_bits);
+    send(join(maker));
+    send(Command::Allocate { instance: maker, kind, count: 1, reply: Reply::default() });
+    let ids = vec![VirtualId(0); crate::limits::NAMES_PER_INSTANCE];
+    send(Command::Export { instance: maker, kind, ids, name: "x".into(), reply: Reply::default() });
+    while !engine.inbox.is_empty() {
+        engine.collect();
+    }
+    // The same instance again and again: out of order it would not be there, or not have room.
+    let imports = [(); 8].map(|()| Reply::default());
+    for reply in &imports {
+        send(join(importer));
+        let (name, reply) = ("x".into(), Reply::clone(reply));
+        send(Command::Import { instance: importer, kind, name, reply });
+        send(Command::Leave { instance: importer, how: crate::engine::operation::Leave::Killed });
+    }
+    let mut turns = 0;
+    while !engine.inbox.is_empty() {
+        engine.collect();
+        turns += 1;
+    }
+    assert!(turns > 1, "all in one go");
+    assert!(imports.iter().all(|reply| matches!(reply.get(), Some(Ok(ids)) if ids.len() == 1 << 16)));
+    engine.state.check();
+}
