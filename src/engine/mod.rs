@@ -16,6 +16,7 @@ mod schedule;
 #[cfg(test)]
 pub(crate) mod simulation;
 mod state;
+mod waiting;
 
 pub use engine::{Engine, Gone, Handle, NotStarted, Settle};
 pub use prefix::Reuse;

@@ -216,7 +216,7 @@ const ROW_WORDS: usize = 14;
 /// How an instance left, which decides what becomes of its queued work and its exports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Leave {
-    /// Queued passes that write exported pages still run.
+    /// Queued passes that write exported pages still run; what waits for pages is dropped, as nobody could see it.
     Completed,
     /// Queued work is dropped; exports whose contents were not yet written are withdrawn.
     Killed,

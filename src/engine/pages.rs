@@ -38,6 +38,9 @@ pub struct Pool {
     pub(super) prefixes: Prefixes,
     /// Entries without an owner that a queued operation still holds: free soon, without anyone giving way.
     pub(super) draining: u32,
+    /// Counts what could give room to somebody who waits: owners, holds and instances that go, and charges, which may
+    /// put a subject over its share.
+    pub(super) changes: u64,
     pub(super) holders: BTreeMap<InstanceId, Holder>,
     pub(super) scopes: BTreeMap<Subject, Scope>,
 }
@@ -87,6 +90,7 @@ impl Pool {
             entries: vec![Entry::default(); capacity as usize],
             free: (0..capacity).rev().map(Physical).collect(),
             draining: 0,
+            changes: 0,
             holders: BTreeMap::new(),
             scopes: BTreeMap::new(),
         }
@@ -114,6 +118,7 @@ impl Pool {
 
     /// `joined` orders the instances: greater is newer.
     pub fn join(&mut self, instance: InstanceId, subject: Subject, joined: u64, quotas: PageQuotas) {
+        self.changes += 1;
         self.scopes.entry(subject.clone()).or_default().instances += 1;
         self.holders.insert(instance, Holder { subject, joined, quotas, names: HashMap::default(), next: 0 });
     }
@@ -121,6 +126,7 @@ impl Pool {
     /// Drops all names of the instance. Its exports stay.
     pub fn leave(&mut self, instance: InstanceId) {
         let Some(holder) = self.holders.remove(&instance) else { return };
+        self.changes += 1;
         let mut names: Vec<(VirtualId, Physical)> = holder.names.into_iter().collect();
         names.sort_unstable(); // So that a run can be replayed.
         for (_, page) in names {
@@ -366,11 +372,13 @@ impl Pool {
     }
 
     fn charge(&mut self, page: Physical, subject: &Subject) {
+        self.changes += 1;
         self.entries[page.0 as usize].subject = Some(subject.clone());
         self.scopes.entry(subject.clone()).or_default().used += 1;
     }
 
     fn disown(&mut self, page: Physical) {
+        self.changes += 1;
         let entry = &mut self.entries[page.0 as usize];
         entry.owners -= 1;
         match (entry.owners, entry.holds) {
@@ -383,6 +391,7 @@ impl Pool {
     }
 
     fn set_free(&mut self, page: Physical) {
+        self.changes += 1;
         if let Some(subject) = self.entries[page.0 as usize].subject.take() {
             if let Some(scope) = self.scopes.get_mut(&subject) {
                 scope.used -= 1;

@@ -40,6 +40,17 @@ impl Pool {
             .map(|(name, _, _, most)| Quota { name, limit: u64::from(most) })
     }
 
+    fn share(&self) -> u32 {
+        let busy = self.scopes.values().filter(|s| s.used > 0 || s.instances > 0).count();
+        self.capacity() / (busy.max(1) as u32)
+    }
+
+    /// Whether the instance's subject is inside its share with so many pages more.
+    pub fn is_within_share(&self, instance: InstanceId, more: u32) -> bool {
+        let scope = self.holders.get(&instance).and_then(|holder| self.scopes.get(&holder.subject));
+        scope.is_some_and(|scope| scope.used.saturating_add(more) <= self.share())
+    }
+
     /// How `instance` can have `asked` pages more.
     pub fn room(&self, instance: InstanceId, asked: u32) -> Room {
         let free = self.available();
@@ -58,12 +69,10 @@ impl Pool {
 
     fn victims(&self, requester: InstanceId, asked: u32, missing: u32) -> Option<Vec<InstanceId>> {
         let holder = self.holders.get(&requester)?;
-        let busy = self.scopes.values().filter(|s| s.used > 0 || s.instances > 0).count();
-        let share = self.capacity() / (busy.max(1) as u32);
-        let own = self.scopes.get(&holder.subject)?;
+        let share = self.share();
 
         let mut fall = Fall::new(self);
-        if own.used.saturating_add(asked) <= share {
+        if self.is_within_share(requester, asked) {
             let over = |fall: &Fall, subject: &Subject| {
                 let used = self.scopes.get(subject).map_or(0, |scope| scope.used);
                 used.saturating_sub(fall.gained_from(subject)).checked_sub(share + 1)

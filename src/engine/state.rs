@@ -1,8 +1,8 @@
 //! Everything the engine knows, as data: commands in, plans out.
 //!
-//! Owns: the instances, their names (by [`Pool`]), their queued work (by [`Schedule`]), and who waits for pages.
-//! Never: a thread, a channel, a tensor. Commands act in the order given, with one exception: an instance that must
-//! wait for pages has its later commands kept behind the waiting one, so that its own order stays.
+//! Owns: the instances, their names (by [`Pool`]), their queued work (by [`Schedule`]), and who waits for pages (by
+//! [`Waiting`]). Never: a thread, a channel, a tensor. Commands act in the order given, with one exception: an instance
+//! that must wait for pages has its later commands kept behind the waiting one, so that its own order stays.
 
 use crate::backend::{EmbedId, Fault, Info, Outcome, PageId};
 use crate::engine::job::{Job, Work};
@@ -11,14 +11,14 @@ use crate::engine::operation::{
     VirtualId,
 };
 use crate::engine::pages::{Physical, Pool};
-use crate::engine::policy::Room;
 use crate::engine::prefix::{Prefixes, Reuse};
 use crate::engine::schedule::{Budget, Plan, Schedule};
+use crate::engine::waiting::Waiting;
 use crate::identity::{InstanceId, Subject};
 use crate::limits::BACKLOG_PER_INSTANCE;
 #[cfg(test)]
 use crate::simulation::plant::{Bug, planted};
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 
 /// The engine without its thread.
 pub struct State {
@@ -28,10 +28,7 @@ pub struct State {
     pub(super) schedule: Schedule,
     pub(super) members: HashMap<InstanceId, Member>,
     joined: u64,
-    /// Instances that wait for pages, longest first, ...
-    waiting: VecDeque<InstanceId>,
-    /// ... and what each has sent since; the first is the command that waits.
-    backlog: HashMap<InstanceId, VecDeque<Command>>,
+    pub(super) waiting: Waiting,
     notices: Vec<Notice>,
     answered: bool,
     /// Set once, when the device has failed: nothing is done any more.
@@ -68,8 +65,7 @@ impl State {
             schedule: Schedule::new(info.pages, info.embeds),
             members: HashMap::new(),
             joined: 0,
-            waiting: VecDeque::new(),
-            backlog: HashMap::new(),
+            waiting: Waiting::default(),
             notices: Vec::new(),
             answered: false,
             lost: None,
@@ -86,27 +82,27 @@ impl State {
         if self.lost.is_some() {
             return self.refuse(command);
         }
-        if let Some(instance) = instance {
-            if let Command::Leave { how: Leave::Killed, .. } = command {
-                self.end(instance, Leave::Killed);
-                return self.serve_waiting();
+        // Whoever has ended waits for nothing: nobody can see what its last commands would do.
+        if let Some(instance) = instance
+            && !matches!(command, Command::Leave { .. })
+            && let Some(behind) = self.waiting.backlog(instance)
+        {
+            if behind.len() < BACKLOG_PER_INSTANCE {
+                return behind.push_back(command);
             }
-            if let Some(behind) = self.backlog.get_mut(&instance) {
-                if behind.len() < BACKLOG_PER_INSTANCE || matches!(command, Command::Leave { .. }) {
-                    return behind.push_back(command);
-                }
-                let what = format!("more than {BACKLOG_PER_INSTANCE} calls while waiting for pages");
-                self.refuse(command);
-                return self.end_with(Notice::Misuse { instance, what });
-            }
+            let what = format!("more than {BACKLOG_PER_INSTANCE} calls while waiting for pages");
+            self.refuse(command);
+            self.end_with(Notice::Misuse { instance, what });
+            return self.serve_waiting();
         }
         match self.carry_out(command) {
             Ok(()) => {}
             Err(Held::Ends(notice)) => self.end_with(notice),
             Err(Held::Back(command)) => {
-                if let Some(instance) = instance {
-                    self.waiting.push_back(instance);
-                    self.backlog.insert(instance, VecDeque::from([*command]));
+                if let Some(instance) = instance
+                    && let Some(subject) = self.pages.subject_of(instance).cloned()
+                {
+                    self.waiting.enter(subject, instance, *command);
                 }
             }
         }
@@ -148,14 +144,14 @@ impl State {
         for job in self.schedule.take_all() {
             self.answer_lost(job.work, &lost);
         }
-        for command in std::mem::take(&mut self.backlog).into_values().flatten() {
+        for command in self.waiting.take_all() {
             self.refuse(command);
         }
     }
 
     // ---- commands ----
 
-    fn carry_out(&mut self, command: Command) -> Result<(), Held> {
+    pub(super) fn carry_out(&mut self, command: Command) -> Result<(), Held> {
         if let Some(instance) = command.instance()
             && !self.members.contains_key(&instance)
             && !matches!(command, Command::Join { .. })
@@ -288,72 +284,11 @@ impl State {
         }
     }
 
-    // ---- pages that are short ----
-
-    /// Sees that `count` pages are free, ending others if the policy says so. Nobody overtakes those who wait.
-    pub(super) fn room(&mut self, instance: InstanceId, kind: Kind, count: u32) -> Got {
-        if count == 0 {
-            return Got::Room;
-        }
-        if self.waiting.front().is_some_and(|first| *first != instance) && count <= self.pool(kind).capacity()
-        {
-            return Got::Wait;
-        }
-        if let Room::AfterEnding(victims) = self.pool(kind).room(instance, count) {
-            for victim in victims {
-                self.end_with(Notice::Evict(victim));
-            }
-        }
-        match self.pool(kind).room(instance, count) {
-            Room::Fits => Got::Room,
-            // Ended instances' pages that the jobs of others still use.
-            Room::Soon | Room::AfterEnding(_) => Got::Wait,
-            Room::Never(refusal) => Got::Never(refusal),
-        }
-    }
-
-    /// Goes on with those who wait, longest first, as far as pages go.
-    fn serve_waiting(&mut self) {
-        while let Some(&instance) = self.waiting.front() {
-            let mut progress = false;
-            let held = loop {
-                let next = self.backlog.get_mut(&instance).and_then(VecDeque::pop_front);
-                let Some(command) = next else { break None };
-                match self.carry_out(command) {
-                    Ok(()) => progress = true,
-                    Err(held) => break Some(held),
-                }
-            };
-            match held {
-                None => {
-                    self.backlog.remove(&instance);
-                    self.waiting.retain(|w| *w != instance);
-                }
-                Some(Held::Ends(notice)) => self.end_with(notice),
-                Some(Held::Back(command)) => {
-                    if let Some(behind) = self.backlog.get_mut(&instance) {
-                        behind.push_front(*command);
-                    }
-                    if !progress {
-                        return;
-                    }
-                    self.waiting.rotate_left(1); // It got some; others first now.
-                }
-            }
-        }
-    }
-
     // ---- ends ----
 
     /// Ends an instance and says so upward.
-    fn end_with(&mut self, notice: Notice) {
+    pub(super) fn end_with(&mut self, notice: Notice) {
         let instance = notice.instance();
-        // One that has completed, but waits for pages with commands it sent before, has nobody left to be told, and its
-        // exports are to stay.
-        let backlog = self.backlog.get(&instance);
-        if let Some(&Command::Leave { how, .. }) = backlog.and_then(VecDeque::back) {
-            return self.end(instance, how);
-        }
         self.end(instance, Leave::Killed);
         self.notices.push(notice);
     }
@@ -376,8 +311,7 @@ impl State {
             Kind::Embed => embeds.owners(page) > 0,
         });
         self.let_go(dropped);
-        self.waiting.retain(|w| *w != instance);
-        for command in self.backlog.remove(&instance).into_iter().flatten() {
+        for command in self.waiting.leave(instance) {
             self.refuse(command);
         }
     }
@@ -524,10 +458,6 @@ impl From<Physical> for EmbedId {
 
 #[cfg(test)]
 impl State {
-    pub fn waits(&self, instance: InstanceId) -> bool {
-        self.backlog.contains_key(&instance)
-    }
-
     pub fn is_idle(&self) -> bool {
         self.schedule.is_idle()
     }
@@ -535,8 +465,7 @@ impl State {
     pub fn check(&self) {
         self.pages.check(&self.schedule.holds(Kind::Page));
         self.embeds.check(&self.schedule.holds(Kind::Embed));
-        assert_eq!(self.waiting.len(), self.backlog.len());
-        assert!(self.waiting.is_empty() || !self.is_idle(), "waits for what will never come");
+        self.check_waiting();
     }
 }
 

@@ -1,0 +1,204 @@
+//! Who waits for pages, and who goes before whom.
+//!
+//! Owns: for each subject a line of instances that wait, and what each has sent since. Never: how many pages there are, or
+//! who gives way for them (the policy's); what a command does.
+//!
+//! Nobody overtakes another of its own subject. Between subjects whoever waits longest goes first, except that a request
+//! inside its subject's share passes the others' lines: what they wait for may be hours of queued work. So one inside its
+//! share waits for none but its own; one beyond it may find that others took what it waited for, as if it had come after
+//! them.
+
+use crate::engine::operation::{Command, Kind, Notice};
+use crate::engine::policy::Room;
+use crate::engine::state::{Got, Held, State};
+use crate::identity::{InstanceId, Subject};
+use std::collections::{BTreeMap, HashMap, VecDeque};
+
+#[derive(Default)]
+pub(super) struct Waiting {
+    /// Per subject its instances, longest first; no line is empty.
+    lines: BTreeMap<Subject, VecDeque<Place>>,
+    /// What each has sent since; the first is the command that waits.
+    backlog: HashMap<InstanceId, VecDeque<Command>>,
+    placed: u64,
+    /// What [`State::changes`] said when all lines were last looked at in vain; a look at a long pass is dear.
+    seen: Option<u64>,
+}
+
+struct Place {
+    /// Orders all places: greater is later.
+    since: u64,
+    instance: InstanceId,
+}
+
+/// Who waits before an instance.
+#[derive(Debug, PartialEq, Eq)]
+enum Ahead {
+    Nobody,
+    /// Other subjects' instances, and none of its own.
+    Others,
+    Own,
+}
+
+impl Waiting {
+    pub fn is_empty(&self) -> bool {
+        self.lines.is_empty()
+    }
+
+    /// What the instance has sent since it began to wait, if it waits.
+    pub fn backlog(&mut self, instance: InstanceId) -> Option<&mut VecDeque<Command>> {
+        self.backlog.get_mut(&instance)
+    }
+
+    /// The instance waits from now on, with this command.
+    pub fn enter(&mut self, subject: Subject, instance: InstanceId, command: Command) {
+        self.place(subject, instance);
+        self.backlog.insert(instance, VecDeque::from([command]));
+    }
+
+    /// It waits no longer: what it had sent.
+    pub fn leave(&mut self, instance: InstanceId) -> VecDeque<Command> {
+        let Some(sent) = self.backlog.remove(&instance) else { return VecDeque::new() };
+        self.unplace(instance);
+        sent
+    }
+
+    /// Everything that was sent by those who wait.
+    pub fn take_all(&mut self) -> impl Iterator<Item = Command> + use<> {
+        self.lines.clear();
+        std::mem::take(&mut self.backlog).into_values().flatten()
+    }
+
+    fn place(&mut self, subject: Subject, instance: InstanceId) {
+        let place = Place { since: self.placed, instance };
+        self.placed += 1;
+        self.lines.entry(subject).or_default().push_back(place);
+    }
+
+    fn unplace(&mut self, instance: InstanceId) -> Option<Subject> {
+        let is_it = |place: &Place| place.instance == instance;
+        let (subject, line) = self.lines.iter_mut().find(|(_, line)| line.iter().any(is_it))?;
+        let subject = subject.clone();
+        line.retain(|place| !is_it(place));
+        if line.is_empty() {
+            self.lines.remove(&subject);
+        }
+        self.seen = None; // Whoever was behind it may have its turn.
+        Some(subject)
+    }
+
+    /// It got some: others first now.
+    fn step_back(&mut self, instance: InstanceId) {
+        if let Some(subject) = self.unplace(instance) {
+            self.place(subject, instance);
+        }
+    }
+
+    /// The first of each line, longest first.
+    fn firsts(&self) -> Vec<InstanceId> {
+        let mut firsts: Vec<&Place> = self.lines.values().filter_map(VecDeque::front).collect();
+        firsts.sort_unstable_by_key(|place| place.since);
+        firsts.into_iter().map(|place| place.instance).collect()
+    }
+
+    fn ahead(&self, subject: &Subject, instance: InstanceId) -> Ahead {
+        let own = self.lines.get(subject).and_then(VecDeque::front);
+        if own.is_some_and(|first| first.instance != instance) {
+            return Ahead::Own;
+        }
+        let since = own.map_or(u64::MAX, |place| place.since);
+        let mut firsts = self.lines.values().filter_map(VecDeque::front);
+        if firsts.any(|first| first.since < since) { Ahead::Others } else { Ahead::Nobody }
+    }
+}
+
+impl State {
+    /// Sees that `count` pages are free, ending others if the policy says so, unless others go first.
+    pub(super) fn room(&mut self, instance: InstanceId, kind: Kind, count: u32) -> Got {
+        if count == 0 {
+            return Got::Room;
+        }
+        // Whoever asks for more than there is at all need not wait to hear so.
+        if count <= self.pool(kind).capacity()
+            && let Some(subject) = self.pages.subject_of(instance)
+        {
+            match self.waiting.ahead(subject, instance) {
+                Ahead::Nobody => {}
+                Ahead::Others if self.pool(kind).is_within_share(instance, count) => {}
+                Ahead::Others | Ahead::Own => return Got::Wait,
+            }
+        }
+        if let Room::AfterEnding(victims) = self.pool(kind).room(instance, count) {
+            for victim in victims {
+                self.end_with(Notice::Evict(victim));
+            }
+        }
+        match self.pool(kind).room(instance, count) {
+            Room::Fits => Got::Room,
+            // Ended instances' pages that the jobs of others still use.
+            Room::Soon | Room::AfterEnding(_) => Got::Wait,
+            Room::Never(refusal) => Got::Never(refusal),
+        }
+    }
+
+    /// Goes on with those who wait, the first of each subject, as far as pages go.
+    pub(super) fn serve_waiting(&mut self) {
+        while !self.waiting.is_empty() {
+            let now = Some(self.changes());
+            if self.waiting.seen == now {
+                return;
+            }
+            self.waiting.seen = now;
+            for first in self.waiting.firsts() {
+                self.serve(first);
+            }
+        }
+    }
+
+    fn serve(&mut self, instance: InstanceId) {
+        let mut progress = false;
+        let held = loop {
+            let next = self.waiting.backlog(instance).and_then(VecDeque::pop_front);
+            let Some(command) = next else { break None };
+            match self.carry_out(command) {
+                Ok(()) => progress = true,
+                Err(held) => break Some(held),
+            }
+        };
+        match held {
+            None => drop(self.waiting.leave(instance)),
+            Some(Held::Ends(notice)) => self.end_with(notice),
+            Some(Held::Back(command)) => {
+                if let Some(behind) = self.waiting.backlog(instance) {
+                    behind.push_front(*command);
+                }
+                if progress {
+                    self.waiting.step_back(instance);
+                }
+            }
+        }
+    }
+
+    /// Counts what could give room to somebody who waits.
+    fn changes(&self) -> u64 {
+        self.pages.changes + self.embeds.changes
+    }
+}
+
+#[cfg(test)]
+impl State {
+    pub fn waits(&self, instance: InstanceId) -> bool {
+        self.waiting.backlog.contains_key(&instance)
+    }
+
+    pub(super) fn check_waiting(&self) {
+        let mut placed = self.waiting.lines.values().flatten().map(|place| place.instance);
+        assert!(placed.all(|instance| self.waits(instance) && self.members.contains_key(&instance)));
+        assert_eq!(self.waiting.lines.values().map(VecDeque::len).sum::<usize>(), self.waiting.backlog.len());
+        assert!(self.waiting.lines.values().all(|line| !line.is_empty()));
+        assert!(self.waiting.is_empty() || !self.is_idle(), "waits for what will never come");
+    }
+}
+
+#[cfg(test)]
+mod tests;
