@@ -170,6 +170,9 @@ pub const MODEL_HEAD: u32 = 1024;
 pub const MODEL_VOCAB: u32 = 1024 * 1024;
 /// Bytes of an unused SentencePiece piece for which it is asked how merges could make it; pieces in use stay under 100.
 pub const UNUSED_PIECE_BYTES: usize = 256;
+/// Bytes of a special token that is found in text; real ones stay under 40. At each place of a text, as many of them are
+/// compared as go on like it: two tokens of a megabyte of one letter took hours.
+pub const SPECIAL_TOKEN_BYTES: usize = 256;
 /// Positions of a model's trained context; the longest claimed is 10 Mi.
 pub const MODEL_CONTEXT: u32 = 16 * 1024 * 1024;
 

@@ -63,6 +63,8 @@ pub fn compare(before: &Report, now: &Report) -> String {
         ("machine", before.machine.processor.clone(), now.machine.processor.clone()),
         ("cores", before.machine.cores.to_string(), now.machine.cores.to_string()),
         ("model", before.model.name.clone(), now.model.name.clone()),
+        ("model's description", before.model.description.clone(), now.model.description.clone()),
+        ("size of its weights", before.model.weight_bytes.to_string(), now.model.weight_bytes.to_string()),
         ("threads", before.model.threads.to_string(), now.model.threads.to_string()),
     ] {
         if then != today {
@@ -188,6 +190,9 @@ mod tests {
         assert!(compare(&before, &now).contains("others took 30 % of the processors' time now"));
         now.model.threads = 4;
         assert!(compare(&before, &now).contains("another threads: 2 then, 4 now"));
+        let mut other = before.clone();
+        other.model.weight_bytes = 2;
+        assert!(compare(&before, &other).contains("another size of its weights: 1 then, 2 now"));
         // A machine that is half as fast again makes nobody's work better by half.
         let faster = |report: &mut Report, by| report.measures.push(measure("roof.read_2", by));
         let (mut slow, mut fast) = (before.clone(), now.clone());

@@ -193,6 +193,7 @@ impl Bare {
     /// Prompts of these lengths, the first token after each included.
     pub fn prefill(&mut self, steps: &Steps, roof: Roof) -> Result<Vec<Measure>, BenchError> {
         let mut measures = Vec::new();
+        let roof = self.work.roof(roof);
         for &length in &steps.prefill {
             let chunks = self.chunks(length);
             let ideal: f64 = chunks.iter().map(|chunk| roof.seconds(self.work.needs(&[*chunk]))).sum();
@@ -205,7 +206,7 @@ impl Bare {
             })?;
             let (name, label) = (format!("prefill.{length}"), format!("a prompt of {length} tokens"));
             let measure = Measure::of(name, label, Unit::TOKENS_PER_S, &samples);
-            // Where nobody knows what the device multiplies at most, a prompt has no share.
+            // Where nobody knows how much is multiplied at most, a prompt has no share.
             measures.push(if roof.int8.is_finite() { measure.under(length as f64 / ideal) } else { measure });
         }
         Ok(measures)
@@ -245,6 +246,7 @@ impl Bare {
         self.fill(count * per)?;
         let rows = (context + 1..=context + steps.tokens).map(|len| Part { rows: 1, len, outputs: 1 });
         let batches: Vec<Vec<Part>> = rows.map(|row| vec![row; count]).collect();
+        let roof = self.work.roof(roof);
         let ideal: f64 = batches.iter().map(|parts| roof.seconds(self.work.needs(parts))).sum();
         let tokens = (count * steps.tokens) as f64;
         let samples = steps.effort.sample(|| {

@@ -50,6 +50,8 @@ pub struct Work {
     head_values: f64,
     /// Bytes of K and V of one slot in all layers, as the backend keeps them.
     slot_bytes: f64,
+    /// A matrix is of a format whose numbers are multiplied as floats.
+    floats: bool,
     shape: Shape,
 }
 
@@ -62,12 +64,15 @@ impl Work {
             layers_values: 0.0,
             head_bytes: 0.0,
             head_values: 0.0,
+            floats: false,
             slot_bytes: Cpu::page_bytes(shape, page_size, kv) as f64 / f64::from(page_size),
             shape: shape.clone(),
         };
         for tensor in gguf.tensors() {
             let bytes = tensor.bytes.unwrap_or(0) as f64; // known: a model that loads has no unknown format
             let values = tensor.dims.iter().product::<usize>() as f64;
+            let matrix = tensor.dims[1] > 1 && (tensor.name != "token_embd.weight" || head == tensor.name);
+            work.floats |= matrix && ["F32", "F16", "BF16"].contains(&&*tensor.format);
             match tensor.name {
                 name if name == head => (work.head_bytes, work.head_values) = (bytes, values),
                 "token_embd.weight" => {} // one row of it per token
@@ -79,6 +84,11 @@ impl Work {
             }
         }
         work
+    }
+
+    /// The part of the roof that the model's batches can come under: how fast floats are multiplied nobody has measured.
+    pub fn roof(&self, roof: Roof) -> Roof {
+        Roof { int8: if self.floats { f64::INFINITY } else { roof.int8 }, ..roof }
     }
 
     /// What a batch of these parts needs. Weights and each sequence's K/V are read once; a row is multiplied with every
@@ -111,7 +121,8 @@ impl Work {
 mod tests {
     use super::*;
     use crate::model::Model;
-    use crate::model::toy::real_model;
+    use crate::model::quant::Quant;
+    use crate::model::toy::{Toy, real_model};
 
     /// The figures that the roof of the demo model was worked out with by hand.
     #[test]
@@ -123,6 +134,14 @@ mod tests {
         assert!((work.layers_values / 1e6 - 106.2).abs() < 0.1, "{}", work.layers_values);
         assert_eq!(work.head_values, 49152.0 * 576.0);
         assert_eq!(work.slot_bytes, 23_040.0);
+
+        let roof = Roof { read: 1.0, int8: 1.0 };
+        assert_eq!(work.roof(roof).int8, 1.0);
+        for (quant, floats) in [(Quant::Q4_1, false), (Quant::BF16, true)] {
+            let toy = Toy::of(quant).model();
+            let work = Work::of(&toy.gguf, &toy.shape, 16, KvFormat::F16);
+            assert_eq!(work.roof(roof).int8.is_infinite(), floats, "{quant:?}");
+        }
 
         let one = work.needs(&[Part { rows: 1, len: 65, outputs: 1 }]);
         assert_eq!(one.bytes, weights + 65.0 * work.slot_bytes);

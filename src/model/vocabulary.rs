@@ -192,9 +192,10 @@ pub(super) struct Specials {
 }
 
 impl Specials {
-    /// Those of `ids` that have a spelling; of equal ones the last.
+    /// Those of `ids` that have a spelling, of [`limits::SPECIAL_TOKEN_BYTES`] at most; of equal ones the last.
     pub fn new(vocabulary: &Vocabulary, ids: impl Iterator<Item = u32>) -> Specials {
-        let mut ids: Vec<u32> = ids.filter(|&id| !vocabulary.raw(id).is_empty()).collect();
+        let found = |id: &u32| (1..=limits::SPECIAL_TOKEN_BYTES).contains(&vocabulary.raw(*id).len());
+        let mut ids: Vec<u32> = ids.filter(found).collect();
         ids.sort_unstable_by_key(|&id| (vocabulary.raw(id), std::cmp::Reverse(id)));
         ids.dedup_by_key(|id| vocabulary.raw(*id));
         ids.shrink_to_fit();

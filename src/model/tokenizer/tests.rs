@@ -118,6 +118,17 @@ fn the_longest_special_token_wins() {
     assert_eq!(spelt("aXb"), ["a", "b"], "a byte that the vocabulary lacks vanishes");
 }
 
+/// The story: two special tokens of a megabyte of one letter, of which one was looked for in the other, took hours.
+#[test]
+fn a_special_token_of_a_megabyte_is_looked_for_nowhere() {
+    let most = crate::limits::SPECIAL_TOKEN_BYTES;
+    let [most, more, huge] = [most, most + 1, 1 << 20].map(|length| "a".repeat(length));
+    let tokenizer = read(with(&[(&most, 3), (&more, 3), (&huge, 4)], &[])).unwrap();
+    assert!(tokenizer.special(&most).is_some() && tokenizer.special(&more).is_none());
+    assert_eq!(tokenizer.encode(&more).len(), 2, "the shorter one, and a letter");
+    assert_eq!(tokenizer.encode(&huge).len(), huge.len() / most.len());
+}
+
 #[test]
 fn merges_go_by_rank_then_from_the_left() {
     let tokens = [("ab", 1), ("bc", 1), ("abc", 1), ("aa", 1), ("aaaa", 1)];
