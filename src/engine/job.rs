@@ -51,7 +51,7 @@ pub struct Then {
 }
 
 pub enum Work {
-    Pass(QueueId, PassWork),
+    Pass(QueueId, Box<PassWork>),
     Synchronize(Reply<bool>),
     Move(Move),
 }

@@ -181,7 +181,7 @@ impl Schedule {
         let before = self.queues.get(&queue).and_then(|q| q.tail);
         #[cfg(test)]
         let before = before.filter(|_| !planted(Bug::QueueOrder));
-        let id = self.add(queue.instance, Work::Pass(queue, pass), touches, before, credit);
+        let id = self.add(queue.instance, Work::Pass(queue, Box::new(pass)), touches, before, credit);
         if let Some(queue) = self.queues.get_mut(&queue) {
             queue.tail = Some(id);
         }
