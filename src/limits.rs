@@ -482,6 +482,8 @@ pub const OUTGOING_PER_SUBJECT: usize = OUTGOING / 2;
 pub const OUTGOING: usize = 64;
 /// Names that are looked up at a time. Each takes a thread, which cannot be interrupted when nobody waits any more.
 pub const LOOKUPS: usize = 8;
+/// Of these, how many one subject's programs have: a server of names that never answers holds each for half a minute.
+pub const LOOKUPS_PER_SUBJECT: usize = LOOKUPS / 2;
 /// Addresses of one name that are tried.
 pub const ADDRESSES_TRIED: usize = 8;
 /// From a request to a connection, the lookup of the name included; not the rest before, where a subject's programs make many.

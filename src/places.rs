@@ -66,6 +66,12 @@ impl<K> Clone for Places<K> {
     }
 }
 
+impl<K: Eq> Place<K> {
+    pub fn who(&self) -> &K {
+        &self.who
+    }
+}
+
 impl<K: Eq> Drop for Place<K> {
     fn drop(&mut self) {
         let mut taken = self.places.lock();

@@ -44,7 +44,7 @@ async fn exchange(job: Job, lookup: &Lookup) {
         if let Some(rest) = pacer.turn(TAKES) {
             rest.await;
         }
-        Some(connect(&target, &allowed, lookup, within.connect, &refusals).await)
+        Some(connect(&target, (place.1.who(), &allowed), lookup, within.connect, &refusals).await)
     };
     match or(unwanted, connected).await {
         Some(Ok(stream)) => {

@@ -4,44 +4,74 @@
 
 use super::policy::{Allowed, Host, Target};
 use super::{Refusals, timed};
+use crate::identity::Subject;
 use crate::limits;
 use crate::transfer::ErrorCode;
 use smol::lock::Semaphore;
 use smol::net::TcpStream;
+use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 type Addresses = io::Result<Vec<IpAddr>>;
 
-/// The addresses of a name. Tests have names of their own.
-pub type Lookup = Arc<dyn Fn(String) -> Pin<Box<dyn Future<Output = Addresses> + Send>> + Send + Sync>;
+/// The addresses of a name, which a program of this subject asks for. Tests have names of their own.
+pub type Lookup =
+    Arc<dyn Fn(&Subject, String) -> Pin<Box<dyn Future<Output = Addresses> + Send>> + Send + Sync>;
 
-/// The system's, a bounded number at a time.
+/// The system's, a bounded number at a time, of one subject and in all.
 pub fn system() -> Lookup {
-    let places = Arc::new(Semaphore::new(limits::LOOKUPS));
-    Arc::new(move |name| {
-        let places = places.clone();
+    bounded(|name| {
+        let found = (name, 0).to_socket_addrs()?;
+        Ok(found.map(|address| address.ip()).collect())
+    })
+}
+
+fn bounded(resolve: impl Fn(&str) -> Addresses + Send + Sync + 'static) -> Lookup {
+    let all = Arc::new(Semaphore::new(limits::LOOKUPS));
+    let each = Each::default();
+    let resolve = Arc::new(resolve);
+    Arc::new(move |who, name| {
+        let (all, own, resolve) = (all.clone(), each.of(who), resolve.clone());
         Box::pin(async move {
-            let place = places.acquire_arc().await;
-            // The thread keeps the place: it works on when nobody waits any more.
+            // The subject's first: whoever waits for that has none of the others' places.
+            let own = own.acquire_arc().await;
+            let places = (own, all.acquire_arc().await);
+            // The thread keeps them: it works on when nobody waits any more.
             smol::unblock(move || {
-                let _place = place;
-                let found = (name.as_str(), 0).to_socket_addrs()?;
-                Ok(found.map(|address| address.ip()).collect())
+                let _places = places;
+                resolve(&name)
             })
             .await
         })
     })
 }
 
+/// The places of each subject that has somebody who looks up, or waits to.
+#[derive(Default)]
+struct Each(Mutex<HashMap<Subject, Weak<Semaphore>>>);
+
+impl Each {
+    fn of(&self, who: &Subject) -> Arc<Semaphore> {
+        let mut each = self.0.lock().unwrap_or_else(PoisonError::into_inner); // whole between any two statements
+        if let Some(own) = each.get(who).and_then(Weak::upgrade) {
+            return own;
+        }
+        each.retain(|_, own| own.strong_count() > 0);
+        let own = Arc::new(Semaphore::new(limits::LOOKUPS_PER_SUBJECT));
+        each.insert(who.clone(), Arc::downgrade(&own));
+        own
+    }
+}
+
 /// A connection to `target`, whose host may be called. Addresses are tried one after the other, each for its share of what is
 /// left of the time.
 pub async fn connect(
     target: &Target,
-    allowed: &Allowed,
+    (who, allowed): (&Subject, &Allowed),
     lookup: &Lookup,
     within: Duration,
     refusals: &Refusals,
@@ -50,7 +80,7 @@ pub async fn connect(
     let addresses = match &target.host {
         Host::Address(address) => vec![*address],
         Host::Name(name) => {
-            let found = async { lookup(name.clone()).await.map_err(|e| dns_error(e.to_string())) };
+            let found = async { lookup(who, name.clone()).await.map_err(|e| dns_error(e.to_string())) };
             timed(within, ErrorCode::DnsTimeout, found).await?
         }
     };
@@ -87,5 +117,39 @@ fn refused(cause: &io::Error) -> ErrorCode {
         io::ErrorKind::TimedOut => ErrorCode::ConnectionTimeout,
         io::ErrorKind::NetworkUnreachable => ErrorCode::DestinationIpUnroutable,
         _ => ErrorCode::DestinationUnavailable,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use smol::future::{block_on, poll_once};
+    use std::sync::mpsc;
+
+    /// Whose server of names never answers has no more threads than his part; the others' names are looked up.
+    #[test]
+    fn one_subjects_lookups_leave_places_to_others() {
+        let (answer, never) = mpsc::channel::<()>();
+        let never = Mutex::new(never);
+        let lookup = bounded(move |name| {
+            if name == "stuck" {
+                let _closed = never.lock().unwrap().recv();
+            }
+            Ok(vec![IpAddr::from([192, 0, 2, 1])])
+        });
+        let [greedy, honest] = ["greedy", "honest"].map(Subject::new);
+        block_on(async {
+            let mut stuck: Vec<_> =
+                (0..2 * limits::LOOKUPS).map(|_| lookup(&greedy, "stuck".to_owned())).collect();
+            for one in &mut stuck {
+                assert!(poll_once(one).await.is_none());
+            }
+            drop(stuck.split_off(limits::LOOKUPS)); // gone, whether it waits or has a thread
+            assert_eq!(lookup(&honest, "fine".to_owned()).await.unwrap().len(), 1);
+            drop(answer);
+            for one in stuck {
+                assert_eq!(one.await.unwrap().len(), 1, "its turn comes");
+            }
+        });
     }
 }

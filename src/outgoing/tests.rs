@@ -28,7 +28,7 @@ fn rig(allow: &[String], names: &[(&str, &[&str])]) -> Rig {
         .collect();
     let lookups = Arc::new(AtomicU32::new(0));
     let counted = lookups.clone();
-    let lookup: Lookup = Arc::new(move |name| {
+    let lookup: Lookup = Arc::new(move |_, name| {
         let turn = counted.fetch_add(1, Ordering::Relaxed) as usize;
         let found = names.get(&name).map(|turns| turns[turn.min(turns.len() - 1)].clone());
         Box::pin(async move { found.ok_or_else(|| std::io::Error::other("no such name")) })
@@ -328,7 +328,7 @@ fn who_waits_too_long_is_told_what_for() {
         let response = settled(&stuck).await.unwrap();
         assert_eq!(read(response.body()).await.err(), Some(ErrorCode::ConnectionReadTimeout));
     });
-    let never: Lookup = Arc::new(|_| Box::pin(std::future::pending()));
+    let never: Lookup = Arc::new(|_, _| Box::pin(std::future::pending()));
     let (outgoing, sending) = with_lookup(Allowed::new(&["slow.example".to_owned()]).unwrap(), never);
     Rig { outgoing, sending, lookups: Arc::default() }.run(async |line| {
         let lost = line.send(get("http://slow.example/"), Within::new(short, None, None));
