@@ -54,6 +54,7 @@
 //! | `output` | standard output of a command: what counts as written |
 //! | [`limits`] | every capacity, with its reason |
 //! | [`identity`], [`quota`], [`clock`] | instance, subject, program: the names; what each may use; what time it is, and waiting for another |
+//! | [`lines`] | so many at a time for each subject, and the others of its own wait |
 //! | [`places`] | places that subjects share, bounded for each and in all |
 //! | [`pacer`] | what each subject uses of the io thread, the rests of who has used more than its part, the sockets that take them |
 //! | [`wire`], [`server`], [`client`] | the protocol, its server side, our client |
@@ -89,6 +90,7 @@ pub mod exchange;
 pub mod host;
 pub mod identity;
 pub mod interrupts;
+mod lines;
 pub mod observe;
 pub mod outgoing;
 mod output;

@@ -293,6 +293,11 @@ pub const KVS_BYTES: usize = 256 << 20;
 pub const KVS_WRITES_IN_FLIGHT: usize = INSTANCES;
 /// Bytes of values, new and replaced, after which a commit takes no further write: what is held in memory meanwhile.
 pub const KVS_BATCH_BYTES: usize = 8 << 20;
+/// Bytes of a value, new or replaced, from which a write is a large one: of smaller ones all that may be in flight are two commits.
+pub const KVS_LARGE_BYTES: usize = 32 << 10;
+/// Large writes of one subject on their way to the disk: half a commit. Whoever writes large values without pause, from a hundred
+/// instances, would have others wait for dozens of commits.
+pub const KVS_LARGE_WRITES_PER_SUBJECT: usize = 2;
 /// Bytes of the file that are kept in memory: a few values of the longest kind, or all of what most boxes store.
 pub const KVS_CACHE_BYTES: usize = 4 << 20;
 /// Pause after which a file that failed is opened afresh though nobody writes: a disk that was full has room again.
@@ -301,6 +306,8 @@ pub const KVS_REOPEN_PAUSE: Duration = Duration::from_secs(1);
 const _: () = assert!(TOPIC_BYTES >= MESSAGE_BYTES && TOPIC_BYTES_PER_SUBJECT >= TOPIC_BYTES);
 const _: () = assert!(KVS_BYTES >= KVS_BYTES_PER_SUBJECT && KVS_BYTES_PER_SUBJECT > KVS_VALUE_BYTES);
 const _: () = assert!(KVS_BATCH_BYTES > 2 * KVS_VALUE_BYTES && KVS_CACHE_BYTES > KVS_VALUE_BYTES);
+const _: () = assert!(KVS_BATCH_BYTES >= 2 * KVS_LARGE_WRITES_PER_SUBJECT * 2 * KVS_VALUE_BYTES);
+const _: () = assert!(2 * KVS_BATCH_BYTES >= KVS_WRITES_IN_FLIGHT * 2 * KVS_LARGE_BYTES);
 const _: () = assert!(MAILBOX_MESSAGE_BYTES >= CLIENT_FRAME_BYTES);
 
 // ---- one forward pass ----

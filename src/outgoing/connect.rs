@@ -6,14 +6,14 @@ use super::policy::{Allowed, Host, Target};
 use super::{Refusals, timed};
 use crate::identity::Subject;
 use crate::limits;
+use crate::lines::Lines;
 use crate::transfer::ErrorCode;
 use smol::lock::Semaphore;
 use smol::net::TcpStream;
-use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 type Addresses = io::Result<Vec<IpAddr>>;
@@ -32,7 +32,7 @@ pub fn system() -> Lookup {
 
 fn bounded(resolve: impl Fn(&str) -> Addresses + Send + Sync + 'static) -> Lookup {
     let all = Arc::new(Semaphore::new(limits::LOOKUPS));
-    let each = Each::default();
+    let each = Lines::new(limits::LOOKUPS_PER_SUBJECT);
     let resolve = Arc::new(resolve);
     Arc::new(move |who, name| {
         let (all, own, resolve) = (all.clone(), each.of(who), resolve.clone());
@@ -48,23 +48,6 @@ fn bounded(resolve: impl Fn(&str) -> Addresses + Send + Sync + 'static) -> Looku
             .await
         })
     })
-}
-
-/// The places of each subject that has somebody who looks up, or waits to.
-#[derive(Default)]
-struct Each(Mutex<HashMap<Subject, Weak<Semaphore>>>);
-
-impl Each {
-    fn of(&self, who: &Subject) -> Arc<Semaphore> {
-        let mut each = self.0.lock().unwrap_or_else(PoisonError::into_inner); // whole between any two statements
-        if let Some(own) = each.get(who).and_then(Weak::upgrade) {
-            return own;
-        }
-        each.retain(|_, own| own.strong_count() > 0);
-        let own = Arc::new(Semaphore::new(limits::LOOKUPS_PER_SUBJECT));
-        each.insert(who.clone(), Arc::downgrade(&own));
-        own
-    }
 }
 
 /// A connection to `target`, whose host may be called. Addresses are tried one after the other, each for its share of what is
@@ -124,7 +107,7 @@ fn refused(cause: &io::Error) -> ErrorCode {
 mod tests {
     use super::*;
     use smol::future::{block_on, poll_once};
-    use std::sync::mpsc;
+    use std::sync::{Mutex, mpsc};
 
     /// Whose server of names never answers has no more threads than his part; the others' names are looked up.
     #[test]

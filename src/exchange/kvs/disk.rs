@@ -7,7 +7,8 @@
 //! While the model computes, the thread rests after each transaction, for a multiple of what that computed, so that programs
 //! that write without pause take no more than a tenth of a core from those who wait for the model. Many who write
 //! together lose little, as more of their writes share a transaction; whoever waits for each write, or comes while the
-//! thread rests, waits up to [`REST_MOST`] more.
+//! thread rests, waits up to [`REST_MOST`] more. Writes are made in the order that they come in, whosever they are; of large ones
+//! a subject has few among them at a time, so that what another's waits behind is a few transactions.
 //!
 //! # When the disk fails
 //! redb refuses everything after an I/O error until its file is opened afresh, and a transaction whose sync failed may
@@ -24,6 +25,7 @@ use crate::limits;
 use redb::{Database, Durability, Error, ReadableTable};
 use smol::Timer;
 use smol::channel::{Receiver, Sender};
+use smol::lock::SemaphoreGuardArc;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -49,6 +51,8 @@ pub(super) struct Write {
     pub value: Option<String>,
     /// Takes one answer: whether there was such a key.
     pub answer: Sender<Result<bool, Refusal>>,
+    /// Of a large one, its place among its subject's, though its guest has ended.
+    pub _place: Option<SemaphoreGuardArc>,
 }
 
 /// What a write replaced.

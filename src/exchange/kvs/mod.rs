@@ -32,6 +32,7 @@ pub use file::KvsError;
 
 use crate::identity::Subject;
 use crate::limits;
+use crate::lines::Lines;
 use disk::{Disk, Errand, Write};
 use file::Open;
 use index::Index;
@@ -47,6 +48,8 @@ use std::thread::JoinHandle;
 pub struct Kvs {
     shared: Arc<Shared>,
     errands: Sender<Errand>,
+    /// Who has large writes on their way.
+    large: Lines<Subject>,
     disk: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -147,7 +150,8 @@ impl Kvs {
             .name("disk".into())
             .spawn(move || disk.run())
             .map_err(KvsError::Thread)?;
-        Ok(Kvs { shared, errands, disk: Mutex::new(Some(disk)) })
+        let large = Lines::new(limits::KVS_LARGE_WRITES_PER_SUBJECT);
+        Ok(Kvs { shared, errands, large, disk: Mutex::new(Some(disk)) })
     }
 
     /// From now on writing leaves the processor to others while `busy` holds. Once.
@@ -200,8 +204,14 @@ impl Kvs {
     }
 
     async fn write(&self, subject: &Subject, key: &str, value: Option<String>) -> Result<bool, Refusal> {
+        let old = self.shared.index().value_bytes(subject, key).unwrap_or(0);
+        let large = value.as_ref().map_or(0, String::len).max(old) >= limits::KVS_LARGE_BYTES;
+        let place = match large {
+            true => Some(self.large.of(subject).acquire_arc().await),
+            false => None,
+        };
         let (answer, answered) = smol::channel::bounded(1);
-        let write = Write { subject: subject.clone(), key: key.into(), value, answer };
+        let write = Write { subject: subject.clone(), key: key.into(), value, answer, _place: place };
         self.errands.send(Errand::Write(write)).await.map_err(|_| Refusal::Closed)?;
         answered.recv().await.unwrap_or(Err(Refusal::Closed))
     }

@@ -124,6 +124,31 @@ fn many_writers_share_one_commit() {
     }
 }
 
+/// The story: a hundred instances of one subject wrote a megabyte each, again and again, and whoever else wrote waited for dozens
+/// of commits.
+#[test]
+fn large_writes_of_one_subject_hold_others_up_for_a_commit_or_two() {
+    let (drive, greedy, honest) = (Drive::default(), Subject::new("greedy"), Subject::new("honest"));
+    let kvs = start(&drive);
+    let large = "x".repeat(limits::KVS_VALUE_BYTES);
+    for key in ["0", "1", "2"] {
+        set(&kvs, &greedy, key, &large).unwrap();
+    }
+    let (written, keys) = (kvs.commits(), ["0", "1", "2"].into_iter().cycle());
+    drive.hold(true);
+    // To write little over a large one is a large write, too.
+    let values = [large.clone(), "small".to_owned()].into_iter().cycle();
+    let many = send(keys.zip(values).take(60).map(|(key, value)| kvs.set(&greedy, key, value)));
+    drive.wait_for_sync();
+    let mut others = send([kvs.set(&honest, "k", "v".into())]);
+    drive.hold(false);
+    block_on(others.remove(0)).unwrap();
+    assert!(kvs.commits() - written <= 3, "{} commits", kvs.commits() - written);
+    for write in many {
+        block_on(write).unwrap();
+    }
+}
+
 /// The thread asks after each transaction, once its write is answered, and a rest loses none.
 #[test]
 fn a_thread_that_rests_keeps_all_the_same() {
