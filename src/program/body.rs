@@ -75,13 +75,13 @@ impl Bodies {
 mod tests {
     use super::*;
     use crate::program::translate::config;
-    use wasmi::{CompilationMode, Engine, Module};
+    use wasmi::{Engine, Module};
     use wasmparser::{Parser, ValidPayload, Validator};
 
-    /// A body that is taken here and that the interpreter does not take would end a guest at its first call.
+    /// Of a body that is taken here and that the interpreter does not take, the refusal would be in its words.
     #[test]
     fn what_is_taken_is_what_the_interpreter_takes() {
-        let eager = Engine::new(config().compilation_mode(CompilationMode::Eager));
+        let eager = Engine::new(&config());
         let bodies = [
             ("numbers", "(drop (f64.add (f64.const 1) (f64.const 2)))", true),
             ("a type error", "(drop (i32.add (i32.const 1) (i64.const 2)))", false),

@@ -2,18 +2,22 @@
 //!
 //! Owns: which they are, and which goes for another. Never: the folder, or a translation.
 //!
-//! A program that nobody runs goes when its room is needed, the one that was asked for longest ago first; it is translated
-//! again when it is launched. One that has instances stays: who runs so many that there is no room is refused another.
+//! A program that nobody runs goes when its room is needed: one of the subject that has most of those, the one that was asked
+//! for longest ago first. It is translated again when it is launched. One that has instances stays: who runs so many that there is no room is refused another.
 
 use super::{Program, Rejected};
 use crate::identity::{ProgramHash, Subject};
 use crate::limits;
+use event_listener::Event;
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub(super) struct Shelf {
     most: usize,
     held: Mutex<Held>,
+    /// Notified of each program that comes here.
+    came: Event,
 }
 
 #[derive(Default)]
@@ -26,9 +30,20 @@ struct Held {
 struct Entry {
     program: Arc<Program>,
     bytes: usize,
-    /// Who began to run it when nobody did.
+    /// Who had it translated, or began to run it when nobody did.
     by: Subject,
     asked: u64,
+}
+
+impl Held {
+    /// Which goes next, if there is one that nobody runs.
+    fn goes(&self) -> Option<ProgramHash> {
+        let idle = || self.programs.iter().filter(|(_, entry)| !entry.runs());
+        let mut bytes: HashMap<&Subject, usize> = HashMap::new();
+        idle().for_each(|(_, entry)| *bytes.entry(&entry.by).or_default() += entry.bytes);
+        let of = |entry: &Entry| bytes.get(&entry.by).copied().unwrap_or_default();
+        idle().max_by_key(|(_, entry)| (of(entry), Reverse(entry.asked))).map(|(hash, _)| *hash)
+    }
 }
 
 impl Entry {
@@ -46,7 +61,7 @@ impl Default for Shelf {
 
 impl Shelf {
     pub fn of(most: usize) -> Shelf {
-        Shelf { most, held: Mutex::default() }
+        Shelf { most, held: Mutex::default(), came: Event::new() }
     }
 
     fn lock(&self) -> MutexGuard<'_, Held> {
@@ -56,11 +71,19 @@ impl Shelf {
 
     /// The program for the subject to run, if it is here.
     pub fn find(&self, hash: &ProgramHash, subject: &Subject) -> Result<Option<Arc<Program>>, Rejected> {
-        let mut held = self.lock();
+        self.find_in(&mut self.lock(), hash, subject)
+    }
+
+    fn find_in(
+        &self,
+        held: &mut Held,
+        hash: &ProgramHash,
+        subject: &Subject,
+    ) -> Result<Option<Arc<Program>>, Rejected> {
         let Some(entry) = held.programs.get(hash) else { return Ok(None) };
         let (begins, bytes) = (!entry.runs(), entry.bytes);
         if begins {
-            self.room(&held, subject, bytes)?;
+            self.room(held, subject, bytes)?;
         }
         held.asked += 1;
         let asked = held.asked;
@@ -71,6 +94,17 @@ impl Shelf {
             }
             entry.program.clone()
         }))
+    }
+
+    /// The same, once it is here.
+    pub async fn comes(&self, hash: &ProgramHash, subject: &Subject) -> Result<Arc<Program>, Rejected> {
+        loop {
+            let came = self.came.listen();
+            if let Some(program) = self.find(hash, subject)? {
+                return Ok(program);
+            }
+            came.await;
+        }
     }
 
     /// Whether the subject may run a program more, of so many bytes.
@@ -91,25 +125,25 @@ impl Shelf {
     /// Puts a program here that has just been translated for the subject, and makes room for it. Answers the one that is
     /// here already, if there is one.
     pub fn keep(&self, program: Arc<Program>, subject: &Subject) -> Result<Arc<Program>, Rejected> {
-        if let Some(kept) = self.find(&program.hash, subject)? {
-            return Ok(kept);
-        }
         let bytes = program.code.bytes;
         let mut gone = Vec::new();
         let mut held = self.lock();
+        if let Some(kept) = self.find_in(&mut held, &program.hash, subject)? {
+            return Ok(kept);
+        }
         self.room(&held, subject, bytes)?;
         let mut all: usize = held.programs.values().map(|entry| entry.bytes).sum();
         while all + bytes > self.most {
-            let idle = held.programs.iter().filter(|(_, entry)| !entry.runs());
-            let Some(hash) = idle.min_by_key(|(_, entry)| entry.asked).map(|(hash, _)| *hash) else { break };
+            let Some(hash) = held.goes() else { break };
             let Some(entry) = held.programs.remove(&hash) else { break };
             all -= entry.bytes;
             gone.push(entry);
         }
         held.asked += 1;
         let entry = Entry { program: program.clone(), bytes, by: subject.clone(), asked: held.asked };
-        gone.extend(held.programs.insert(program.hash, entry));
+        held.programs.insert(program.hash, entry);
         drop(held);
+        self.came.notify(usize::MAX);
         drop(gone); // takes milliseconds
         Ok(program)
     }
@@ -119,6 +153,7 @@ impl Shelf {
 mod tests {
     use super::*;
     use crate::program::component::tests::MINIMAL;
+    use smol::future::poll_once;
 
     fn program(number: usize) -> Arc<Program> {
         let mut component = wat::parse_str(MINIMAL).unwrap();
@@ -148,6 +183,31 @@ mod tests {
             keep(number).unwrap();
         }
         assert!(gone[0].upgrade().is_none(), "it does not run any more");
+    }
+
+    #[test]
+    fn who_has_most_that_nobody_runs_makes_room() {
+        let one = program(0).code.bytes;
+        let (shelf, greedy, modest) = (Shelf::of(4 * one), Subject::new("greedy"), Subject::new("modest"));
+        let modests = Arc::downgrade(&shelf.keep(program(0), &modest).unwrap());
+        for number in 1..20 {
+            shelf.keep(program(number), &greedy).unwrap();
+        }
+        assert!(modests.upgrade().is_some(), "though it was asked for longest ago");
+    }
+
+    #[test]
+    fn who_waits_for_a_program_has_it_when_it_comes() {
+        let (shelf, nobody) = (Shelf::default(), Subject::everyone());
+        let hash = program(0).hash;
+        let mut comes = Box::pin(shelf.comes(&hash, &nobody));
+        smol::block_on(async {
+            assert!(poll_once(&mut comes).await.is_none());
+            shelf.keep(program(1), &nobody).unwrap();
+            assert!(poll_once(&mut comes).await.is_none(), "another");
+            let kept = shelf.keep(program(0), &nobody).unwrap();
+            assert!(Arc::ptr_eq(&kept, &comes.await.unwrap()));
+        });
     }
 
     #[test]

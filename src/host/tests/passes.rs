@@ -107,9 +107,9 @@ fn what_a_pass_yields_counts_until_nobody_has_it() {
     assert_eq!(held(&mut bed), 0);
 }
 
-/// Also if the guest has dropped the result before the pass ran: what it yields comes to be all the same.
+/// What a guest dropped before the pass ran comes to be all the same.
 #[test]
-fn what_a_pass_will_yield_counts_while_the_engine_has_it() {
+fn what_a_reply_carries_counts_until_the_last_who_has_it_lets_go() {
     let mut bed = Bed::new();
     let mut charge = bed.cx().held.nothing();
     charge.set(1000).unwrap();
