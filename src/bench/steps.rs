@@ -311,6 +311,7 @@ impl Bare {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::quant::Quant;
     use crate::model::toy::Toy;
     use std::time::Duration;
 
@@ -323,7 +324,7 @@ mod tests {
             tokens: 4,
             effort: Effort { least: 2, most: 2, within: Duration::ZERO },
         };
-        let model = Toy::default().model();
+        let model = Toy::of(Quant::Q4_1).model();
         let engine = EngineConfig::usual(Some(2)).expect("the defaults are good");
         let engine = EngineConfig { page_size: 4, batch_tokens: 16, ..engine };
         let roof = Roof { read: 1e12, int8: 1e15 };
@@ -339,6 +340,14 @@ mod tests {
             assert!(measure.share.is_some_and(|share| share > 0.0 && share < 1.0), "{measure:?}");
         }
         assert!(measures[4].label.contains("context 64") && measures[5].label.contains("context 64"));
+
+        // How fast floats are multiplied nobody has measured.
+        let floats = Toy::of(Quant::F32).model();
+        let mut bare = Bare::load(&floats, &engine, Crew::threads(2), &steps).expect("it fits");
+        let prefill = bare.prefill(&steps, roof).expect("no fault");
+        assert!(prefill.iter().all(|measure| measure.share.is_none()), "{prefill:?}");
+        let decode = bare.decode(&steps, roof).expect("no fault");
+        assert!(decode.iter().all(|measure| measure.share.is_some()), "{decode:?}");
     }
 
     /// The story: what did not fit was dropped in silence, after its pages had been asked for.
