@@ -8,7 +8,6 @@
 use super::{Program, Rejected};
 use crate::identity::{ProgramHash, Subject};
 use crate::limits;
-use event_listener::Event;
 use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,8 +15,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 pub(super) struct Shelf {
     most: usize,
     held: Mutex<Held>,
-    /// Notified of each program that comes here.
-    came: Event,
 }
 
 #[derive(Default)]
@@ -61,7 +58,7 @@ impl Default for Shelf {
 
 impl Shelf {
     pub fn of(most: usize) -> Shelf {
-        Shelf { most, held: Mutex::default(), came: Event::new() }
+        Shelf { most, held: Mutex::default() }
     }
 
     fn lock(&self) -> MutexGuard<'_, Held> {
@@ -94,17 +91,6 @@ impl Shelf {
             }
             entry.program.clone()
         }))
-    }
-
-    /// The same, once it is here.
-    pub async fn comes(&self, hash: &ProgramHash, subject: &Subject) -> Result<Arc<Program>, Rejected> {
-        loop {
-            let came = self.came.listen();
-            if let Some(program) = self.find(hash, subject)? {
-                return Ok(program);
-            }
-            came.await;
-        }
     }
 
     /// Whether the subject may run a program more, of so many bytes.
@@ -143,7 +129,6 @@ impl Shelf {
         let entry = Entry { program: program.clone(), bytes, by: subject.clone(), asked: held.asked };
         held.programs.insert(program.hash, entry);
         drop(held);
-        self.came.notify(usize::MAX);
         drop(gone); // takes milliseconds
         Ok(program)
     }
@@ -153,7 +138,6 @@ impl Shelf {
 mod tests {
     use super::*;
     use crate::program::component::tests::MINIMAL;
-    use smol::future::poll_once;
 
     fn program(number: usize) -> Arc<Program> {
         let mut component = wat::parse_str(MINIMAL).unwrap();
@@ -194,20 +178,6 @@ mod tests {
             shelf.keep(program(number), &greedy).unwrap();
         }
         assert!(modests.upgrade().is_some(), "though it was asked for longest ago");
-    }
-
-    #[test]
-    fn who_waits_for_a_program_has_it_when_it_comes() {
-        let (shelf, nobody) = (Shelf::default(), Subject::everyone());
-        let hash = program(0).hash;
-        let mut comes = Box::pin(shelf.comes(&hash, &nobody));
-        smol::block_on(async {
-            assert!(poll_once(&mut comes).await.is_none());
-            shelf.keep(program(1), &nobody).unwrap();
-            assert!(poll_once(&mut comes).await.is_none(), "another");
-            let kept = shelf.keep(program(0), &nobody).unwrap();
-            assert!(Arc::ptr_eq(&kept, &comes.await.unwrap()));
-        });
     }
 
     #[test]

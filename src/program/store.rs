@@ -11,7 +11,6 @@ use super::shelf::Shelf;
 use super::{Code, Program, Rejected, Translation};
 use crate::identity::{ProgramHash, Subject};
 use crate::limits;
-use smol::future::or;
 use std::collections::HashMap;
 use std::fmt;
 use std::fs::{self, File};
@@ -166,24 +165,21 @@ impl Store {
             return Ok(Some(program));
         }
         self.0.shelf.has_room(subject, Code::bytes_of(bytes))?;
-        let (who, shared) = (subject, self.0.clone());
-        let (own, subject) = (*hash, subject.clone());
+        let (shared, hash, subject) = (self.0.clone(), *hash, subject.clone());
         let translation = move || {
             let _alone = translating.lock().unwrap_or_else(PoisonError::into_inner); // it guards nothing
-            if let Some(program) = shared.shelf.find(&own, &subject)? {
+            if let Some(program) = shared.shelf.find(&hash, &subject)? {
                 return Ok(program);
             }
             let not_kept = |why: &str| Rejected::NotKept(format!("{}: {why}", path.display()));
             let component = fs::read(&path).map_err(|error| not_kept(&error.to_string()))?;
             let found = ProgramHash::of(&component);
-            if found != own {
+            if found != hash {
                 return Err(not_kept("it is damaged; upload it again after the server's next start"));
             }
             shared.shelf.keep(Program::of(&component)?, &subject)
         };
-        // Whoever asks while another's is translated waits for that, not for a turn of its own.
-        let comes = self.0.shelf.comes(hash, who);
-        or(comes, translate(Box::new(translation))).await.map(Some)
+        translate(Box::new(translation)).await.map(Some)
     }
 
     pub fn contains(&self, hash: &ProgramHash) -> bool {
