@@ -369,10 +369,16 @@ pub const MEMORY_BYTES: usize = 256 << 20;
 pub const TABLE_ELEMENTS: usize = 1 << 20;
 /// From an instance's launch to its end: a day, for one that waits for its client.
 pub const WALL_CLOCK_SECONDS: u64 = 24 * 3600;
-/// Bytes that an instance may print in its life: 16,000 full lines of a terminal's width.
+/// Bytes that an instance may print in its life, as they stand in the log: 200,000 full lines of a terminal's width.
 pub const LOG_BYTES: usize = 16 << 20;
-/// The same, of all live instances of one subject: a flood of them must not fill the journal.
+/// Bytes in the log of all instances of one subject: a flood of them must not fill the journal.
 pub const LOG_BYTES_PER_SUBJECT: usize = 8 * LOG_BYTES;
+/// Time gives them back, and no instance's end, for what it printed stays in the log: all within so long, a part each second.
+/// Whoever prints without pause has 3 GB a day, which a journal that is rotated can bear; nearly 200 lines a second go on for
+/// ever.
+pub const LOG_BYTES_BACK_WITHIN: Duration = Duration::from_secs(3600);
+/// Bytes that a line in the log has beside its text, counted for its subject: the level, whose it is, the journal's stamp.
+pub const LOG_LINE_TAG_BYTES: usize = 96;
 /// Memory, linear and of tables, that every instance is sure of, whatever others hold: stock programs start with 1.1 MB
 /// and stay below 1.6.
 pub const MEMORY_FLOOR_BYTES: usize = 2 * 1024 * 1024;
@@ -399,8 +405,8 @@ pub const CORE_MEMORIES: usize = 1;
 pub const INSTANCES: usize = 256;
 /// Instances of one subject where there are several, over all its connections: half of them, so that none takes the box.
 pub const INSTANCES_PER_SUBJECT: usize = INSTANCES / 2;
-/// Subjects of which it is known what their instances have used in the last seconds: of those that live, and as many again
-/// that have ended.
+/// Subjects of which it is known what their instances have used in the last seconds, and printed in the last hour: of those
+/// that live, and as many again that have ended.
 pub const ACCOUNTS: usize = 2 * INSTANCES;
 /// Pollables in one `poll`: every handle could be one, but nobody waits for more than the passes it has in flight.
 pub const POLLED: usize = 4096;

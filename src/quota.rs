@@ -91,7 +91,7 @@ quotas! {
     UnreadBlobs: "unread_blobs", "blobs not read", limits::MAILBOX_BLOBS as u64, 1 << 20, Ends;
     /// Bytes of these.
     UnreadBlobBytes: "unread_blob_bytes", "bytes of blobs not read", limits::MAILBOX_BLOB_BYTES as u64, 1 << 32, Ends;
-    /// Standard output and error.
+    /// Standard output and error, as they stand in the log.
     LogBytes: "log_bytes", "log bytes", limits::LOG_BYTES as u64, ANY, Ends;
     /// Handles of all kinds.
     Handles: "handles", "handles", limits::HANDLES as u64, limits::HANDLES as u64, Ends;
@@ -113,6 +113,7 @@ quotas! {
     /// Bytes of messages and blobs of its clients that its instances have not read.
     SubjectUnreadBytes: "subject_unread_bytes", "bytes not read by one subject",
         limits::UNREAD_BYTES_PER_SUBJECT as u64, ANY, Ends;
+    /// Bytes in the log of all its instances, those included that have ended. Time gives them back.
     SubjectLogBytes: "subject_log_bytes", "log bytes of one subject",
         limits::LOG_BYTES_PER_SUBJECT as u64, ANY, Ends;
 

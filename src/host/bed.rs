@@ -194,7 +194,7 @@ impl Bed {
             directory: Directory::default(),
             servers: Default::default(),
             insecure: super::wasi::random::Insecure::seeded(seed),
-            log: super::wasi::cli::Log::new(instance, &quotas, account.log(&quotas)),
+            log: super::wasi::cli::Log::new(instance, &quotas, account.clone()),
             allowance: Allowance::new(quotas, account),
             pending: None,
             may_leave: true,

@@ -5,12 +5,14 @@
 //!
 //! An account lives as long as an instance of its subject, whose part in it is given back before it leaves the directory but
 //! for results that the engine still makes; and until these are gone, and the seconds have paid for the fuel that its subject
-//! has used: a row of short lives has no more of a second, or of the memory, than one long one.
+//! has used and for what it has printed: a row of short lives has no more of a second, of the memory or of the log, than one
+//! long one.
 
 use super::pace::Window;
 use crate::clock;
 use crate::engine::credit::Gauge;
-use crate::quota::{Count, Name, Quotas, Share, Shares};
+use crate::limits;
+use crate::quota::{Count, Name, Quota, Quotas, Share, Shares};
 use smol::channel::{self, Receiver, Sender};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,7 +23,8 @@ pub struct Account {
     fuel: Count,
     memory: Count,
     unread: Count,
-    log: Count,
+    /// Bytes of the log; what ends gives none back.
+    log: Window,
     /// Fuel by the second.
     window: Window,
     /// The second by which that is paid for.
@@ -65,7 +68,7 @@ impl Account {
             fuel: Count::default(),
             memory: Count::default(),
             unread: Count::default(),
-            log: Count::default(),
+            log: Window::default(),
             window: Window::default(),
             paid: AtomicU64::new(0),
             operations: Arc::default(),
@@ -82,18 +85,40 @@ impl Account {
     /// Counts fuel that was used in this second; answers what is unpaid at so much a second.
     pub(super) fn spend(&self, second: u64, fuel: u64, rate: u64) -> u64 {
         let unpaid = self.window.spend(second, fuel, rate);
-        let seconds = if unpaid > 0 { unpaid.div_ceil(rate.max(1)) } else { 0 };
-        self.paid.fetch_max(second.saturating_add(seconds), Ordering::Relaxed);
+        self.unpaid(second, unpaid, rate);
         unpaid
     }
 
-    /// The second by which all fuel is paid for.
+    /// So much is left for the seconds to come.
+    fn unpaid(&self, second: u64, unpaid: u64, rate: u64) {
+        let seconds = if unpaid > 0 { unpaid.div_ceil(rate.max(1)) } else { 0 };
+        self.paid.fetch_max(second.saturating_add(seconds), Ordering::Relaxed);
+    }
+
+    /// Counts bytes of the log, which seconds give back, by the quota `full` of the subject.
+    ///
+    /// # Errors
+    /// With so many more the subject would have printed more than it may; nothing is counted.
+    pub fn print(&self, bytes: u64, full: Quota) -> Result<(), Quota> {
+        let (second, rate) = (self.all.second(), back(full));
+        let unpaid = self.log.spend_within(full.limit, second, bytes, rate).ok_or(full)?;
+        self.unpaid(second, unpaid, rate);
+        Ok(())
+    }
+
+    /// The same of what is in the log whether there was room for it or not: others find less.
+    pub fn printed(&self, bytes: u64, full: Quota) {
+        let (second, rate) = (self.all.second(), back(full));
+        self.unpaid(second, self.log.spend(second, bytes, rate), rate);
+    }
+
+    /// The second by which all is paid for.
     pub(super) fn paid(&self) -> u64 {
         self.paid.load(Ordering::Relaxed)
     }
 
     /// Whether seconds to come have to pay for what was used.
-    pub(super) fn owes(&self) -> bool {
+    pub fn owes(&self) -> bool {
         self.paid() > self.all.second()
     }
 
@@ -104,10 +129,6 @@ impl Account {
 
     pub fn fuel(&self, quotas: &Quotas) -> Share {
         Share::new(&self.fuel, quotas.over(Name::SubjectFuel))
-    }
-
-    pub fn log(&self, quotas: &Quotas) -> Share {
-        Share::new(&self.log, quotas.over(Name::SubjectLogBytes))
     }
 
     /// Linear memory, and what the host holds.
@@ -125,4 +146,9 @@ impl Account {
             Share::new(&self.all.unread, quotas.over(Name::TotalUnreadBytes)),
         ])
     }
+}
+
+/// Bytes of the log that a second gives back to a subject with this quota.
+fn back(full: Quota) -> u64 {
+    (full.limit / limits::LOG_BYTES_BACK_WITHIN.as_secs()).max(1)
 }

@@ -187,7 +187,7 @@ pub(super) fn context(runtime: &Runtime, entry: &Entry, launch: Launch, seed: u6
         directory: runtime.directory.clone(),
         servers: runtime.servers.clone(),
         insecure: Insecure::seeded(seed),
-        log: Log::new(entry.instance, &launch.quotas, entry.account.log(&launch.quotas)),
+        log: Log::new(entry.instance, &launch.quotas, entry.account.clone()),
         allowance: Allowance::new(launch.quotas, entry.account.clone()),
         pending: None,
         may_leave: true,

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// Fuel used and not paid for yet, and the second up to which it was paid, in one word: 40 and 24 bits.
+/// Fuel (or bytes of the log) used and not paid for yet, and the second up to which it was paid, in one word: 40 and 24 bits.
 #[derive(Debug, Default)]
 pub struct Window(AtomicU64);
 
@@ -29,18 +29,27 @@ impl Window {
         if share == NONE {
             return 0;
         }
-        let next = |word: u64| {
-            // The number of a second is cut off after half a year, and so is the difference. Nearly all of that is less
-            // than nothing: somebody read the clock, and another came first.
-            let since = second.wrapping_sub(word >> FUEL_BITS) & SECONDS;
-            let since = if since > SECONDS - LATE { 0 } else { since };
-            let unpaid = (word & FUEL).saturating_sub(share.saturating_mul(since));
-            let paid = (word >> FUEL_BITS).wrapping_add(since) & SECONDS;
-            paid << FUEL_BITS | unpaid.saturating_add(fuel).min(FUEL)
-        };
-        let before = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |word| Some(next(word)));
+        let next = |word| Some(Window::next(word, second, fuel, share));
+        let before = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next);
         let (Ok(before) | Err(before)) = before;
-        next(before) & FUEL
+        Window::next(before, second, fuel, share) & FUEL
+    }
+
+    /// The same if no more than `most` is unpaid then; otherwise nothing is added, and there is no answer.
+    pub(super) fn spend_within(&self, most: u64, second: u64, fuel: u64, share: u64) -> Option<u64> {
+        let next = |word| Some(Window::next(word, second, fuel, share)).filter(|next| next & FUEL <= most);
+        let before = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).ok()?;
+        Some(Window::next(before, second, fuel, share) & FUEL)
+    }
+
+    fn next(word: u64, second: u64, fuel: u64, share: u64) -> u64 {
+        // The number of a second is cut off after half a year, and so is the difference. Nearly all of that is less
+        // than nothing: somebody read the clock, and another came first.
+        let since = second.wrapping_sub(word >> FUEL_BITS) & SECONDS;
+        let since = if since > SECONDS - LATE { 0 } else { since };
+        let unpaid = (word & FUEL).saturating_sub(share.saturating_mul(since));
+        let paid = (word >> FUEL_BITS).wrapping_add(since) & SECONDS;
+        paid << FUEL_BITS | unpaid.saturating_add(fuel).min(FUEL)
     }
 }
 

@@ -7,9 +7,11 @@ use crate::host::abi::Own;
 use crate::host::{Cx, Interface, Trap};
 use crate::identity::InstanceId;
 use crate::limits;
-use crate::quota::{Name, Quota, Quotas, Share};
+use crate::quota::{Name, Quota, Quotas};
+use crate::runtime::account::Account;
 use crate::runtime::table::Resource;
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 pub fn interfaces() -> Vec<Interface> {
     vec![
@@ -111,32 +113,36 @@ pub struct Log {
     /// Bytes that may still be printed.
     left: u64,
     full: Quota,
-    /// What the subject's instances print together.
-    share: Share,
+    /// Where it counts what the subject's instances print together, ...
+    account: Arc<Account>,
+    /// ... and what they may.
+    subject: Quota,
     /// The last lines of standard error: what a panic says before it aborts.
     last_words: VecDeque<String>,
 }
 
 impl Log {
-    pub fn new(instance: InstanceId, quotas: &Quotas, share: Share) -> Log {
-        let full = quotas.over(Name::LogBytes);
+    pub fn new(instance: InstanceId, quotas: &Quotas, account: Arc<Account>) -> Log {
+        let (full, subject) = (quotas.over(Name::LogBytes), quotas.over(Name::SubjectLogBytes));
         let (out, err, last_words) = (Vec::new(), Vec::new(), VecDeque::new());
-        Log { instance, out, err, left: full.limit, full, share, last_words }
+        Log { instance, out, err, left: full.limit, full, account, subject, last_words }
     }
 
     /// # Errors
     /// With this the instance, or its subject, would have printed more than it may.
     pub fn write(&mut self, stream: Stream, bytes: &[u8]) -> Result<(), Trap> {
         let len = bytes.len() as u64;
-        let left = self.left.checked_sub(len).ok_or(self.full)?;
-        self.share.take(len)?;
-        self.left = left;
+        self.charge(len, len)?;
         for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
             let line = self.line(stream);
             let whole = piece.ends_with(b"\n");
             line.extend_from_slice(piece);
             if whole || line.len() >= limits::LOG_LINE_BYTES {
-                self.print(stream);
+                let (text, more) = self.finish(stream);
+                if !text.is_empty() {
+                    self.charge(more, more + limits::LOG_LINE_TAG_BYTES as u64)?;
+                    self.print(stream, text);
+                }
             }
         }
         Ok(())
@@ -144,8 +150,32 @@ impl Log {
 
     /// What the guest last said on standard error, in one line; empty if it said nothing.
     pub fn last_words(&mut self) -> String {
-        self.print(Stream::Err);
+        self.end(Stream::Err);
         Vec::from(std::mem::take(&mut self.last_words)).join(" ")
+    }
+
+    fn charge(&mut self, own: u64, subjects: u64) -> Result<(), Quota> {
+        let left = self.left.checked_sub(own).ok_or(self.full)?;
+        self.account.print(subjects, self.subject)?;
+        self.left = left;
+        Ok(())
+    }
+
+    /// The line as it is to stand in the log, and how many bytes longer than what was charged.
+    fn finish(&mut self, stream: Stream) -> (String, u64) {
+        let bytes = std::mem::take(self.line(stream));
+        let text = escaped(&bytes);
+        let more = text.len().saturating_sub(bytes.len()) as u64;
+        (text, more)
+    }
+
+    /// Prints a line that the guest will not finish. It cannot be told any more that there is no room; its subject is.
+    fn end(&mut self, stream: Stream) {
+        let (text, more) = self.finish(stream);
+        if !text.is_empty() {
+            self.account.printed(more + limits::LOG_LINE_TAG_BYTES as u64, self.subject);
+            self.print(stream, text);
+        }
     }
 
     fn line(&mut self, stream: Stream) -> &mut Vec<u8> {
@@ -155,12 +185,7 @@ impl Log {
         }
     }
 
-    fn print(&mut self, stream: Stream) {
-        let bytes = std::mem::take(self.line(stream));
-        let text = escaped(&bytes);
-        if text.is_empty() {
-            return;
-        }
+    fn print(&mut self, stream: Stream, text: String) {
         match stream {
             Stream::Out => tracing::info!(target: "guest", instance = %self.instance, "{text}"),
             Stream::Err => {
@@ -186,9 +211,8 @@ const LAST_WORDS: usize = 4;
 /// Unfinished lines are printed at the end.
 impl Drop for Log {
     fn drop(&mut self) {
-        self.print(Stream::Out);
-        self.print(Stream::Err);
-        self.share.give(self.full.limit - self.left);
+        self.end(Stream::Out);
+        self.end(Stream::Err);
     }
 }
 
@@ -214,10 +238,10 @@ fn escaped(line: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::runtime::account::Account;
+    use crate::clock;
 
-    fn log(quotas: &Quotas, account: &Account) -> Log {
-        Log::new(InstanceId::random(), quotas, account.log(quotas))
+    fn log(quotas: &Quotas, account: &Arc<Account>) -> Log {
+        Log::new(InstanceId::random(), quotas, account.clone())
     }
 
     #[test]
@@ -244,7 +268,55 @@ mod tests {
         let mut another = super::tests::log(&quotas, &account);
         let full = Err(Trap::Quota(quotas.over(Name::SubjectLogBytes)));
         assert_eq!(another.write(Stream::Out, b"012345"), full);
+        assert_eq!(another.write(Stream::Out, b"01234"), Ok(()));
+    }
+
+    /// The story: one short life after another printed as much as an instance may, and each end gave it back; the journal grew.
+    #[test]
+    fn what_was_printed_counts_after_the_end_and_time_gives_it_back() {
+        let hold = clock::fake::set();
+        let (most, second) = (36_000_000, std::time::Duration::from_secs(1));
+        let quotas = Quotas::default().with(Name::SubjectLogBytes, most);
+        let account = Account::alone();
+        let full = Err(Trap::Quota(quotas.over(Name::SubjectLogBytes)));
+        let pass = |time| {
+            smol::block_on(smol::future::or(clock::at(clock::now() + time), async {
+                smol::future::yield_now().await;
+                clock::fake::skip();
+                std::future::pending().await
+            }))
+        };
+        let line = [b"x".repeat(3_999), b"\n".to_vec()].concat();
+        let counts = (line.len() + limits::LOG_LINE_TAG_BYTES) as u64;
+        let lives = |most: u64| {
+            let printed = |_: &u64| log(&quotas, &account).write(Stream::Out, &line);
+            let lives = (0..most).map(|life| printed(&life)).take_while(Result::is_ok).count() as u64;
+            (lives, printed(&0))
+        };
+        assert_eq!(lives(100_000), (most / counts, full.clone()));
+        assert!(account.owes(), "it is kept, though nobody of the subject is left");
+        pass(10 * second);
+        assert_eq!(lives(100_000), ((most % counts + 10 * most / 3600) / counts, full.clone()));
+        pass(limits::LOG_BYTES_BACK_WITHIN);
+        assert!(!account.owes());
+        assert_eq!(lives(100_000), (most / counts, full), "and no more is saved up");
+        drop(hold);
+    }
+
+    #[test]
+    fn what_is_written_out_counts_as_it_is_written() {
+        let quotas = Quotas::default().with(Name::LogBytes, 100).with(Name::SubjectLogBytes, 1000);
+        let account = Account::alone();
+        let mut log = log(&quotas, &account);
+        let full = Err(Trap::Quota(quotas.over(Name::LogBytes)));
+        assert_eq!(log.write(Stream::Out, &[b"\0".repeat(15), b"\n".to_vec()].concat()), Ok(()), "75 bytes");
+        assert_eq!(log.write(Stream::Out, &[b"\0".repeat(6), b"\n".to_vec()].concat()), full, "30 bytes");
         drop(log);
-        assert_eq!(another.write(Stream::Out, b"012345"), Ok(()));
+        // Nobody can be told of a line that is not ended; it counts all the same.
+        let mut log = super::tests::log(&quotas.with(Name::LogBytes, 1000), &account);
+        assert_eq!(log.write(Stream::Out, &b"\0".repeat(200)), Ok(()));
+        drop(log);
+        let mut log = super::tests::log(&quotas, &account);
+        assert_eq!(log.write(Stream::Out, b"x"), Err(Trap::Quota(quotas.over(Name::SubjectLogBytes))));
     }
 }
