@@ -26,22 +26,22 @@ pub struct Kinds {
     pub answers: bool,
 }
 
-/// A program in memory: validated and translated, shared by its instances.
+/// A program in memory, validated and translated, for one subject: its instances share it, and its code with everybody's.
 pub struct Program {
     pub hash: ProgramHash,
-    pub code: Code,
+    pub code: Arc<Code>,
 }
 
 impl Program {
     /// Takes as long as [`Code::of`].
     pub fn of(component: &[u8]) -> Result<Arc<Program>, Rejected> {
-        Ok(Arc::new(Program { hash: ProgramHash::of(component), code: Code::of(component)? }))
+        Ok(Arc::new(Program { hash: ProgramHash::of(component), code: Arc::new(Code::of(component)?) }))
     }
 
     /// One without code, for tests of what never runs it.
     #[cfg(test)]
     pub(crate) fn named(hash: ProgramHash) -> Arc<Program> {
-        Arc::new(Program { hash, code: Code::none() })
+        Arc::new(Program { hash, code: Arc::new(Code::none()) })
     }
 
     /// Whether an instance can be run for its own sake, and whether one can answer HTTP requests.

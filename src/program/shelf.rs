@@ -3,14 +3,15 @@
 //! Owns: which they are, and which goes for another. Never: the folder, or a translation.
 //!
 //! A program that nobody runs goes when its room is needed: one of the subject that has most of those, the one that was asked
-//! for longest ago first. It is translated again when it is launched. One that has instances stays: who runs so many that there is no room is refused another.
+//! for longest ago first. It is translated again when it is launched. One that has instances stays, and counts for every
+//! subject that runs it: who runs so many that its share is full is refused another, whatever others run.
 
-use super::{Program, Rejected};
+use super::{Code, Program, Rejected};
 use crate::identity::{ProgramHash, Subject};
 use crate::limits;
 use std::cmp::Reverse;
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 pub(super) struct Shelf {
     most: usize,
@@ -25,9 +26,10 @@ struct Held {
 }
 
 struct Entry {
-    program: Arc<Program>,
-    bytes: usize,
-    /// Who had it translated, or began to run it when nobody did.
+    code: Arc<Code>,
+    /// Each subject's program with this code, as long as it has instances of it. It can get another only here, under the lock.
+    run: HashMap<Subject, Weak<Program>>,
+    /// Who asked for it last, and when.
     by: Subject,
     asked: u64,
 }
@@ -37,16 +39,23 @@ impl Held {
     fn goes(&self) -> Option<ProgramHash> {
         let idle = || self.programs.iter().filter(|(_, entry)| !entry.runs());
         let mut bytes: HashMap<&Subject, usize> = HashMap::new();
-        idle().for_each(|(_, entry)| *bytes.entry(&entry.by).or_default() += entry.bytes);
+        idle().for_each(|(_, entry)| *bytes.entry(&entry.by).or_default() += entry.code.bytes);
         let of = |entry: &Entry| bytes.get(&entry.by).copied().unwrap_or_default();
         idle().max_by_key(|(_, entry)| (of(entry), Reverse(entry.asked))).map(|(hash, _)| *hash)
+    }
+
+    fn bytes(&self, of: impl Fn(&Entry) -> bool) -> usize {
+        self.programs.values().filter(|entry| of(entry)).map(|entry| entry.code.bytes).sum()
     }
 }
 
 impl Entry {
-    /// Whether anybody has it. Who does not can get it only here, under the lock.
     fn runs(&self) -> bool {
-        Arc::strong_count(&self.program) > 1
+        self.run.values().any(|program| program.strong_count() > 0)
+    }
+
+    fn runs_for(&self, subject: &Subject) -> bool {
+        self.run.get(subject).is_some_and(|program| program.strong_count() > 0)
     }
 }
 
@@ -78,34 +87,36 @@ impl Shelf {
         subject: &Subject,
     ) -> Result<Option<Arc<Program>>, Rejected> {
         let Some(entry) = held.programs.get(hash) else { return Ok(None) };
-        let (begins, bytes) = (!entry.runs(), entry.bytes);
-        if begins {
-            self.room(held, subject, bytes)?;
+        if !entry.runs_for(subject) {
+            let (new, bytes) = (!entry.runs(), entry.code.bytes);
+            self.room(held, subject, bytes, new)?;
         }
         held.asked += 1;
         let asked = held.asked;
-        Ok(held.programs.get_mut(hash).map(|entry| {
-            entry.asked = asked;
-            if begins {
-                entry.by = subject.clone();
-            }
-            entry.program.clone()
-        }))
+        let Some(entry) = held.programs.get_mut(hash) else { return Ok(None) };
+        (entry.asked, entry.by) = (asked, subject.clone());
+        if let Some(program) = entry.run.get(subject).and_then(Weak::upgrade) {
+            return Ok(Some(program));
+        }
+        let program = Arc::new(Program { hash: *hash, code: entry.code.clone() });
+        entry.run.retain(|_, program| program.strong_count() > 0);
+        entry.run.insert(subject.clone(), Arc::downgrade(&program));
+        Ok(Some(program))
     }
 
-    /// Whether the subject may run a program more, of so many bytes.
+    /// Whether the subject may run a program more, of so many bytes, that nobody runs.
     pub fn has_room(&self, subject: &Subject, bytes: usize) -> Result<(), Rejected> {
-        self.room(&self.lock(), subject, bytes)
+        self.room(&self.lock(), subject, bytes, true)
     }
 
-    fn room(&self, held: &Held, subject: &Subject, bytes: usize) -> Result<(), Rejected> {
-        let running = || held.programs.values().filter(|entry| entry.runs());
-        let own: usize = running().filter(|entry| entry.by == *subject).map(|entry| entry.bytes).sum();
-        let all: usize = running().map(|entry| entry.bytes).sum();
+    /// `new`: nobody runs it yet.
+    fn room(&self, held: &Held, subject: &Subject, bytes: usize, new: bool) -> Result<(), Rejected> {
+        let own = held.bytes(|entry| entry.runs_for(subject));
         if *subject != Subject::everyone() && own + bytes > self.most / limits::PROGRAM_CODE_SHARE {
             return Err(Rejected::CodeShareFull);
         }
-        if all + bytes > self.most { Err(Rejected::CodeFull) } else { Ok(()) }
+        let full = new && held.bytes(Entry::runs) + bytes > self.most;
+        if full { Err(Rejected::CodeFull) } else { Ok(()) }
     }
 
     /// Puts a program here that has just been translated for the subject, and makes room for it. Answers the one that is
@@ -117,16 +128,17 @@ impl Shelf {
         if let Some(kept) = self.find_in(&mut held, &program.hash, subject)? {
             return Ok(kept);
         }
-        self.room(&held, subject, bytes)?;
-        let mut all: usize = held.programs.values().map(|entry| entry.bytes).sum();
+        self.room(&held, subject, bytes, true)?;
+        let mut all = held.bytes(|_| true);
         while all + bytes > self.most {
             let Some(hash) = held.goes() else { break };
             let Some(entry) = held.programs.remove(&hash) else { break };
-            all -= entry.bytes;
+            all -= entry.code.bytes;
             gone.push(entry);
         }
         held.asked += 1;
-        let entry = Entry { program: program.clone(), bytes, by: subject.clone(), asked: held.asked };
+        let run = HashMap::from([(subject.clone(), Arc::downgrade(&program))]);
+        let entry = Entry { code: program.code.clone(), run, by: subject.clone(), asked: held.asked };
         held.programs.insert(program.hash, entry);
         drop(held);
         drop(gone); // takes milliseconds
@@ -151,7 +163,7 @@ mod tests {
         let one = program(0).code.bytes;
         let (shelf, nobody) = (Shelf::of(3 * one), Subject::everyone());
         let programs: Vec<_> = (0..5).map(|number| program(number).hash).collect();
-        let keep = |number| shelf.keep(program(number), &nobody).map(|kept| Arc::downgrade(&kept));
+        let keep = |number| shelf.keep(program(number), &nobody).map(|kept| Arc::downgrade(&kept.code));
         let gone: Vec<_> = (0..3).map(|number| keep(number).unwrap()).collect();
         let runs = shelf.find(&programs[0], &nobody).unwrap().unwrap();
         let _ = shelf.find(&programs[1], &nobody).unwrap().unwrap();
@@ -173,7 +185,7 @@ mod tests {
     fn who_has_most_that_nobody_runs_makes_room() {
         let one = program(0).code.bytes;
         let (shelf, greedy, modest) = (Shelf::of(4 * one), Subject::new("greedy"), Subject::new("modest"));
-        let modests = Arc::downgrade(&shelf.keep(program(0), &modest).unwrap());
+        let modests = Arc::downgrade(&shelf.keep(program(0), &modest).unwrap().code);
         for number in 1..20 {
             shelf.keep(program(number), &greedy).unwrap();
         }
@@ -196,5 +208,28 @@ mod tests {
         let _run: Vec<_> = (0..2).map(|number| shelf.keep(program(number), &greedy).unwrap()).collect();
         assert_eq!(shelf.find(&idle, &greedy).err(), Some(Rejected::CodeShareFull), "nor one that is here");
         assert!(shelf.find(&idle, &modest).unwrap().is_some());
+    }
+
+    /// The story: it counted for who had begun to run it, though only others did since.
+    #[test]
+    fn a_program_counts_for_those_who_run_it() {
+        let one = program(0).code.bytes;
+        let (shelf, first, second) = (Shelf::of(4 * one), Subject::new("first"), Subject::new("second"));
+        let firsts: Vec<_> = (0..2).map(|number| shelf.keep(program(number), &first).unwrap()).collect();
+        let seconds = [0, 1].map(|number| shelf.find(&firsts[number].hash, &second).unwrap().unwrap());
+        assert!(Arc::ptr_eq(&firsts[0].code, &seconds[0].code), "one code for both");
+        assert_eq!(shelf.has_room(&second, one), Err(Rejected::CodeShareFull), "those of others count too");
+        drop(firsts);
+        let run: Vec<_> = (2..4).map(|number| shelf.keep(program(number), &first).unwrap()).collect();
+        assert_eq!(shelf.has_room(&first, one), Err(Rejected::CodeShareFull));
+        assert!(
+            shelf.find(&run[0].hash, &Subject::new("third")).is_ok(),
+            "there is room for what runs already"
+        );
+        drop(seconds);
+        assert_eq!(
+            (shelf.has_room(&second, one), shelf.has_room(&first, one)),
+            (Ok(()), Err(Rejected::CodeShareFull))
+        );
     }
 }

@@ -57,7 +57,7 @@ struct Index {
 struct Kept {
     path: PathBuf,
     /// Held while it is translated: others wait and find it.
-    translating: Arc<Mutex<()>>,
+    translating: Arc<smol::lock::Mutex<()>>,
     bytes: usize,
     owner: Option<Owner>,
 }
@@ -136,7 +136,7 @@ impl Store {
             let _no_room = shared.shelf.keep(program.clone(), &brings);
             Ok(program)
         };
-        let program = translate(Box::new(translation)).await?;
+        let program = translate(Translation::new(translation)).await?;
         smol::unblock(move || drop(program)).await; // which takes milliseconds where there was no room for it
         let (shared, alone) = (self.0.clone(), self.0.writing.lock_arc().await);
         smol::unblock(move || {
@@ -167,7 +167,6 @@ impl Store {
         self.0.shelf.has_room(subject, Code::bytes_of(bytes))?;
         let (shared, hash, subject) = (self.0.clone(), *hash, subject.clone());
         let translation = move || {
-            let _alone = translating.lock().unwrap_or_else(PoisonError::into_inner); // it guards nothing
             if let Some(program) = shared.shelf.find(&hash, &subject)? {
                 return Ok(program);
             }
@@ -179,7 +178,7 @@ impl Store {
             }
             shared.shelf.keep(Program::of(&component)?, &subject)
         };
-        translate(Box::new(translation)).await.map(Some)
+        translate(Translation::new(translation).alone(translating)).await.map(Some)
     }
 
     pub fn contains(&self, hash: &ProgramHash) -> bool {
@@ -284,6 +283,8 @@ pub(crate) fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
 mod tests {
     use super::*;
     use crate::program::component::tests::MINIMAL;
+    use crate::program::translate::Work;
+    use smol::future;
 
     fn folder(name: &str) -> PathBuf {
         let dir = std::env::temp_dir().join(format!("tartlet-store-{name}-{}", std::process::id()));
@@ -310,12 +311,51 @@ mod tests {
         let get = |of: usize| smol::block_on(store.get(&nobody, &hashes[of], Code::translate));
         let first = get(0).unwrap().expect("it is kept");
         assert_eq!(get(1).err(), Some(Rejected::CodeFull), "while an instance has the other");
-        let (hash, gone) = (first.hash, Arc::downgrade(&first));
+        let (hash, gone) = (first.hash, Arc::downgrade(&first.code));
         drop(first);
         assert!(hash == hashes[0] && gone.upgrade().is_some(), "nobody needs its room");
         assert!(get(1).unwrap().is_some_and(|program| program.kinds().runs));
         assert!(gone.upgrade().is_none());
         assert!(get(0).unwrap().is_some());
+        fs::remove_dir_all(&dir).unwrap();
+    }
+
+    /// The story: two launches of one program took both places of those who translate, and one of them only waited.
+    #[test]
+    fn who_waits_for_anothers_translation_takes_no_place() {
+        let dir = folder("alone");
+        let nobody = Subject::everyone();
+        let store = Store::open(&dir).unwrap();
+        let programs = [MINIMAL.to_owned(), MINIMAL.replace("const 16", "const 32")];
+        let hashes = programs.map(|text| {
+            let component = wat::parse_str(text).unwrap();
+            smol::block_on(store.put(&nobody, component, Code::translate)).unwrap()
+        });
+        let store = with_shelf(store, Shelf::default());
+        let (begun, begins) = smol::channel::unbounded();
+        let (over, ends) = smol::channel::bounded::<()>(1);
+        let get = |of: usize| {
+            let (begun, ends) = (begun.clone(), ends.clone());
+            let held_up = move |work: Work| {
+                begun.send_blocking(of).expect("the test listens");
+                let _closed = ends.recv_blocking();
+                work()
+            };
+            store.get(&nobody, &hashes[of], |translation| Code::translate(translation.within(held_up)))
+        };
+        smol::block_on(async {
+            let both = future::zip(get(0), get(0));
+            let watched = async {
+                let mut first = [begins.recv().await.unwrap(), begins.recv().await.unwrap()];
+                first.sort_unstable();
+                over.close();
+                first
+            };
+            let ((both, other), began) = future::zip(future::zip(both, get(1)), watched).await;
+            let [one, same] = [both.0, both.1].map(|got| got.unwrap().expect("it is kept"));
+            assert!(Arc::ptr_eq(&one, &same) && other.unwrap().is_some());
+            assert_eq!(began, [0, 1], "the second launch of the first kept the other program out");
+        });
         fs::remove_dir_all(&dir).unwrap();
     }
 

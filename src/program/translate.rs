@@ -6,7 +6,7 @@ use super::Program;
 use super::plan::{Plan, Step};
 use super::rejected::Rejected;
 use crate::limits;
-use smol::lock::Semaphore;
+use smol::lock::{Mutex, Semaphore};
 use std::collections::HashMap;
 use std::sync::Arc;
 use wasmi::{CompilationMode, Config, CustomFuelCosts, Engine, Module, OperatorCost};
@@ -22,18 +22,46 @@ pub struct Code {
     pub bytes: usize,
 }
 
+/// Takes long; see [`Code::of`].
+pub(super) type Work = Box<dyn FnOnce() -> Result<Arc<Program>, Rejected> + Send>;
+
 /// Reads a component and makes a program of it.
-pub type Translation = Box<dyn FnOnce() -> Result<Arc<Program>, Rejected> + Send>;
+pub struct Translation {
+    work: Work,
+    /// Held meanwhile; for what is done once, whoever else asks for it.
+    alone: Arc<Mutex<()>>,
+}
+
+impl Translation {
+    pub fn new(work: impl FnOnce() -> Result<Arc<Program>, Rejected> + Send + 'static) -> Translation {
+        Translation { work: Box::new(work), alone: Arc::default() }
+    }
+
+    /// One at a time of those that hold this. Whoever waits for it waits beside those that translate, and takes no place.
+    pub(super) fn alone(self, alone: Arc<Mutex<()>>) -> Translation {
+        Translation { alone, ..self }
+    }
+
+    /// The same within something else.
+    pub fn within(
+        self,
+        outer: impl FnOnce(Work) -> Result<Arc<Program>, Rejected> + Send + 'static,
+    ) -> Translation {
+        let Translation { work, alone } = self;
+        Translation { work: Box::new(move || outer(work)), alone }
+    }
+}
 
 impl Code {
     /// Runs `translation` off the caller's thread and a few at a time: uploads must not take all the cores. One that is
     /// begun goes on when nobody waits for it any more, and keeps its place until it is over.
     pub async fn translate(translation: Translation) -> Result<Arc<Program>, Rejected> {
         static PLACES: Semaphore = Semaphore::new(limits::TRANSLATIONS);
+        let alone = translation.alone.lock_arc().await;
         let place = PLACES.acquire().await;
         smol::unblock(move || {
-            let _place = place;
-            translation()
+            let _held = (alone, place);
+            (translation.work)()
         })
         .await
     }
@@ -145,7 +173,7 @@ mod tests {
         let (over, ends) = bounded::<()>(1);
         let held_up = || {
             let (begun, ends) = (begun.clone(), ends.clone());
-            Code::translate(Box::new(move || {
+            Code::translate(Translation::new(move || {
                 begun.send_blocking(()).expect("the test listens");
                 let _closed = ends.recv_blocking();
                 Program::of(&wat::parse_str(MINIMAL).expect("a component"))

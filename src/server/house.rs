@@ -115,7 +115,7 @@ impl Served {
     /// When it is the subject's turn.
     async fn translate(&self, subject: &Subject, translation: Translation) -> Result<Arc<Program>, Rejected> {
         let turn = self.runtime.translation(subject).await;
-        Code::translate(Box::new(move || turn.of(translation))).await
+        Code::translate(translation.within(move |work| turn.of(work))).await
     }
 }
 
