@@ -38,7 +38,8 @@ const _: () = assert!(CHUNK_BYTES + 4096 <= SERVER_FRAME_BYTES);
 
 // ---- connections ----
 
-/// Connections at once, handshakes included. Each may hold a frame that comes in, and `FRAMES_IN_FLIGHT` that go out.
+/// Connections at once, handshakes included. Each may hold a frame that comes in, one whose request waits, and
+/// `FRAMES_IN_FLIGHT` that go out.
 pub const CONNECTIONS: usize = 128;
 /// Of these, those that have not shown a token yet, where one is needed: a client shows it in milliseconds. When there are so
 /// many, the one that has been here longest goes for the next.
@@ -72,6 +73,11 @@ pub const KEEPALIVE_PROBES: u32 = 3;
 pub const TCP_USER_TIMEOUT: Duration = Duration::from_secs(60);
 /// Encoded frames waiting to be written to one client: 4 MB at the most.
 pub const FRAMES_IN_FLIGHT: usize = 4;
+/// Requests of one client that are read while an earlier one is performed, so that its leaving is seen, and an end that it asks
+/// for: as many as our clients send without waiting.
+pub const REQUESTS_AHEAD: usize = 64;
+/// Bytes of their frames, but for the last one's.
+pub const REQUEST_BYTES_AHEAD: usize = 64 * 1024;
 /// Events of one instance not yet turned into frames, so many that a guest and its reader change places seldom; a
 /// guest that sends faster waits.
 pub const EVENTS_IN_FLIGHT: usize = 256;

@@ -8,12 +8,14 @@
 //! instance turns events into frames, and the writer alone writes. They meet in a short bounded queue, so a slow
 //! reader holds back its own instances and its own requests, nobody else's.
 
+use super::backlog::Backlog;
 use super::carrier::Carrier;
 use super::forward::{Shared, forward};
 use super::over::{Closing, Over, Until, Watch, refused};
 use super::seats::Seat;
 use super::session::{Effect, Session};
-use super::{Door, House};
+use super::{Door, House, Ready};
+use crate::auth::Grant;
 use crate::clock;
 use crate::identity::{InstanceId, ProgramHash};
 use crate::limits;
@@ -28,7 +30,7 @@ use async_tungstenite::tungstenite::protocol::{CloseFrame, Message};
 use futures_util::{Sink, SinkExt};
 use smol::Executor;
 use smol::channel::{Receiver, Sender};
-use smol::future::or;
+use smol::future::{or, poll_once};
 use smol::stream::{Stream, StreamExt};
 use std::sync::Arc;
 use std::time::Instant;
@@ -94,36 +96,82 @@ impl<H: House> Drop for Connection<'_, H> {
 }
 
 enum Input {
+    /// A request is.
+    Performed,
     Frame(Option<Result<Message, WsError>>),
     Ended(InstanceId),
     Over(Over),
 }
 
+/// What came of a request.
+enum Performed {
+    /// It is answered, if it is one that is.
+    Answered,
+    /// The client cannot be written to.
+    Gone,
+    /// There is an instance of the client's, and nobody has told it yet.
+    Launched { corr_id: u32, ready: Ready, events: events::Receiver },
+}
+
 impl<H: House> Connection<'_, H> {
     /// Reads and answers until something ends it.
     async fn converse(&mut self, mut incoming: impl Stream<Item = Result<Message, WsError>> + Unpin) -> Over {
+        let Connection { session, io, ended, since, closing } = self;
+        let io = &*io;
+        let mut backlog = Backlog::default();
         loop {
-            let watch = Watch { until: self.until(), closing: &self.closing };
+            // Most are performed at once.
+            loop {
+                if let Some(effect) = backlog.next() {
+                    backlog.perform(Box::pin(io.perform(session.grant().cloned(), effect)));
+                }
+                poll_once(backlog.goes_on()).await;
+                match backlog.performed() {
+                    None => break,
+                    Some(Performed::Answered) => {}
+                    Some(Performed::Gone) => return Over::Gone,
+                    Some(Performed::Launched { corr_id, ready, events }) => {
+                        session.own(ready.instance);
+                        backlog.perform(Box::pin(io.begin(corr_id, ready, events)));
+                    }
+                }
+            }
+            let watch = Watch { until: until(session, *since), closing };
             // A client that sends without pause must not outlive its token, nor starve the others.
             if let Some(over) = watch.passed() {
                 return over;
             }
             smol::future::yield_now().await;
-            let frame = async { Input::Frame(incoming.next().await) };
-            let ended = async {
-                match self.ended.recv().await {
+            let reads = backlog.has_room();
+            let frame = async {
+                match reads {
+                    true => Input::Frame(incoming.next().await),
+                    false => std::future::pending().await,
+                }
+            };
+            let ends = async {
+                match ended.recv().await {
                     Ok(instance) => Input::Ended(instance),
                     Err(_) => std::future::pending().await,
                 }
             };
             let over = async { Input::Over(watch.ring().await) };
-            let input = or(frame, or(ended, over)).await;
+            let performed = async {
+                backlog.goes_on().await;
+                Input::Performed
+            };
+            let input = or(performed, or(frame, or(ends, over))).await;
             // A client that has read a last event finds the instance gone, whatever it asks next.
-            while let Ok(instance) = self.ended.try_recv() {
-                self.session.ended(instance);
+            while let Ok(instance) = ended.try_recv() {
+                session.ended(instance);
             }
+            let mut bytes = 0;
             let message = match input {
-                Input::Frame(Some(Ok(Message::Binary(frame)))) => Some(ClientMessage::decode(&frame)),
+                Input::Performed => continue,
+                Input::Frame(Some(Ok(Message::Binary(frame)))) => {
+                    bytes = frame.len();
+                    Some(ClientMessage::decode(&frame))
+                }
                 Input::Frame(Some(Ok(Message::Text(_)))) => Some(Err(Undecodable {
                     corr_id: None,
                     reason: "Text frames are not read; send MessagePack in binary frames".to_owned(),
@@ -131,59 +179,41 @@ impl<H: House> Connection<'_, H> {
                 // Pings are answered by the carrier; a close is, too, on the next read, which then ends the stream.
                 Input::Frame(Some(Ok(other))) => {
                     if let Message::Pong(payload) = other {
-                        self.io.shared.pong(&payload);
+                        io.shared.pong(&payload);
                     }
                     None
                 }
                 Input::Frame(Some(Err(e))) => return refused(&e),
                 Input::Frame(None) => return Over::Gone,
                 Input::Ended(instance) => {
-                    self.session.ended(instance);
+                    session.ended(instance);
                     continue;
                 }
                 Input::Over(over) => return over,
             };
-            let urgent = matches!(&message, Some(Ok(message)) if self.session.is_urgent(message));
-            if !urgent && let Some(over) = self.rest(&watch).await {
+            let urgent = matches!(&message, Some(Ok(message)) if session.is_urgent(message));
+            if !urgent && let Some(over) = backlog.beside(io.rest(&watch)).await {
                 return over;
             }
             let Some(message) = message else { continue };
-            let stranger = self.session.grant().is_none();
+            let stranger = session.grant().is_none();
             let effect = match message {
-                Ok(message) => self.session.step(message, clock::date()),
-                Err(undecodable) => match self.session.unreadable(undecodable, clock::now()) {
+                Ok(message) => session.step(message, clock::date()),
+                Err(undecodable) => match session.unreadable(undecodable, clock::now()) {
                     None => return Over::Noise,
                     denied => denied,
                 },
             };
-            if stranger {
-                self.meet();
+            if stranger && let Some(grant) = session.grant() {
+                io.pacer.join(&io.door.house.pacer(&grant.subject)); // it is known now whom it serves
             }
-            let Some(effect) = effect else { continue };
-            let watch = Watch { until: self.until(), closing: &self.closing };
-            let perform = self.io.perform(&mut self.session, effect);
-            let over = async { Err(watch.ring().await) };
-            if let Err(over) = or(async { perform.await.ok_or(Over::Gone) }, over).await {
-                return over;
+            match effect {
+                // Behind nothing.
+                Some(Effect::Terminate { instance }) => io.door.house.end(instance, Ending::Aborted),
+                Some(effect) => backlog.push(effect, bytes),
+                None => {}
             }
         }
-    }
-
-    /// Whom it serves may be known now.
-    fn meet(&self) {
-        if let Some(grant) = self.session.grant() {
-            self.io.pacer.join(&self.io.door.house.pacer(&grant.subject));
-        }
-    }
-
-    /// Before what a message asks for, if its subject has used more of the io thread than its part. What ended all meanwhile.
-    async fn rest(&self, watch: &Watch<'_>) -> Option<Over> {
-        let rest = self.io.pacer.rest()?;
-        let rested = async {
-            rest.await;
-            None
-        };
-        or(rested, async { Some(watch.ring().await) }).await
     }
 
     fn end_instances(&self, ending: Ending) {
@@ -193,13 +223,6 @@ impl<H: House> Connection<'_, H> {
         }
         for &instance in self.session.owned() {
             self.io.door.house.end(instance, ending.clone());
-        }
-    }
-
-    fn until(&self) -> Until {
-        match self.session.grant() {
-            None => Until::Instant(self.since + limits::AUTHENTICATE_WITHIN),
-            Some(grant) => grant.expires.map_or(Until::Never, Until::Date),
         }
     }
 
@@ -227,6 +250,14 @@ impl<H: House> Connection<'_, H> {
     }
 }
 
+/// When a conversation that began then must end.
+fn until(session: &Session<'_>, since: Instant) -> Until {
+    match session.grant() {
+        None => Until::Instant(since + limits::AUTHENTICATE_WITHIN),
+        Some(grant) => grant.expires.map_or(Until::Never, Until::Date),
+    }
+}
+
 /// What performing an effect needs; all of it shared.
 struct Io<'c, H> {
     door: &'c Door<H>,
@@ -240,17 +271,29 @@ struct Io<'c, H> {
 }
 
 impl<H: House> Io<'_, H> {
-    /// None: the client cannot be written to.
-    async fn perform(&self, session: &mut Session<'_>, effect: Effect) -> Option<()> {
+    /// Before what a message asks for, if its subject has used more of the io thread than its part. What ended all meanwhile.
+    async fn rest(&self, watch: &Watch<'_>) -> Option<Over> {
+        let rest = self.pacer.rest()?;
+        let rested = async {
+            rest.await;
+            None
+        };
+        or(rested, async { Some(watch.ring().await) }).await
+    }
+
+    /// `grant`: the client's rights.
+    async fn perform(&self, grant: Option<Arc<Grant>>, effect: Effect) -> Performed {
         let house = &self.door.house;
         let known = |program: &str| ProgramHash::from_hex(program).filter(|hash| house.contains(hash));
+        // A session makes of a stranger's requests none that needs them.
+        let granted = || grant.as_deref().ok_or("Not authenticated".to_owned());
         let (corr_id, answer) = match effect {
             Effect::Answer { corr_id, answer } => (corr_id, answer),
             Effect::Deny(pause, told) => {
                 clock::after(pause).await;
                 return match told {
                     Some(message) => self.send(message).await,
-                    None => Some(()),
+                    None => Performed::Answered,
                 };
             }
             Effect::Exists { corr_id, program } => (corr_id, Ok(known(&program).is_some().to_string())),
@@ -263,33 +306,43 @@ impl<H: House> Io<'_, H> {
                 (corr_id, stored.map(|hash| hash.to_string()))
             }
             Effect::Launch { corr_id, program, arguments } => {
-                let Some(hash) = known(&program) else {
-                    return self.answer(corr_id, Err(no_such_program(&program))).await;
+                let (sender, events) = events::channel();
+                let prepared = match (known(&program), granted()) {
+                    (None, _) => Err(no_such_program(&program)),
+                    (_, Err(stranger)) => Err(stranger),
+                    (Some(hash), Ok(grant)) => house.prepare(&hash, arguments, grant, sender).await,
                 };
-                return self.launch(session, corr_id, hash, arguments).await;
+                match prepared {
+                    Ok(ready) => return Performed::Launched { corr_id, ready, events },
+                    Err(refusal) => (corr_id, Err(refusal)),
+                }
             }
             Effect::LaunchServer { corr_id, program, arguments, port } => {
-                let served = match known(&program) {
-                    None => Err(no_such_program(&program)),
-                    Some(hash) => house.serve(&hash, arguments, session.grant()?, port).await,
+                let served = match (known(&program), granted()) {
+                    (None, _) => Err(no_such_program(&program)),
+                    (_, Err(stranger)) => Err(stranger),
+                    (Some(hash), Ok(grant)) => house.serve(&hash, arguments, grant, port).await,
                 };
                 (corr_id, served.map(|()| "server launched".to_owned()))
             }
             Effect::Servers { corr_id } => {
-                let servers = house.servers(session.grant()?);
-                (corr_id, serde_json::to_string(&servers).map_err(|e| e.to_string()))
+                let servers = granted().map(|grant| house.servers(grant));
+                (corr_id, servers.and_then(|all| serde_json::to_string(&all).map_err(|e| e.to_string())))
             }
             Effect::StopServer { corr_id, server } => {
-                let stopped = house.stop(&server, session.grant()?).await;
+                let stopped = match granted() {
+                    Ok(grant) => house.stop(&server, grant).await,
+                    Err(stranger) => Err(stranger),
+                };
                 (corr_id, stopped.map(|()| "server stopped".to_owned()))
             }
             #[cfg(test)]
             Effect::Signal { .. } if planted(Bug::SignalsDropped) && self.frames.is_full() => {
-                return Some(());
+                return Performed::Answered;
             }
             Effect::Signal { instance, message } => {
                 house.signal(instance, message);
-                return Some(());
+                return Performed::Answered;
             }
             Effect::GiveBlob { corr_id, instance, upload } => {
                 house.give_blob(instance, shared_bytes(upload).await);
@@ -297,60 +350,52 @@ impl<H: House> Io<'_, H> {
             }
             Effect::Terminate { instance } => {
                 house.end(instance, Ending::Aborted);
-                return Some(());
+                return Performed::Answered;
             }
         };
         self.answer(corr_id, answer).await
     }
 
-    /// The order matters: registered, answered, and only then able to send anything.
-    async fn launch(
-        &self,
-        session: &mut Session<'_>,
-        corr_id: u32,
-        program: ProgramHash,
-        arguments: Vec<String>,
-    ) -> Option<()> {
-        let (events, received) = events::channel();
-        let ready = match self.door.house.prepare(&program, arguments, session.grant()?, events).await {
-            Ok(ready) => ready,
-            Err(refusal) => return self.answer(corr_id, Err(refusal)).await,
-        };
+    /// The order matters: it is the client's already; it is answered, and only then able to send anything.
+    async fn begin(&self, corr_id: u32, ready: Ready, events: events::Receiver) -> Performed {
         let instance = ready.instance;
-        session.own(instance);
         #[cfg(test)]
         if planted(Bug::StartsUnanswered) {
-            self.forward(instance, received)?;
+            self.forward(instance, events);
             (ready.start)();
             return self.answer(corr_id, Ok(instance.to_string())).await;
         }
-        self.answer(corr_id, Ok(instance.to_string())).await?;
-        self.forward(instance, received)?;
-        (ready.start)();
-        Some(())
+        let answered = self.answer(corr_id, Ok(instance.to_string())).await;
+        if let Performed::Answered = answered {
+            self.forward(instance, events);
+            (ready.start)();
+        }
+        answered
     }
 
     /// From now on the instance's events become frames.
-    fn forward(&self, instance: InstanceId, received: events::Receiver) -> Option<()> {
-        let (frames, ends) = (self.frames.clone(), self.ends.clone()?);
-        let (shared, pacer) = (self.shared.clone(), self.pacer.clone());
+    fn forward(&self, instance: InstanceId, received: events::Receiver) {
+        let Some(ends) = self.ends.clone() else { return };
+        let (frames, shared, pacer) = (self.frames.clone(), self.shared.clone(), self.pacer.clone());
         self.executor
             .spawn(async move {
                 // None: nobody reads any more, and the connection is ending.
                 let _ = forward(instance, received, &frames, &ends, &shared, &pacer).await;
             })
             .detach();
-        Some(())
     }
 
-    async fn answer(&self, corr_id: u32, answer: Result<String, String>) -> Option<()> {
+    async fn answer(&self, corr_id: u32, answer: Result<String, String>) -> Performed {
         let successful = answer.is_ok();
         let (Ok(result) | Err(result)) = answer;
         self.send(ServerMessage::Response { corr_id, successful, result }).await
     }
 
-    async fn send(&self, message: ServerMessage) -> Option<()> {
-        self.frames.send(Message::Binary(message.encode().into())).await.ok()
+    async fn send(&self, message: ServerMessage) -> Performed {
+        match self.frames.send(Message::Binary(message.encode().into())).await {
+            Ok(()) => Performed::Answered,
+            Err(_) => Performed::Gone,
+        }
     }
 }
 

@@ -1,15 +1,16 @@
 //! The door: what apps connect to.
 //!
-//! Owns: [`accept`] sockets, [`seats`] whose they may be and how many, [`listener`] the handshake, [`upgrade`] from an HTTP request to a WebSocket, [`session`] the
-//! pure state of one connection, [`connection`] its I/O over a [`carrier`] of frames, [`forward`] and [`download`] events and
-//! blobs to frames, [`over`] why and when a connection ends, [`names`] whose requests may
-//! pass; [`http`] the server instances of programs and [`request`] what becomes of a request; [`house`] names all that the door needs of
-//! the box behind it. Never: how programs are kept or run.
+//! Owns: [`accept`] sockets, [`seats`] whose they may be and how many, [`listener`] the handshake, [`upgrade`] from an HTTP
+//! request to a WebSocket, [`session`] the pure state of one connection, [`connection`] its I/O over a [`carrier`] of frames,
+//! [`backlog`] what it has been asked for, [`forward`] and [`download`] events and blobs to frames, [`over`] why and when a
+//! connection ends, [`names`] whose requests may pass; [`http`] the server instances of programs and [`request`] what becomes of a
+//! request; [`house`] names all that the door needs of the box behind it. Never: how programs are kept or run.
 //!
 //! One connection is one future with an executor of its own: dropping it, or a panic in it, ends that connection, its
 //! uploads and its instances, and nothing else.
 
 mod accept;
+mod backlog;
 pub(crate) mod carrier;
 pub(crate) mod connection;
 mod download;

@@ -79,7 +79,7 @@ pub enum Effect {
 
 pub struct Session<'v> {
     verifier: Option<&'v Verifier>,
-    grant: Option<Grant>,
+    grant: Option<Arc<Grant>>,
     seat: Seat,
     owned: BTreeSet<InstanceId>,
     programs: Uploads,
@@ -98,7 +98,7 @@ impl<'v> Session<'v> {
     pub fn new(verifier: Option<&'v Verifier>, budget: Arc<Budget>, seat: Seat) -> Session<'v> {
         Session {
             verifier,
-            grant: verifier.is_none().then(Grant::everyone),
+            grant: verifier.is_none().then(|| Arc::new(Grant::everyone())),
             seat,
             owned: BTreeSet::new(),
             programs: Uploads::new(budget.clone()),
@@ -111,7 +111,7 @@ impl<'v> Session<'v> {
     }
 
     /// The rights of the client; none before it has authenticated.
-    pub fn grant(&self) -> Option<&Grant> {
+    pub fn grant(&self) -> Option<&Arc<Grant>> {
         self.grant.as_ref()
     }
 
@@ -276,7 +276,7 @@ impl<'v> Session<'v> {
             Ok(grant) => {
                 self.seat.keep_for(&grant.subject).map_err(|full| format!("Too many connections: {full}"))?;
                 let subject = grant.subject.as_str().to_owned();
-                self.grant = Some(grant);
+                self.grant = Some(Arc::new(grant));
                 Ok(subject)
             }
             Err(denial) => {

@@ -72,6 +72,7 @@ impl House for Script {
         match arguments.first().map(String::as_str) {
             Some("panic") => panic!("a fault of the house, as scripted"),
             Some("full") => return Err("no place".to_owned()),
+            Some("never") => std::future::pending().await,
             _ => {}
         }
         let instance = InstanceId::random();
@@ -406,6 +407,36 @@ fn a_client_that_leaves_takes_its_instances_along() {
         assert_eq!(server.told(2).await, [Ending::Disconnected, Ending::Disconnected]);
         stays.signal(&instance, "still here").await.unwrap();
         assert_eq!(stays.next_event(&instance).await.unwrap(), Event::Message("still here".to_owned()));
+    });
+}
+
+/// The story: while a program was translated for a launch, or an upload written, nobody read what its client sent.
+#[test]
+fn an_end_or_a_leave_is_seen_while_a_request_takes_its_time() {
+    let server = Server::open();
+    test(async {
+        let mut raw = server.raw().await;
+        raw.upload().await;
+        let mut instances = vec![];
+        for corr_id in 0..2 {
+            raw.launch(corr_id, &["wait"]).await;
+            match raw.message().await {
+                ServerMessage::Response { successful: true, result, .. } => instances.push(result),
+                other => panic!("{other:?}"),
+            }
+        }
+        raw.launch(2, &["never"]).await;
+        raw.send(ClientMessage::Query { corr_id: 3, subject: "model_status".into(), record: String::new() })
+            .await;
+        raw.send(ClientMessage::TerminateInstance { instance_id: instances[0].clone() }).await;
+        match raw.message().await {
+            ServerMessage::InstanceEvent { instance_id, event: 2, .. } => {
+                assert_eq!(instance_id, instances[0])
+            }
+            other => panic!("{other:?}, though what came before is not answered yet"),
+        }
+        drop(raw);
+        assert_eq!(server.told(2).await, [Ending::Aborted, Ending::Disconnected]);
     });
 }
 

@@ -23,7 +23,7 @@ use std::time::Duration;
 
 /// What every client launches; there from the start.
 pub const PROGRAM: &[u8] = b"program";
-/// Writing a program takes a while.
+/// Writing a program takes a while, and so does translating it for a launch, if it is not in memory.
 const DISK: Duration = Duration::from_millis(20);
 
 pub struct Scripted {
@@ -61,6 +61,9 @@ impl House for Scripted {
             *launched += 1;
             *launched
         };
+        if mix(self.seed, number).is_multiple_of(4) {
+            clock::after(DISK).await;
+        }
         // In no order, as real ones are.
         let id = InstanceId::from_bits(u128::from(mix(self.seed, number)) << 32);
         let program = Program::named(*program);
