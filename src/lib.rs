@@ -55,6 +55,7 @@
 //! | [`limits`] | every capacity, with its reason |
 //! | [`identity`], [`quota`], [`clock`] | instance, subject, program: the names; what each may use; what time it is, and waiting for another |
 //! | [`lines`] | so many at a time for each subject, and the others of its own wait |
+//! | `fair` | who of those that wait is next: the subject that was served least |
 //! | [`places`] | places that subjects share, bounded for each and in all |
 //! | [`pacer`] | what each subject uses of the io thread, the rests of who has used more than its part, the sockets that take them |
 //! | [`wire`], [`server`], [`client`] | the protocol, its server side, our client |
@@ -87,6 +88,7 @@ pub mod config;
 pub mod engine;
 pub mod eval;
 pub mod exchange;
+mod fair;
 pub mod host;
 pub mod identity;
 pub mod interrupts;

@@ -13,6 +13,7 @@
 
 use crate::backend::{Backend, Fault, Info, Outcome};
 use crate::engine::credit::Credits;
+use crate::engine::inbox::{Inbox, Sent};
 use crate::engine::job::Move;
 use crate::engine::operation::{Command, Notice, Operation, QueueId};
 use crate::engine::pace::Pace;
@@ -98,14 +99,14 @@ pub enum NotStarted<E> {
 /// The way to an engine. Cheap to clone; the engine ends when the last one is dropped.
 #[derive(Clone)]
 pub struct Handle {
-    inbox: Sender<Command>,
+    inbox: Sender<Sent>,
     info: Arc<Info>,
 }
 
 impl Handle {
     /// One to whoever takes the commands out, in an engine's place.
     #[cfg(test)]
-    pub(crate) fn to_nobody(info: Info) -> (Handle, Receiver<Command>) {
+    pub(crate) fn to_nobody(info: Info) -> (Handle, Receiver<Sent>) {
         let (inbox, commands) = smol::channel::bounded(ENGINE_INBOX);
         (Handle { inbox, info: Arc::new(info) }, commands)
     }
@@ -117,14 +118,35 @@ impl Handle {
     /// Gives the command back when the inbox is full (then await [`Handle::send`]) or the engine is gone.
     #[allow(clippy::result_large_err)] // The command itself comes back, as from any channel.
     pub fn try_send(&self, command: Command) -> Result<(), Command> {
-        self.inbox.try_send(command).map_err(|refused| match refused {
-            TrySendError::Full(command) | TrySendError::Closed(command) => command,
+        self.try_post(Sent { command, credit: None })
+    }
+
+    /// The same of one that has no answer to wait for: while too many of its instance, whose `credits` are, are on their way or
+    /// queued, it comes back too (then await [`Handle::tell`]).
+    #[allow(clippy::result_large_err)]
+    pub fn try_tell(&self, credits: &Credits, command: Command) -> Result<(), Command> {
+        match credits.try_take(command.words()) {
+            None => Err(command),
+            credit => self.try_post(Sent { command, credit }),
+        }
+    }
+
+    #[allow(clippy::result_large_err)]
+    fn try_post(&self, sent: Sent) -> Result<(), Command> {
+        self.inbox.try_send(sent).map_err(|refused| match refused {
+            TrySendError::Full(sent) | TrySendError::Closed(sent) => sent.command,
         })
     }
 
     /// Waits while the inbox is full. Commands of one sender arrive in the order sent.
     pub async fn send(&self, command: Command) -> Result<(), Gone> {
-        self.inbox.send(command).await.map_err(|_| Gone)
+        self.inbox.send(Sent { command, credit: None }).await.map_err(|_| Gone)
+    }
+
+    /// Like [`Handle::send`], of one that has no answer to wait for: waits while too many such are.
+    pub async fn tell(&self, credits: &Credits, command: Command) -> Result<(), Gone> {
+        let credit = Some(credits.take(command.words()).await);
+        self.inbox.send(Sent { command, credit }).await.map_err(|_| Gone)
     }
 
     /// Submits an operation of the instance that `credits` belongs to; waits while that instance has too much queued.
@@ -138,7 +160,7 @@ impl Handle {
 pub struct Engine {
     backend: Box<dyn Backend>,
     settle: Box<dyn Settle>,
-    inbox: Receiver<Command>,
+    inbox: Inbox,
     notices: Sender<Notice>,
     /// Notices that found the channel full: at most one per instance.
     untold: VecDeque<Notice>,
@@ -183,6 +205,7 @@ impl Engine {
             let state = State::new(&info, &reuse);
             let _ = made.send(Ok(info));
             let (untold, under_way, ended) = (VecDeque::new(), VecDeque::new(), Instant::now());
+            let inbox = Inbox::new(inbox);
             let engine = Engine { backend, settle, inbox, notices, untold, state, pace, under_way, ended };
             engine.live(on_fault);
         };
@@ -210,8 +233,9 @@ impl Engine {
         // What a panic left behind may be torn, but the replies in it are whole; telling them must not stop us.
         let told = catch_unwind(AssertUnwindSafe(|| {
             self.state.lose_everything(&why);
-            while let Ok(command) = self.inbox.try_recv() {
-                self.state.apply(command);
+            self.inbox.take_in();
+            while let Some((_, sent)) = self.inbox.next() {
+                self.state.apply(sent.command);
             }
         }));
         if told.is_err() {
@@ -248,9 +272,8 @@ impl Engine {
                     std::thread::sleep(UNTOLD_WAIT);
                     continue;
                 }
-                match self.inbox.recv_blocking() {
-                    Ok(command) => self.state.apply(command),
-                    Err(_) => return Ok(()),
+                if self.inbox.wait().is_err() {
+                    return Ok(());
                 }
             } else if self.backend.collect(&mut outcome, !lent)? {
                 self.end(&mut outcome)?;
@@ -265,17 +288,20 @@ impl Engine {
         self.under_way.len() < self.backend.depth() && !self.under_way.iter().any(|batch| batch.plan.wakes)
     }
 
-    /// Takes what is in the inbox now, as far as it comes in [`COLLECT`]; true if that woke a guest or may have.
+    /// Carries out what has been sent by now, as far as it comes in [`COLLECT`]; true if that woke a guest or may have, or if there
+    /// is more.
     fn collect(&mut self) -> bool {
-        let waiting = self.inbox.len(); // Not until it is empty: senders must not be able to hold us here.
+        let full = self.inbox.take_in();
         let since = Instant::now();
-        for _ in 0..waiting {
-            match self.inbox.try_recv() {
-                Ok(command) => self.state.apply(command),
-                Err(_) => break,
-            }
-            if since.elapsed() >= COLLECT {
-                break; // What is left stays in the inbox, in its order.
+        let mut before = since;
+        while let Some((row, sent)) = self.inbox.next() {
+            self.state.apply(sent.command);
+            drop(sent.credit);
+            let now = Instant::now();
+            self.inbox.over(row, now - before);
+            before = now;
+            if now - since >= COLLECT {
+                break; // What is left stays there, in its order.
             }
         }
         self.untold.extend(self.state.take_notices());
@@ -285,7 +311,7 @@ impl Engine {
                 break;
             }
         }
-        self.state.take_answered() || waiting >= ENGINE_INBOX
+        self.state.take_answered() || full || !self.inbox.is_empty()
     }
 
     /// Moves what is to be moved, and submits the batch.

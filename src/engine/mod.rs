@@ -5,6 +5,7 @@ pub mod credit;
 #[allow(clippy::module_inception)] // "engine" is the name of the thread and of what it is.
 mod engine;
 mod hazards;
+mod inbox;
 mod job;
 pub mod operation;
 mod pace;
@@ -19,4 +20,6 @@ mod state;
 mod waiting;
 
 pub use engine::{Engine, Gone, Handle, NotStarted, Settle};
+#[cfg(test)]
+pub(crate) use inbox::Sent;
 pub use prefix::Reuse;

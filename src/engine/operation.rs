@@ -314,6 +314,14 @@ pub enum Command {
 }
 
 impl Command {
+    /// What it costs to keep on its way, in u32s; see [`Operation::words`].
+    pub fn words(&self) -> usize {
+        match self {
+            Command::Deallocate { ids, .. } => ids.len(),
+            _ => 0,
+        }
+    }
+
     /// Who asks; nobody for [`Command::Status`].
     pub fn instance(&self) -> Option<InstanceId> {
         match self {

@@ -57,7 +57,7 @@ impl Pool {
         if asked <= free {
             return Room::Fits;
         }
-        if asked <= free + self.draining {
+        if self.comes_soon(asked) {
             return Room::Soon;
         }
         let victims = self.victims(instance, asked, asked - free - self.draining);
@@ -65,6 +65,12 @@ impl Pool {
             || Room::Never(Refusal::OutOfPages { asked, capacity: self.capacity(), free }),
             Room::AfterEnding,
         )
+    }
+
+    /// Whether so many are not there now, and will be when what is queued has run.
+    pub fn comes_soon(&self, asked: u32) -> bool {
+        let free = self.available();
+        (free + 1..=free + self.draining).contains(&asked)
     }
 
     fn victims(&self, requester: InstanceId, asked: u32, missing: u32) -> Option<Vec<InstanceId>> {

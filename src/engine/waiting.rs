@@ -20,9 +20,13 @@ pub(super) struct Waiting {
     lines: BTreeMap<Subject, VecDeque<Place>>,
     /// What each has sent since; the first is the command that waits.
     backlog: HashMap<InstanceId, VecDeque<Command>>,
+    /// What its first command lacked when it was last looked at: that look is dear for a long pass, this one is not.
+    lacks: HashMap<InstanceId, (Kind, u32)>,
     placed: u64,
-    /// What [`State::changes`] said when all lines were last looked at in vain; a look at a long pass is dear.
+    /// What [`State::changes`] said when all lines were last looked at in vain.
     seen: Option<u64>,
+    #[cfg(test)]
+    looks: usize,
 }
 
 struct Place {
@@ -59,6 +63,7 @@ impl Waiting {
     /// It waits no longer: what it had sent.
     pub fn leave(&mut self, instance: InstanceId) -> VecDeque<Command> {
         let Some(sent) = self.backlog.remove(&instance) else { return VecDeque::new() };
+        self.lacks.remove(&instance);
         self.unplace(instance);
         sent
     }
@@ -66,6 +71,7 @@ impl Waiting {
     /// Everything that was sent by those who wait.
     pub fn take_all(&mut self) -> impl Iterator<Item = Command> + use<> {
         self.lines.clear();
+        self.lacks.clear();
         std::mem::take(&mut self.backlog).into_values().flatten()
     }
 
@@ -118,15 +124,9 @@ impl State {
         if count == 0 {
             return Got::Room;
         }
-        // Whoever asks for more than there is at all need not wait to hear so.
-        if count <= self.pool(kind).capacity()
-            && let Some(subject) = self.pages.subject_of(instance)
-        {
-            match self.waiting.ahead(subject, instance) {
-                Ahead::Nobody => {}
-                Ahead::Others if self.pool(kind).is_within_share(instance, count) => {}
-                Ahead::Others | Ahead::Own => return Got::Wait,
-            }
+        if self.is_behind(instance, kind, count) {
+            self.waiting.lacks.insert(instance, (kind, count));
+            return Got::Wait;
         }
         if let Room::AfterEnding(victims) = self.pool(kind).room(instance, count) {
             for victim in victims {
@@ -136,9 +136,35 @@ impl State {
         match self.pool(kind).room(instance, count) {
             Room::Fits => Got::Room,
             // Ended instances' pages that the jobs of others still use.
-            Room::Soon | Room::AfterEnding(_) => Got::Wait,
+            Room::Soon | Room::AfterEnding(_) => {
+                self.waiting.lacks.insert(instance, (kind, count));
+                Got::Wait
+            }
             Room::Never(refusal) => Got::Never(refusal),
         }
+    }
+
+    /// Whether others go before the instance with so many pages.
+    fn is_behind(&self, instance: InstanceId, kind: Kind, count: u32) -> bool {
+        // Whoever asks for more than there is at all need not wait to hear so.
+        if count > self.pool(kind).capacity() {
+            return false;
+        }
+        let Some(subject) = self.pages.subject_of(instance) else { return false };
+        match self.waiting.ahead(subject, instance) {
+            Ahead::Nobody => false,
+            Ahead::Others => !self.pool(kind).is_within_share(instance, count),
+            Ahead::Own => true,
+        }
+    }
+
+    /// Whether the first command of an instance that waits would wait again. It may lack less by now, if others have let go of
+    /// pages that it writes: then it waits until those come that it lacked, which are on their way, or until they do not.
+    fn waits_on(&self, instance: InstanceId) -> bool {
+        let lacks = self.waiting.lacks.get(&instance);
+        lacks.is_some_and(|&(kind, count)| {
+            self.is_behind(instance, kind, count) || self.pool(kind).comes_soon(count)
+        })
     }
 
     /// Goes on with those who wait, the first of each subject, as far as pages go.
@@ -156,6 +182,13 @@ impl State {
     }
 
     fn serve(&mut self, instance: InstanceId) {
+        if self.waits_on(instance) {
+            return;
+        }
+        #[cfg(test)]
+        {
+            self.waiting.looks += 1;
+        }
         let mut progress = false;
         let held = loop {
             let next = self.waiting.backlog(instance).and_then(VecDeque::pop_front);

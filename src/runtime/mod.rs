@@ -24,7 +24,6 @@ pub mod aside;
 pub mod directory;
 pub mod ending;
 pub mod events;
-mod fair;
 pub mod instance;
 mod low;
 pub mod pace;

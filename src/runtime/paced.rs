@@ -7,8 +7,8 @@
 //! milliseconds, and a batch has a barrier every tenth of one. So while the model is busy for others, a subject has one
 //! such turn at a time, and a part of one thread's time.
 
-use super::fair::Fair;
 use super::subjects::{LOOK, Subjects};
+use crate::fair::Fair;
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 

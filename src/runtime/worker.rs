@@ -19,10 +19,10 @@
 //! guests or batches than there are workers.
 
 use super::aside::Aside;
-use super::fair::Fair;
 use super::paced::{Next, Paced};
 use super::subjects::Subjects;
 use crate::backend::crew::Crew;
+use crate::fair::Fair;
 use crate::limits;
 use async_task::Runnable;
 use std::io;

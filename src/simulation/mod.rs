@@ -25,10 +25,10 @@ use crate::appliance::end_given_up;
 use crate::auth::{Claims, Role, SecretKey, Verifier, mint};
 use crate::backend::Info;
 use crate::clock::{self, fake};
-use crate::engine;
 use crate::engine::operation::{Command, Notice, Operation};
 use crate::engine::simulation::random::{PAGE, Random};
 use crate::engine::simulation::rig::Rig;
+use crate::engine::{self, Sent};
 use crate::exchange::Exchange;
 use crate::limits;
 use crate::model::Model;
@@ -219,7 +219,7 @@ struct World {
     runtime: Runtime,
     door: Arc<Door<Scripted>>,
     rig: Rig,
-    inbox: Receiver<Command>,
+    inbox: Receiver<Sent>,
     /// Commands may have come, or work is left.
     engine_has_work: bool,
     notices: Sender<Notice>,
@@ -395,7 +395,7 @@ impl World {
     /// What the engine's thread does in a turn: collect, choose, run, deliver.
     fn turn(&mut self) {
         for _ in 0..self.inbox.len() {
-            let Ok(command) = self.inbox.try_recv() else { break };
+            let Ok(Sent { command, .. }) = self.inbox.try_recv() else { break };
             lock(&self.ledger).trace.note(|| name(&command).to_owned());
             let notices = self.rig.send(command);
             self.given_up(notices);

@@ -223,7 +223,7 @@ fn the_workers_hear_whom_each_batch_is_for() {
     }
     let others = [&one, &two].map(|subject| Guest::of(&world.engine, subject.clone()));
     replies.extend(others.iter().map(|guest| guest.decode(0).expect("the engine runs")));
-    heard(&world.engine);
+    others.iter().for_each(|guest| drop(heard(guest)));
     world.held.store(false, Ordering::Relaxed);
     for reply in replies {
         assert!(smol::block_on(reply.wait()).is_ok());
@@ -281,12 +281,17 @@ fn what_woken_guests_ask_joins_the_next_batch() {
     }
 }
 
-/// The engine has carried out all that was sent before.
-fn heard(engine: &Handle) -> Status {
-    let reply = Reply::default();
-    let answer = Reply::clone(&reply);
-    smol::block_on(engine.send(Command::Status { reply })).expect("the engine runs");
-    smol::block_on(answer.wait()).clone()
+/// The engine has carried out all that was sent before for the guest's subject.
+fn heard(guest: &Guest) -> Status {
+    let (exports, status) = (Reply::default(), Reply::default());
+    let (instance, kind, reply) = (guest.queue.instance, Kind::Page, Reply::clone(&exports));
+    smol::block_on(async {
+        guest.engine.send(Command::Exports { instance, kind, reply }).await?;
+        exports.wait().await;
+        guest.engine.send(Command::Status { reply: Reply::clone(&status) }).await?;
+        Ok::<Status, Gone>(status.wait().await.clone())
+    })
+    .expect("the engine runs")
 }
 
 #[test]
@@ -302,7 +307,7 @@ fn guests_are_heard_while_a_batch_is_under_way_and_what_they_ask_joins_the_next(
     // They get pages, and their passes wait: the first guest's next one is to join them.
     let others = [0; 2].map(|_| Guest::join(&world.engine));
     replies.extend(others.iter().map(|guest| guest.decode(0).expect("the engine runs")));
-    assert_eq!((heard(&world.engine).instances, heard(&world.engine).pages.used), (3, 3));
+    assert_eq!((heard(&first).instances, heard(&first).pages.used), (3, 3));
     assert_eq!(batches(), [1]);
     world.held.store(false, Ordering::Relaxed);
     for reply in replies {
@@ -339,11 +344,11 @@ fn the_chunks_of_a_prompt_follow_each_other_without_a_pause() {
     let instance = guest.queue.instance;
     let leave = Command::Leave { instance, how: crate::engine::operation::Leave::Killed };
     smol::block_on(world.engine.send(leave)).expect("the engine runs");
-    let status = heard(&world.engine);
+    let status = heard(&guest);
     assert_eq!((status.instances, status.pages.used), (0, 7));
     world.held.store(false, Ordering::Relaxed);
     assert!(smol::block_on(prompt.wait()).is_err());
-    while heard(&world.engine).pages.used > 0 {
+    while heard(&guest).pages.used > 0 {
         std::thread::yield_now();
     }
     assert_eq!(batches(), 2, "of one who is gone nothing more is begun");
@@ -353,7 +358,8 @@ fn the_chunks_of_a_prompt_follow_each_other_without_a_pause() {
 #[test]
 fn a_heap_of_heavy_commands_is_carried_out_in_turns_and_in_order() {
     let backend = Fake::new(info(), 1);
-    let (handle, inbox) = Handle::to_nobody(info());
+    let (handle, channel) = Handle::to_nobody(info());
+    let inbox = Inbox::new(channel);
     let (notices, _notices) = smol::channel::bounded(8);
     let state = State::new(&info(), &Reuse::default());
     let (untold, under_way, ended) = (VecDeque::new(), VecDeque::new(), Instant::now());
@@ -380,12 +386,17 @@ fn a_heap_of_heavy_commands_is_carried_out_in_turns_and_in_order() {
         send(Command::Import { instance: importer, kind, name, reply });
         send(Command::Leave { instance: importer, how: crate::engine::operation::Leave::Killed });
     }
+    let (other, subject) = (InstanceId::from_bits(3), Subject::new("other"));
+    send(Command::Join { instance: other, subject, pages, seed: 1 });
+    let given = Reply::default();
+    send(Command::Allocate { instance: other, kind, count: 1, reply: Reply::clone(&given) });
     let mut turns = 0;
     while !engine.inbox.is_empty() {
         engine.collect();
         turns += 1;
+        assert!(turns < 2 || given.get().is_some_and(Result::is_ok), "another waits for all of them");
     }
-    assert!(turns > 1, "all in one go");
+    assert!(turns > 2, "all in one go");
     assert!(imports.iter().all(|reply| matches!(reply.get(), Some(Ok(ids)) if ids.len() == 1 << 16)));
     engine.state.check();
 }

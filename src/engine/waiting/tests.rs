@@ -193,3 +193,24 @@ fn whoever_ends_waits_no_longer() {
         w.finish(plan);
     }
 }
+
+/// The story: each page that anybody gave back, though none came free, had the engine look at a waiting pass of a hundred
+/// thousand rows again, for milliseconds each time.
+#[test]
+fn what_waits_is_looked_at_again_only_when_what_it_lacked_may_be_there() {
+    let mut w = World::new(16);
+    let (_, plan) = w.draining("a", 4);
+    let [waits, gives] = [w.join("a"), w.join("a")];
+    assert!(has(&w.ask(gives, 8)));
+    let large = w.ask(waits, 8);
+    let looks = w.state.waiting.looks;
+    let names = (0..8).map(VirtualId);
+    for ids in names.clone().take(3).map(|id| vec![id]) {
+        w.state.apply(Command::Deallocate { instance: gives, kind: Kind::Page, ids });
+        assert!(w.state.waits(waits), "4 are free, and 4 come");
+    }
+    assert_eq!(w.state.waiting.looks, looks);
+    w.state.apply(Command::Deallocate { instance: gives, kind: Kind::Page, ids: vec![VirtualId(3)] });
+    assert!(has(&large));
+    w.finish(plan);
+}

@@ -1,5 +1,6 @@
 //! `queue` and the results that come through one: a stream of operations in order.
 
+use crate::engine::credit::Credits;
 use crate::engine::operation::{Command, Operation, Priority, QueueId, Reply};
 use crate::engine::{Gone, Handle};
 use crate::host::abi::{Borrow, Own};
@@ -20,10 +21,11 @@ const ENDING_WAIT: Duration = Duration::from_secs(5);
 pub struct Stream {
     pub id: QueueId,
     engine: Handle,
+    credits: Credits,
     unclosed: Unclosed,
 }
 
-/// Queues that were dropped while the engine's inbox was full; closed before the next one is made.
+/// Queues that were dropped while too much was on its way to the engine; closed before the next one is made.
 pub type Unclosed = Arc<Mutex<Vec<QueueId>>>;
 
 /// The queues of one instance.
@@ -35,7 +37,9 @@ pub struct Queues {
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        if let Err(Command::Close { queue }) = self.engine.try_send(Command::Close { queue: self.id }) {
+        if let Err(Command::Close { queue }) =
+            self.engine.try_tell(&self.credits, Command::Close { queue: self.id })
+        {
             self.unclosed.lock().unwrap_or_else(PoisonError::into_inner).push(queue);
         }
     }
@@ -93,15 +97,16 @@ pub(super) fn create(cx: &mut Cx) -> Result<Later<Own<Queue>>, Trap> {
     cx.queues.made = ordinal.checked_add(1).ok_or_else(|| Trap::error("no more queues can be made"))?;
     let unclosed = cx.queues.unclosed.clone();
     let id = QueueId { instance: cx.instance, ordinal };
-    let queue = Own(Queue(Arc::new(Stream { id, engine: cx.engine.clone(), unclosed: unclosed.clone() })));
+    let (engine, credits) = (cx.engine.clone(), cx.credits.clone());
+    let queue = Own(Queue(Arc::new(Stream { id, engine, credits, unclosed: unclosed.clone() })));
     let late = std::mem::take(&mut *unclosed.lock().unwrap_or_else(PoisonError::into_inner));
     if late.is_empty() {
         return Ok(Later::ready(queue));
     }
-    let engine = cx.engine.clone();
+    let (engine, credits) = (cx.engine.clone(), cx.credits.clone());
     Ok(Later::wait(async move {
         for queue in late {
-            engine.send(Command::Close { queue }).await?;
+            engine.tell(&credits, Command::Close { queue }).await?;
         }
         Ok(queue)
     }))
@@ -113,12 +118,12 @@ impl From<Gone> for Trap {
     }
 }
 
-/// Sends a command that has no reply, in call order; waits only while the engine's inbox is full.
+/// Sends a command that has no reply, in call order; waits only while too much is on its way to the engine.
 pub(super) fn tell(cx: &mut Cx, command: Command) -> Later<()> {
     cx.owe(1, COMMAND_FUEL);
-    let Err(command) = cx.engine.try_send(command) else { return Later::ready(()) };
-    let engine = cx.engine.clone();
-    Later::wait(async move { Ok(engine.send(command).await?) })
+    let Err(command) = cx.engine.try_tell(&cx.credits, command) else { return Later::ready(()) };
+    let (engine, credits) = (cx.engine.clone(), cx.credits.clone());
+    Later::wait(async move { Ok(engine.tell(&credits, command).await?) })
 }
 
 /// Fuel of a command: the engine's thread, for which everybody waits, has some 300 ns of work with it.
@@ -145,13 +150,15 @@ pub fn submit<R: Send + 'static>(cx: &mut Cx, queue: QueueId, operation: Operati
     };
     // Before it is sent: the engine may have it the same moment.
     stages::mark(Stage::Submitted, queue.instance);
-    match tell(cx, Command::Submit { queue, operation, credit }) {
-        Later::Ready(()) => Later::ready(then),
-        Later::Wait(sent) => Later::wait(async move {
-            sent.await?;
-            Ok(then)
-        }),
-    }
+    cx.owe(1, COMMAND_FUEL);
+    let Err(command) = cx.engine.try_send(Command::Submit { queue, operation, credit }) else {
+        return Later::ready(then);
+    };
+    let engine = cx.engine.clone();
+    Later::wait(async move {
+        engine.send(command).await?;
+        Ok(then)
+    })
 }
 
 /// For a guest whose work the engine gave up: its real ending is on the way and says more than we could. If none

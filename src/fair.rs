@@ -11,8 +11,8 @@
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 
-/// What waits, by subject; subjects are small numbers (`subjects.rs`).
-pub(super) struct Fair<T> {
+/// What waits, by subject; subjects are small numbers.
+pub struct Fair<T> {
     subjects: Vec<Share<T>>, // [subject]
     /// What a subject was served when it was put here, and when that was: once for each subject with someone waiting.
     order: BinaryHeap<Entry>,
