@@ -130,7 +130,7 @@ pub const PAGE_TOKENS_MAX: u32 = 256;
 /// Tokens in all KV pages at most; keeps `page * page_size` and byte offsets of one layer within 40 bits.
 pub const KV_TOKENS_MAX: u32 = 1 << 24;
 /// Tokens in all KV pages at most, unless the operator asks for more: 2,048 for each instance. What is noted of each page
-/// of 16 tokens takes some 180 bytes, so this costs 6 MiB also where the pages of a tiny model cost next to nothing.
+/// of 16 tokens takes some 210 bytes, so this costs 7 MiB also where the pages of a tiny model cost next to nothing.
 pub const KV_TOKENS_UNASKED: u32 = 1 << 19;
 const _: () = assert!(PAGE_TOKENS_MAX <= KV_TOKENS_FLOOR && KV_TOKENS_FLOOR <= KV_TOKENS_UNASKED);
 const _: () = assert!(KV_TOKENS_UNASKED <= KV_TOKENS_MAX && KV_TOKENS_UNASKED as usize == 2048 * INSTANCES);
@@ -574,9 +574,14 @@ pub const PROGRAM_CODE_SHARE: usize = 2;
 pub const PROGRAM_CODE_BYTES_PER_BYTE: usize = 12;
 /// Bytes that each function takes besides: its place, and its code's allocation.
 pub const PROGRAM_CODE_BYTES_PER_FUNCTION: usize = 128;
+/// Bytes that each of [`PROGRAM_MOVED`] may take: the copy of one value.
+pub const PROGRAM_CODE_BYTES_PER_MOVED: usize = 24;
+/// Bytes that an element of a table's segment takes besides: one byte can name it, its expression has 24.
+pub const PROGRAM_CODE_BYTES_PER_ELEMENT: usize = 12;
 const _: () = assert!(
     PROGRAM_BYTES * PROGRAM_CODE_BYTES_PER_BYTE
         + PROGRAM_FUNCTIONS * PROGRAM_CODE_BYTES_PER_FUNCTION
+        + PROGRAM_MOVED * PROGRAM_CODE_BYTES_PER_MOVED
         + VALUE_STACK_BYTES
         <= PROGRAM_CODE_BYTES / PROGRAM_CODE_SHARE
 );

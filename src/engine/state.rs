@@ -371,7 +371,7 @@ impl State {
 
     fn answer_lost(&mut self, work: Work, lost: &Lost) {
         match work {
-            Work::Pass(_, pass) => self.answer(&pass.reply, Err(lost.clone())),
+            Work::Pass(_, pass) => self.answer(&pass.reply.bare(), Err(lost.clone())), // as above
             Work::Synchronize(reply) => self.answer(&reply, false),
             Work::Move(_) => {}
         }

@@ -25,7 +25,7 @@ use std::sync::Arc;
 use wasmparser::types::TypesRef;
 use wasmparser::{
     CanonicalFunction, CanonicalOption, ComponentAlias, ComponentExternalKind, ComponentInstance,
-    ComponentTypeRef, Instance, Parser, Payload, TypeBounds, ValidPayload, Validator,
+    ComponentTypeRef, ElementItems, Instance, Parser, Payload, TypeBounds, ValidPayload, Validator,
 };
 
 /// Checks a component completely.
@@ -58,6 +58,7 @@ struct Module {
     range: Range<usize>,
     imports: Vec<(String, String)>,
     functions: usize,
+    elements: usize,
     globals: usize,
     exports: usize,
 }
@@ -157,6 +158,14 @@ impl Reader {
                 bounded("imports in a core module", module.imports.len(), limits::PROGRAM_IMPORTS)?;
             }
             Payload::FunctionSection(section) => module.functions = section.count() as usize,
+            Payload::ElementSection(section) => {
+                for element in section {
+                    module.elements += match element?.items {
+                        ElementItems::Functions(items) => items.count() as usize,
+                        ElementItems::Expressions(_, items) => items.count() as usize,
+                    };
+                }
+            }
             Payload::GlobalSection(section) => module.globals = section.count() as usize,
             Payload::ExportSection(section) => module.exports = section.count() as usize,
             Payload::MemorySection(section) => {
@@ -449,9 +458,14 @@ impl Reader {
         bounded("globals", of(|module| module.globals), limits::PROGRAM_GLOBALS)?;
         bounded("core imports", of(|module| module.imports.len()), limits::PROGRAM_IMPORTS)?;
         bounded("core exports", of(|module| module.exports), limits::PROGRAM_EXPORTS)?;
-        let functions = self.modules.iter().map(|module| module.functions).sum();
+        let bytes = |module: &Module| {
+            module.functions * limits::PROGRAM_CODE_BYTES_PER_FUNCTION
+                + module.elements * limits::PROGRAM_CODE_BYTES_PER_ELEMENT
+        };
+        let bytes_beside = self.modules.iter().map(bytes).sum::<usize>()
+            + self.bodies.moved * limits::PROGRAM_CODE_BYTES_PER_MOVED;
         let modules = self.modules.into_iter().map(|module| module.range).collect();
-        Ok(Plan { modules, functions, steps: self.steps, run, handle })
+        Ok(Plan { modules, bytes_beside, steps: self.steps, run, handle })
     }
 }
 

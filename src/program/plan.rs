@@ -12,8 +12,8 @@ use std::sync::Arc;
 pub struct Plan {
     /// Where the core modules stand in the component's bytes.
     pub modules: Vec<Range<usize>>,
-    /// Functions of these modules.
-    pub functions: usize,
+    /// Bytes of memory that its translation takes beside what the component's length says.
+    pub bytes_beside: usize,
     /// To be done in this order. Step i makes core instance i.
     pub steps: Vec<Step>,
     /// `inferlet:core/run`: () -> result<_, string>.

@@ -80,8 +80,7 @@ impl Code {
                 arrange(step, module);
             }
         }
-        let bytes =
-            Code::bytes_of(component.len()) + plan.functions * limits::PROGRAM_CODE_BYTES_PER_FUNCTION;
+        let bytes = Code::bytes_of(component.len()) + plan.bytes_beside;
         Ok(Code { plan, modules, engine, bytes })
     }
 
@@ -92,7 +91,7 @@ impl Code {
 
     #[cfg(test)]
     pub(super) fn none() -> Code {
-        let plan = Plan { modules: vec![], functions: 0, steps: vec![], run: None, handle: None };
+        let plan = Plan { modules: vec![], bytes_beside: 0, steps: vec![], run: None, handle: None };
         Code { plan, modules: vec![], engine: Engine::new(&config()), bytes: 0 }
     }
 }
@@ -120,11 +119,11 @@ pub(super) fn config() -> Config {
         // The dearest there are, and the two whose code keeps a frame on the native stack until the slice ends:
         // at this price a slice has some hundreds of them.
         .operator_cost(OperatorCost { memory_grow: u8::MAX, table_grow: u8::MAX, ..OperatorCost::default() })
-        // Before anybody runs it, on a thread that nobody waits for. A function translated at its first call is
-        // translated within a slice, which nothing can interrupt, and a few fuel call them all: a program of 16 MiB
-        // held a worker for half a second. That could not be charged either: a call that lacks the fuel for it is
-        // lost, and what an instance pays must not depend on who called first. It takes a stock program's upload 30 ms
-        // more, once, and three times the memory.
+        // Before anybody runs it, on a thread for which nobody waits but who brings or launches it. A function translated
+        // at its first call is translated within a slice, which nothing can interrupt, and a few fuel call them all: a
+        // program of 16 MiB held a worker for half a second. That could not be charged either: a call that lacks the
+        // fuel for it is lost, and what an instance pays must not depend on who called first. It takes a stock program
+        // 30 ms more each time that it comes into memory, and three times as much of that.
         .compilation_mode(CompilationMode::Eager)
         // One for the calls of the allocator while a guest waits. What ran has a stack of its own.
         .set_max_cached_stacks(1)

@@ -73,9 +73,10 @@ impl Lists {
         let in_use = |account: &Arc<Account>| Arc::strong_count(account) > 1;
         self.accounts.retain(|_, account| in_use(account) || account.owes() || account.holds());
         if self.accounts.len() >= limits::ACCOUNTS {
-            // Whoever owes least is forgiven.
+            // Whoever owes least is forgiven, and last of all one whose results the engine still makes.
             let idle = self.accounts.iter().filter(|(_, account)| !in_use(account));
-            if let Some(least) = idle.min_by_key(|(_, account)| account.paid()).map(|(who, _)| who.clone()) {
+            let least = idle.min_by_key(|(_, account)| (account.holds(), account.paid()));
+            if let Some(least) = least.map(|(who, _)| who.clone()) {
                 self.accounts.remove(&least);
             }
         }

@@ -91,7 +91,16 @@ impl Guest {
 
     /// So many tokens behind `len`.
     fn pass(&self, pages: Vec<VirtualId>, len: u32, rows: u32) -> Result<Reply<PassResult>, Gone> {
-        let reply = Reply::default();
+        self.pass_into(Reply::default(), pages, len, rows)
+    }
+
+    fn pass_into(
+        &self,
+        reply: Reply<PassResult>,
+        pages: Vec<VirtualId>,
+        len: u32,
+        rows: u32,
+    ) -> Result<Reply<PassResult>, Gone> {
         let sampler = Sampler::Multinomial { temperature: 0.0 };
         let pass = Pass {
             pages,
@@ -314,6 +323,36 @@ fn guests_are_heard_while_a_batch_is_under_way_and_what_they_ask_joins_the_next(
         assert_eq!(smol::block_on(reply.wait()).as_ref().map(Vec::len), Ok(1));
     }
     assert_eq!(batches(), [1, 2]);
+}
+
+/// What a guest dropped before its pass has run is made all the same: until then whoever counts its bytes counts them.
+#[test]
+fn what_a_reply_carries_is_there_until_its_pass_has_run_or_never_will() {
+    for ends in [false, true] {
+        let world = start_deep(2, (), usize::MAX, no_fault);
+        let guest = Guest::join(&world.engine);
+        world.held.store(true, Ordering::Relaxed);
+        let first = guest.decode(0).expect("the engine runs");
+        while world.sizes.lock().expect("no panic holds it").is_empty() {
+            std::thread::yield_now();
+        }
+        let charge = Arc::new(());
+        let counted = Arc::downgrade(&charge);
+        drop(guest.pass_into(Reply::carrying(charge), vec![VirtualId(0)], 1, 1).expect("the engine runs"));
+        heard(&guest);
+        assert!(counted.upgrade().is_some(), "the guest has let go, the engine not");
+        if ends {
+            let instance = guest.queue.instance;
+            let leave = Command::Leave { instance, how: crate::engine::operation::Leave::Killed };
+            smol::block_on(world.engine.send(leave)).expect("the engine runs");
+        }
+        world.held.store(false, Ordering::Relaxed);
+        let first = smol::block_on(first.wait()).is_ok();
+        assert!(first || ends);
+        while counted.upgrade().is_some() {
+            std::thread::yield_now();
+        }
+    }
 }
 
 #[test]

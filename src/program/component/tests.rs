@@ -23,6 +23,23 @@ fn refusal(text: &str) -> String {
     }
 }
 
+/// The story: 6 KB made 12 MB that nobody counted, and a few hundred such programs filled the box.
+#[test]
+fn what_few_bytes_make_much_of_counts() {
+    let beside = |text: &str| {
+        let text = MINIMAL.replace("(core module $main", &format!("(core module $main {text}"));
+        read(&wat::parse_str(text).unwrap()).unwrap().bytes_beside
+    };
+    let least = beside("");
+    let values = 1000;
+    let results = format!("(result{})", " i32".repeat(values));
+    let branches = "(br_if 0 (local.get 0)) ".repeat(500);
+    let wide = format!("(func (param i32) {results} {} {branches})", "(i32.const 1) ".repeat(values));
+    assert!(beside(&wide) - least >= 500 * values * 24);
+    let elements = format!("(table 1 funcref) (func) (elem (i32.const 0) func{})", " 0".repeat(10_000));
+    assert!(beside(&elements) - least >= 10_000 * 12);
+}
+
 #[test]
 fn the_smallest_inferlet_is_one_step() {
     let plan = read(&wat::parse_str(MINIMAL).unwrap()).unwrap();
