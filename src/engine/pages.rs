@@ -211,6 +211,17 @@ impl Pool {
         self.holders.get(&instance).map(|holder| &holder.subject)
     }
 
+    /// Orders instances: greater is newer; nothing for one that is not there.
+    pub fn joined(&self, instance: InstanceId) -> Option<u64> {
+        self.holders.get(&instance).map(|holder| holder.joined)
+    }
+
+    /// Whom a page is charged to that has no owner.
+    pub fn charged_without_owner(&self, page: Physical) -> Option<&Subject> {
+        let entry = &self.entries[page.0 as usize];
+        entry.subject.as_ref().filter(|_| entry.owners == 0)
+    }
+
     /// All that was to be written to the page has been: whoever shares its subject may find it by what it holds.
     pub fn written(&mut self, page: Physical) {
         if let Some(subject) = &self.entries[page.0 as usize].subject {
@@ -296,10 +307,13 @@ impl Pool {
 
     /// Withdraws the exports made by an instance that hold a page for which `unwritten` says yes; their names. It is asked
     /// once about each page: exports may list one a quarter of a million times, and the answer may be hundreds of jobs away.
-    pub fn withdraw(&mut self, by: InstanceId, unwritten: impl Fn(Physical) -> bool) -> Vec<String> {
-        let Some(holder) = self.holders.get(&by) else { return Vec::new() };
-        let subject = holder.subject.clone();
-        let Some(scope) = self.scopes.get(&subject) else { return Vec::new() };
+    pub fn withdraw(
+        &mut self,
+        by: InstanceId,
+        subject: &Subject,
+        unwritten: impl Fn(Physical) -> bool,
+    ) -> Vec<String> {
+        let Some(scope) = self.scopes.get(subject) else { return Vec::new() };
         let mut known: HashMap<Physical, bool, BuildHasherDefault<IdHasher>> = HashMap::default();
         let mut unwritten = |page| *known.entry(page).or_insert_with(|| unwritten(page));
         let exports = scope.exports.iter();
@@ -308,7 +322,7 @@ impl Pool {
             .map(|(name, _)| name.clone())
             .collect();
         for name in &doomed {
-            self.remove_export(&subject, name);
+            self.remove_export(subject, name);
         }
         doomed
     }
@@ -563,7 +577,7 @@ mod tests {
             asked.set(asked.get() + 1);
             Some(page) == last
         };
-        assert_eq!(w.pool.withdraw(maker, unwritten), ["y"]);
+        assert_eq!(w.pool.withdraw(maker, &Subject::new("a"), unwritten), ["y"]);
         assert_eq!(asked.get(), 3);
         w.pool.check(&HashMap::new());
     }

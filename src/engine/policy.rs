@@ -12,7 +12,7 @@ use crate::engine::operation::{PageQuotas, Refusal};
 use crate::engine::pages::{Physical, Pool};
 use crate::identity::{InstanceId, Subject};
 use crate::quota::{Name, Quota};
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::{BinaryHeap, HashMap, HashSet};
 
 /// Whether `asked` pages can be had.
 #[derive(Debug, PartialEq, Eq)]
@@ -71,6 +71,23 @@ impl Pool {
     pub fn comes_soon(&self, asked: u32) -> bool {
         let free = self.available();
         (free + 1..=free + self.draining).contains(&asked)
+    }
+
+    /// Subjects over their share, without one.
+    pub fn over_share(&self, without: &Subject) -> HashSet<&Subject> {
+        let share = self.share();
+        let over = self.scopes.iter().filter(|(subject, scope)| *subject != without && scope.used > share);
+        over.map(|(subject, _)| subject).collect()
+    }
+
+    /// Whether nobody owns the page, some queued operation uses it, and it is charged to one of these.
+    pub fn drains_of(&self, page: Physical, subjects: &HashSet<&Subject>) -> bool {
+        self.charged_without_owner(page).is_some_and(|subject| subjects.contains(subject))
+    }
+
+    /// Who has to be ended for so many pages, if none of those on their way come; nobody if that does not help.
+    pub fn without_draining(&self, instance: InstanceId, asked: u32) -> Vec<InstanceId> {
+        self.victims(instance, asked, asked.saturating_sub(self.available())).unwrap_or_default()
     }
 
     fn victims(&self, requester: InstanceId, asked: u32, missing: u32) -> Option<Vec<InstanceId>> {

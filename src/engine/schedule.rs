@@ -18,7 +18,7 @@ use crate::simulation::plant::{Bug, planted};
 pub use choose::Budget;
 use choose::SHORT_ROWS;
 use ready::Ready;
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 mod choose;
 mod ready;
@@ -441,6 +441,23 @@ impl Schedule {
     pub fn will_write(&self, instance: InstanceId, kind: Kind, at: Physical) -> bool {
         let is_its_pass = |job: &Job| job.instance == instance && matches!(job.work, Work::Pass(..));
         self.hazards.writers(kind, at).any(|id| self.jobs.get(&id).is_some_and(is_its_pass))
+    }
+
+    /// Whose an instance is, or was as long as anything of it is queued.
+    pub fn subject_of(&self, instance: InstanceId) -> Option<&Subject> {
+        self.guests.get(&instance).map(|guest| &guest.subject)
+    }
+
+    /// Batches that have been planned.
+    pub fn batches(&self) -> u64 {
+        self.batch
+    }
+
+    /// The instances whose queued jobs use such a page.
+    pub fn whose_jobs_touch(&self, kind: Kind, such: impl Fn(Physical) -> bool) -> Vec<InstanceId> {
+        let does = |job: &&Job| job.touches.iter().any(|touch| touch.kind == kind && such(touch.at));
+        let all: BTreeSet<InstanceId> = self.jobs.values().filter(does).map(|job| job.instance).collect();
+        all.into_iter().collect()
     }
 
     /// Whether anything queued writes the page.

@@ -305,15 +305,32 @@ impl State {
         drop(withdrawn);
         self.pages.leave(instance);
         self.embeds.leave(instance);
+        self.drop_unneeded(instance);
+        for command in self.waiting.leave(instance) {
+            self.refuse(command);
+        }
+    }
+
+    /// An instance that has ended does without what it left queued for its exports, too. False: that changes nothing, for
+    /// others need it.
+    pub(super) fn abandon(&mut self, instance: InstanceId) -> bool {
+        let withdrawn = self.withdraw(instance);
+        let any = !withdrawn.is_empty();
+        #[cfg(test)]
+        self.trace.push(Trace::Left(instance, Leave::Killed, withdrawn));
+        self.drop_unneeded(instance) || any
+    }
+
+    /// Takes out what an instance that has left has queued and nobody needs. Whether there was anything.
+    fn drop_unneeded(&mut self, instance: InstanceId) -> bool {
         let (pages, embeds) = (&self.pages, &self.embeds);
         let dropped = self.schedule.leave(instance, |kind, page| match kind {
             Kind::Page => pages.owners(page) > 0,
             Kind::Embed => embeds.owners(page) > 0,
         });
+        let any = !dropped.is_empty();
         self.let_go(dropped);
-        for command in self.waiting.leave(instance) {
-            self.refuse(command);
-        }
+        any
     }
 
     /// Jobs of an instance that has ended, which will not be done.
@@ -337,9 +354,10 @@ impl State {
             return Vec::new();
         }
         let schedule = &self.schedule;
+        let Some(subject) = schedule.subject_of(instance) else { return Vec::new() };
         let unwritten = |kind| move |page| schedule.will_write(instance, kind, page);
-        let pages = self.pages.withdraw(instance, unwritten(Kind::Page));
-        let embeds = self.embeds.withdraw(instance, unwritten(Kind::Embed));
+        let pages = self.pages.withdraw(instance, subject, unwritten(Kind::Page));
+        let embeds = self.embeds.withdraw(instance, subject, unwritten(Kind::Embed));
         let pages = pages.into_iter().map(|name| (Kind::Page, name));
         pages.chain(embeds.into_iter().map(|name| (Kind::Embed, name))).collect()
     }

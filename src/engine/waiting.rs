@@ -7,12 +7,19 @@
 //! inside its subject's share passes the others' lines: what they wait for may be hours of queued work. So one inside its
 //! share waits for none but its own; one beyond it may find that others took what it waited for, as if it had come after
 //! them.
+//!
+//! Pages that were given back and that queued operations still use are on their way, and waited for; but only for a while by
+//! whoever is inside its share: operations may be queued for hours. Then whoever is over its share and keeps them gives way.
 
 use crate::engine::operation::{Command, Kind, Notice};
 use crate::engine::policy::Room;
 use crate::engine::state::{Got, Held, State};
 use crate::identity::{InstanceId, Subject};
 use std::collections::{BTreeMap, HashMap, VecDeque};
+
+/// So many batches pages that are on their way may take, for one inside its share: 2 s of long ones. A pass that is under way
+/// takes one or two.
+const PATIENCE: u64 = if cfg!(test) { 2 } else { 16 };
 
 #[derive(Default)]
 pub(super) struct Waiting {
@@ -21,12 +28,20 @@ pub(super) struct Waiting {
     /// What each has sent since; the first is the command that waits.
     backlog: HashMap<InstanceId, VecDeque<Command>>,
     /// What its first command lacked when it was last looked at: that look is dear for a long pass, this one is not.
-    lacks: HashMap<InstanceId, (Kind, u32)>,
+    lacks: HashMap<InstanceId, Lack>,
     placed: u64,
     /// What [`State::changes`] said when all lines were last looked at in vain.
-    seen: Option<u64>,
+    seen: Option<(u64, u64)>,
     #[cfg(test)]
     looks: usize,
+}
+
+/// Pages that one waits for.
+struct Lack {
+    kind: Kind,
+    count: u32,
+    /// The batch since which it has waited for them, or since when somebody gave way for it.
+    since: u64,
 }
 
 struct Place {
@@ -125,7 +140,7 @@ impl State {
             return Got::Room;
         }
         if self.is_behind(instance, kind, count) {
-            self.waiting.lacks.insert(instance, (kind, count));
+            self.lacks(instance, kind, count);
             return Got::Wait;
         }
         if let Room::AfterEnding(victims) = self.pool(kind).room(instance, count) {
@@ -137,7 +152,7 @@ impl State {
             Room::Fits => Got::Room,
             // Ended instances' pages that the jobs of others still use.
             Room::Soon | Room::AfterEnding(_) => {
-                self.waiting.lacks.insert(instance, (kind, count));
+                self.lacks(instance, kind, count);
                 Got::Wait
             }
             Room::Never(refusal) => Got::Never(refusal),
@@ -158,19 +173,56 @@ impl State {
         }
     }
 
+    fn lacks(&mut self, instance: InstanceId, kind: Kind, count: u32) {
+        let now = Lack { kind, count, since: self.schedule.batches() };
+        let lack = self.waiting.lacks.entry(instance).or_insert(now);
+        (lack.kind, lack.count) = (kind, count);
+    }
+
     /// Whether the first command of an instance that waits would wait again. It may lack less by now, if others have let go of
     /// pages that it writes: then it waits until those come that it lacked, which are on their way, or until they do not.
-    fn waits_on(&self, instance: InstanceId) -> bool {
-        let lacks = self.waiting.lacks.get(&instance);
-        lacks.is_some_and(|&(kind, count)| {
-            self.is_behind(instance, kind, count) || self.pool(kind).comes_soon(count)
-        })
+    fn waits_on(&mut self, instance: InstanceId) -> bool {
+        let now = self.schedule.batches();
+        let Some(&Lack { kind, count, since }) = self.waiting.lacks.get(&instance) else { return false };
+        if self.is_behind(instance, kind, count) {
+            return true;
+        }
+        let soon = self.pool(kind).comes_soon(count);
+        if soon && now - since >= PATIENCE && self.pool(kind).is_within_share(instance, count) {
+            if let Some(lack) = self.waiting.lacks.get_mut(&instance) {
+                lack.since = now;
+            }
+            self.make_way(instance, kind, count);
+        }
+        soon
+    }
+
+    /// For one inside its share: ends the newest of those over theirs whose operations keep pages that nobody owns; or, if there is
+    /// none, as many of those who own some as it takes.
+    fn make_way(&mut self, instance: InstanceId, kind: Kind, count: u32) {
+        let Some(subject) = self.pages.subject_of(instance).cloned() else { return };
+        let pool = self.pool(kind);
+        let over = pool.over_share(&subject);
+        let mut keepers = self.schedule.whose_jobs_touch(kind, |page| pool.drains_of(page, &over));
+        keepers.sort_by_cached_key(|&keeper| std::cmp::Reverse(self.pages.joined(keeper)));
+        for keeper in keepers {
+            if self.members.contains_key(&keeper) {
+                return self.end_with(Notice::Evict(keeper));
+            }
+            // It ended, and what it left queued is for its exports.
+            if self.abandon(keeper) {
+                return;
+            }
+        }
+        for victim in self.pool(kind).without_draining(instance, count) {
+            self.end_with(Notice::Evict(victim));
+        }
     }
 
     /// Goes on with those who wait, the first of each subject, as far as pages go.
     pub(super) fn serve_waiting(&mut self) {
         while !self.waiting.is_empty() {
-            let now = Some(self.changes());
+            let now = Some((self.changes(), self.schedule.batches() / PATIENCE));
             if self.waiting.seen == now {
                 return;
             }
@@ -194,7 +246,10 @@ impl State {
             let next = self.waiting.backlog(instance).and_then(VecDeque::pop_front);
             let Some(command) = next else { break None };
             match self.carry_out(command) {
-                Ok(()) => progress = true,
+                Ok(()) => {
+                    progress = true;
+                    self.waiting.lacks.remove(&instance);
+                }
                 Err(held) => break Some(held),
             }
         };

@@ -31,6 +31,8 @@ pub struct Exported {
 pub struct Oracle {
     info: Info,
     pub members: BTreeMap<InstanceId, Member>,
+    /// Whose those were that have left.
+    gone: BTreeMap<InstanceId, Subject>,
     pub exports: BTreeMap<(Subject, Kind, String), Exported>,
     passes: BTreeMap<QueueId, u64>,
     /// What each pass must answer, in the order carried out.
@@ -42,6 +44,7 @@ impl Oracle {
         Oracle {
             info,
             members: BTreeMap::new(),
+            gone: BTreeMap::new(),
             exports: BTreeMap::new(),
             passes: BTreeMap::new(),
             expected: Vec::new(),
@@ -98,20 +101,24 @@ impl Oracle {
 
     /// A killed instance's exports go exactly if a pass of it that wrote them has not run.
     fn left(&mut self, instance: InstanceId, how: Leave, withdrawn: Vec<(Kind, String)>) {
-        let member = self.members.remove(&instance).expect("left twice");
+        // A second time if what it left queued is given up too.
+        let subject = match self.members.remove(&instance) {
+            Some(member) => self.gone.entry(instance).or_insert(member.subject).clone(),
+            None => self.gone.get(&instance).expect("it was there").clone(),
+        };
         let unwritten = |content: &Content| {
             let mut mine = content.writers.iter().filter(|(by, _)| *by == instance);
             mine.any(|(_, reply)| !matches!(reply.get(), Some(Ok(_))))
         };
         let exports = self.exports.iter();
         let must: BTreeSet<(Kind, String)> = exports
-            .filter(|(key, e)| key.0 == member.subject && e.by == instance)
+            .filter(|(key, e)| key.0 == subject && e.by == instance)
             .filter(|(_, e)| how == Leave::Killed && e.pages.iter().any(unwritten))
             .map(|((_, kind, name), _)| (*kind, name.clone()))
             .collect();
         assert_eq!(must, withdrawn.into_iter().collect(), "withdrawn exports");
         for (kind, name) in must {
-            self.exports.remove(&(member.subject.clone(), kind, name));
+            self.exports.remove(&(subject.clone(), kind, name));
         }
     }
 

@@ -9,6 +9,7 @@ use crate::engine::operation::{
 use crate::engine::prefix::Reuse;
 use crate::engine::schedule::{Budget, Plan};
 use crate::engine::state::State;
+use crate::engine::waiting::PATIENCE;
 use crate::identity::{InstanceId, Subject};
 
 const PAGE: u32 = 4;
@@ -213,4 +214,41 @@ fn what_waits_is_looked_at_again_only_when_what_it_lacked_may_be_there() {
     w.state.apply(Command::Deallocate { instance: gives, kind: Kind::Page, ids: vec![VirtualId(3)] });
     assert!(has(&large));
     w.finish(plan);
+}
+
+/// The story: whoever had the whole pool queued hours of work on it and gave all pages back: they were on their way, so nobody
+/// else got any.
+#[test]
+fn pages_on_their_way_are_waited_for_only_so_long_inside_the_share() {
+    for how in [None, Some(Leave::Completed)] {
+        let mut w = World::new(16);
+        let greedy = w.join("a");
+        assert!(has(&w.ask(greedy, 14)));
+        (0..4).for_each(|_| w.pass(greedy, 14, 56));
+        match how {
+            None => {
+                let ids = (0..14).map(VirtualId).collect();
+                w.state.apply(Command::Deallocate { instance: greedy, kind: Kind::Page, ids });
+            }
+            Some(how) => {
+                let (ids, name, reply) = (vec![VirtualId(13)], "x".to_owned(), Reply::default());
+                w.state.apply(Command::Export { instance: greedy, kind: Kind::Page, ids, name, reply });
+                w.leave(greedy, how);
+            }
+        }
+        let [modest, beyond] = [w.join("b"), w.join("c")];
+        let asked = w.ask(modest, 5);
+        let too_much = w.ask(beyond, 7);
+        assert!(w.state.waits(modest) && w.state.waits(beyond), "2 are free, 5 is a share");
+        let mut batches = 0;
+        while !has(&asked) {
+            let plan = w.state.plan(Budget { rows: 1, ..WHOLE }).expect("there is work for long");
+            w.finish(plan);
+            batches += 1;
+        }
+        assert!((PATIENCE..=2 * PATIENCE).contains(&batches), "{batches}");
+        let told = w.state.take_notices();
+        assert_eq!(told, if how.is_none() { vec![Notice::Evict(greedy)] } else { vec![] });
+        assert!(has(&too_much), "and who waited behind it");
+    }
 }
