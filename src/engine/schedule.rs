@@ -469,7 +469,7 @@ impl Schedule {
     /// these have ended ([`Schedule::take_dropped`]): until then their pages are in use. Needed is what writes a page
     /// that is `owned` (the instance's own names are gone) or that another instance's operation reads, and what
     /// those depend on. What stays is ordered by its hazards; the chain of its queue may have lost a link, which
-    /// nobody is left to see.
+    /// nobody is left to see. Of one that has left before, it takes out what was needed then and is not any more.
     pub fn leave(&mut self, instance: InstanceId, owned: impl Fn(Kind, Physical) -> bool) -> Vec<Job> {
         let mine: Vec<JobId> =
             self.jobs.iter().filter(|(_, j)| j.instance == instance).map(|(&id, _)| id).collect();
@@ -496,7 +496,7 @@ impl Schedule {
             match self.jobs.get_mut(&id) {
                 // With its last rows under way it is as good as done.
                 Some(job) if job.under_way > 0 => {
-                    job.dropped = job.ready.is_some();
+                    job.dropped |= job.ready.is_some();
                     self.unready(id);
                 }
                 _ => dropped.extend(self.drop_job(id)),
