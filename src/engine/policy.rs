@@ -6,13 +6,20 @@
 //! The rule: a requester that stays inside its subject's share (an equal part of the pool for each subject that runs
 //! or holds anything) takes from subjects over theirs, furthest over first, newest instance first, no further down
 //! than their share. Then, and first if its own subject is over, newer instances of its own subject give way, newest
-//! first. Nobody is ended unless that suffices, and nobody whose end would bring nothing.
+//! first. Nobody is ended unless that suffices, and nobody whose end would bring nothing; but for those who name so many pages
+//! that it takes too long to see ([`NAMES_WALKED`]).
 
 use crate::engine::operation::{PageQuotas, Refusal};
 use crate::engine::pages::{Physical, Pool};
 use crate::identity::{InstanceId, Subject};
+use crate::limits;
 use crate::quota::{Name, Quota};
 use std::collections::{BinaryHeap, HashMap, HashSet};
+
+/// Names of those who may have to give way that are looked at in one go, three times at most: 25 ms of the engine's thread, for
+/// which everybody waits. Beyond that those over their share give way unseen, for whoever is inside its share, and for
+/// others nobody does. 100 instances of a subject may name a prefix of 20,000 tokens each.
+const NAMES_WALKED: usize = if cfg!(test) { 64 } else { 2 * limits::NAMES_PER_INSTANCE };
 
 /// Whether `asked` pages can be had.
 #[derive(Debug, PartialEq, Eq)]
@@ -109,10 +116,16 @@ impl Pool {
                 // Nobody left of it: what it holds lies in exports.
                 let Some(victim) = fall.newest(subject, 0) else { continue };
                 fall.end(victim);
+                if fall.walked > NAMES_WALKED && fall.gained < missing {
+                    return Some(fall.ended);
+                }
                 most.extend(over(&fall, subject).map(|over| (over, subject)));
             }
         }
         while fall.gained < missing {
+            if fall.walked > NAMES_WALKED {
+                return None;
+            }
             let victim = fall.newest(&holder.subject, holder.joined + 1)?;
             fall.end(victim);
         }
@@ -120,13 +133,14 @@ impl Pool {
     }
 }
 
-/// What would come free if these instances were ended. Nothing is changed. Each name is looked at three times at most: the
-/// engine's thread must not be held by whoever holds much.
+/// What would come free if these instances were ended. Nothing is changed. Each name is looked at three times at most.
 struct Fall<'a> {
     pool: &'a Pool,
     /// Those who hold anything and have not fallen, oldest first.
     left: HashMap<&'a Subject, Vec<(u64, InstanceId)>>,
     ended: Vec<InstanceId>,
+    /// Names of these.
+    walked: usize,
     /// Per page, how many of its owners would be gone.
     lost: HashMap<Physical, u32>,
     gained: u32,
@@ -141,7 +155,7 @@ impl<'a> Fall<'a> {
         }
         left.values_mut().for_each(|instances| instances.sort_unstable());
         let (lost, by_subject) = (HashMap::new(), HashMap::new());
-        Fall { pool, left, ended: Vec::new(), lost, gained: 0, by_subject }
+        Fall { pool, left, ended: Vec::new(), walked: 0, lost, gained: 0, by_subject }
     }
 
     /// Takes the newest instance of the subject that has not fallen and joined at `since` or later.
@@ -157,6 +171,7 @@ impl<'a> Fall<'a> {
     fn end(&mut self, victim: InstanceId) {
         self.ended.push(victim);
         let Some(holder) = self.pool.holders.get(&victim) else { return };
+        self.walked += holder.names.len();
         for &page in holder.names.values() {
             let lost = self.lost.entry(page).or_default();
             *lost += 1;
@@ -257,6 +272,30 @@ pub(super) mod tests {
         let newest = w.join("a", 0);
         assert_eq!(w.pool.import(newest, "x"), Ok(vec![VirtualId(0)]));
         assert_eq!(w.pool.room(old, 2), Room::AfterEnding(vec![rich]));
+    }
+
+    /// The story: a hundred instances that named 65,536 pages each of one export, whose ends bring nothing, were all looked at
+    /// anew for each page that another subject asked for, for a second each time.
+    #[test]
+    fn whoever_names_too_many_pages_to_see_what_its_end_brings_gives_way_unseen() {
+        let mut w = World::new(10);
+        let holder = w.join("greedy", 8);
+        let page = vec![VirtualId(0); 40];
+        assert_eq!(w.pool.export(holder, &page, "x".into()), Ok(Ok(())));
+        let named: Vec<InstanceId> = (0..4).map(|_| w.join("greedy", 0)).collect();
+        for &instance in &named {
+            assert!(w.pool.import(instance, "x").is_ok());
+        }
+        let modest = w.join("modest", 1);
+        assert_eq!(w.pool.room(modest, 3), Room::AfterEnding(vec![named[3], named[2]]));
+        named[2..].iter().for_each(|instance| w.pool.leave(*instance));
+        assert_eq!(w.pool.room(modest, 3), Room::AfterEnding(vec![named[1], named[0]]));
+        named[..2].iter().for_each(|instance| w.pool.leave(*instance));
+        assert_eq!(w.pool.room(modest, 3), Room::AfterEnding(vec![holder]));
+        // Nobody gives way so to one of its own subject.
+        let newer: Vec<InstanceId> = (0..4).map(|_| w.join("greedy", 0)).collect();
+        newer.iter().for_each(|instance| assert!(w.pool.import(*instance, "x").is_ok()));
+        assert!(matches!(w.pool.room(holder, 3), Room::Never(_)));
     }
 
     #[test]
