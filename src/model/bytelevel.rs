@@ -5,13 +5,13 @@
 
 use std::borrow::Cow;
 
+use super::composed::composed;
 use super::gguf::Gguf;
 use super::merge::{Encoding, Merge, Merges};
 use super::split::PreTokenizer;
 use super::tokenizer::{TokenizerError, damaged};
 use super::vocabulary::{Index, Kind, Specials, Vocabulary};
 use crate::backend::TokenId;
-use unicode_normalization::{UnicodeNormalization, is_nfc};
 
 pub(super) struct ByteLevel {
     pub pre: &'static PreTokenizer,
@@ -94,10 +94,7 @@ impl ByteLevel {
 
     /// Appends the tokens of a text without special tokens.
     pub fn encode(&self, text: &str, vocabulary: &Vocabulary, out: &mut Encoding<'_>) {
-        let text = match self.pre.composes && !is_nfc(text) {
-            true => Cow::Owned(text.nfc().collect::<String>()),
-            false => Cow::Borrowed(text),
-        };
+        let text = if self.pre.composes { composed(text) } else { Cow::Borrowed(text) };
         self.pre.splitter.split(&text, |word| {
             if let Some(id) = self.whole.find(word.as_bytes(), |id| vocabulary.raw(id)) {
                 return out.push(id);

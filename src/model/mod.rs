@@ -9,6 +9,7 @@ use std::path::Path;
 mod architecture;
 mod bytelevel;
 pub mod chat;
+mod composed;
 mod cursor;
 mod describe;
 mod families;

@@ -14,8 +14,8 @@ use unicode_general_category::{GeneralCategory as Category, get_general_category
 pub struct PreTokenizer {
     pub name: &'static str,
     pub splitter: Splitter,
-    /// Whether text is brought into Unicode's composed form first (NFC). The reference tokenizer's tables are older than
-    /// Unicode 11: it leaves combining marks that came later in the order in which they stand.
+    /// Whether text is brought into Unicode's composed form first (NFC), by the tables of Unicode 9 as in the reference
+    /// tokenizer: it leaves combining marks that came later in the order in which they stand.
     pub composes: bool,
     /// Whether a word that is a token needs no merges to become it.
     pub whole_words: bool,

@@ -129,6 +129,18 @@ fn a_special_token_of_a_megabyte_is_looked_for_nowhere() {
     assert_eq!(tokenizer.encode(&huge).len(), huge.len() / most.len());
 }
 
+/// The story: tables of a newer Unicode moved marks that the reference tokenizer leaves where they stand.
+#[test]
+fn text_is_composed_as_unicode_9_has_it() {
+    let tokenizer = read(Writer::new().vocabulary().str("tokenizer.ggml.pre", "qwen2")).unwrap();
+    let composed = |text: &str| tokenizer.decode(&tokenizer.encode(text)).unwrap();
+    assert_eq!(composed("be\u{301} b\u{301}\u{316} \u{1100}\u{1161}"), "b\u{e9} b\u{316}\u{301} \u{ac00}");
+    // A mark of Unicode 14 below, the parts of letters of Unicode 13 and 16, and what PyPI `tokenizers` makes of them.
+    for text in ["b\u{301}\u{898}", "e\u{898}\u{301}", "\u{11935}\u{11930}", "\u{105d2}\u{307}"] {
+        assert_eq!(composed(text), text, "{text:?}");
+    }
+}
+
 #[test]
 fn merges_go_by_rank_then_from_the_left() {
     let tokens = [("ab", 1), ("bc", 1), ("abc", 1), ("aa", 1), ("aaaa", 1)];
