@@ -157,8 +157,11 @@ pub const GGUF_TENSORS: usize = 65_536;
 pub const GGUF_SHARDS: u32 = 1024;
 /// Characters of one line about a model file: its texts may be of any length.
 pub const MODEL_TEXT_CHARS: usize = 600;
+/// Formats of tensors that `tartlet model` lists one by one: with its 16 other lines and one for the rest, 24 lines. Real
+/// files mix up to 6.
+pub const MODEL_FORMATS: usize = 7;
 /// Bytes of a key's or a tensor's name; real ones stay under 80. With the two counts above, the names of a file
-/// take at most 136 MiB of memory: each is kept beside its entry and in the index of names.
+/// take at most 68 MiB of memory: each is kept once, for its entry and for the index of names.
 pub const GGUF_NAME_BYTES: usize = 1024;
 /// Items of one metadata array: 16 times the largest vocabulary in use (256 Ki tokens).
 pub const GGUF_ARRAY_ITEMS: usize = 4 * 1024 * 1024;

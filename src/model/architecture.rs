@@ -4,6 +4,7 @@
 //! the file states (`shape.rs`), nor a formula (`backend/`). All rows share one description of a layer: RMS norm,
 //! rotary grouped-head attention, gated feed-forward. An architecture that fits it needs a row here and nothing else.
 
+use super::describe::one_line;
 use super::shape::{Activation, Pairing, ShapeError};
 
 /// What the name of an architecture says about its files and its arithmetic.
@@ -124,6 +125,6 @@ impl Architecture {
     /// The row of this name.
     pub fn named(name: &str) -> Result<&'static Architecture, ShapeError> {
         const TABLE: &[Architecture] = &ARCHITECTURES;
-        TABLE.iter().find(|row| row.name == name).ok_or_else(|| ShapeError::Architecture(name.to_owned()))
+        TABLE.iter().find(|row| row.name == name).ok_or_else(|| ShapeError::Architecture(one_line(name)))
     }
 }

@@ -6,6 +6,7 @@
 use std::borrow::Cow;
 
 use super::composed::composed;
+use super::describe::one_line;
 use super::gguf::Gguf;
 use super::merge::{Encoding, Merge, Merges};
 use super::split::PreTokenizer;
@@ -31,7 +32,7 @@ impl ByteLevel {
         kinds: &[Kind],
     ) -> Result<(ByteLevel, Vocabulary, Specials), TokenizerError> {
         let name = gguf.str("tokenizer.ggml.pre")?;
-        let pre = PreTokenizer::named(name).ok_or_else(|| TokenizerError::Splitter(name.to_owned()))?;
+        let pre = PreTokenizer::named(name).ok_or_else(|| TokenizerError::Splitter(one_line(name)))?;
 
         let alphabet = Alphabet::new();
         let mut vocabulary = Vocabulary::with_capacity(tokens.len());
@@ -55,12 +56,17 @@ impl ByteLevel {
         for (rank, merge) in listed.into_iter().enumerate() {
             let parts = merge.split_once(' ').filter(|(_, right)| !right.contains(' '));
             let Some((left, right)) = parts else {
-                return damaged(format!("merge {rank}, `{merge}`, is not two tokens"));
+                return damaged(format!("merge {rank}, `{}`, is not two tokens", one_line(merge)));
             };
             let find = |part: &str| match index.find(part.as_bytes(), letters) {
                 Some(id) => Ok(id),
-                None => damaged(format!("merge {rank}, `{merge}`, needs the missing token `{part}`")),
+                None => {
+                    let (merge, part) = (one_line(merge), one_line(part));
+                    damaged(format!("merge {rank}, `{merge}`, needs the missing token `{part}`"))
+                }
             };
+            // Before their text is joined: what is no token may be as long as the file.
+            let (first, second) = (find(left)?, find(right)?);
             // Tokens mostly stand in the order of the merges that make them: a look at the next one is faster than a
             // search, which misses every cache.
             let is_product = |&id: &u32| {
@@ -72,7 +78,7 @@ impl ByteLevel {
                 None => find(&[left, right].concat())?,
             };
             made = product;
-            merges.insert(find(left)?, find(right)?, Merge { rank: rank as u32, product });
+            merges.insert(first, second, Merge { rank: rank as u32, product });
         }
 
         let mut bytes = [None; 256];

@@ -6,6 +6,7 @@
 use super::gguf::GgufError;
 use super::quant::Quant;
 use crate::limits;
+use std::sync::Arc;
 
 /// Numbers of the metadata value types.
 pub(super) mod kind {
@@ -45,7 +46,7 @@ impl Flaw {
 
 /// One tensor as the file describes it: `bytes[at..][..len]`. `len` is 0 for a format we do not know the size of.
 pub(super) struct Record {
-    pub name: Box<str>,
+    pub name: Arc<str>,
     pub number: u32,
     pub dims: [usize; 4],
     pub at: usize,
@@ -181,7 +182,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// The tensor record under the cursor, past its name. `at` is still relative to the data.
-    pub fn record(&mut self, name: &str, alignment: usize) -> Result<Record, Flaw> {
+    pub fn record(&mut self, name: Arc<str>, alignment: usize) -> Result<Record, Flaw> {
         let start = self.at;
         let flaw = |offset, what: String| Flaw { offset, what };
         let count = self.u32()? as usize;
@@ -221,7 +222,7 @@ impl<'a> Cursor<'a> {
             .ok()
             .filter(|at| at % alignment == 0)
             .ok_or_else(|| flaw(offset, format!("its data offset {at} is not a multiple of {alignment}")))?;
-        Ok(Record { name: name.into(), number, dims, at, len })
+        Ok(Record { name, number, dims, at, len })
     }
 }
 

@@ -18,7 +18,7 @@ pub(super) fn describe(gguf: &Gguf) -> String {
     let mut fact = |name: &str, value: String| {
         let _ = writeln!(out, "{name:<14}{}", one_line(&value));
     };
-    let text = |key: &str| gguf.str(key).ok().map(str::to_owned);
+    let text = |key: &str| gguf.str(key).ok().map(one_line);
 
     fact("name", text("general.name").unwrap_or_else(|| "(none)".into()));
     for (name, key) in [("by", "general.organization"), ("licence", "general.license")] {
@@ -77,14 +77,18 @@ pub(super) fn describe(gguf: &Gguf) -> String {
         *tensors += 1;
         *total += tensor.bytes.unwrap_or(0);
     }
+    let more = formats.len().saturating_sub(limits::MODEL_FORMATS);
     let mut label = "tensors";
-    for (format, (tensors, total)) in formats {
+    for (format, (tensors, total)) in formats.into_iter().take(limits::MODEL_FORMATS) {
         let size = if total > 0 { bytes(total) } else { "size unknown".into() };
         fact(
             label,
             format!("{format:<6}{size:>12} in {tensors} tensor{}", if tensors == 1 { "" } else { "s" }),
         );
         label = "";
+    }
+    if more > 0 {
+        fact(label, format!("and {more} more format{}", if more == 1 { "" } else { "s" }));
     }
     let (label, files) = match gguf.files() {
         1 => ("file", String::new()),
@@ -113,7 +117,8 @@ pub(super) fn describe(gguf: &Gguf) -> String {
 }
 
 /// A text with foreign parts, for terminals and logs: no control character of a file reaches them, nor more of it
-/// than fits on a screen.
+/// than fits on a screen. Whoever writes a file's text into a sentence asks for it first: the text may be as long as
+/// the file, and a sentence is written out several times until it is read.
 pub(super) fn one_line(text: &str) -> String {
     let printed = |c: char| if c.is_control() { ' ' } else { c };
     let mut line: String = text.chars().take(limits::MODEL_TEXT_CHARS).map(printed).collect();
@@ -125,8 +130,8 @@ pub(super) fn one_line(text: &str) -> String {
 
 /// One line: name, architecture, parameters, the format that most bytes have.
 pub(super) fn line(gguf: &Gguf) -> String {
-    let name = gguf.str("general.name").unwrap_or("unnamed");
-    let architecture = gguf.str("general.architecture").unwrap_or("unknown");
+    let name = one_line(gguf.str("general.name").unwrap_or("unnamed"));
+    let architecture = gguf.str("general.architecture").unwrap_or("unknown"); // one of ours
     let mut formats: BTreeMap<String, usize> = BTreeMap::new();
     for tensor in gguf.tensors() {
         *formats.entry(tensor.format).or_default() += tensor.bytes.unwrap_or(0);
@@ -252,6 +257,12 @@ mod tests {
         assert!(text.contains("Q2_K  size unknown in 1 tensor\n"), "{text}");
         assert!(text.contains("cannot serve it: the model's architecture is `whisper`"), "{text}");
         assert!(described(Writer::new()).contains("cannot serve it"));
+        let tensor = |writer: Writer, n: u32| writer.tensor_of(&n.to_string(), &[1], 1000 + n, Vec::new());
+        let text = described((0..100).fold(Toy::default().writer(), tensor));
+        assert!(
+            text.contains("\n              and 94 more formats\n") && text.lines().count() <= 24,
+            "{text}"
+        );
         assert!(described(Toy::default().writer().str("tokenizer.ggml.pre", "viking")).contains("`viking`"));
         let untold = Toy::default().writer().array("tokenizer.chat_template", Items::I32(&[1]));
         assert!(

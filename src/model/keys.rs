@@ -4,6 +4,7 @@
 //! numbers in a way that Tartlet does not compute. Never: a tensor.
 
 use super::architecture::{Architecture, Factors, Windows};
+use super::describe::one_line;
 use super::gguf::{Gguf, GgufError, optional};
 use super::shape::{Rope, ShapeError, Window, Yarn};
 use crate::limits;
@@ -106,6 +107,7 @@ impl Keys<'_> {
                 rope.yarn = Some(yarn);
             }
             kind => {
+                let kind = one_line(kind);
                 return Err(ShapeError::Unsupported(format!(
                     "the model stretches its positions (`{scaling}` = {kind}), which Tartlet does not compute"
                 )));

@@ -9,6 +9,7 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 
+use super::describe::one_line;
 use super::gguf::{Gguf, optional};
 use super::merge::{Encoding, Merge, Pair, Word};
 use super::tokenizer::{TokenizerError, damaged};
@@ -75,6 +76,7 @@ impl SentencePiece {
                 }
                 Kind::Byte => {
                     let Some(byte) = byte_of(token) else {
+                        let token = one_line(token);
                         return damaged(format!("token {id}, `{token}`, should stand for one byte"));
                     };
                     bytes[usize::from(byte)] = Some(id as u32);

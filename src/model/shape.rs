@@ -171,9 +171,8 @@ impl Shape {
     /// Reads and checks the hyperparameters; the vocabulary's size is compared with the embedding in
     /// [`Weights::read`] and with the tokenizer in `Model::open`.
     pub fn read(gguf: &Gguf) -> Result<Shape, ShapeError> {
-        let architecture = gguf.str("general.architecture")?.to_owned();
-        let table = Architecture::named(&architecture)?;
-        let keys = Keys { gguf, architecture: &architecture };
+        let table = Architecture::named(gguf.str("general.architecture")?)?;
+        let keys = Keys { gguf, architecture: table.name };
         keys.refuse_what_changes_the_numbers()?;
 
         let layers = keys.size("block_count", limits::MODEL_LAYERS)?;
@@ -221,7 +220,7 @@ impl Shape {
             score_cap: keys.cap("attn_logit_softcapping", table.score_cap)?,
             logit_cap: keys.cap("final_logit_softcapping", table.logit_cap)?,
             window: keys.window(table)?,
-            architecture,
+            architecture: table.name.to_owned(),
         })
     }
 
@@ -360,6 +359,10 @@ mod tests {
                 "is `mamba`; Tartlet computes `llama`, `qwen2`, `qwen3`, `gemma2`, `gemma3`, `phi3`"
             )
         );
+        let long = "y".repeat(1 << 20);
+        for key in ["general.architecture", "llama.rope.scaling.type"] {
+            assert!(said(toy().str(key, &long)).len() < 2000, "{key}");
+        }
         for kind in ["dynamic", "longrope"] {
             let said = said(toy().str("llama.rope.scaling.type", kind));
             assert!(said.contains(&format!("`llama.rope.scaling.type` = {kind}")), "{said}");

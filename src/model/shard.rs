@@ -4,13 +4,14 @@
 //! map itself (`gguf.rs`), nor what a key means.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use super::cursor::{Cursor, Flaw, Record, kind};
 use super::gguf::{GgufError, Value};
 use crate::limits;
 
-/// Where each tensor of a model is, by name: over all its files.
-pub(super) type Names = HashMap<Box<str>, Place>;
+/// Where each tensor of a model is, by name: over all its files. The name itself is the record's.
+pub(super) type Names = HashMap<Arc<str>, Place>;
 
 /// A tensor record: which file, which of its records.
 #[derive(Clone, Copy, Debug)]
@@ -51,12 +52,12 @@ pub(super) struct Shard {
 #[derive(Default)]
 struct Metadata {
     entries: Vec<Entry>,
-    keys: HashMap<Box<str>, u32>, // key -> index in `entries`
+    keys: HashMap<Arc<str>, u32>, // key -> index in `entries`
 }
 
 /// One metadata value: its payload is `bytes[at..]`, checked when the file was read.
 struct Entry {
-    key: Box<str>,
+    key: Arc<str>,
     kind: u32,
     at: usize,
 }
@@ -81,10 +82,11 @@ impl Shard {
             let start = cursor.at;
             let name = cursor.name().map_err(|flaw| flaw.at(&format!("the name of tensor {record}")))?;
             let in_tensor = |flaw: Flaw| flaw.at(&format!("tensor `{name}`"));
-            if names.insert(name.into(), Place { shard, record }).is_some() {
+            let own: Arc<str> = name.into();
+            if names.insert(own.clone(), Place { shard, record }).is_some() {
                 return Err(in_tensor(Flaw { offset: start, what: "the name appears twice".into() }));
             }
-            records.push(cursor.record(name, alignment).map_err(in_tensor)?);
+            records.push(cursor.record(own, alignment).map_err(in_tensor)?);
         }
 
         // Tensor offsets count from here.
@@ -130,12 +132,13 @@ impl Metadata {
         let start = cursor.at;
         let key = cursor.name().map_err(|flaw| flaw.at(&format!("the key of metadata {index}")))?;
         let in_key = |flaw: Flaw| flaw.at(&format!("the value of `{key}`"));
-        if self.keys.insert(key.into(), index).is_some() {
+        let own: Arc<str> = key.into();
+        if self.keys.insert(own.clone(), index).is_some() {
             let flaw = Flaw { offset: start, what: "the key appears twice".into() };
             return Err(flaw.at(&format!("`{key}`")));
         }
         let kind = cursor.u32().map_err(in_key)?;
-        self.entries.push(Entry { key: key.into(), kind, at: cursor.at });
+        self.entries.push(Entry { key: own, kind, at: cursor.at });
         cursor.skip(kind, 0).map_err(in_key)
     }
 

@@ -8,6 +8,7 @@ use std::fmt;
 use std::sync::Mutex;
 
 use super::bytelevel::ByteLevel;
+use super::describe::one_line;
 use super::gguf::{Gguf, GgufError, Value, optional};
 use super::merge::Encoding;
 use super::sentencepiece::SentencePiece;
@@ -100,7 +101,7 @@ impl Tokenizer {
     pub fn read(gguf: &Gguf) -> Result<Tokenizer, TokenizerError> {
         let model = gguf.str("tokenizer.ggml.model")?;
         if !["gpt2", "llama"].contains(&model) {
-            return Err(TokenizerError::Model(model.to_owned()));
+            return Err(TokenizerError::Model(one_line(model)));
         }
         let tokens = gguf.strings("tokenizer.ggml.tokens")?;
         if tokens.len() > limits::MODEL_VOCAB as usize {

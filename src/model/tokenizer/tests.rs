@@ -171,6 +171,24 @@ fn what_is_wrong_is_named() {
     assert!(said(other).contains("`viking`; Tartlet has smollm, gpt-2, llama-bpe"));
 }
 
+/// The story: a file of one long text was held in memory up to ten times, for a sentence on why it is refused.
+#[test]
+fn what_is_wrong_is_no_longer_than_a_screen() {
+    let long = "y".repeat(1 << 20);
+    let merge = |merge: String| with(&[], &[&merge]);
+    for writer in [
+        merge(long.clone()),
+        merge(format!("a {long}")),
+        merge(format!("{long} a")),
+        with(&[], &[]).str("tokenizer.ggml.pre", &long),
+        Writer::new().str("tokenizer.ggml.model", &long),
+        pieces(&[(&long, 6, 0.0)]),
+    ] {
+        let said = read(writer).err().expect("refused").to_string();
+        assert!(said.contains("yyy (and so on)`") && said.len() < 2000, "{} bytes", said.len());
+    }
+}
+
 /// A SentencePiece vocabulary: `<unk>`, `<s>`, `</s>`, the 256 bytes, then (piece, type, score).
 fn pieces(more: &[(&str, i32, f32)]) -> Writer {
     let mut all = vec![("<unk>".to_owned(), 2, 0.0), ("<s>".to_owned(), 3, 0.0), ("</s>".to_owned(), 3, 0.0)];
