@@ -85,8 +85,8 @@ pub enum CpuError {
     Zero(&'static str),
     /// The system has no room for so many KV pages.
     TooLarge(u32),
-    /// The system has no room for the weights: bytes.
-    Weights(usize),
+    /// The system has no room for the weights: bytes that they take, and that are free where that is known to be fewer.
+    Weights { packed: usize, free: Option<u64> },
     /// The system has no room for what a batch of so many rows needs.
     Scratch(u32),
 }
@@ -98,11 +98,13 @@ impl fmt::Display for CpuError {
             CpuError::TooLarge(pages) => {
                 write!(f, "{pages} KV pages do not fit into this machine's memory: lower kv_tokens")
             }
-            CpuError::Weights(bytes) => {
-                write!(
-                    f,
-                    "the weights take {bytes} bytes, which this machine does not have: take a smaller model"
-                )
+            CpuError::Weights { packed, free } => {
+                write!(f, "the weights take {} MB as the CPU backend packs them, ", packed / 1_000_000)?;
+                match free {
+                    Some(free) => write!(f, "but this machine has {} MB free", free / 1_000_000)?,
+                    None => f.write_str("which this machine does not have")?,
+                }
+                f.write_str(": take a smaller model or one of fewer bits")
             }
             CpuError::Scratch(rows) => {
                 write!(f, "batches of {rows} rows do not fit into this machine's memory: lower batch_tokens")
@@ -154,7 +156,7 @@ impl Cpu {
             return Err(CpuError::TooLarge(pages));
         }
         let path = if exact { Path::plain() } else { Path::widest() };
-        let weights = Weights::read(&model, exact, crew.size())?;
+        let weights = Weights::read(&model, exact, crew.size(), memory::free())?;
         if let Err(error) = model.gguf.forget() {
             tracing::warn!(%error, "the model file's pages stay in memory beside the packed weights");
         }

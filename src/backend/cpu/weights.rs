@@ -65,8 +65,8 @@ pub(super) struct Weights {
 }
 
 impl Weights {
-    /// Packs all matrices on `threads` threads; `exact` makes them f32.
-    pub fn read(model: &Model, exact: bool, threads: usize) -> Result<Weights, CpuError> {
+    /// Packs all matrices on `threads` threads; `exact` makes them f32. `free`: bytes that they may take, if that is known.
+    pub fn read(model: &Model, exact: bool, threads: usize, free: Option<u64>) -> Result<Weights, CpuError> {
         let (shape, tensors) = (&model.shape, &model.weights);
         let factors = tensors.rope_factors.as_ref().map(|factors| &*factors.divisors);
         let tensor = |extent: &Extent| model.gguf.tensor_at(extent);
@@ -121,8 +121,33 @@ impl Weights {
         let kinds = plan.formats().fold((false, false), |(integers, floats), format| {
             (integers || !is_float(format), floats || is_float(format))
         });
-        let bytes = plan.bytes();
-        let store = plan.pack(threads).map_err(|_| CpuError::Weights(bytes))?;
+        // Some formats grow by half. The system grants more than it has, and ends who then takes it.
+        let packed = plan.bytes();
+        if let Some(free) = free.filter(|free| *free < packed as u64) {
+            return Err(CpuError::Weights { packed, free: Some(free) });
+        }
+        let store = plan.pack(threads).map_err(|_| CpuError::Weights { packed, free: None })?;
         Ok(Weights { store, output_norm: gains(&tensors.output_norm), head, layers, turns, kinds })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::gguf::Quant;
+    use crate::model::toy::Toy;
+
+    /// The story: of a model of five bits the file fitted, what was packed of it did not, and the system ended the server.
+    #[test]
+    fn weights_that_grow_beyond_what_is_free_are_refused() {
+        let model = Toy::of(Quant::Q5_0).model();
+        let read = |free| Weights::read(&model, false, 1, free);
+        let packed = read(None).expect("nobody says what is free").store.len() as u64;
+        let matrices = model.gguf.tensors().filter(|tensor| tensor.dims[1] > 1);
+        let file: usize = matrices.filter_map(|tensor| tensor.bytes).sum();
+        assert!(packed > 3 * file as u64 / 2, "{packed} of {file}");
+        assert!(read(Some(packed)).is_ok());
+        let said = read(Some(packed - 1)).err().expect("one byte is missing").to_string();
+        assert!(said.contains("as the CPU backend packs them, but this machine has"), "{said}");
     }
 }
