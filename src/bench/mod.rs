@@ -324,6 +324,7 @@ fn measured(options: &Options, selection: &Selection) -> Result<Report, BenchErr
     if report.measures.is_empty() {
         return Err(BenchError::Nothing(report.notes));
     }
+    report.notes.extend(roofs::above(&report.measures));
     report.others = before.zip(Ticks::now()).and_then(|(before, now)| now.others_since(&before));
     if let Some(others) = report.others.filter(|others| *others > OTHERS_MOST) {
         report.notes.push(format!(
@@ -361,8 +362,11 @@ fn backend(
         let (measures, found) = match engine.backend {
             Some(Which::Cuda) => roofs::of_gpu(engine.libcuda.as_deref())?,
             _ => {
-                report.notes.extend(roofs::cached(report.model.weight_bytes as usize));
-                roofs::of_processor(&crew, report.model.weight_bytes as usize)?
+                let weights = report.model.weight_bytes as usize;
+                let (measures, found) = roofs::of_processor(&crew, weights)?;
+                let (found, note) = roofs::cached(weights, found);
+                report.notes.extend(note);
+                (measures, found)
             }
         };
         roof = Some(found);

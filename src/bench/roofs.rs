@@ -54,15 +54,41 @@ pub fn of_gpu(libcuda: Option<&Path>) -> Result<(Vec<Measure>, Roof), BenchError
     Ok((vec![measure], roof))
 }
 
-/// A sentence where what is read for the roof fits into the last caches.
-pub fn cached(weights: usize) -> Option<String> {
-    let (caches, read) = (last_caches("/sys/devices/system/cpu")?, roof::working_set(weights) as u64);
-    (caches >= read).then(|| {
+/// The roof of a model with so many bytes of weights, and a sentence where the last caches have to do with it.
+pub fn cached(weights: usize, roof: Roof) -> (Roof, Option<String>) {
+    beneath(last_caches("/sys/devices/system/cpu").unwrap_or(0), weights, roof)
+}
+
+fn beneath(caches: u64, weights: usize, roof: Roof) -> (Roof, Option<String>) {
+    let (weights, read) = (weights as u64, roof::working_set(weights) as u64);
+    let start = format!("The last caches of this machine hold {} MB, ", caches / 1_000_000);
+    if caches >= read {
+        let read = read / 1_000_000;
+        let sentence = format!(
+            "{start}the roof reads {read} MB: it may be the caches' roof, and a decode's share is one of what such a \
+             model can be read from, not of memory."
+        );
+        return (roof, Some(sentence));
+    }
+    if caches >= weights {
+        let weights = weights as f64 / 1e6;
+        let sentence = format!(
+            "{start}the weights take {weights:.1} MB: they are read from there, how fast nobody has measured, and what \
+             decodes has no share of the roof."
+        );
+        return (Roof { read: f64::INFINITY, ..roof }, Some(sentence));
+    }
+    (roof, None)
+}
+
+/// A sentence on the figures above their roof.
+pub fn above(measures: &[Measure]) -> Option<String> {
+    let above = measures.iter().filter(|measure| measure.share.is_some_and(|share| share > 1.0));
+    let names: Vec<&str> = above.map(|measure| &*measure.name).collect();
+    (!names.is_empty()).then(|| {
         format!(
-            "The last caches of this machine hold {} MB, the roof reads {} MB: it may be the caches' roof, and a decode's \
-             share is one of what such a model can be read from, not of memory.",
-            caches / 1_000_000,
-            read / 1_000_000
+            "Over 100 % of the roof, for what they read lies nearer than what the roof reads: {}.",
+            names.join(", ")
         )
     })
 }
@@ -78,4 +104,31 @@ fn last_caches(folder: &str) -> Option<u64> {
         caches.insert(shared, kib * 1024);
     }
     (!caches.is_empty()).then(|| caches.values().sum())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The story: a toy that a cache holds decoded at several times the roof of memory.
+    #[test]
+    fn what_caches_hold_has_no_share_of_memorys_roof() {
+        let roof = Roof { read: 1e9, int8: 1e9 };
+        let megabytes = |caches: u64, weights: usize| beneath(caches * 1_000_000, weights * 1_000_000, roof);
+        let (toys, said) = megabytes(32, 10);
+        assert!(toys.read.is_infinite() && toys.int8 == roof.int8);
+        assert!(said.is_some_and(|said| said.contains("hold 32 MB, the weights take 10.0 MB: ")));
+        let (cached, said) = megabytes(480, 10);
+        assert!(cached.read == roof.read && said.is_some_and(|said| said.contains("caches' roof")));
+        for caches in [0, 32] {
+            let (large, said) = megabytes(caches, 98);
+            assert!(large.read == roof.read && said.is_none(), "{caches}");
+        }
+
+        let measure = |name: &str, rate| Measure::of(name, "", Unit::TOKENS_PER_S, &[rate]).under(2.0);
+        let mut measures = vec![measure("decode.1", 1.0), measure("decode.2", 2.0)];
+        assert_eq!(above(&measures), None);
+        measures.push(measure("decode.3", 3.0));
+        assert!(above(&measures).is_some_and(|said| said.ends_with(": decode.3.")));
+    }
 }

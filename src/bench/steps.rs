@@ -256,7 +256,9 @@ impl Bare {
             }
             Ok::<_, BenchError>(tokens / started.elapsed().as_secs_f64())
         })?;
-        Ok(Measure::of(name, label, Unit::TOKENS_PER_S, &samples).under(tokens / ideal))
+        let measure = Measure::of(name, label, Unit::TOKENS_PER_S, &samples);
+        // Where nobody knows how fast is read at most, what decodes has no share.
+        Ok(if roof.read.is_finite() { measure.under(tokens / ideal) } else { measure })
     }
 
     /// A prompt in chunks as long as batches may be. A server whose chunks would take long (`engine::engine`) cuts it finer.
@@ -348,6 +350,9 @@ mod tests {
         assert!(prefill.iter().all(|measure| measure.share.is_none()), "{prefill:?}");
         let decode = bare.decode(&steps, roof).expect("no fault");
         assert!(decode.iter().all(|measure| measure.share.is_some()), "{decode:?}");
+        // Nor how fast weights are read that lie in a cache.
+        let decode = bare.decode(&steps, Roof { read: f64::INFINITY, ..roof }).expect("no fault");
+        assert!(decode.iter().all(|measure| measure.share.is_none()), "{decode:?}");
     }
 
     /// The story: what did not fit was dropped in silence, after its pages had been asked for.

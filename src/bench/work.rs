@@ -9,7 +9,7 @@ use crate::model::{Gguf, Shape};
 /// What this machine does at most, with the threads that are measured, or its GPU.
 #[derive(Clone, Copy, Debug)]
 pub struct Roof {
-    /// Bytes per second.
+    /// Bytes per second. Infinite: the weights lie in caches, and how fast these are read nobody has measured.
     pub read: f64,
     /// int8 operations per second; a multiplication and an addition are two. Infinite: nobody has measured them.
     pub int8: f64,
