@@ -44,8 +44,9 @@ impl Cores {
     }
 }
 
+/// The cores that the calling thread may use, by the system's numbers.
 #[cfg(target_os = "linux")]
-fn allowed() -> io::Result<Vec<usize>> {
+pub fn allowed() -> io::Result<Vec<usize>> {
     unsafe extern "C" {
         fn sched_getaffinity(thread: i32, bytes: usize, set: *mut Set) -> i32;
     }
@@ -73,7 +74,7 @@ fn stay(core: usize) -> io::Result<()> {
 
 /// Elsewhere nobody is asked.
 #[cfg(not(target_os = "linux"))]
-fn allowed() -> io::Result<Vec<usize>> {
+pub fn allowed() -> io::Result<Vec<usize>> {
     Ok(Vec::new())
 }
 

@@ -4,7 +4,7 @@
 //! verdict; whether a change is good is in the words, what to do about it is not.
 
 use super::measure::{Better, Measure, Report};
-use super::others::OTHERS_MOST;
+use super::others;
 use super::table::number;
 use std::fmt::Write;
 
@@ -76,8 +76,8 @@ pub fn compare(before: &Report, now: &Report) -> String {
     {
         let _ = writeln!(text, "  another backend: {then} then, {today} now");
     }
-    for (when, others) in [("then", before.others), ("now", now.others)] {
-        if let Some(others) = others.filter(|others| *others > OTHERS_MOST) {
+    for (when, report) in [("then", before), ("now", now)] {
+        if let Some(others) = others::told(report.others, report.machine.cores) {
             let percent = 100.0 * others;
             let _ = writeln!(
                 text,

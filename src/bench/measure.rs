@@ -13,7 +13,7 @@ pub struct Report {
     pub date: String,
     pub machine: Machine,
     pub model: Measured,
-    /// The part of all processors' time that others took meanwhile, where the system tells.
+    /// The part that others took meanwhile of the time of the processors that the bench may use, where the system tells.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub others: Option<f64>,
     pub measures: Vec<Measure>,

@@ -36,7 +36,7 @@ use crate::model::{Model, ModelError};
 use crate::quota::Quotas;
 use leavings::Leavings;
 use measure::{Machine, Measure, Measured, Report};
-use others::{OTHERS_MOST, Ticks};
+use others::Ticks;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
@@ -326,10 +326,12 @@ fn measured(options: &Options, selection: &Selection) -> Result<Report, BenchErr
     }
     report.notes.extend(roofs::above(&report.measures));
     report.others = before.zip(Ticks::now()).and_then(|(before, now)| now.others_since(&before));
-    if let Some(others) = report.others.filter(|others| *others > OTHERS_MOST) {
+    if let Some(others) = others::told(report.others, report.machine.cores) {
         report.notes.push(format!(
-            "Others took {:.0} % of the processors' time meanwhile: measure again on a machine that does nothing else.",
-            100.0 * others
+            "Others took {:.0} % of the processors' time meanwhile, {:.1} cores: measure again on a machine that does nothing \
+             else.",
+            100.0 * others,
+            others * report.machine.cores as f64
         ));
     }
     Ok(report)
