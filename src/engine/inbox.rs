@@ -26,24 +26,10 @@ pub struct Sent {
 pub(super) struct Inbox {
     channel: Receiver<Sent>,
     rows: Fair<Sent>,
-    /// Those that have joined and not left.
-    instances: HashMap<InstanceId, Member>,
-    subjects: HashMap<Subject, Row>,
-    /// Numbers of rows that are nobody's now.
-    free: Vec<usize>,
-    numbers: usize,
-}
-
-struct Member {
-    subject: Subject,
-    row: usize,
-    /// Joins without a leave.
-    joins: usize,
-}
-
-struct Row {
-    number: usize,
-    members: usize,
+    /// Of those that have joined and not left: the row, and joins without a leave.
+    instances: HashMap<InstanceId, (usize, usize)>,
+    /// Whose the rows from the second on are, and how many members it has. With none it is nobody's.
+    subjects: Vec<(Subject, usize)>,
 }
 
 /// The row of what no member has sent.
@@ -51,8 +37,7 @@ const NOBODY: usize = 0;
 
 impl Inbox {
     pub fn new(channel: Receiver<Sent>) -> Inbox {
-        let (instances, subjects) = (HashMap::new(), HashMap::new());
-        Inbox { channel, rows: Fair::default(), instances, subjects, free: Vec::new(), numbers: NOBODY }
+        Inbox { channel, rows: Fair::default(), instances: HashMap::new(), subjects: Vec::new() }
     }
 
     /// Whether nothing has been sent that is still to be carried out.
@@ -104,47 +89,39 @@ impl Inbox {
             self.joins(*instance, subject);
         }
         let member = sent.command.instance().and_then(|instance| self.instances.get(&instance));
-        let row = member.map_or(NOBODY, |member| member.row);
-        self.rows.push(row, sent);
-    }
-
-    fn joins(&mut self, instance: InstanceId, subject: &Subject) {
-        if let Some(member) = self.instances.get_mut(&instance) {
-            member.joins += 1;
-            return;
-        }
-        let row = match self.subjects.get_mut(subject) {
-            Some(row) => {
-                row.members += 1;
-                row.number
-            }
-            None => {
-                let number = self.free.pop().unwrap_or_else(|| {
-                    self.numbers += 1;
-                    self.numbers
-                });
-                self.rows.begin(number);
-                self.subjects.insert(subject.clone(), Row { number, members: 1 });
-                number
-            }
-        };
-        self.instances.insert(instance, Member { subject: subject.clone(), row, joins: 1 });
+        self.rows.push(member.map_or(NOBODY, |(row, _)| *row), sent);
     }
 
     fn left(&mut self, instance: InstanceId) {
-        let Some(member) = self.instances.get_mut(&instance) else { return };
-        member.joins -= 1;
-        if member.joins > 0 {
+        let Some((row, joins)) = self.instances.get_mut(&instance) else { return };
+        *joins -= 1;
+        if *joins == 0 {
+            self.subjects[*row - 1].1 -= 1;
+            self.instances.remove(&instance);
+        }
+    }
+
+    fn joins(&mut self, instance: InstanceId, subject: &Subject) {
+        if let Some((_, joins)) = self.instances.get_mut(&instance) {
+            *joins += 1;
             return;
         }
-        let Some(Member { subject, .. }) = self.instances.remove(&instance) else { return };
-        if let Some(row) = self.subjects.get_mut(&subject) {
-            row.members -= 1;
-            if row.members == 0 {
-                self.free.push(row.number);
-                self.subjects.remove(&subject);
+        let find = |whose: &dyn Fn(&(Subject, usize)) -> bool| self.subjects.iter().position(whose);
+        let its = find(&|(known, members)| *members > 0 && known == subject);
+        let row = match its.or_else(|| find(&|(_, members)| *members == 0)) {
+            Some(at) => at + 1,
+            None => {
+                self.subjects.push((subject.clone(), 0));
+                self.subjects.len()
             }
+        };
+        let (whose, members) = &mut self.subjects[row - 1];
+        if *members == 0 {
+            whose.clone_from(subject);
+            self.rows.begin(row);
         }
+        *members += 1;
+        self.instances.insert(instance, (row, 1));
     }
 }
 
@@ -229,7 +206,7 @@ mod tests {
             w.send(Command::Leave { instance: other, how: Leave::Killed });
             w.all(|_| 1);
         }
-        assert!(w.inbox.instances.is_empty() && w.inbox.subjects.is_empty());
-        assert_eq!(w.inbox.numbers, 1);
+        assert!(w.inbox.instances.is_empty());
+        assert_eq!(w.inbox.subjects.len(), 1, "one was enough for all");
     }
 }

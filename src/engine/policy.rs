@@ -14,7 +14,7 @@ use crate::engine::pages::{Physical, Pool};
 use crate::identity::{InstanceId, Subject};
 use crate::limits;
 use crate::quota::{Name, Quota};
-use std::collections::{BinaryHeap, HashMap, HashSet};
+use std::collections::{BinaryHeap, HashMap};
 
 /// Names of those who may have to give way that are looked at in one go, three times at most: 25 ms of the engine's thread, for
 /// which everybody waits. Beyond that those over their share give way unseen, for whoever is inside its share, and for
@@ -81,15 +81,15 @@ impl Pool {
     }
 
     /// Subjects over their share, without one.
-    pub fn over_share(&self, without: &Subject) -> HashSet<&Subject> {
+    pub fn over_share(&self, without: &Subject) -> Vec<&Subject> {
         let share = self.share();
         let over = self.scopes.iter().filter(|(subject, scope)| *subject != without && scope.used > share);
         over.map(|(subject, _)| subject).collect()
     }
 
     /// Whether nobody owns the page, some queued operation uses it, and it is charged to one of these.
-    pub fn drains_of(&self, page: Physical, subjects: &HashSet<&Subject>) -> bool {
-        self.charged_without_owner(page).is_some_and(|subject| subjects.contains(subject))
+    pub fn drains_of(&self, page: Physical, subjects: &[&Subject]) -> bool {
+        self.charged_without_owner(page).is_some_and(|subject| subjects.contains(&subject))
     }
 
     /// Who has to be ended for so many pages, if none of those on their way come; nobody if that does not help.

@@ -18,7 +18,7 @@ use crate::simulation::plant::{Bug, planted};
 pub use choose::Budget;
 use choose::SHORT_ROWS;
 use ready::Ready;
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 
 mod choose;
 mod ready;
@@ -456,8 +456,10 @@ impl Schedule {
     /// The instances whose queued jobs use such a page.
     pub fn whose_jobs_touch(&self, kind: Kind, such: impl Fn(Physical) -> bool) -> Vec<InstanceId> {
         let does = |job: &&Job| job.touches.iter().any(|touch| touch.kind == kind && such(touch.at));
-        let all: BTreeSet<InstanceId> = self.jobs.values().filter(does).map(|job| job.instance).collect();
-        all.into_iter().collect()
+        let mut all: Vec<InstanceId> = self.jobs.values().filter(does).map(|job| job.instance).collect();
+        all.sort_unstable();
+        all.dedup();
+        all
     }
 
     /// Whether anything queued writes the page.

@@ -15,6 +15,7 @@ use crate::engine::operation::{Command, Kind, Notice};
 use crate::engine::policy::Room;
 use crate::engine::state::{Got, Held, State};
 use crate::identity::{InstanceId, Subject};
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
 /// So many batches pages that are on their way may take, for one inside its share: 2 s of long ones. A pass that is under way
@@ -204,7 +205,7 @@ impl State {
         let pool = self.pool(kind);
         let over = pool.over_share(&subject);
         let mut keepers = self.schedule.whose_jobs_touch(kind, |page| pool.drains_of(page, &over));
-        keepers.sort_by_cached_key(|&keeper| std::cmp::Reverse(self.pages.joined(keeper)));
+        keepers.sort_unstable_by_key(|&keeper| Reverse(self.pages.joined(keeper)));
         for keeper in keepers {
             if self.members.contains_key(&keeper) {
                 return self.end_with(Notice::Evict(keeper));

@@ -28,7 +28,7 @@ struct Held {
 struct Entry {
     code: Arc<Code>,
     /// Each subject's program with this code, as long as it has instances of it. It can get another only here, under the lock.
-    run: HashMap<Subject, Weak<Program>>,
+    run: Vec<(Subject, Weak<Program>)>,
     /// Who asked for it last, and when.
     by: Subject,
     asked: u64,
@@ -51,11 +51,11 @@ impl Held {
 
 impl Entry {
     fn runs(&self) -> bool {
-        self.run.values().any(|program| program.strong_count() > 0)
+        self.run.iter().any(|(_, program)| program.strong_count() > 0)
     }
 
     fn runs_for(&self, subject: &Subject) -> bool {
-        self.run.get(subject).is_some_and(|program| program.strong_count() > 0)
+        self.run.iter().any(|(of, program)| of == subject && program.strong_count() > 0)
     }
 }
 
@@ -95,12 +95,13 @@ impl Shelf {
         let asked = held.asked;
         let Some(entry) = held.programs.get_mut(hash) else { return Ok(None) };
         (entry.asked, entry.by) = (asked, subject.clone());
-        if let Some(program) = entry.run.get(subject).and_then(Weak::upgrade) {
+        let its = entry.run.iter().find(|(of, _)| of == subject);
+        if let Some(program) = its.and_then(|(_, program)| program.upgrade()) {
             return Ok(Some(program));
         }
         let program = Arc::new(Program { hash: *hash, code: entry.code.clone() });
-        entry.run.retain(|_, program| program.strong_count() > 0);
-        entry.run.insert(subject.clone(), Arc::downgrade(&program));
+        entry.run.retain(|(_, program)| program.strong_count() > 0);
+        entry.run.push((subject.clone(), Arc::downgrade(&program)));
         Ok(Some(program))
     }
 
@@ -137,7 +138,7 @@ impl Shelf {
             gone.push(entry);
         }
         held.asked += 1;
-        let run = HashMap::from([(subject.clone(), Arc::downgrade(&program))]);
+        let run = vec![(subject.clone(), Arc::downgrade(&program))];
         let entry = Entry { code: program.code.clone(), run, by: subject.clone(), asked: held.asked };
         held.programs.insert(program.hash, entry);
         drop(held);
