@@ -15,6 +15,7 @@ use crate::engine::operation::{
 use crate::engine::pages::Physical;
 use crate::engine::prefix::Content;
 use crate::engine::state::{Got, Held, State, not_held};
+use crate::engine::waiting::Lack;
 use crate::identity::InstanceId;
 use crate::observe::stages::{self, Stage};
 #[cfg(test)]
@@ -46,14 +47,14 @@ impl State {
     ) -> Result<(), Held> {
         stages::mark(Stage::Received, queue.instance);
         match self.resolve(queue, &pass) {
-            Ok(Some(found)) => {
+            Ok(Ok(found)) => {
                 self.queue_pass(queue, pass, found, reply, credit);
                 stages::mark(Stage::Queued, queue.instance);
                 Ok(())
             }
-            Ok(None) => {
+            Ok(Err(lack)) => {
                 let operation = Operation::Pass(pass, reply);
-                Err(Held::Back(Box::new(Command::Submit { queue, operation, credit })))
+                Err(Held::Back(Box::new(Command::Submit { queue, operation, credit }), lack))
             }
             Err(ends) => {
                 if let Held::Ends(notice) = &ends {
@@ -69,8 +70,8 @@ impl State {
         }
     }
 
-    /// `None`: the copies it needs must wait for pages.
-    fn resolve(&mut self, queue: QueueId, pass: &Pass) -> Result<Option<Found>, Held> {
+    /// Or the pages that it must wait for, to have copies of its own.
+    fn resolve(&mut self, queue: QueueId, pass: &Pass) -> Result<Result<Found, Lack>, Held> {
         let instance = queue.instance;
         let misuse = |what| Held::Ends(Notice::Misuse { instance, what });
         pass.check(&self.info).map_err(misuse)?;
@@ -86,14 +87,14 @@ impl State {
         for (kind, count) in needs {
             match self.room(instance, kind, count as u32) {
                 Got::Room => {}
-                Got::Wait => return Ok(None),
+                Got::Wait(lack) => return Ok(Err(lack)),
                 Got::Never(refusal) => {
                     let why = format!("a copy of a shared {kind}: {refusal}");
                     return Err(Held::Ends(Notice::OutOfPages { instance, why }));
                 }
             }
         }
-        Ok(Some(found))
+        Ok(Ok(found))
     }
 
     fn find(&self, instance: InstanceId, pass: &Pass) -> Result<Found, Held> {

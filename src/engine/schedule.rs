@@ -456,9 +456,12 @@ impl Schedule {
     /// The instances whose queued jobs use such a page.
     pub fn whose_jobs_touch(&self, kind: Kind, such: impl Fn(Physical) -> bool) -> Vec<InstanceId> {
         let does = |job: &&Job| job.touches.iter().any(|touch| touch.kind == kind && such(touch.at));
-        let mut all: Vec<InstanceId> = self.jobs.values().filter(does).map(|job| job.instance).collect();
-        all.sort_unstable();
-        all.dedup();
+        let mut all = Vec::new();
+        for job in self.jobs.values().filter(does) {
+            if !all.contains(&job.instance) {
+                all.push(job.instance);
+            }
+        }
         all
     }
 

@@ -13,7 +13,7 @@ use crate::engine::operation::{
 use crate::engine::pages::{Physical, Pool};
 use crate::engine::prefix::{Prefixes, Reuse};
 use crate::engine::schedule::{Budget, Plan, Schedule};
-use crate::engine::waiting::Waiting;
+use crate::engine::waiting::{Lack, Waiting};
 use crate::identity::{InstanceId, Subject};
 use crate::limits::BACKLOG_PER_INSTANCE;
 #[cfg(test)]
@@ -43,8 +43,8 @@ pub(super) struct Member {
 
 /// Why a command was not carried out.
 pub(super) enum Held {
-    /// It must wait for pages; here it is back.
-    Back(Box<Command>),
+    /// It must wait for pages; here it is back, with what it lacks.
+    Back(Box<Command>, Lack),
     /// The guest did what it must not, or cannot have what it needs: it is ended.
     Ends(Notice),
 }
@@ -52,7 +52,7 @@ pub(super) enum Held {
 /// What a request for pages comes to.
 pub(super) enum Got {
     Room,
-    Wait,
+    Wait(Lack),
     Never(Refusal),
 }
 
@@ -98,11 +98,11 @@ impl State {
         match self.carry_out(command) {
             Ok(()) => {}
             Err(Held::Ends(notice)) => self.end_with(notice),
-            Err(Held::Back(command)) => {
+            Err(Held::Back(command, lack)) => {
                 if let Some(instance) = instance
                     && let Some(subject) = self.pages.subject_of(instance).cloned()
                 {
-                    self.waiting.enter(subject, instance, *command);
+                    self.waiting.enter(subject, instance, *command, lack);
                 }
             }
         }
@@ -251,9 +251,9 @@ impl State {
         let got =
             over.map_or_else(|| self.room(instance, kind, count), |quota| Got::Never(Refusal::Quota(quota)));
         let answer = match got {
-            Got::Wait => {
+            Got::Wait(lack) => {
                 let back = Command::Allocate { instance, kind, count, reply };
-                return Err(Held::Back(Box::new(back)));
+                return Err(Held::Back(Box::new(back), lack));
             }
             Got::Never(refusal) => Err(refusal),
             Got::Room => self.pool_mut(kind).allocate(instance, count),

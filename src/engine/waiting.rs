@@ -15,7 +15,6 @@ use crate::engine::operation::{Command, Kind, Notice};
 use crate::engine::policy::Room;
 use crate::engine::state::{Got, Held, State};
 use crate::identity::{InstanceId, Subject};
-use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
 /// So many batches pages that are on their way may take, for one inside its share: 2 s of long ones. A pass that is under way
@@ -26,10 +25,9 @@ const PATIENCE: u64 = if cfg!(test) { 2 } else { 16 };
 pub(super) struct Waiting {
     /// Per subject its instances, longest first; no line is empty.
     lines: BTreeMap<Subject, VecDeque<Place>>,
-    /// What each has sent since; the first is the command that waits.
-    backlog: HashMap<InstanceId, VecDeque<Command>>,
-    /// What its first command lacked when it was last looked at: that look is dear for a long pass, this one is not.
-    lacks: HashMap<InstanceId, Lack>,
+    /// What each has sent since; the first is the command that waits. And what that lacked when it was last looked at: that look
+    /// is dear for a long pass, this one is not.
+    backlog: HashMap<InstanceId, (VecDeque<Command>, Lack)>,
     placed: u64,
     /// What [`State::changes`] said when all lines were last looked at in vain.
     seen: Option<(u64, u64)>,
@@ -38,7 +36,8 @@ pub(super) struct Waiting {
 }
 
 /// Pages that one waits for.
-struct Lack {
+#[derive(Clone, Copy)]
+pub(super) struct Lack {
     kind: Kind,
     count: u32,
     /// The batch since which it has waited for them, or since when somebody gave way for it.
@@ -67,19 +66,18 @@ impl Waiting {
 
     /// What the instance has sent since it began to wait, if it waits.
     pub fn backlog(&mut self, instance: InstanceId) -> Option<&mut VecDeque<Command>> {
-        self.backlog.get_mut(&instance)
+        self.backlog.get_mut(&instance).map(|(sent, _)| sent)
     }
 
     /// The instance waits from now on, with this command.
-    pub fn enter(&mut self, subject: Subject, instance: InstanceId, command: Command) {
+    pub fn enter(&mut self, subject: Subject, instance: InstanceId, command: Command, lack: Lack) {
         self.place(subject, instance);
-        self.backlog.insert(instance, VecDeque::from([command]));
+        self.backlog.insert(instance, (VecDeque::from([command]), lack));
     }
 
     /// It waits no longer: what it had sent.
     pub fn leave(&mut self, instance: InstanceId) -> VecDeque<Command> {
-        let Some(sent) = self.backlog.remove(&instance) else { return VecDeque::new() };
-        self.lacks.remove(&instance);
+        let Some((sent, _)) = self.backlog.remove(&instance) else { return VecDeque::new() };
         self.unplace(instance);
         sent
     }
@@ -87,8 +85,7 @@ impl Waiting {
     /// Everything that was sent by those who wait.
     pub fn take_all(&mut self) -> impl Iterator<Item = Command> + use<> {
         self.lines.clear();
-        self.lacks.clear();
-        std::mem::take(&mut self.backlog).into_values().flatten()
+        std::mem::take(&mut self.backlog).into_values().flat_map(|(sent, _)| sent)
     }
 
     fn place(&mut self, subject: Subject, instance: InstanceId) {
@@ -118,9 +115,10 @@ impl Waiting {
 
     /// The first of each line, longest first.
     fn firsts(&self) -> Vec<InstanceId> {
-        let mut firsts: Vec<&Place> = self.lines.values().filter_map(VecDeque::front).collect();
-        firsts.sort_unstable_by_key(|place| place.since);
-        firsts.into_iter().map(|place| place.instance).collect()
+        let firsts = self.lines.values().filter_map(VecDeque::front);
+        let mut firsts: Vec<(u64, InstanceId)> = firsts.map(|place| (place.since, place.instance)).collect();
+        firsts.sort_unstable();
+        firsts.into_iter().map(|(_, instance)| instance).collect()
     }
 
     fn ahead(&self, subject: &Subject, instance: InstanceId) -> Ahead {
@@ -140,9 +138,9 @@ impl State {
         if count == 0 {
             return Got::Room;
         }
+        let lack = Lack { kind, count, since: self.schedule.batches() };
         if self.is_behind(instance, kind, count) {
-            self.lacks(instance, kind, count);
-            return Got::Wait;
+            return Got::Wait(lack);
         }
         if let Room::AfterEnding(victims) = self.pool(kind).room(instance, count) {
             for victim in victims {
@@ -152,10 +150,7 @@ impl State {
         match self.pool(kind).room(instance, count) {
             Room::Fits => Got::Room,
             // Ended instances' pages that the jobs of others still use.
-            Room::Soon | Room::AfterEnding(_) => {
-                self.lacks(instance, kind, count);
-                Got::Wait
-            }
+            Room::Soon | Room::AfterEnding(_) => Got::Wait(lack),
             Room::Never(refusal) => Got::Never(refusal),
         }
     }
@@ -174,23 +169,19 @@ impl State {
         }
     }
 
-    fn lacks(&mut self, instance: InstanceId, kind: Kind, count: u32) {
-        let now = Lack { kind, count, since: self.schedule.batches() };
-        let lack = self.waiting.lacks.entry(instance).or_insert(now);
-        (lack.kind, lack.count) = (kind, count);
-    }
-
     /// Whether the first command of an instance that waits would wait again. It may lack less by now, if others have let go of
     /// pages that it writes: then it waits until those come that it lacked, which are on their way, or until they do not.
     fn waits_on(&mut self, instance: InstanceId) -> bool {
         let now = self.schedule.batches();
-        let Some(&Lack { kind, count, since }) = self.waiting.lacks.get(&instance) else { return false };
+        let Some(&(_, Lack { kind, count, since })) = self.waiting.backlog.get(&instance) else {
+            return false;
+        };
         if self.is_behind(instance, kind, count) {
             return true;
         }
         let soon = self.pool(kind).comes_soon(count);
         if soon && now - since >= PATIENCE && self.pool(kind).is_within_share(instance, count) {
-            if let Some(lack) = self.waiting.lacks.get_mut(&instance) {
+            if let Some((_, lack)) = self.waiting.backlog.get_mut(&instance) {
                 lack.since = now;
             }
             self.make_way(instance, kind, count);
@@ -204,9 +195,13 @@ impl State {
         let Some(subject) = self.pages.subject_of(instance).cloned() else { return };
         let pool = self.pool(kind);
         let over = pool.over_share(&subject);
-        let mut keepers = self.schedule.whose_jobs_touch(kind, |page| pool.drains_of(page, &over));
-        keepers.sort_unstable_by_key(|&keeper| Reverse(self.pages.joined(keeper)));
-        for keeper in keepers {
+        let keepers = self.schedule.whose_jobs_touch(kind, |page| pool.drains_of(page, &over));
+        let mut keepers: Vec<(u64, InstanceId)> = keepers
+            .into_iter()
+            .map(|keeper| (self.pages.joined(keeper).unwrap_or_default(), keeper))
+            .collect();
+        keepers.sort_unstable();
+        for (_, keeper) in keepers.into_iter().rev() {
             if self.members.contains_key(&keeper) {
                 return self.end_with(Notice::Evict(keeper));
             }
@@ -247,19 +242,18 @@ impl State {
             let next = self.waiting.backlog(instance).and_then(VecDeque::pop_front);
             let Some(command) = next else { break None };
             match self.carry_out(command) {
-                Ok(()) => {
-                    progress = true;
-                    self.waiting.lacks.remove(&instance);
-                }
+                Ok(()) => progress = true,
                 Err(held) => break Some(held),
             }
         };
         match held {
             None => drop(self.waiting.leave(instance)),
             Some(Held::Ends(notice)) => self.end_with(notice),
-            Some(Held::Back(command)) => {
-                if let Some(behind) = self.waiting.backlog(instance) {
+            Some(Held::Back(command, lack)) => {
+                if let Some((behind, known)) = self.waiting.backlog.get_mut(&instance) {
                     behind.push_front(*command);
+                    let since = if progress { lack.since } else { known.since };
+                    *known = Lack { since, ..lack };
                 }
                 if progress {
                     self.waiting.step_back(instance);

@@ -3,7 +3,7 @@
 //! Owns: the interpreter's settings, and [`Code`]. Never: fuel amounts or memory quotas; those belong to an instance.
 
 use super::Program;
-use super::plan::{Plan, Step};
+use super::plan::{Import, Plan, Step};
 use super::rejected::Rejected;
 use crate::limits;
 use smol::lock::{Mutex, Semaphore};
@@ -98,12 +98,12 @@ impl Code {
 
 /// wasmi takes a module's imports by kind, not as the module has them.
 fn arrange(step: &mut Step, module: &Module) {
-    let places: HashMap<(&str, &str), usize> = module
-        .imports()
-        .enumerate()
-        .map(|(place, import)| ((import.module(), import.name()), place))
-        .collect();
-    step.imports.sort_by_key(|import| places.get(&(import.name.0.as_str(), import.name.1.as_str())).copied());
+    let mut imports: HashMap<(String, String), Import> =
+        step.imports.drain(..).map(|import| (import.name.clone(), import)).collect();
+    let its = module.imports();
+    step.imports.extend(
+        its.filter_map(|import| imports.remove(&(import.module().to_owned(), import.name().to_owned()))),
+    );
 }
 
 pub(super) fn config() -> Config {

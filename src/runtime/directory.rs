@@ -103,9 +103,11 @@ impl Directory {
     /// The instances of one subject, by id.
     pub fn of(&self, subject: &Subject) -> Vec<Entry> {
         let lists = self.lock();
-        let mut found: Vec<Entry> =
-            lists.entries.values().filter(|e| !e.ended && e.subject == *subject).cloned().collect();
-        found.sort_unstable_by_key(|entry| entry.instance);
+        let mut found: Vec<Entry> = Vec::new();
+        for entry in lists.entries.values().filter(|e| !e.ended && e.subject == *subject) {
+            let at = found.partition_point(|other| other.instance < entry.instance);
+            found.insert(at, entry.clone());
+        }
         found
     }
 

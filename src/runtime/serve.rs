@@ -126,8 +126,12 @@ impl Servers {
     pub fn of(&self, subject: Option<&Subject>) -> Vec<Arc<Server>> {
         let servers = self.lock();
         let whose = |server: &&Arc<Server>| subject.is_none_or(|subject| server.serve.subject == *subject);
-        let mut found: Vec<_> = servers.values().filter(whose).cloned().collect();
-        found.sort_unstable_by_key(|server| (server.serve.port, server.id));
+        let mut found: Vec<Arc<Server>> = Vec::new();
+        for server in servers.values().filter(whose) {
+            let key = |server: &Server| (server.serve.port, server.id);
+            let at = found.partition_point(|other| key(other) < key(server));
+            found.insert(at, server.clone());
+        }
         found
     }
 

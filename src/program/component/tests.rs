@@ -40,6 +40,17 @@ fn what_few_bytes_make_much_of_counts() {
     assert!(beside(&elements) - least >= 10_000 * 12);
 }
 
+/// Whoever brings a program to life finds an import by its name.
+#[test]
+fn a_module_imports_each_name_once() {
+    let twice = r#"(component
+        (core module $m (import "a" "b" (func)) (import "a" "b" (func)))
+        (core module $n (func (export "b")))
+        (core instance $n (instantiate $n))
+        (core instance (instantiate $m (with "a" (instance $n)))))"#;
+    assert!(refusal(twice).contains("duplicate import name `a:b`"), "{}", refusal(twice));
+}
+
 #[test]
 fn the_smallest_inferlet_is_one_step() {
     let plan = read(&wat::parse_str(MINIMAL).unwrap()).unwrap();
