@@ -3,12 +3,13 @@
 //! Owns: the order of the writes, the transactions, and what is done when the disk fails. Never: answers a write before
 //! it is durable; ends because of an error.
 //!
-//! It takes one write, and all others that wait by then, into one transaction: while a sync runs, the next ones gather.
+//! It takes one write, and all others that wait by then, into one transaction: while a sync runs, the next ones gather. Where
+//! they do not fit one, subjects take turns ([`super::turns`]): who overwrites long values without pause keeps nobody waiting
+//! but its own.
 //! While the model computes, the thread rests after each transaction, for a multiple of what that computed, so that programs
 //! that write without pause take no more than a tenth of a core from those who wait for the model. Many who write
 //! together lose little, as more of their writes share a transaction; whoever waits for each write, or comes while the
-//! thread rests, waits up to [`REST_MOST`] more. Writes are made in the order that they come in, whosever they are; of large ones
-//! a subject has few among them at a time, so that what another's waits behind is a few transactions.
+//! thread rests, waits up to [`REST_MOST`] more.
 //!
 //! # When the disk fails
 //! redb refuses everything after an I/O error until its file is opened afresh, and a transaction whose sync failed may
@@ -18,14 +19,15 @@
 
 use super::file::{self, Open, PAIRS, caught};
 use super::index::Draft;
+use super::turns::Turns;
 use super::{Refusal, Shared};
 use crate::clock;
 use crate::identity::Subject;
 use crate::limits;
+use crate::places::Held;
 use redb::{Database, Durability, Error, ReadableTable};
 use smol::Timer;
 use smol::channel::{Receiver, Sender};
-use smol::lock::SemaphoreGuardArc;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -51,8 +53,8 @@ pub(super) struct Write {
     pub value: Option<String>,
     /// Takes one answer: whether there was such a key.
     pub answer: Sender<Result<bool, Refusal>>,
-    /// Of a large one, its place among its subject's, though its guest has ended.
-    pub _place: Option<SemaphoreGuardArc>,
+    /// Its place among the writes on their way, until it is answered.
+    pub _place: Held,
 }
 
 /// What a write replaced.
@@ -66,6 +68,8 @@ pub(super) struct Disk {
     path: PathBuf,
     shared: Arc<Shared>,
     errands: Receiver<Errand>,
+    /// Writes that were taken from there, and have not had their turn: no more than there are places.
+    waiting: Turns<Write>,
     open: Open,
     /// Of a batch whose commit failed, in the order of its writes.
     replaced: Vec<Replaced>,
@@ -73,16 +77,17 @@ pub(super) struct Disk {
 
 impl Disk {
     pub fn new(path: &Path, shared: Arc<Shared>, errands: Receiver<Errand>, open: Open) -> Disk {
-        Disk { path: path.to_owned(), shared, errands, open, replaced: Vec::new() }
+        Disk { path: path.to_owned(), shared, errands, waiting: Turns::default(), open, replaced: Vec::new() }
     }
 
     /// Until nobody can send any more, and all that was sent is answered.
     pub fn run(mut self) {
-        while let Some(errand) = self.next() {
+        while self.next() {
             let before = clock::computed();
-            let batch = self.gather(errand);
+            let batch = self.gather();
             let answers = self.keep(&batch);
-            for (write, answer) in batch.iter().zip(answers) {
+            // By value: the place of each goes back with its answer, and not after the rest.
+            for (write, answer) in batch.into_iter().zip(answers) {
                 let _ = write.answer.try_send(answer); // its guest may have ended meanwhile
             }
             if self.shared.busy.get().is_some_and(|busy| busy()) {
@@ -92,32 +97,42 @@ impl Disk {
         self.shared.put(None);
     }
 
-    fn next(&self) -> Option<Errand> {
-        if self.shared.database().is_some() {
-            return self.errands.recv_blocking().ok();
+    /// Waits for something to do. False: there will be nothing any more.
+    fn next(&mut self) -> bool {
+        if !self.waiting.is_empty() {
+            return true;
         }
-        let pause = async {
-            Timer::after(limits::KVS_REOPEN_PAUSE).await;
-            Ok(Errand::Mend)
+        let errand = if self.shared.database().is_some() {
+            self.errands.recv_blocking()
+        } else {
+            let pause = async {
+                Timer::after(limits::KVS_REOPEN_PAUSE).await;
+                Ok(Errand::Mend)
+            };
+            smol::block_on(smol::future::or(self.errands.recv(), pause))
         };
-        smol::block_on(smol::future::or(self.errands.recv(), pause)).ok()
+        errand.map(|errand| self.take(errand)).is_ok()
     }
 
-    /// This errand and those that wait behind it, as far as they fit a batch.
-    fn gather(&self, first: Errand) -> Vec<Write> {
+    fn take(&mut self, errand: Errand) {
+        match errand {
+            Errand::Write(write) => self.waiting.push(&write.subject.clone(), write),
+            Errand::Mend => self.shared.put(None),
+        }
+    }
+
+    /// Of all that wait by now, in turns, what fits a batch.
+    fn gather(&mut self) -> Vec<Write> {
+        while let Ok(errand) = self.errands.try_recv() {
+            self.take(errand);
+        }
         let (mut batch, mut bytes) = (Vec::new(), 0);
-        let mut next = Some(first);
-        while let Some(errand) = next {
-            match errand {
-                Errand::Write(write) => {
-                    let old = self.shared.index().value_bytes(&write.subject, &write.key);
-                    bytes += write.value.as_ref().map_or(0, String::len) + old.unwrap_or(0);
-                    batch.push(write);
-                }
-                Errand::Mend => self.shared.put(None),
-            }
-            let full = batch.len() >= limits::KVS_WRITES_IN_FLIGHT || bytes >= limits::KVS_BATCH_BYTES;
-            next = if full { None } else { self.errands.try_recv().ok() };
+        while bytes < limits::KVS_BATCH_BYTES
+            && let Some(write) = self.waiting.pop()
+        {
+            let old = self.shared.index().value_bytes(&write.subject, &write.key);
+            bytes += write.value.as_ref().map_or(0, String::len) + old.unwrap_or(0);
+            batch.push(write);
         }
         batch
     }

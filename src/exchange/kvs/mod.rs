@@ -6,6 +6,7 @@
 //! - [`index`]: which keys there are and how long their values; the quotas. Pure.
 //! - [`file`]: the redb file: opening, reading, and the sentences of a start that fails.
 //! - [`disk`]: the thread "disk", the only one that writes. It takes all that waits into one transaction with one sync.
+//! - [`turns`]: whose write is next where not all fit one transaction. Pure.
 //!
 //! # Where a read looks
 //! Values lie in the file alone, so that 256 MiB of them take no memory from the model: redb keeps 4 MiB, and the system's
@@ -18,21 +19,22 @@
 //! not by its own guest either (which waits in that call): nothing that anybody has seen is undone by a power cut.
 //!
 //! # Order
-//! Writes are made in the order in which they came into the channel: an instance has one at a time, and a call that
-//! begins after another was answered is behind it. A guest that ends while its write is on the way leaves it in the
-//! channel: it is made, and nobody waits for the answer.
+//! A subject's writes are made in the order in which they came into the channel: an instance has one at a time, and a call
+//! that begins after another was answered is behind it. Between subjects, who share no key, there is no order but turns. A
+//! guest that ends while its write is on the way leaves it there: it is made, and nobody waits for the answer.
 
 mod disk;
 mod file;
 mod index;
 #[cfg(test)]
 mod tests;
+mod turns;
 
 pub use file::KvsError;
 
 use crate::identity::Subject;
 use crate::limits;
-use crate::lines::Lines;
+use crate::places::Awaited;
 use disk::{Disk, Errand, Write};
 use file::Open;
 use index::Index;
@@ -48,8 +50,8 @@ use std::thread::JoinHandle;
 pub struct Kvs {
     shared: Arc<Shared>,
     errands: Sender<Errand>,
-    /// Who has large writes on their way.
-    large: Lines<Subject>,
+    /// Of writes on their way.
+    places: Awaited,
     disk: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -150,8 +152,8 @@ impl Kvs {
             .name("disk".into())
             .spawn(move || disk.run())
             .map_err(KvsError::Thread)?;
-        let large = Lines::new(limits::KVS_LARGE_WRITES_PER_SUBJECT);
-        Ok(Kvs { shared, errands, large, disk: Mutex::new(Some(disk)) })
+        let places = Awaited::new(limits::KVS_WRITES_IN_FLIGHT, limits::KVS_WRITES_PER_SUBJECT);
+        Ok(Kvs { shared, errands, places, disk: Mutex::new(Some(disk)) })
     }
 
     /// From now on writing leaves the processor to others while `busy` holds. Once.
@@ -204,12 +206,7 @@ impl Kvs {
     }
 
     async fn write(&self, subject: &Subject, key: &str, value: Option<String>) -> Result<bool, Refusal> {
-        let old = self.shared.index().value_bytes(subject, key).unwrap_or(0);
-        let large = value.as_ref().map_or(0, String::len).max(old) >= limits::KVS_LARGE_BYTES;
-        let place = match large {
-            true => Some(self.large.of(subject).acquire_arc().await),
-            false => None,
-        };
+        let place = self.places.take(subject).await;
         let (answer, answered) = smol::channel::bounded(1);
         let write = Write { subject: subject.clone(), key: key.into(), value, answer, _place: place };
         self.errands.send(Errand::Write(write)).await.map_err(|_| Refusal::Closed)?;

@@ -7,6 +7,7 @@ use super::*;
 use crate::model::toy::Random;
 use drive::Drive;
 use smol::future::{block_on, poll_once};
+use std::cell::RefCell;
 use std::path::PathBuf;
 use std::pin::Pin;
 
@@ -124,29 +125,38 @@ fn many_writers_share_one_commit() {
     }
 }
 
-/// The story: a hundred instances of one subject wrote a megabyte each, again and again, and whoever else wrote waited for dozens
-/// of commits.
+/// The story: many instances of one subject overwrote long values without pause, four to a transaction, and whoever wanted to
+/// keep a word waited for all of them.
 #[test]
-fn large_writes_of_one_subject_hold_others_up_for_a_commit_or_two() {
-    let (drive, greedy, honest) = (Drive::default(), Subject::new("greedy"), Subject::new("honest"));
+fn who_floods_the_disk_keeps_its_own_waiting_and_not_others() {
+    let (drive, [a, b]) = (Drive::default(), ["a", "b"].map(Subject::new));
     let kvs = start(&drive);
-    let large = "x".repeat(limits::KVS_VALUE_BYTES);
-    for key in ["0", "1", "2"] {
-        set(&kvs, &greedy, key, &large).unwrap();
-    }
-    let (written, keys) = (kvs.commits(), ["0", "1", "2"].into_iter().cycle());
+    let value = "v".repeat(limits::KVS_VALUE_BYTES);
+    let (answered, executor) = (RefCell::new(Vec::new()), smol::LocalExecutor::new());
+    let set = |subject, key, value: &str, name| {
+        let (value, kvs, answered) = (value.to_owned(), &kvs, &answered);
+        executor.spawn(async move {
+            kvs.set(subject, key, value).await.unwrap();
+            answered.borrow_mut().push(name); // whoever is woken first is here first
+        })
+    };
     drive.hold(true);
-    // To write little over a large one is a large write, too.
-    let values = [large.clone(), "small".to_owned()].into_iter().cycle();
-    let many = send(keys.zip(values).take(60).map(|(key, value)| kvs.set(&greedy, key, value)));
+    let mut sent = vec![set(&b, "first", "1", "first")];
+    assert!(executor.try_tick());
     drive.wait_for_sync();
-    let mut others = send([kvs.set(&honest, "k", "v".into())]);
+    sent.extend((0..limits::KVS_WRITES_PER_SUBJECT).map(|_| set(&a, "k", &value, "flood")));
+    sent.push(set(&a, "k", "last", "beyond"));
+    sent.push(set(&b, "word", "w", "word"));
+    while executor.try_tick() {}
     drive.hold(false);
-    block_on(others.remove(0)).unwrap();
-    assert!(kvs.commits() - written <= 3, "{} commits", kvs.commits() - written);
-    for write in many {
-        block_on(write).unwrap();
+    while !sent.iter().all(|write| write.is_finished()) {
+        block_on(executor.tick());
     }
+    drop((sent, executor));
+    let answered = answered.take();
+    assert_eq!(answered[..3], ["first", "flood", "word"], "of {}", answered.len());
+    assert!(kvs.commits() >= 16, "they do not fit a few");
+    assert_eq!(kvs.get(&a, "k").unwrap().as_deref(), Some("last"), "who has all its places waits for one");
 }
 
 /// The thread asks after each transaction, once its write is answered, and a rest loses none.
@@ -164,6 +174,22 @@ fn a_thread_that_rests_keeps_all_the_same() {
     assert_eq!(last.collect::<Vec<_>>(), ["35", "36", "37", "38", "39", "33", "34"]);
     drop(kvs);
     assert_eq!(asked.load(Ordering::Relaxed), 40);
+}
+
+/// The story: a subject's next writes waited for a rest of 50 ms behind those that had been answered before it.
+#[test]
+fn a_place_is_given_back_with_the_answer_and_not_after_the_rest() {
+    let (kvs, a) = (Kvs::in_memory(), Subject::new("a"));
+    let (places, own) = (kvs.places.clone(), a.clone());
+    let (tell, free) = smol::channel::unbounded();
+    kvs.yield_while(move || {
+        let taken = (0..limits::KVS_WRITES_PER_SUBJECT)
+            .map_while(|_| block_on(poll_once(Box::pin(places.take(&own)))));
+        let _ = tell.try_send(taken.collect::<Vec<_>>().len());
+        false
+    });
+    set(&kvs, &a, "k", "v").unwrap();
+    assert_eq!(free.recv_blocking(), Ok(limits::KVS_WRITES_PER_SUBJECT));
 }
 
 #[test]
