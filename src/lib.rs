@@ -26,8 +26,8 @@
 //! `heavy` and two `aside`, of low priority: instructions of guests that take many slices; texts too long for a worker to
 //! tokenize. Each computes for a thread of the usual priority (`for-heavy`, `for-aside`) and takes no lock of a queue: it loses
 //! its core anywhere, and whoever wants the lock would wait until it has one again.
-//! `disk`: alone writes key-value pairs, all that wait in one transaction with one sync. `signals`: waits for the one that ends
-//! the server.
+//! `disk`: alone writes key-value pairs, all that wait in one transaction with one sync; where they do not fit, subjects take
+//! turns. `signals`: waits for the one that ends the server.
 //! Heavy work on a program or a blob (hashes, validation, translation, its file) runs on smol's blocking pool; while the model
 //! computes for others, the programs that a subject uploads or launches are translated one at a time and with rests between. A
 //! panic is caught at the guest's and the session's border; one in the engine ends the process.
@@ -54,9 +54,8 @@
 //! | `output` | standard output of a command: what counts as written |
 //! | [`limits`] | every capacity, with its reason |
 //! | [`identity`], [`quota`], [`clock`] | instance, subject, program: the names; what each may use; what time it is, and waiting for another |
-//! | [`lines`] | so many at a time for each subject, and the others of its own wait |
 //! | `fair` | who of those that wait is next: the subject that was served least |
-//! | [`places`] | places that subjects share, bounded for each and in all |
+//! | [`places`] | places that subjects share, bounded for each and in all; waiting for one |
 //! | [`pacer`] | what each subject uses of the io thread, the rests of who has used more than its part, the sockets that take them |
 //! | [`wire`], [`server`], [`client`] | the protocol, its server side, our client |
 //! | [`auth`] | PASETO tokens, what they grant |
@@ -92,7 +91,6 @@ mod fair;
 pub mod host;
 pub mod identity;
 pub mod interrupts;
-mod lines;
 pub mod observe;
 pub mod outgoing;
 mod output;

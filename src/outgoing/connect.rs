@@ -6,9 +6,8 @@ use super::policy::{Allowed, Host, Target};
 use super::{Refusals, timed};
 use crate::identity::Subject;
 use crate::limits;
-use crate::lines::Lines;
+use crate::places::Awaited;
 use crate::transfer::ErrorCode;
-use smol::lock::Semaphore;
 use smol::net::TcpStream;
 use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
@@ -22,7 +21,7 @@ type Addresses = io::Result<Vec<IpAddr>>;
 pub type Lookup =
     Arc<dyn Fn(&Subject, String) -> Pin<Box<dyn Future<Output = Addresses> + Send>> + Send + Sync>;
 
-/// The system's, a bounded number at a time, of one subject and in all.
+/// The system's.
 pub fn system() -> Lookup {
     bounded(|name| {
         let found = (name, 0).to_socket_addrs()?;
@@ -30,19 +29,17 @@ pub fn system() -> Lookup {
     })
 }
 
-fn bounded(resolve: impl Fn(&str) -> Addresses + Send + Sync + 'static) -> Lookup {
-    let all = Arc::new(Semaphore::new(limits::LOOKUPS));
-    let each = Lines::new(limits::LOOKUPS_PER_SUBJECT);
+/// A bounded number at a time, of one subject and in all, each on a thread of its own.
+pub fn bounded(resolve: impl Fn(&str) -> Addresses + Send + Sync + 'static) -> Lookup {
+    let places = Awaited::new(limits::LOOKUPS, limits::LOOKUPS_PER_SUBJECT);
     let resolve = Arc::new(resolve);
     Arc::new(move |who, name| {
-        let (all, own, resolve) = (all.clone(), each.of(who), resolve.clone());
+        let (who, places, resolve) = (who.clone(), places.clone(), resolve.clone());
         Box::pin(async move {
-            // The subject's first: whoever waits for that has none of the others' places.
-            let own = own.acquire_arc().await;
-            let places = (own, all.acquire_arc().await);
-            // The thread keeps them: it works on when nobody waits any more.
+            let place = places.take(&who).await;
+            // The thread keeps the place: it works on when nobody waits any more.
             smol::unblock(move || {
-                let _places = places;
+                let _place = place;
                 resolve(&name)
             })
             .await

@@ -338,6 +338,47 @@ fn who_waits_too_long_is_told_what_for() {
     assert_eq!(format!("{longer:?}"), format!("{:?}", within()), "never longer than the box would wait");
 }
 
+/// The story: names whose server never answers held all lookups, also after their guests had given up.
+#[test]
+fn names_that_nobody_answers_for_keep_only_their_subjects_lookups() {
+    let (held, never) = smol::channel::bounded::<Infallible>(1);
+    let (begun, begins) = smol::channel::unbounded();
+    let lookup = connect::bounded(move |name| {
+        let _ = begun.try_send(());
+        if name == "silent.example" {
+            let _ = never.recv_blocking();
+        }
+        Err(std::io::Error::other("no such name"))
+    });
+    let names = ["silent.example", "none.example"].map(str::to_owned);
+    let (outgoing, sending) = with_lookup(Allowed::new(&names).unwrap(), lookup);
+    let line = |subject: &str| {
+        let instance = InstanceId::random();
+        outgoing.line(instance, Subject::new(subject), &Allowed::default(), Pacer::default())
+    };
+    let rig = Rig { outgoing: outgoing.clone(), sending, lookups: Arc::default() };
+    rig.run(async |_| {
+        let lines: Vec<Line> =
+            (0..limits::OUTGOING_PER_SUBJECT / limits::OUTGOING_PER_INSTANCE).map(|_| line("a")).collect();
+        let silent = || get("http://silent.example/");
+        let sent: Vec<Sent> = lines
+            .iter()
+            .flat_map(|line| [(); limits::OUTGOING_PER_INSTANCE].map(|_| line.send(silent(), within())))
+            .collect();
+        for _ in 0..limits::LOOKUPS_PER_SUBJECT {
+            begins.recv().await.unwrap();
+        }
+        drop(sent);
+        let other = refused(&line("b"), "http://none.example/").await;
+        assert!(matches!(other, ErrorCode::DnsError(_)), "{other:?}");
+        let own = line("a").send(get("http://none.example/"), within());
+        begins.recv().await.unwrap(); // the other's
+        drop(held);
+        let own = settled(&own).await.err();
+        assert!(matches!(own, Some(ErrorCode::DnsError(_))), "it had to wait for its own: {own:?}");
+    });
+}
+
 #[test]
 fn places_are_bounded_for_each_and_for_all_and_come_back() {
     let (listener, address) = smol::block_on(listener());
