@@ -204,7 +204,7 @@ async fn open_openai(
         ))
     })?;
     let refused = |why: &str| Failure::config(format!("The program of --openai, {}: {why}.", path.display()));
-    let program = Code::translate(Translation::new(move || Program::of(&bytes))).await;
+    let program = Code::translate(&Subject::everyone(), Translation::new(move || Program::of(&bytes))).await;
     let program = program.map_err(|rejected| refused(&rejected.to_string()))?;
     if !program.kinds().answers {
         return Err(refused("it does not export wasi:http/incoming-handler, so it answers no requests"));

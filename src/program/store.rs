@@ -286,6 +286,11 @@ mod tests {
     use crate::program::translate::Work;
     use smol::future;
 
+    /// At once.
+    async fn translate(translation: Translation) -> Result<Arc<Program>, Rejected> {
+        Code::translate(&Subject::everyone(), translation).await
+    }
+
     fn folder(name: &str) -> PathBuf {
         let dir = std::env::temp_dir().join(format!("tartlet-store-{name}-{}", std::process::id()));
         let _ = fs::remove_dir_all(&dir);
@@ -306,9 +311,9 @@ mod tests {
         let programs = programs.map(|text| wat::parse_str(text).unwrap());
         let one = Code::of(&programs[0]).unwrap().bytes;
         let store = with_shelf(Store::open(&dir).unwrap(), Shelf::of(one + one / 2));
-        let put = |program: &Vec<u8>| smol::block_on(store.put(&nobody, program.clone(), Code::translate));
+        let put = |program: &Vec<u8>| smol::block_on(store.put(&nobody, program.clone(), translate));
         let hashes = [put(&programs[0]).unwrap(), put(&programs[1]).unwrap()];
-        let get = |of: usize| smol::block_on(store.get(&nobody, &hashes[of], Code::translate));
+        let get = |of: usize| smol::block_on(store.get(&nobody, &hashes[of], translate));
         let first = get(0).unwrap().expect("it is kept");
         assert_eq!(get(1).err(), Some(Rejected::CodeFull), "while an instance has the other");
         let (hash, gone) = (first.hash, Arc::downgrade(&first.code));
@@ -329,7 +334,7 @@ mod tests {
         let programs = [MINIMAL.to_owned(), MINIMAL.replace("const 16", "const 32")];
         let hashes = programs.map(|text| {
             let component = wat::parse_str(text).unwrap();
-            smol::block_on(store.put(&nobody, component, Code::translate)).unwrap()
+            smol::block_on(store.put(&nobody, component, translate)).unwrap()
         });
         let store = with_shelf(store, Shelf::default());
         let (begun, begins) = smol::channel::unbounded();
@@ -341,7 +346,9 @@ mod tests {
                 let _closed = ends.recv_blocking();
                 work()
             };
-            store.get(&nobody, &hashes[of], |translation| Code::translate(translation.within(held_up)))
+            store.get(&nobody, &hashes[of], |translation| {
+                Code::translate(&nobody, translation.within(held_up))
+            })
         };
         smol::block_on(async {
             let both = future::zip(get(0), get(0));
@@ -365,14 +372,14 @@ mod tests {
         let nobody = Subject::everyone();
         let component = wat::parse_str(MINIMAL).unwrap();
         let store = Store::open(&dir).unwrap();
-        let hash = smol::block_on(store.put(&nobody, component.clone(), Code::translate)).unwrap();
-        assert_eq!(smol::block_on(store.put(&nobody, component.clone(), Code::translate)), Ok(hash));
+        let hash = smol::block_on(store.put(&nobody, component.clone(), translate)).unwrap();
+        assert_eq!(smol::block_on(store.put(&nobody, component.clone(), translate)), Ok(hash));
         assert!(store.contains(&hash));
 
         fs::write(dir.join("half.unfinished"), b"...").unwrap();
         fs::write(dir.join("notes.txt"), b"not ours").unwrap();
         let store = Store::open(&dir).unwrap();
-        let get = |store: &Store| smol::block_on(store.get(&nobody, &hash, Code::translate));
+        let get = |store: &Store| smol::block_on(store.get(&nobody, &hash, translate));
         let program = get(&store).unwrap().expect("found again");
         assert!(
             program.kinds().runs && Arc::ptr_eq(&program, &get(&store).unwrap().unwrap()),
@@ -389,7 +396,7 @@ mod tests {
         let store = Store::open(&dir).unwrap();
         assert!(!store.contains(&hash), "a damaged program is not offered");
         assert_eq!(
-            smol::block_on(store.put(&nobody, component, Code::translate)),
+            smol::block_on(store.put(&nobody, component, translate)),
             Ok(hash),
             "and can be uploaded again"
         );
@@ -407,7 +414,7 @@ mod tests {
             component
         };
         let put = |store: &Store, who: &str, number| {
-            smol::block_on(store.put(&Subject::new(who), program(number), Code::translate))
+            smol::block_on(store.put(&Subject::new(who), program(number), translate))
         };
         let store = Store::open(&dir).unwrap();
         let by_hand = ProgramHash::of(&program(0));
@@ -458,7 +465,7 @@ mod tests {
         let (free, until) = smol::channel::bounded(1);
         let watched = Watched { bytes: wat::parse_str(MINIMAL).unwrap(), read, free: until };
         smol::block_on(async {
-            let put = async { drop(store.put(&Subject::everyone(), watched, Code::translate).await) };
+            let put = async { drop(store.put(&Subject::everyone(), watched, translate).await) };
             smol::future::or(put, async { reading.recv().await.unwrap() }).await;
             assert!(!reading.is_closed(), "dropped while it is read");
             free.close();
@@ -472,7 +479,7 @@ mod tests {
         let dir = folder("refused");
         let store = Store::open(&dir).unwrap();
         assert_eq!(
-            smol::block_on(store.put(&Subject::everyone(), b"hello".to_vec(), Code::translate)),
+            smol::block_on(store.put(&Subject::everyone(), b"hello".to_vec(), translate)),
             Err(Rejected::NotWasm)
         );
         assert_eq!(fs::read_dir(&dir).unwrap().count(), 0);

@@ -5,10 +5,12 @@
 use super::Program;
 use super::plan::{Import, Plan, Step};
 use super::rejected::Rejected;
+use crate::identity::Subject;
 use crate::limits;
-use smol::lock::{Mutex, Semaphore};
+use crate::places::Awaited;
+use smol::lock::Mutex;
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use wasmi::{CompilationMode, Config, CustomFuelCosts, Engine, Module, OperatorCost};
 
 /// A component ready to be instantiated any number of times.
@@ -53,12 +55,13 @@ impl Translation {
 }
 
 impl Code {
-    /// Runs `translation` off the caller's thread and a few at a time: uploads must not take all the cores. One that is
-    /// begun goes on when nobody waits for it any more, and keeps its place until it is over.
-    pub async fn translate(translation: Translation) -> Result<Arc<Program>, Rejected> {
-        static PLACES: Semaphore = Semaphore::new(limits::TRANSLATIONS);
+    /// Runs a subject's `translation` off the caller's thread and a few at a time: uploads must not take all the cores. One that
+    /// is begun goes on when nobody waits for it any more, and keeps its place until it is over.
+    pub async fn translate(subject: &Subject, translation: Translation) -> Result<Arc<Program>, Rejected> {
+        static PLACES: LazyLock<Awaited> =
+            LazyLock::new(|| Awaited::new(limits::TRANSLATIONS, limits::TRANSLATIONS_PER_SUBJECT));
         let alone = translation.alone.lock_arc().await;
-        let place = PLACES.acquire().await;
+        let place = PLACES.take(subject).await;
         smol::unblock(move || {
             let _held = (alone, place);
             (translation.work)()
@@ -168,15 +171,19 @@ mod tests {
     /// A client that leaves, or ends its instance, while its program is translated: the work goes on, and counts.
     #[test]
     fn an_abandoned_translation_keeps_its_place_until_it_is_over() {
+        let nobody = Subject::everyone();
         let (begun, begins) = bounded(limits::TRANSLATIONS + 1);
         let (over, ends) = bounded::<()>(1);
         let held_up = || {
             let (begun, ends) = (begun.clone(), ends.clone());
-            Code::translate(Translation::new(move || {
-                begun.send_blocking(()).expect("the test listens");
-                let _closed = ends.recv_blocking();
-                Program::of(&wat::parse_str(MINIMAL).expect("a component"))
-            }))
+            Code::translate(
+                &nobody,
+                Translation::new(move || {
+                    begun.send_blocking(()).expect("the test listens");
+                    let _closed = ends.recv_blocking();
+                    Program::of(&wat::parse_str(MINIMAL).expect("a component"))
+                }),
+            )
         };
         smol::block_on(async {
             for _ in 0..limits::TRANSLATIONS {

@@ -115,7 +115,7 @@ impl Served {
     /// When it is the subject's turn.
     async fn translate(&self, subject: &Subject, translation: Translation) -> Result<Arc<Program>, Rejected> {
         let turn = self.runtime.translation(subject).await;
-        Code::translate(translation.within(move |work| turn.of(work))).await
+        Code::translate(subject, translation.within(move |work| turn.of(work))).await
     }
 }
 
