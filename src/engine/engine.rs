@@ -23,7 +23,9 @@ use crate::engine::state::State;
 use crate::identity::Subject;
 use crate::limits::{ENGINE_INBOX, WORKER_STACK_BYTES};
 use crate::observe::stages::{self, Stage};
-use smol::channel::{Receiver, Sender, TrySendError};
+#[cfg(test)]
+use smol::channel::Receiver;
+use smol::channel::{Sender, TrySendError};
 use std::any::Any;
 use std::collections::VecDeque;
 use std::fmt;

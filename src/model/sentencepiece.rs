@@ -225,13 +225,14 @@ fn pieces(vocabulary: &Vocabulary) -> (Index, bool) {
     }
     // An unused character is as good as none. Nor can longer ones be made that only pad the vocabulary. Parts come
     // before what they make.
-    let mut unused: Vec<u32> = vocabulary
+    let mut unused: Vec<(usize, u32)> = vocabulary
         .ids_of(Kind::Unused)
         .filter(|&id| raw(id).len() <= limits::UNUSED_PIECE_BYTES && pieces.find(raw(id), raw).is_none())
+        .map(|id| (raw(id).len(), id))
         .collect();
-    unused.sort_unstable_by_key(|&id| (raw(id).len(), id));
+    unused.sort_unstable();
     let mut falls_apart = false;
-    for id in unused {
+    for (_, id) in unused {
         if two_parts(raw(id), |part| pieces.find(part, raw).is_some()) {
             pieces.insert(id, raw);
             falls_apart = true;

@@ -165,8 +165,10 @@ impl Metadata {
 /// backend packs for itself.
 fn refuse_shared_bytes(records: &[Record]) -> Result<(), GgufError> {
     // A tensor of a format that we do not know has no extent that could be compared.
-    let mut by_start: Vec<&Record> = records.iter().filter(|record| record.len > 0).collect();
-    by_start.sort_unstable_by_key(|record| record.at);
+    let extents = (0u32..).zip(records).filter(|(_, record)| record.len > 0);
+    let mut by_start: Vec<(usize, u32)> = extents.map(|(number, record)| (record.at, number)).collect();
+    by_start.sort_unstable();
+    let by_start: Vec<&Record> = by_start.iter().map(|(_, number)| &records[*number as usize]).collect();
     match by_start.windows(2).find(|two| two[0].at + two[0].len > two[1].at) {
         Some(two) => {
             let (first, second) = (&two[0].name, &two[1].name);

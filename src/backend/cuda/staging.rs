@@ -234,7 +234,7 @@ impl Wants {
                 }
             }
         }
-        self.list.sort_by_key(|want| matches!(want.what, What::Top { .. })); // stable
+        behind(&mut self.list, |want| matches!(want.what, What::Top { .. }));
     }
 }
 
@@ -263,8 +263,14 @@ pub(super) fn steps(batch: &Batch, rows: usize, words: usize) -> Vec<Vec<Piece>>
         }
     }
     steps.retain(|step| !step.is_empty());
-    steps.iter_mut().for_each(|step| step.sort_by_key(|piece| piece.rows.len() > FEW_ROWS)); // stable
+    steps.iter_mut().for_each(|step| behind(step, |piece| piece.rows.len() > FEW_ROWS));
     steps
+}
+
+/// Puts such ones behind the others, each kind in the order it had. (A sort by that would be 8 KB of code.)
+fn behind<T>(list: &mut Vec<T>, such: impl FnMut(&mut T) -> bool) {
+    let last: Vec<T> = list.extract_if(.., such).collect();
+    list.extend(last);
 }
 
 /// The end of the longest run of rows from `first` on that fits.
