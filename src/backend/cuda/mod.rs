@@ -13,6 +13,7 @@
 //! On them stands the backend:
 //! ```text
 //! backend.rs   a batch becomes steps                 plan.rs      how much memory is for what
+//! ├ pieces.rs    which rows are in which
 //! ├ envelope.rs  what goes there, what comes back    coverage.rs  which models the kernels know
 //! │ └ staging.rs   what a step is told, in one copy  weights.rs   matrices and vectors there
 //! ├ step.rs      its launches, in their order        room.rs      what a step works in
@@ -37,6 +38,7 @@ mod launches;
 mod leave;
 mod memory;
 mod module;
+mod pieces;
 mod plan;
 pub mod repack;
 mod room;
