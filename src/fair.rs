@@ -54,9 +54,10 @@ impl<T> Fair<T> {
         self.entered
     }
 
-    /// The number is a new subject's from now on.
+    /// The number is a new subject's from now on, which begins where the others are, whatever of the old one still waits.
     pub fn begin(&mut self, subject: usize) {
-        self.share(subject).served = 0;
+        let pace = self.pace;
+        self.share(subject).served = pace;
     }
 
     pub fn push(&mut self, subject: usize, one: T) {
@@ -217,6 +218,32 @@ mod tests {
                 .collect();
             assert!(order[0] == 1 && order.iter().filter(|s| **s == 1).count() == 2, "{order:?}");
         }
+    }
+
+    /// The story: a number whose old subject still had something waiting began at nothing, and came before all others for minutes.
+    #[test]
+    fn a_number_begins_where_the_others_are_though_something_waits() {
+        let mut fair = Fair::default();
+        for _ in 0..10 {
+            fair.push(0, "old");
+            fair.push(1, "other");
+            while let Some((subject, _)) = fair.pop() {
+                fair.over(subject, 100);
+            }
+        }
+        fair.push(0, "left behind");
+        fair.begin(0);
+        (0..10).for_each(|_| fair.push(0, "new"));
+        (0..10).for_each(|_| fair.push(1, "other"));
+        let next: Vec<&str> = (0..8)
+            .filter_map(|_| {
+                let (subject, one) = fair.pop()?;
+                fair.over(subject, 100);
+                Some(one)
+            })
+            .collect();
+        let others = next.iter().filter(|one| **one == "other").count();
+        assert!((3..=5).contains(&others), "{next:?}");
     }
 
     #[test]

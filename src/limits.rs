@@ -213,8 +213,8 @@ pub const GPU_UPLOAD_BYTES: usize = 16 << 20;
 /// Bytes of what the ranks of a CPU batch gather for parts of long sequences, to be joined: kept once they were needed. A
 /// decode of 32 heads behind 128 Ki slots has 10 MB of it; what has more is not cut into parts.
 pub const ATTENTION_PIECES_BYTES: usize = 64 << 20;
-/// Commands on their way to the engine. Four per instance of a box that runs 256: a guest waits for most answers, so
-/// it has one or two on the way. Full: the sender waits.
+/// Commands on their way to the engine while it computes. Four per instance of a box that runs 256: a guest waits for most
+/// answers, so it has one or two on the way. Full: the sender waits. (Of what it has not carried out then, credits are the bound.)
 pub const ENGINE_INBOX: usize = 1024;
 /// Operations of one instance that are queued and not yet done. A tree search of 64 branches, four deep. Full: the
 /// guest waits at the call.

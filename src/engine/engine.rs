@@ -266,7 +266,7 @@ impl Engine {
             }
             if self.under_way.is_empty() {
                 // There was something to move, and nothing to compute; or there is more to carry out.
-                if begins || !self.inbox.is_empty() {
+                if begins || !self.inbox.is_empty() || self.state.has_more() {
                     continue;
                 }
                 self.settle.rest();
@@ -306,6 +306,7 @@ impl Engine {
                 break; // What is left stays there, in its order.
             }
         }
+        self.state.go_on();
         self.untold.extend(self.state.take_notices());
         while let Some(notice) = self.untold.pop_front() {
             if let Err(TrySendError::Full(notice)) = self.notices.try_send(notice) {
@@ -313,7 +314,7 @@ impl Engine {
                 break;
             }
         }
-        self.state.take_answered() || full || !self.inbox.is_empty()
+        self.state.take_answered() || full || !self.inbox.is_empty() || self.state.has_more()
     }
 
     /// Moves what is to be moved, and submits the batch.

@@ -19,7 +19,7 @@ use std::time::Duration;
 /// A command on its way.
 pub struct Sent {
     pub command: Command,
-    /// Of one whose sender waits for no answer: room for it, until it has been carried out.
+    /// Of one whose sender waits for no answer: room for it, until it is carried out, or waits behind another for pages.
     pub credit: Option<Credit>,
 }
 

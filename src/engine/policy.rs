@@ -30,6 +30,8 @@ pub enum Room {
     Soon,
     /// When these instances have been ended.
     AfterEnding(Vec<InstanceId>),
+    /// These have to be ended; whether that suffices is seen then.
+    Unseen(Vec<InstanceId>),
     Never(Refusal),
 }
 
@@ -67,11 +69,8 @@ impl Pool {
         if self.comes_soon(asked) {
             return Room::Soon;
         }
-        let victims = self.victims(instance, asked, asked - free - self.draining);
-        victims.map_or_else(
-            || Room::Never(Refusal::OutOfPages { asked, capacity: self.capacity(), free }),
-            Room::AfterEnding,
-        )
+        let refused = || Room::Never(Refusal::OutOfPages { asked, capacity: self.capacity(), free });
+        self.victims(instance, asked, asked - free - self.draining).unwrap_or_else(refused)
     }
 
     /// Whether so many are not there now, and will be when what is queued has run.
@@ -94,10 +93,13 @@ impl Pool {
 
     /// Who has to be ended for so many pages, if none of those on their way come; nobody if that does not help.
     pub fn without_draining(&self, instance: InstanceId, asked: u32) -> Vec<InstanceId> {
-        self.victims(instance, asked, asked.saturating_sub(self.available())).unwrap_or_default()
+        match self.victims(instance, asked, asked.saturating_sub(self.available())) {
+            Some(Room::AfterEnding(victims) | Room::Unseen(victims)) => victims,
+            _ => Vec::new(),
+        }
     }
 
-    fn victims(&self, requester: InstanceId, asked: u32, missing: u32) -> Option<Vec<InstanceId>> {
+    fn victims(&self, requester: InstanceId, asked: u32, missing: u32) -> Option<Room> {
         let holder = self.holders.get(&requester)?;
         let share = self.share();
 
@@ -117,7 +119,7 @@ impl Pool {
                 let Some(victim) = fall.newest(subject, 0) else { continue };
                 fall.end(victim);
                 if fall.walked > NAMES_WALKED && fall.gained < missing {
-                    return Some(fall.ended);
+                    return Some(Room::Unseen(fall.ended));
                 }
                 most.extend(over(&fall, subject).map(|over| (over, subject)));
             }
@@ -129,7 +131,7 @@ impl Pool {
             let victim = fall.newest(&holder.subject, holder.joined + 1)?;
             fall.end(victim);
         }
-        Some(fall.least(missing))
+        Some(Room::AfterEnding(fall.least(missing)))
     }
 }
 
@@ -287,9 +289,9 @@ pub(super) mod tests {
             assert!(w.pool.import(instance, "x").is_ok());
         }
         let modest = w.join("modest", 1);
-        assert_eq!(w.pool.room(modest, 3), Room::AfterEnding(vec![named[3], named[2]]));
+        assert_eq!(w.pool.room(modest, 3), Room::Unseen(vec![named[3], named[2]]));
         named[2..].iter().for_each(|instance| w.pool.leave(*instance));
-        assert_eq!(w.pool.room(modest, 3), Room::AfterEnding(vec![named[1], named[0]]));
+        assert_eq!(w.pool.room(modest, 3), Room::Unseen(vec![named[1], named[0]]));
         named[..2].iter().for_each(|instance| w.pool.leave(*instance));
         assert_eq!(w.pool.room(modest, 3), Room::AfterEnding(vec![holder]));
         // Nobody gives way so to one of its own subject.

@@ -465,6 +465,12 @@ impl Schedule {
         all
     }
 
+    /// Whether some job of the instance is done, or goes, with what is under way.
+    pub fn ends_with_the_batch(&self, instance: InstanceId) -> bool {
+        let ends = |job: &Job| job.under_way > 0 && (job.dropped || job.ready.is_none());
+        self.jobs.values().any(|job| job.instance == instance && ends(job))
+    }
+
     /// Whether anything queued writes the page.
     pub fn is_written(&self, page: Physical) -> bool {
         self.hazards.writers(Kind::Page, page).next().is_some()

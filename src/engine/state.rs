@@ -318,7 +318,7 @@ impl State {
         let any = !withdrawn.is_empty();
         #[cfg(test)]
         self.trace.push(Trace::Left(instance, Leave::Killed, withdrawn));
-        self.drop_unneeded(instance) || any
+        self.drop_unneeded(instance) || any || self.schedule.ends_with_the_batch(instance)
     }
 
     /// Takes out what an instance that has left has queued and nobody needs. Whether there was anything.

@@ -31,6 +31,8 @@ pub(super) struct Waiting {
     placed: u64,
     /// What [`State::changes`] said when all lines were last looked at in vain.
     seen: Option<(u64, u64)>,
+    /// Some have been ended unseen for one who waits: the next look is another turn's.
+    ended_unseen: bool,
     #[cfg(test)]
     looks: usize,
 }
@@ -142,16 +144,27 @@ impl State {
         if self.is_behind(instance, kind, count) {
             return Got::Wait(lack);
         }
-        if let Room::AfterEnding(victims) = self.pool(kind).room(instance, count) {
-            for victim in victims {
-                self.end_with(Notice::Evict(victim));
-            }
+        let mut room = self.pool(kind).room(instance, count);
+        if let Room::AfterEnding(victims) = room {
+            self.evict(victims);
+            room = self.pool(kind).room(instance, count);
         }
-        match self.pool(kind).room(instance, count) {
+        match room {
             Room::Fits => Got::Room,
+            Room::Unseen(victims) => {
+                self.evict(victims);
+                self.waiting.ended_unseen = true;
+                Got::Wait(lack)
+            }
             // Ended instances' pages that the jobs of others still use.
             Room::Soon | Room::AfterEnding(_) => Got::Wait(lack),
             Room::Never(refusal) => Got::Never(refusal),
+        }
+    }
+
+    fn evict(&mut self, victims: Vec<InstanceId>) {
+        for victim in victims {
+            self.end_with(Notice::Evict(victim));
         }
     }
 
@@ -210,21 +223,35 @@ impl State {
                 return;
             }
         }
-        for victim in self.pool(kind).without_draining(instance, count) {
-            self.end_with(Notice::Evict(victim));
+        self.evict(self.pool(kind).without_draining(instance, count));
+    }
+
+    /// Whether somebody waits who may have pages without anything else happening: [`State::go_on`].
+    pub fn has_more(&self) -> bool {
+        self.waiting.ended_unseen
+    }
+
+    /// Looks once more after those who wait, if some have just been ended unseen: a look takes the engine long, so there is one
+    /// in a turn.
+    pub fn go_on(&mut self) {
+        if std::mem::take(&mut self.waiting.ended_unseen) {
+            self.waiting.seen = None;
+            self.serve_waiting();
         }
     }
 
     /// Goes on with those who wait, the first of each subject, as far as pages go.
     pub(super) fn serve_waiting(&mut self) {
-        while !self.waiting.is_empty() {
+        while !self.waiting.is_empty() && !self.waiting.ended_unseen {
             let now = Some((self.changes(), self.schedule.batches() / PATIENCE));
             if self.waiting.seen == now {
                 return;
             }
             self.waiting.seen = now;
             for first in self.waiting.firsts() {
-                self.serve(first);
+                if !self.waiting.ended_unseen {
+                    self.serve(first);
+                }
             }
         }
     }
@@ -279,7 +306,10 @@ impl State {
         assert!(placed.all(|instance| self.waits(instance) && self.members.contains_key(&instance)));
         assert_eq!(self.waiting.lines.values().map(VecDeque::len).sum::<usize>(), self.waiting.backlog.len());
         assert!(self.waiting.lines.values().all(|line| !line.is_empty()));
-        assert!(self.waiting.is_empty() || !self.is_idle(), "waits for what will never come");
+        assert!(
+            self.waiting.is_empty() || !self.is_idle() || self.has_more(),
+            "waits for what will never come"
+        );
     }
 }
 

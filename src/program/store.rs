@@ -284,6 +284,7 @@ mod tests {
     use super::*;
     use crate::program::component::tests::MINIMAL;
     use crate::program::translate::Work;
+    use crate::program::translate::tests::PLACES_TAKEN;
     use smol::future;
 
     /// At once.
@@ -328,6 +329,7 @@ mod tests {
     /// The story: two launches of one program took both places of those who translate, and one of them only waited.
     #[test]
     fn who_waits_for_anothers_translation_takes_no_place() {
+        let _taken = PLACES_TAKEN.lock();
         let dir = folder("alone");
         let nobody = Subject::everyone();
         let store = Store::open(&dir).unwrap();
@@ -362,6 +364,40 @@ mod tests {
             let [one, same] = [both.0, both.1].map(|got| got.unwrap().expect("it is kept"));
             assert!(Arc::ptr_eq(&one, &same) && other.unwrap().is_some());
             assert_eq!(began, [0, 1], "the second launch of the first kept the other program out");
+        });
+        fs::remove_dir_all(&dir).unwrap();
+    }
+
+    /// The story: whoever waited for its subject's place held the program meanwhile, and others waited for all of that subject's.
+    #[test]
+    fn who_waits_for_its_own_place_holds_no_program_up() {
+        let _taken = PLACES_TAKEN.lock();
+        let dir = folder("place");
+        let [a, b] = ["a", "b"].map(Subject::new);
+        let store = Store::open(&dir).unwrap();
+        let programs = [MINIMAL.to_owned(), MINIMAL.replace("const 16", "const 32")];
+        let hashes = programs
+            .map(|text| smol::block_on(store.put(&a, wat::parse_str(text).unwrap(), translate)).unwrap());
+        let store = with_shelf(store, Shelf::default());
+        let (begun, begins) = smol::channel::bounded(1);
+        let (over, ends) = smol::channel::bounded::<()>(1);
+        let held_up = move |work: Work| {
+            begun.send_blocking(()).expect("the test listens");
+            let _closed = ends.recv_blocking();
+            work()
+        };
+        smol::block_on(async {
+            let first =
+                store.get(&b, &hashes[0], |translation| Code::translate(&b, translation.within(held_up)));
+            let mut first = Box::pin(first);
+            future::or(async { drop((&mut first).await) }, async { begins.recv().await.unwrap() }).await;
+            let mut second =
+                Box::pin(store.get(&b, &hashes[1], |translation| Code::translate(&b, translation)));
+            assert!(future::poll_once(&mut second).await.is_none(), "it waits for its own");
+            let others = store.get(&a, &hashes[1], |translation| Code::translate(&a, translation));
+            assert!(others.await.unwrap().is_some());
+            over.close();
+            assert!(first.await.unwrap().is_some() && second.await.unwrap().is_some());
         });
         fs::remove_dir_all(&dir).unwrap();
     }

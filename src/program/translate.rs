@@ -60,10 +60,17 @@ impl Code {
     pub async fn translate(subject: &Subject, translation: Translation) -> Result<Arc<Program>, Rejected> {
         static PLACES: LazyLock<Awaited> =
             LazyLock::new(|| Awaited::new(limits::TRANSLATIONS, limits::TRANSLATIONS_PER_SUBJECT));
-        let alone = translation.alone.lock_arc().await;
-        let place = PLACES.take(subject).await;
+        // Nobody waits for a place with the program's lock in hand, or for the lock with a place: each is another's meanwhile.
+        let held = loop {
+            let place = PLACES.take(subject).await;
+            if let Some(alone) = translation.alone.try_lock_arc() {
+                break (alone, place);
+            }
+            drop(place);
+            drop(translation.alone.lock_arc().await);
+        };
         smol::unblock(move || {
-            let _held = (alone, place);
+            let _held = held;
             (translation.work)()
         })
         .await
@@ -138,7 +145,7 @@ pub(super) fn config() -> Config {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::clock;
     use crate::program::component::tests::MINIMAL;
@@ -168,9 +175,13 @@ mod tests {
         assert!(called * 20 < translated, "{called:?} to call what it took {translated:?} to translate");
     }
 
+    /// Held by a test that needs all places, which the whole process shares.
+    pub static PLACES_TAKEN: std::sync::Mutex<()> = std::sync::Mutex::new(());
+
     /// A client that leaves, or ends its instance, while its program is translated: the work goes on, and counts.
     #[test]
     fn an_abandoned_translation_keeps_its_place_until_it_is_over() {
+        let _taken = PLACES_TAKEN.lock();
         let nobody = Subject::everyone();
         let (begun, begins) = bounded(limits::TRANSLATIONS + 1);
         let (over, ends) = bounded::<()>(1);

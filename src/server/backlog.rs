@@ -3,8 +3,8 @@
 //! Owns: their order, one after the other as they came, and how many are read while one takes its time. Never: what one means
 //! (`session`), or how it is performed (`connection`).
 //!
-//! A launch may wait for its program's translation, an upload for the disk. The client is read meanwhile, for it may leave,
-//! or want an end, which waits for nothing: so somebody has to look.
+//! A launch may wait for its program's translation, an upload for the disk. The client is read meanwhile, as long as not too much
+//! waits: it may leave, or want an end, which waits for nothing, and so somebody has to look.
 
 use super::session::Effect;
 use crate::limits;
@@ -41,7 +41,7 @@ impl<'p, P> Backlog<'p, P> {
 
     /// Another, whose frame had so many bytes.
     pub fn push(&mut self, effect: Effect, bytes: usize) {
-        self.denies = matches!(effect, Effect::Deny(..));
+        self.denies = matches!(effect, Effect::Deny(pause, _) if !pause.is_zero());
         self.bytes += bytes;
         self.waiting.push_back((effect, bytes));
     }
@@ -124,6 +124,8 @@ mod tests {
         backlog.push(request(), limits::REQUEST_BYTES_AHEAD);
         assert!(!backlog.has_room() && backlog.next().is_some() && backlog.has_room());
         backlog.push(Effect::Deny(Duration::ZERO, None), 10);
+        assert!(backlog.has_room() && backlog.next().is_some(), "it does not pause");
+        backlog.push(Effect::Deny(Duration::from_millis(1), None), 10);
         assert!(!backlog.has_room());
         let _denial = backlog.next();
         assert!(!backlog.has_room(), "nor while it pauses");

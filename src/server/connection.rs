@@ -209,7 +209,7 @@ impl<H: House> Connection<'_, H> {
             }
             match effect {
                 // Behind nothing.
-                Some(Effect::Terminate { instance }) => io.door.house.end(instance, Ending::Aborted),
+                Some(effect @ Effect::Terminate { .. }) => drop(io.perform(None, effect).await),
                 Some(effect) => backlog.push(effect, bytes),
                 None => {}
             }

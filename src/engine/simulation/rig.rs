@@ -70,6 +70,10 @@ impl Rig {
     /// One turn of the engine, and whom it ended; none if there was nothing to do. A batch may begin though one is under way
     /// whose end somebody waits for: that it does not is no rule of the state's.
     pub fn turn(&mut self, random: &mut Random) -> Option<Vec<Notice>> {
+        if self.state.has_more() {
+            self.state.go_on();
+            return Some(self.follow());
+        }
         let depth = self.fake.depth();
         let begins = match self.under_way.len() {
             0 => true,

@@ -252,3 +252,32 @@ fn pages_on_their_way_are_waited_for_only_so_long_inside_the_share() {
         assert!(has(&too_much), "and who waited behind it");
     }
 }
+
+/// Each look at so many names takes the engine long: there is one, and then whatever else there is to do.
+#[test]
+fn those_who_give_way_unseen_do_so_a_few_at_a_time() {
+    let mut w = World::new(16);
+    let (kind, reply) = (Kind::Page, Reply::default());
+    let greedy = w.join("a");
+    assert!(has(&w.ask(greedy, 14)));
+    let ids = vec![VirtualId(0); 40];
+    w.state.apply(Command::Export { instance: greedy, kind, ids, name: "x".into(), reply });
+    let importers = [(); 6].map(|()| w.join("a"));
+    for instance in importers {
+        let (name, reply) = ("x".into(), Given::default());
+        w.state.apply(Command::Import { instance, kind, name, reply: Reply::clone(&reply) });
+        assert!(has(&reply));
+    }
+    let modest = w.join("b");
+    let asked = w.ask(modest, 5);
+    let mut looks = 0;
+    while w.state.has_more() {
+        assert!(w.state.waits(modest));
+        w.state.go_on();
+        w.state.check();
+        looks += 1;
+    }
+    assert!(has(&asked) && looks == 3, "{looks}");
+    let told = w.state.take_notices();
+    assert_eq!(told.len(), 7, "all who had something: {told:?}");
+}
