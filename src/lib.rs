@@ -18,8 +18,8 @@
 //!
 //! # Threads
 //! `io`: smol, sockets, sessions and HTTP; while the model computes for others, who has used more than its part of it rests.
-//! `engine`: alone owns the model's pages and device; no locks inside. `worker`, as many as cores: runs slices of guests and, on
-//! the CPU backend, the shares of a batch, never both at once; while batches follow each other the engine's thread stands in for
+//! `engine`: alone owns the model's pages and device; no locks inside; subjects take turns at what they ask of it.
+//! `worker`, as many as cores: runs slices of guests and, on the CPU backend, the shares of a batch, never both at once; while batches follow each other the engine's thread stands in for
 //! the first worker, so that no token waits for a thread to wake. Who has computed a share of a batch stays on a core of its own
 //! from then on, if the workers are as many as the cores.
 //! `ender`: drops what there is of those that end and tells their clients, whatever the workers do.

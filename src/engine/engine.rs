@@ -1,8 +1,8 @@
 //! The engine's thread: collect, choose, submit, deliver, settle.
 //!
-//! Owns: the thread, the inbox, and the batches under way. Never: how much a batch may hold, which is [`Pace`]'s; a decision
-//! about pages or order, which is [`State`]'s; a tensor, which is the backend's. An idle engine blocks on its inbox; a lone
-//! request starts at once.
+//! Owns: the thread, the [`Inbox`] whose commands subjects take turns at, and the batches under way. Never: how much a batch may
+//! hold, which is [`Pace`]'s; a decision about pages or order, which is [`State`]'s; a tensor, which is the backend's. An idle
+//! engine blocks on its inbox; a lone request starts at once.
 //!
 //! # While a batch is under way
 //! On a backend that computes by itself ([`Backend::depth`] above 1) this thread goes on: it carries out what guests ask, so
